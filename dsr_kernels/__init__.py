@@ -1,0 +1,1 @@
+"""Truly sparse training for PyTorch."""
