@@ -4,20 +4,25 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <stdexcept>
+#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "common/feistel.h"
 #include "common/philox.h"
 #include "common/status.h"
+#include "cpu/conv_plan.h"
+#include "cpu/dispatch.h"
 #include "cpu/rewire_sample.h"
 
 namespace py = pybind11;
+using dsr::cpu::ConvPlan;
+using Pair = std::array<int64_t, 2>;
+using Quad = std::array<int64_t, 4>;
 
 namespace {
-
-// ---- rewire
-// ---------------------------------------------------------------------------------------------------------
 
 void require_ok(const dsr::Status& status) {
   if (!status.is_ok()) throw std::invalid_argument(status.message);
@@ -28,6 +33,114 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// ---- convolution ----
+
+dsr::Strides4 strides4(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s[3]}; }
+
+int element_size(const std::string& dtype) {
+  if (dtype == "float32") return 4;
+  if (dtype == "float64") return 8;
+  throw std::invalid_argument("dtype: expected 'float32' or 'float64', got '" + dtype + "'");
+}
+
+// Calls launch with a typed null pointer that carries the plan's dtype.
+template <class Launch>
+void with_dtype(const ConvPlan& plan, Launch launch) {
+  std::string isa;
+  require_ok(dsr::cpu::active_isa(&isa));
+  py::gil_scoped_release release;
+  if (plan.element_size() == 4) {
+    launch(static_cast<float*>(nullptr));
+  } else {
+    launch(static_cast<double*>(nullptr));
+  }
+}
+
+std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, int64_t height,
+                                    int64_t width, Pair kernel, Pair stride, Pair padding,
+                                    Pair out_size, Pair dilation, int64_t groups, uintptr_t crow,
+                                    uintptr_t col, int64_t nnz, const std::string& dtype) {
+  const dsr::ConvShape shape{in_channels, height,     width,       out_channels, out_size[0],
+                             out_size[1], kernel[0],  kernel[1],   stride[0],    stride[1],
+                             padding[0],  padding[1], dilation[0], dilation[1],  groups};
+  const dsr::CsrPattern pattern{pointer<int32_t>(crow), pointer<int32_t>(col), out_channels, nnz};
+  std::string isa;
+  require_ok(dsr::cpu::active_isa(&isa));
+  auto plan = std::make_unique<ConvPlan>();
+  const int size = element_size(dtype);
+  py::gil_scoped_release release;
+  require_ok(ConvPlan::make(shape, pattern, size, plan.get()));
+  return plan;
+}
+
+void plan_forward(const ConvPlan& plan, int64_t n, uintptr_t x, Quad x_strides, uintptr_t values,
+                  uintptr_t bias, uintptr_t y, Quad y_strides, int threads, uintptr_t workspace) {
+  with_dtype(plan, [&](auto* typed) {
+    using S = std::remove_pointer_t<decltype(typed)>;
+    plan.forward<S>(n, pointer<S>(x), strides4(x_strides), pointer<S>(values), pointer<S>(bias),
+                    pointer<S>(y), strides4(y_strides), threads, pointer<char>(workspace));
+  });
+}
+
+void plan_grad_input(const ConvPlan& plan, int64_t n, uintptr_t grad_y, Quad grad_y_strides,
+                     uintptr_t values, uintptr_t grad_x, Quad grad_x_strides, int threads,
+                     uintptr_t workspace) {
+  with_dtype(plan, [&](auto* typed) {
+    using S = std::remove_pointer_t<decltype(typed)>;
+    plan.grad_input<S>(n, pointer<S>(grad_y), strides4(grad_y_strides), pointer<S>(values),
+                       pointer<S>(grad_x), strides4(grad_x_strides), threads,
+                       pointer<char>(workspace));
+  });
+}
+
+void plan_grad_weight(const ConvPlan& plan, int64_t n, uintptr_t x, Quad x_strides,
+                      uintptr_t grad_y, Quad grad_y_strides, uintptr_t grad_values, int threads,
+                      uintptr_t workspace) {
+  with_dtype(plan, [&](auto* typed) {
+    using S = std::remove_pointer_t<decltype(typed)>;
+    plan.grad_weight<S>(n, pointer<S>(x), strides4(x_strides), pointer<S>(grad_y),
+                        strides4(grad_y_strides), pointer<S>(grad_values), threads,
+                        pointer<char>(workspace));
+  });
+}
+
+int64_t plan_workspace_bytes(const ConvPlan& plan, const std::string& op, int64_t n, int threads) {
+  if (op == "forward") return plan.workspace_bytes(dsr::cpu::Op::kForward, n, threads);
+  if (op == "grad_input") return plan.workspace_bytes(dsr::cpu::Op::kGradInput, n, threads);
+  if (op == "grad_weight") return plan.workspace_bytes(dsr::cpu::Op::kGradWeight, n, threads);
+  throw std::invalid_argument("op: expected 'forward', 'grad_input' or 'grad_weight', got '" + op +
+                              "'");
+}
+
+void bind_conv(py::module_& m) {
+  py::class_<ConvPlan>(m, "ConvPlan")
+      .def(py::init(&make_plan), py::arg("out_channels"), py::arg("in_channels"), py::arg("height"),
+           py::arg("width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+           py::arg("out_size"), py::arg("dilation"), py::arg("groups"), py::arg("crow"),
+           py::arg("col"), py::arg("nnz"), py::arg("dtype"))
+      .def_property_readonly("bytes", &ConvPlan::bytes)
+      .def("describe", &ConvPlan::describe)
+      .def("workspace_bytes", &plan_workspace_bytes, py::arg("op"), py::arg("n"),
+           py::arg("threads"))
+      .def("forward", &plan_forward, py::arg("n"), py::arg("x"), py::arg("x_strides"),
+           py::arg("values"), py::arg("bias"), py::arg("y"), py::arg("y_strides"),
+           py::arg("threads"), py::arg("workspace"))
+      .def("grad_input", &plan_grad_input, py::arg("n"), py::arg("grad_y"),
+           py::arg("grad_y_strides"), py::arg("values"), py::arg("grad_x"),
+           py::arg("grad_x_strides"), py::arg("threads"), py::arg("workspace"))
+      .def("grad_weight", &plan_grad_weight, py::arg("n"), py::arg("x"), py::arg("x_strides"),
+           py::arg("grad_y"), py::arg("grad_y_strides"), py::arg("grad_values"), py::arg("threads"),
+           py::arg("workspace"));
+  m.def("isa", [] {
+    std::string name;
+    require_ok(dsr::cpu::active_isa(&name));
+    return name;
+  });
+  m.def("available_isas", &dsr::cpu::available_isas);
+  m.def("set_isa", [](const std::string& name) { require_ok(dsr::cpu::set_isa(name)); });
+}
+
+// ---- rewire
 void bind_rewire(py::module_& m) {
   m.def(
       "sample_pattern",
@@ -60,5 +173,6 @@ void bind_rewire(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native core of dsr_kernels.";
+  bind_conv(m);
   bind_rewire(m);
 }

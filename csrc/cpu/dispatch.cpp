@@ -1,0 +1,87 @@
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+
+namespace dsr::cpu {
+
+namespace portable {
+extern const KernelTable table;
+}
+#if DSR_X86
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+#endif
+
+namespace {
+
+const KernelTable* find(const std::string& name) {
+  if (name == "portable") return &portable::table;
+#if DSR_X86
+  __builtin_cpu_init();
+  if (name == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return &avx2::table;
+  if (name == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return &avx512::table;
+#endif
+  return nullptr;
+}
+
+struct Choice {
+  const KernelTable* table = nullptr;
+  Status status;
+};
+
+Status unavailable(const std::string& source, const std::string& name) {
+  std::string all;
+  for (const std::string& isa : available_isas()) all += (all.empty() ? "" : ", ") + isa;
+  return Status::error(source + " asks for '" + name +
+                       "', but this processor and build have: " + all);
+}
+
+Choice& choice() {
+  static Choice chosen = [] {
+    Choice c;
+    const char* wanted = std::getenv("DSR_CPU_ISA");
+    if (wanted && *wanted) {
+      c.table = find(wanted);
+      if (!c.table) c.status = unavailable("the environment variable DSR_CPU_ISA", wanted);
+    }
+    if (!c.table) c.table = find(available_isas().back());
+    return c;
+  }();
+  return chosen;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const char* name : {"portable", "avx2", "avx512"})
+    if (find(name)) names.push_back(name);
+  return names;
+}
+
+Status active_isa(std::string* name) {
+  *name = choice().table->name;
+  return choice().status;
+}
+
+Status set_isa(const std::string& name) {
+  const KernelTable* table = find(name);
+  if (!table) return unavailable("set_isa", name);
+  choice() = {table, Status::ok()};
+  return Status::ok();
+}
+
+const KernelTable& kernels() { return *choice().table; }
+
+int64_t tile_elements(int element_size) {
+  return element_size == 4 ? kernels().tile_elements_f32 : kernels().tile_elements_f64;
+}
+
+}  // namespace dsr::cpu

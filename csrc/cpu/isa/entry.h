@@ -1,0 +1,17 @@
+// What the instruction-set builds export to their kernel table.
+#pragma once
+
+#include <omp.h>
+
+#include "cpu/kernels.h"
+
+namespace dsr::cpu::DSR_ISA {
+
+template <typename S>
+void gather(const GatherArgs<S>& args);
+template <typename S>
+void grad_weight(const GradWeightArgs<S>& args);
+
+static inline int64_t thread_index() { return omp_get_thread_num(); }
+
+}  // namespace dsr::cpu::DSR_ISA
