@@ -7,6 +7,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "common/status.h"
 #include "cpu/conv_plan.h"
 #include "cpu/dispatch.h"
+#include "cpu/rewire.h"
 #include "cpu/rewire_sample.h"
 
 namespace py = pybind11;
@@ -141,7 +143,94 @@ void bind_conv(py::module_& m) {
 }
 
 // ---- rewire
+
+// ---- rewire ----
+
+// name, rows, row_length, nnz, crow, col, values, dtype, stream
+using LayerTuple = std::tuple<std::string, int64_t, int64_t, int64_t, uintptr_t, uintptr_t,
+                              uintptr_t, std::string, uint32_t>;
+// crow, col, [(from, to, item_size), ...]
+using OutputTuple =
+    std::tuple<uintptr_t, uintptr_t, std::vector<std::tuple<uintptr_t, uintptr_t, int64_t>>>;
+
+dsr::cpu::RewirePlan open_plan(const std::vector<LayerTuple>& layers, int threads) {
+  dsr::cpu::RewirePlan plan;
+  for (const auto& [name, rows, row_length, nnz, crow, col, values, dtype, stream] : layers) {
+    plan.layers.push_back(
+        {name, rows, row_length, nnz, pointer<int32_t>(crow), pointer<int32_t>(col),
+         pointer<void>(values),
+         element_size(dtype) == 4 ? dsr::cpu::ValueType::kFloat32 : dsr::cpu::ValueType::kFloat64,
+         stream});
+  }
+  py::gil_scoped_release release;
+  require_ok(dsr::cpu::rewire_open(plan, threads));
+  return plan;
+}
+
+void apply_plan(const dsr::cpu::RewirePlan& plan, uint64_t seed, uint32_t step,
+                const std::vector<OutputTuple>& tuples) {
+  std::vector<dsr::cpu::RewireOutput> outputs;
+  for (const auto& [crow, col, arrays] : tuples) {
+    outputs.push_back({pointer<int32_t>(crow), pointer<int32_t>(col), {}});
+    for (const auto& [from, to, item_size] : arrays) {
+      outputs.back().arrays.push_back({pointer<void>(from), pointer<void>(to), item_size});
+    }
+  }
+  py::gil_scoped_release release;
+  require_ok(dsr::cpu::rewire_apply(plan, seed, step, outputs));
+}
+
+template <class F>
+std::vector<int64_t> per_layer(const dsr::cpu::RewirePlan& plan, F&& f) {
+  std::vector<int64_t> result;
+  for (size_t l = 0; l < plan.layers.size(); ++l) result.push_back(f(static_cast<int64_t>(l)));
+  return result;
+}
+
+// The plan borrows the memory of its layers: the caller keeps their tensors until it is done with
+// the plan.
+void bind_rewire_plan(py::module_& m) {
+  using dsr::cpu::RewirePlan;
+  py::class_<RewirePlan>(m, "RewirePlan")
+      .def(py::init(&open_plan), py::arg("layers"), py::arg("threads"))
+      .def(
+          "prune_below",
+          [](RewirePlan& plan, double threshold) {
+            py::gil_scoped_release release;
+            require_ok(dsr::cpu::rewire_prune_below(plan, threshold));
+          },
+          py::arg("threshold"))
+      .def(
+          "prune_smallest",
+          [](RewirePlan& plan, int64_t count) {
+            py::gil_scoped_release release;
+            require_ok(dsr::cpu::rewire_prune_smallest(plan, count));
+          },
+          py::arg("count"))
+      .def("grow_proportionally",
+           [](RewirePlan& plan) { require_ok(dsr::cpu::rewire_grow_proportionally(plan)); })
+      .def("apply", &apply_plan, py::arg("seed"), py::arg("step"), py::arg("outputs"))
+      .def_readonly("prunable", &RewirePlan::prunable)
+      .def_readonly("below", &RewirePlan::below)
+      .def_readonly("room", &RewirePlan::room)
+      .def_readonly("cut", &RewirePlan::cut)
+      .def_property_readonly("pruned",
+                             [](const RewirePlan& plan) {
+                               return per_layer(
+                                   plan, [&](int64_t l) { return plan.decisions[l].pruned; });
+                             })
+      .def_property_readonly("grown",
+                             [](const RewirePlan& plan) {
+                               return per_layer(plan,
+                                                [&](int64_t l) { return plan.decisions[l].grown; });
+                             })
+      .def_property_readonly("nnz_after", [](const RewirePlan& plan) {
+        return per_layer(plan, [&](int64_t l) { return plan.nnz_after(l); });
+      });
+}
+
 void bind_rewire(py::module_& m) {
+  bind_rewire_plan(m);
   m.def(
       "sample_pattern",
       [](int64_t rows, int64_t row_length, int64_t nnz, uint64_t seed, uintptr_t crow,

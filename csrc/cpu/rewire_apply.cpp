@@ -1,0 +1,141 @@
+// The new patterns: survivors and grown positions merged in one pass over each layer.
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/rewire.h"
+#include "cpu/rewire_sample.h"
+
+namespace dsr::cpu {
+namespace {
+
+// Memory of one thread, large enough for every layer.
+struct Scratch {
+  SampleBuffers samples;
+  std::vector<int32_t> source;  // [nnz_after] the entry it was before, -1: grown
+};
+
+// Entry j of the old support, at position k, has k - j free positions before it. So the free
+// position of rank r is r + (the number of entries with k - j <= r), and with ranks in ascending
+// order the merge below needs no search: ranks smaller than k - j go before entry j. False: the
+// columns of a row are not ascending or out of range.
+template <class T>
+bool merge(const RewireLayer& layer, const RewireDecision& decision, double cut, const T* values,
+           const uint64_t* rank, const RewireOutput& output, int32_t* source) {
+  const uint64_t* const rank_end = rank + decision.grown;
+  int64_t written = 0;
+  output.crow[0] = 0;
+  for (int64_t row = 0; row < layer.rows; ++row) {
+    const int64_t row_start = row * layer.row_length;
+    const auto grow_before = [&](int64_t position, int64_t entry) {
+      for (; rank != rank_end && static_cast<int64_t>(*rank) < position - entry; ++rank) {
+        output.col[written] = static_cast<int32_t>(static_cast<int64_t>(*rank) + entry - row_start);
+        source[written++] = -1;
+      }
+    };
+    int64_t previous = -1;
+    for (int64_t j = layer.crow[row]; j < layer.crow[row + 1]; ++j) {
+      const int64_t col = layer.col[j];
+      if (col <= previous || col >= layer.row_length) return false;
+      previous = col;
+      grow_before(row_start + col, j);
+      const double m = std::fabs(static_cast<double>(values[j]));
+      const bool pruned =
+          (m < cut || (m == cut && j >= decision.tie_start)) && j != decision.keeper;
+      if (pruned) continue;
+      output.col[written] = static_cast<int32_t>(col);
+      source[written++] = static_cast<int32_t>(j);
+    }
+    grow_before(row_start + layer.row_length, layer.crow[row + 1]);
+    output.crow[row + 1] = static_cast<int32_t>(written);
+  }
+  return true;
+}
+
+template <class Word>
+void move_words(const RewireArray& array, const int32_t* source, int64_t count) {
+  const Word* from = static_cast<const Word*>(array.from);
+  Word* to = static_cast<Word*>(array.to);
+  for (int64_t i = 0; i < count; ++i) to[i] = source[i] < 0 ? Word{0} : from[source[i]];
+}
+
+void move_array(const RewireArray& array, const int32_t* source, int64_t count) {
+  switch (array.item_size) {  // all-zero bits are zero in every floating-point type
+    case 1:
+      return move_words<uint8_t>(array, source, count);
+    case 2:
+      return move_words<uint16_t>(array, source, count);
+    case 4:
+      return move_words<uint32_t>(array, source, count);
+    default:
+      return move_words<uint64_t>(array, source, count);
+  }
+}
+
+std::string check_outputs(const RewirePlan& plan, const std::vector<RewireOutput>& outputs) {
+  if (outputs.size() != plan.layers.size()) {
+    return "outputs: expected one for each of " + std::to_string(plan.layers.size()) +
+           " layers, got " + std::to_string(outputs.size());
+  }
+  for (const RewireOutput& output : outputs) {
+    for (const RewireArray& array : output.arrays) {
+      const int64_t size = array.item_size;
+      if (size != 1 && size != 2 && size != 4 && size != 8) {
+        return "item_size: expected 1, 2, 4 or 8 bytes, got " + std::to_string(size);
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
+                    const std::vector<RewireOutput>& outputs) {
+  const std::string error = check_outputs(plan, outputs);
+  if (!error.empty()) return Status::error(error);
+
+  const int64_t count = static_cast<int64_t>(plan.layers.size());
+  int64_t most_grown = 0, most_after = 0;
+  for (int64_t l = 0; l < count; ++l) {
+    most_grown = std::max(most_grown, plan.decisions[l].grown);
+    most_after = std::max(most_after, plan.nnz_after(l));
+  }
+  std::vector<Scratch> scratch(plan.threads);
+  for (Scratch& s : scratch) {
+    s.samples.reserve(most_grown);
+    s.source.resize(most_after);
+  }
+  std::vector<char> sorted(count);
+  for_each_layer(plan, [&](int64_t l) {
+    const RewireLayer& layer = plan.layers[l];
+    const RewireDecision& decision = plan.decisions[l];
+    Scratch& mine = scratch[omp_get_thread_num()];
+    const uint64_t* ranks = nullptr;
+    if (decision.grown > 0) {
+      const Feistel permutation =
+          Feistel::make(static_cast<uint64_t>(layer.positions() - layer.nnz), seed, step,
+                        layer.stream, Purpose::kGrowth);
+      ranks = sample_sorted(permutation, decision.grown, mine.samples);
+    }
+    with_values(layer, [&](const auto* values) {
+      sorted[l] = merge(layer, decision, plan.cut, values, ranks, outputs[l], mine.source.data());
+    });
+    if (!sorted[l]) return;
+    for (const RewireArray& array : outputs[l].arrays) {
+      move_array(array, mine.source.data(), plan.nnz_after(l));
+    }
+  });
+  for (int64_t l = 0; l < count; ++l) {
+    if (!sorted[l]) {
+      return Status::error("layer '" + plan.layers[l].name +
+                           "': col_indices are not ascending and in range in every row; nothing "
+                           "was rewired");
+    }
+  }
+  return Status::ok();
+}
+
+}  // namespace dsr::cpu

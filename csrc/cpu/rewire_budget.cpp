@@ -1,0 +1,71 @@
+// How many entries each layer gets back, in exact integer arithmetic.
+#include <algorithm>
+#include <numeric>
+
+#include "cpu/rewire.h"
+
+namespace dsr::cpu {
+namespace {
+
+using Wide = __int128;  // count * survivors may exceed 64 bits
+
+// Shares `total` in proportion to `weight` with share[i] <= capacity[i] and sum(share) == total
+// exactly, for total <= the capacity of positive weights. Layers whose proportional part would
+// overfill them are filled, and what remains is shared among the others by the same rule; the last
+// fractions go to the largest remainders, among equals to the first.
+std::vector<int64_t> share_out(int64_t total, const std::vector<int64_t>& weight,
+                               const std::vector<int64_t>& capacity) {
+  std::vector<int64_t> share(weight.size(), 0), open(weight.size());
+  std::iota(open.begin(), open.end(), 0);
+  int64_t weights = std::accumulate(weight.begin(), weight.end(), int64_t{0});
+
+  for (bool filled = true; filled && total > 0;) {
+    const int64_t round_total = total, round_weights = weights;
+    const auto overfull = [&](int64_t l) {
+      return Wide(round_total) * weight[l] >= Wide(capacity[l]) * round_weights;
+    };
+    const auto rest = std::stable_partition(open.begin(), open.end(), overfull);
+    for (auto l = open.begin(); l != rest; ++l) {
+      share[*l] = capacity[*l];
+      total -= capacity[*l];
+      weights -= weight[*l];
+    }
+    filled = rest != open.begin();
+    open.erase(open.begin(), rest);
+  }
+  if (total == 0 || weights == 0) return share;
+
+  std::vector<Wide> remainder(weight.size());
+  int64_t left = total;
+  for (int64_t l : open) {
+    share[l] = static_cast<int64_t>(Wide(total) * weight[l] / weights);
+    remainder[l] = Wide(total) * weight[l] % weights;
+    left -= share[l];
+  }
+  std::stable_sort(open.begin(), open.end(),
+                   [&](int64_t a, int64_t b) { return remainder[a] > remainder[b]; });
+  for (int64_t i = 0; i < left; ++i)
+    ++share[open[i]];  // left < open.size(): each loses less than one
+  return share;
+}
+
+}  // namespace
+
+Status rewire_grow_proportionally(RewirePlan& plan) {
+  const int64_t count = static_cast<int64_t>(plan.layers.size());
+  std::vector<int64_t> survivors(count), capacity(count);
+  int64_t pruned = 0;
+  for (int64_t l = 0; l < count; ++l) {
+    survivors[l] = plan.layers[l].nnz - plan.decisions[l].pruned;
+    capacity[l] = plan.capacity(l);
+    pruned += plan.decisions[l].pruned;
+  }
+  const std::vector<int64_t> grown = share_out(pruned, survivors, capacity);
+  int64_t total = 0;
+  for (int64_t l = 0; l < count; ++l) total += plan.decisions[l].grown = grown[l];
+  if (total != pruned)
+    return Status::error("rewire: the budget does not add up; please report this");
+  return Status::ok();
+}
+
+}  // namespace dsr::cpu
