@@ -1,0 +1,293 @@
+"""Where the non-zeros of a weight sit, and how many each layer gets.
+
+A weight of shape (O, I/groups, KH, KW), or (O, I), is a CSR matrix of O rows whose columns run over
+(i * KH + kh) * KW + kw. `crow_indices` [O + 1] and `col_indices` [nnz] are int32 and sorted in each
+row; only positions are counted in 64 bits, so a weight may have more than 2**31 elements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+INT32_MAX = 2**31 - 1
+DISTRIBUTIONS = ("uniform", "er", "erk")
+
+
+def exact_fraction(value: float, name: str = "sparsity") -> Fraction:
+    """The decimal number the caller wrote: 0.9 is 9/10, not the binary number just above it."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+    return value if isinstance(value, Fraction) else Fraction(str(value))
+
+
+def budget(numel: int, sparsity: float) -> int:
+    """floor((1 - sparsity) * numel), and at least 1: how many non-zeros `numel` weights get."""
+    return max(1, math.floor((1 - exact_fraction(sparsity)) * numel))
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """The pattern of one sparse weight: its shape, crow_indices [O + 1] and col_indices [nnz]."""
+
+    weight_shape: tuple[int, ...]
+    crow_indices: Tensor  # [O + 1] int32
+    col_indices: Tensor  # [nnz] int32, sorted in each row
+
+    @property
+    def nnz(self) -> int:
+        return self.col_indices.numel()
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.weight_shape)
+
+    @property
+    def rows(self) -> int:
+        return self.weight_shape[0]
+
+    @property
+    def row_length(self) -> int:
+        return math.prod(self.weight_shape[1:])
+
+    @property
+    def density(self) -> float:
+        return self.nnz / self.numel
+
+    def __repr__(self) -> str:
+        return (
+            f"Topology(weight_shape={self.weight_shape}, nnz={self.nnz}, density={self.density:g})"
+        )
+
+    def to(self, device: torch.device | str) -> Topology:
+        crow, col = self.crow_indices.to(device), self.col_indices.to(device)
+        return Topology(self.weight_shape, crow, col)
+
+    def linear_positions(self) -> Tensor:
+        """[nnz] int64: row * row_length + column of every non-zero, ascending."""
+        counts = self.crow_indices.long().diff()
+        rows = torch.arange(self.rows, device=counts.device)
+        return rows.repeat_interleave(counts) * self.row_length + self.col_indices
+
+    def validate(self) -> Topology:
+        """Return self, or raise a ValueError that names what is wrong with the pattern."""
+        check_pattern(self.weight_shape, self.crow_indices, self.col_indices)
+        return self
+
+    @classmethod
+    def random(
+        cls,
+        weight_shape: Sequence[int],
+        nnz: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Topology:
+        """`nnz` distinct positions, uniform over the weight, in O(nnz + O) time and memory."""
+        shape = check_shape(weight_shape)
+        check_nnz(shape, nnz)
+        device = torch.get_default_device() if device is None else torch.device(device)
+        if device.type == "meta":
+            crow = torch.empty(shape[0] + 1, dtype=torch.int32, device=device)
+            return cls(shape, crow, torch.empty(nnz, dtype=torch.int32, device=device))
+        source = generator.device if generator is not None else torch.device("cpu")
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=source).item()
+        crow = torch.empty(shape[0] + 1, dtype=torch.int32, device="cpu")
+        col = torch.empty(nnz, dtype=torch.int32, device="cpu")
+        row_length = math.prod(shape[1:])
+        _C.sample_pattern(shape[0], row_length, nnz, seed, crow.data_ptr(), col.data_ptr())
+        return cls(shape, crow.to(device), col.to(device))
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Topology:
+        """The pattern of the non-zeros (True entries) of a dense `mask` of the weight's shape."""
+        shape = check_shape(mask.shape)
+        # One row at a time would save nothing: the dense source exists already.
+        rows, cols = mask.detach().reshape(shape[0], -1).ne(0).nonzero(as_tuple=True)
+        counts = torch.bincount(rows, minlength=shape[0])
+        crow = torch.zeros(shape[0] + 1, dtype=torch.int32, device=mask.device)
+        check_nnz(shape, cols.numel())
+        torch.cumsum(counts, 0, out=crow[1:])
+        return cls(shape, crow, cols.int())
+
+    @classmethod
+    def from_dense_magnitude(cls, weight: Tensor, nnz: int) -> Topology:
+        """The `nnz` entries of a dense `weight` largest in magnitude."""
+        shape = check_shape(weight.shape)
+        check_nnz(shape, nnz)
+        magnitude = weight.detach().abs().flatten()
+        if not magnitude.isfinite().all():
+            raise ValueError("weight: expected finite values to rank by magnitude, got NaN or inf")
+        return cls.from_positions(shape, magnitude.topk(nnz, sorted=False).indices.sort().values)
+
+    @classmethod
+    def from_positions(cls, weight_shape: Sequence[int], positions: Tensor) -> Topology:
+        """The pattern of ascending, distinct linear positions [nnz] (int64)."""
+        shape = check_shape(weight_shape)
+        row_length = math.prod(shape[1:])
+        starts = torch.arange(shape[0] + 1, device=positions.device) * row_length
+        crow = torch.searchsorted(positions, starts).int()
+        return cls(shape, crow, (positions % row_length).int())
+
+
+def check_shape(weight_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape as a tuple of ints, refused unless a CSR pattern of int32 indices can hold it."""
+    shape = tuple(int(size) for size in weight_shape)
+    if len(shape) not in (2, 4) or min(shape) < 1:
+        raise ValueError(
+            "weight_shape: expected (O, I) or (O, I // groups, KH, KW), all positive, "
+            f"got {tuple(weight_shape)}"
+        )
+    if math.prod(shape[1:]) > INT32_MAX:
+        raise ValueError(
+            f"weight_shape: a row of {shape} has {math.prod(shape[1:])} weights, more than int32 "
+            f"column indices can name ({INT32_MAX})"
+        )
+    return shape
+
+
+def check_nnz(weight_shape: Sequence[int], nnz: int) -> None:
+    most = min(math.prod(weight_shape), INT32_MAX)
+    if isinstance(nnz, bool) or not isinstance(nnz, Integral) or not 0 <= nnz <= most:
+        raise ValueError(
+            f"nnz: expected an integer in [0, {most}] for a weight of shape {tuple(weight_shape)}, "
+            f"got {nnz!r}"
+        )
+
+
+def check_pattern(weight_shape: Sequence[int], crow: Tensor, col: Tensor) -> None:
+    """Raise a ValueError unless (crow, col) is a sorted CSR pattern of the shape, without twins."""
+    shape = check_shape(weight_shape)
+    rows, row_length = shape[0], math.prod(shape[1:])
+    for name, index in (("crow_indices", crow), ("col_indices", col)):
+        if index.dtype != torch.int32:
+            raise ValueError(f"{name}: expected int32, got {index.dtype}")
+        if index.dim() != 1 or not index.is_contiguous():
+            raise ValueError(
+                f"{name}: expected a contiguous 1-D tensor, got shape {tuple(index.shape)} "
+                f"and strides {index.stride()}"
+            )
+    if crow.numel() != rows + 1:
+        raise ValueError(
+            f"crow_indices: expected {rows + 1} entries for the {rows} rows of a weight of shape "
+            f"{shape}, got {crow.numel()}"
+        )
+    if crow.device != col.device:
+        raise ValueError(f"col_indices: expected on {crow.device}, got {col.device}")
+    if crow.device.type == "meta":
+        return
+    if crow[0] != 0 or crow[-1] != col.numel():
+        raise ValueError(
+            f"crow_indices: expected to run from 0 to nnz = {col.numel()}, "
+            f"got {crow[0].item()} to {crow[-1].item()}"
+        )
+    if (crow[1:] < crow[:-1]).any():
+        raise ValueError(
+            "crow_indices: expected to never decrease, but a row ends before it starts"
+        )
+    if not col.numel():
+        return
+    low, high = col.aminmax()
+    if low < 0 or high >= row_length:
+        raise ValueError(
+            f"col_indices: expected columns in [0, {row_length}) for a weight of shape {shape}, "
+            f"got {low.item()} to {high.item()}"
+        )
+    # A column may fall below its predecessor only where a new row starts.
+    falls = (col[1:] <= col[:-1]).nonzero().flatten() + 1
+    starts = crow[torch.searchsorted(crow, falls.int(), right=True) - 1]
+    if (starts != falls).any():
+        where = falls[starts != falls][0].item()
+        raise ValueError(
+            "col_indices: expected strictly ascending columns in each row, "
+            f"got {col[where].item()} after {col[where - 1].item()} at position {where}"
+        )
+
+
+def apportion(total: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
+    """Split `total` in proportion to `weights`, each share between 1 and its capacity, exactly.
+
+    Shares above their capacity are cut to it and what they leave is shared out by the same rule;
+    the last units go to the largest remainders; a layer left with none takes one from the largest.
+    """
+    if not len(capacities) <= total <= sum(capacities):
+        raise ValueError(
+            f"sparsity: {total} non-zeros cannot be shared by {len(capacities)} layers that hold "
+            f"from 1 to all of their {sum(capacities)} weights together"
+        )
+    shares = [0] * len(capacities)
+    rest = list(range(len(capacities)))
+    while full := [i for i in rest if total * weights[i] >= capacities[i] * _mass(weights, rest)]:
+        for i in full:
+            shares[i] = capacities[i]
+            total -= capacities[i]
+        rest = [i for i in rest if not shares[i]]
+    if rest:
+        mass = _mass(weights, rest)
+        for i in rest:
+            shares[i] = total * weights[i] // mass
+        left = total - sum(shares[i] for i in rest)
+        for i in sorted(rest, key=lambda i: (-(total * weights[i] % mass), i))[:left]:
+            shares[i] += 1
+    for i in range(len(shares)):
+        if not shares[i]:
+            shares[shares.index(max(shares))] -= 1
+            shares[i] = 1
+    return shares
+
+
+def _mass(weights: Sequence[int], layers: Sequence[int]) -> int:
+    return sum(weights[i] for i in layers)
+
+
+def _share_weights(shape: tuple[int, ...], distribution: str) -> int:
+    """What a layer's number of non-zeros is proportional to, before capacities.
+
+    Erdos-Renyi (Mocanu et al. 2018): density ~ (n_in + n_out) / (n_in * n_out). With the kernel,
+    ERK (Evci et al. 2020, section 3): ~ (n_in + n_out + kh + kw) / (n_in * n_out * kh * kw).
+    """
+    if distribution == "er":
+        return (shape[0] + shape[1]) * math.prod(shape[2:])
+    return sum(shape)
+
+
+def layer_nnz(
+    shapes: Sequence[Sequence[int]],
+    sparsity: float,
+    distribution: str = "uniform",
+    fixed: Mapping[int, int] | None = None,
+) -> list[int]:
+    """How many non-zeros each weight of `shapes` gets.
+
+    uniform: floor((1 - sparsity) * N_l) in each layer, as in the paper. er, erk: together exactly
+    floor((1 - sparsity) * sum N_l), shared out by Erdos-Renyi densities; a layer that would need a
+    density above 1 becomes dense and the others share the rest. Layers in `fixed` (index -> nnz)
+    stand outside: neither their weights nor their non-zeros enter the budget of the others.
+    """
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution: expected one of {DISTRIBUTIONS}, got {distribution!r}")
+    checked = [check_shape(shape) for shape in shapes]
+    fixed = dict(fixed or {})
+    for index, nnz in fixed.items():
+        check_nnz(checked[index], nnz)
+    free = [i for i in range(len(checked)) if i not in fixed]
+    sizes = [math.prod(checked[i]) for i in free]
+    if distribution == "uniform":
+        counts = [budget(size, sparsity) for size in sizes]
+    elif free:
+        weights = [_share_weights(checked[i], distribution) for i in free]
+        counts = apportion(budget(sum(sizes), sparsity), weights, sizes)
+    else:
+        counts = []
+    shared = dict(zip(free, counts, strict=True))
+    return [fixed[i] if i in fixed else shared[i] for i in range(len(checked))]
