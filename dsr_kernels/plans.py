@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from . import _C
+from ._native import _C
 
 DTYPE_CODES = {torch.float32: "float32", torch.float64: "float64"}
 MAX_PLANS = 1024

@@ -16,7 +16,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from . import _C
+from ._native import _C
 
 INT32_MAX = 2**31 - 1
 DISTRIBUTIONS = ("uniform", "er", "erk")
