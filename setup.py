@@ -1,4 +1,4 @@
-"""Thin joint between setuptools and CMake: everything else is in pyproject.toml and CMakeLists.txt."""
+"""The thin joint of setuptools and CMake; the rest is in pyproject.toml and CMakeLists.txt."""
 
 from setuptools import setup
 
