@@ -24,9 +24,14 @@ const KernelTable* find(const std::string& name) {
   __builtin_cpu_init();
   if (name == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return &avx2::table;
+#if defined(DSR_EMULATE_AVX512)
+  if (name == "avx512" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return &avx512::table;
+#else
   if (name == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return &avx512::table;
+#endif
 #endif
   return nullptr;
 }

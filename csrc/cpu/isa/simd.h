@@ -17,7 +17,7 @@
 
 namespace dsr::cpu::DSR_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(DSR_EMULATE_AVX512)
 inline constexpr int kVectorBytes = 64, kTileVectors = 24, kGradTileVectors = 20;
 #elif defined(__AVX2__)
 inline constexpr int kVectorBytes = 32, kTileVectors = 14, kGradTileVectors = 12;
@@ -75,8 +75,8 @@ DSR_INLINE void zero(S* to, int64_t n) {
   for (; n > 0; --n) *to++ = 0;
 }
 
-// Lane k of the result is the sum of the lanes of rows[k].
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(DSR_EMULATE_AVX512)
+#define DSR_SUM_ROWS_AVX2
 DSR_INLINE __m256 sum_rows8(const __m256* r) {
   const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(r[0], r[1]), _mm256_hadd_ps(r[2], r[3]));
   const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(r[4], r[5]), _mm256_hadd_ps(r[6], r[7]));
@@ -88,6 +88,20 @@ DSR_INLINE __m256d sum_rows4(const __m256d* r) {
 }
 #endif
 
+// Lane k of the result is the sum of the lanes of rows[k].
+template <typename S>
+DSR_INLINE Vec<S> sum_rows_by_halves(const Vec<S>* rows) {
+  Vec<S> sum;
+  for (int k = 0; k < kLanes<S>; ++k) {
+    S part[kLanes<S>];
+    store(part, rows[k]);
+    for (int width = kLanes<S> / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) part[i] += part[i + width];
+    sum[k] = part[0];
+  }
+  return sum;
+}
+
 DSR_INLINE Vec<float> sum_rows(const Vec<float>* rows) {
 #if defined(__AVX512F__)
   __m256 half[16];
@@ -97,13 +111,10 @@ DSR_INLINE Vec<float> sum_rows(const Vec<float>* rows) {
   }
   return (Vec<float>)_mm512_insertf32x8(_mm512_castps256_ps512(sum_rows8(half)),
                                         sum_rows8(half + 8), 1);
-#elif defined(__AVX2__)
+#elif defined(DSR_SUM_ROWS_AVX2)
   return (Vec<float>)sum_rows8(reinterpret_cast<const __m256*>(rows));
 #else
-  Vec<float> sum;
-  for (int k = 0; k < kLanes<float>; ++k)
-    sum[k] = (rows[k][0] + rows[k][1]) + (rows[k][2] + rows[k][3]);
-  return sum;
+  return sum_rows_by_halves<float>(rows);
 #endif
 }
 
@@ -116,12 +127,10 @@ DSR_INLINE Vec<double> sum_rows(const Vec<double>* rows) {
   }
   return (Vec<double>)_mm512_insertf64x4(_mm512_castpd256_pd512(sum_rows4(half)),
                                          sum_rows4(half + 4), 1);
-#elif defined(__AVX2__)
+#elif defined(DSR_SUM_ROWS_AVX2)
   return (Vec<double>)sum_rows4(reinterpret_cast<const __m256d*>(rows));
 #else
-  Vec<double> sum;
-  for (int k = 0; k < kLanes<double>; ++k) sum[k] = rows[k][0] + rows[k][1];
-  return sum;
+  return sum_rows_by_halves<double>(rows);
 #endif
 }
 
