@@ -1,0 +1,135 @@
+"""The command ``dsr``: train, report, info. Exit codes: 0 done, 2 wrong usage or input, 3 training
+stopped by a non-finite loss or weight, 130 after Ctrl-C, 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; every foreseeable failure is one sentence on stderr."""
+    options = _parser().parse_args(arguments)
+    from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
+
+    try:
+        return options.run(options)
+    except (UsageError, TrainingStopped, Interrupted) as error:
+        print(f"dsr: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dsr: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `dsr train --list | head -1`
+        sys.stdout = None
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dsr", description="Truly sparse training for PyTorch.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a recipe, or continue a run",
+        description="Trains a recipe into a folder with metrics, checkpoints and a report.",
+        epilog="example: dsr train --recipe wrn28_2-digits --set training.epochs=4 --out runs/a",
+    )
+    train.add_argument("--list", action="store_true", help="show the recipes and stop")
+    train.add_argument("--recipe", metavar="NAME", help="a recipe by name, or a TOML file by path")
+    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+                       help="override a value, as in model.sparsity=0.8 (repeatable)")  # fmt: skip
+    train.add_argument("--out", metavar="RUN", type=Path, help="folder of the run")
+    train.add_argument("--resume", metavar="RUN", type=Path, nargs="?", const=True,
+                       help="continue the run in this folder (or in --out)")  # fmt: skip
+    train.add_argument("--seed", metavar="N", type=int, help="the same as --set seed=N")
+    train.add_argument(
+        "--data-dir", metavar="DIR", type=Path, help="where the data set's files are"
+    )
+    train.add_argument("--eval-test-every", metavar="N", type=int,
+                       help="look at the test set every N epochs, as the paper does; by "
+                       "default only once, at the end")  # fmt: skip
+    train.add_argument("--compare-dense", action="store_true",
+                       help="at the end, time the sparse model beside its dense twin")  # fmt: skip
+    train.add_argument(
+        "--threads", metavar="N", type=int, help="CPU threads (default: torch's choice)"
+    )
+    train.add_argument("--device", choices=["cpu"], default="cpu", help="where to train")
+    train.add_argument("--quiet", action="store_true", help="no progress bar, one line an epoch")
+    train.set_defaults(run=_train)
+
+    report = commands.add_parser("report", help="make report.html and the plots of a run again")
+    report.add_argument("folder", metavar="RUN", type=Path)
+    report.set_defaults(run=_report)
+
+    info = commands.add_parser("info", help="show version, instruction set, threads and devices")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dsr_kernels.training import recipe as recipes
+    from dsr_kernels.training.errors import UsageError
+
+    if options.list:
+        width = max(len(name) for name in recipes.names())
+        for name in recipes.names():
+            print(f"{name:<{width}}  {recipes.load(name).description}")
+        return 0
+    folder = _folder(options)
+    overrides = list(options.overrides)
+    if options.eval_test_every is not None:
+        overrides.append(f"training.eval_test_every={options.eval_test_every}")
+    source = options.recipe or (folder / "recipe.toml" if options.resume else recipes.DEFAULT)
+    recipe = recipes.load(str(source), overrides, options.seed)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"--threads: expected at least 1, got {options.threads}")
+        import torch
+
+        torch.set_num_threads(options.threads)
+    given = {"data_dir": options.data_dir, "compare_dense": options.compare_dense,
+             "quiet": options.quiet or None}  # fmt: skip
+    from dsr_kernels.training import start
+
+    if options.resume:
+        start.continue_run(folder, recipe, **given)
+    else:
+        start.new_run(recipe, folder, **given)
+    return 0
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """The folder of the run, from --out or --resume."""
+    from dsr_kernels.training.errors import UsageError
+    from dsr_kernels.training.run import Run
+
+    if not options.resume:
+        if options.out is None:
+            raise UsageError("--out: name the folder of the run, such as --out runs/first")
+        return options.out
+    folder = options.out if options.resume is True else options.resume
+    if folder is None or (options.out and options.out != folder):
+        raise UsageError("--resume: name one run, with --resume RUN or --out RUN --resume")
+    return Run.open(folder).folder
+
+
+def _report(options: argparse.Namespace) -> int:
+    from dsr_kernels.training import report
+    from dsr_kernels.training.run import Run
+
+    print(report.write(Run.open(options.folder)))
+    return 0
+
+
+def _info(_: argparse.Namespace) -> int:
+    from dsr_kernels._native import show_config
+
+    show_config()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What the models share: a factory that builds a layer sparse or dense, and the paper's
+initialisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule
+
+
+class LayerFactory:
+    """Builds the layers of one model; ``sparse`` decides what the sparsifiable ones become.
+
+    The dense twin of a model is the same code with ``sparse=False``: same modules, same names, same
+    shapes.
+    """
+
+    def __init__(
+        self,
+        sparse: bool,
+        sparsity: float,
+        generator: torch.Generator | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        if not 0.0 <= sparsity < 1.0:
+            raise ValueError(f"sparsity: expected 0 <= sparsity < 1, got {sparsity}")
+        self.sparse = sparse
+        self.generator = generator
+        self.options = {"device": device, "dtype": dtype}
+        self.sparse_options = {**self.options, "sparsity": sparsity, "generator": generator}
+
+    def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+        """A convolution of the kind the paper makes sparse; 'same'-sized at stride 1, no bias."""
+        if not self.sparse:
+            return self.dense_conv(inputs, outputs, kernel, stride)
+        return SparseConv2d(
+            inputs, outputs, kernel, stride, kernel // 2, bias=False, **self.sparse_options
+        )
+
+    def dense_conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+        """A convolution that stays dense in the paper: a stem, or the 1x1 of a shortcut."""
+        return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False, **self.options)
+
+    def linear(self, inputs: int, outputs: int, bias: bool) -> nn.Module:
+        """A fully connected layer of the kind that the paper makes sparse."""
+        if not self.sparse:
+            return nn.Linear(inputs, outputs, bias=bias, **self.options)
+        return SparseLinear(inputs, outputs, bias=bias, **self.sparse_options)
+
+    def dense_linear(self, inputs: int, outputs: int) -> nn.Module:
+        """A fully connected layer that stays dense in the paper."""
+        return nn.Linear(inputs, outputs, **self.options)
+
+    def norm(self, channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels, **self.options)
+
+    def norm1d(self, channels: int) -> nn.Module:
+        return nn.BatchNorm1d(channels, **self.options)
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """Shape of the weight the layer stands for, sparse or dense; None for other modules."""
+    if isinstance(module, SparseModule):
+        return tuple(module.weight_shape)
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        return tuple(module.weight.shape)
+    return None
+
+
+def weight_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+    """(name, layer, stored weight) of each convolution and fully connected layer: non-zeros or the
+    whole.
+    """
+    for name, module in model.named_modules():
+        if weight_shape(module) is not None:
+            sparse = isinstance(module, SparseModule)
+            yield name, module, module.values if sparse else module.weight
+
+
+@torch.no_grad()
+def initialize_(model: nn.Module, generator: torch.Generator | None) -> None:
+    """The paper's initialisation: conv N(0, sqrt(2 / (k k C_out))), FC U(+-1 / sqrt(fan_in)).
+
+    It is not rescaled for sparsity, and a sparse layer draws its non-zeros only. BN keeps weight 1,
+    bias 0.
+    """
+    for _, module, weight in weight_tensors(model):
+        shape = weight_shape(module)
+        if len(shape) == 4:
+            outputs, _, height, width = shape
+            weight.normal_(0.0, math.sqrt(2.0 / (height * width * outputs)), generator=generator)
+        else:
+            bound = 1.0 / math.sqrt(shape[1])
+            weight.uniform_(-bound, bound, generator=generator)
+            if module.bias is not None:
+                module.bias.uniform_(-bound, bound, generator=generator)

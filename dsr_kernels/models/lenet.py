@@ -1,0 +1,52 @@
+"""LeNet-300-100: three fully connected layers, each followed by batch normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dsr_kernels.models._layers import LayerFactory, initialize_
+
+
+class LeNet300100(nn.Module):
+    """784 -> 300 -> 100 -> 10 without biases; BN after every layer, the output included (the
+    paper's choice).
+
+    All three layers are sparse. Input: [B, ...] with ``in_features`` numbers an image; output: [B,
+    num_classes].
+    """
+
+    def __init__(self, layers: LayerFactory, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc1 = layers.linear(in_features, 300, bias=False)
+        self.bn1 = layers.norm1d(300)
+        self.fc2 = layers.linear(300, 100, bias=False)
+        self.bn2 = layers.norm1d(100)
+        self.fc3 = layers.linear(100, num_classes, bias=False)
+        self.bn3 = layers.norm1d(num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        x = torch.relu(self.bn1(self.fc1(x)))
+        x = torch.relu(self.bn2(self.fc2(x)))
+        return self.bn3(self.fc3(x))
+
+
+def lenet_300_100(
+    sparsity: float = 0.9,
+    *,
+    in_features: int = 784,
+    num_classes: int = 10,
+    sparse: bool = True,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> LeNet300100:
+    """LeNet-300-100 with ``floor((1 - sparsity) N)`` non-zeros in each layer, or its dense twin.
+
+    At the usual sizes: 266,200 positions in sparse tensors and 820 dense parameters (BN).
+    """
+    layers = LayerFactory(sparse, sparsity, generator, device, dtype)
+    model = LeNet300100(layers, in_features, num_classes)
+    initialize_(model, generator)
+    return model

@@ -1,0 +1,64 @@
+"""The sparse model and its dense twin timed side by side, on the run's own batches."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from dsr_kernels.training.data import train_batches
+from dsr_kernels.training.loop import Trainer
+from dsr_kernels.training.setup import FORMATS, build_model, build_optimizer
+
+
+def against_dense(trainer: Trainer, rounds: int = 7) -> dict[str, Any]:
+    """Median images/s of whole training steps: the trained sparse model, and the dense twin in both
+    layouts.
+
+    The candidates take turns round by round, so that a slow moment of the machine meets all of them
+    alike; the first round warms up and is not counted. The trained model itself is not changed.
+    """
+    recipe, data = trainer.recipe, trainer.data
+    sparse = copy.deepcopy(trainer.model)
+    steps = {"sparse": _step(trainer, sparse, trainer.format)}
+    for layout, memory_format in FORMATS.items():
+        twin = build_model(recipe, data, sparse=False)
+        if recipe.model.name != "lenet300":
+            twin = twin.to(memory_format=memory_format)
+        elif layout != "contiguous":
+            continue
+        steps[f"dense_{layout}"] = _step(trainer, twin, memory_format)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    batches = train_batches(data, recipe.data, recipe.training.batch_size, recipe.seed, 0)
+    images, labels = next(batches)
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step(images, labels)
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    speeds = {name: len(labels) / statistics.median(seconds) for name, seconds in times.items()}
+    dense = max(speed for name, speed in speeds.items() if name != "sparse")
+    return {"rounds": rounds, "batch": len(labels), "images_per_second": speeds,
+            "sparse_over_best_dense": speeds["sparse"] / dense}  # fmt: skip
+
+
+def _step(
+    trainer: Trainer, model: torch.nn.Module, memory_format: torch.memory_format
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    optimizer = build_optimizer(trainer.recipe, model)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4  # timed, not trained
+    model.train()
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images.contiguous(memory_format=memory_format)), labels).backward()
+        optimizer.step()
+
+    return step

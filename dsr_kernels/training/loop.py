@@ -1,0 +1,306 @@
+"""The training loop: bit-identical for a seed, and exactly resumable from any iteration."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dsr_kernels.models._layers import weight_tensors
+from dsr_kernels.training import recipe as recipes
+from dsr_kernels.training.checkpoint import Checkpoints
+from dsr_kernels.training.data import DataSet, Split, eval_batches, train_batches
+from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
+from dsr_kernels.training.progress import Progress
+from dsr_kernels.training.records import Records
+from dsr_kernels.training.run import Run, resume_command
+from dsr_kernels.training.schema import Recipe, at
+from dsr_kernels.training.setup import (
+    FORMATS,
+    build_model,
+    build_optimizer,
+    build_rewirer,
+    sparse_layers,
+)
+from dsr_kernels.training.signals import StopRequest
+
+
+@dataclass
+class Position:
+    """Where training stands, and the sums of the epoch under way."""
+
+    epoch: int = 0
+    batch: int = 0  # of this epoch, done
+    iteration: int = 0  # of the whole run, done
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+
+    def next_epoch(self) -> Position:
+        return Position(epoch=self.epoch + 1, iteration=self.iteration)
+
+
+@dataclass
+class Trainer:
+    """Everything one run consists of while it runs; `start` gives a fresh or a resumed one."""
+
+    run: Run
+    recipe: Recipe
+    data: DataSet
+    quiet: bool | None = None
+    position: Position = field(default_factory=Position)
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        self.epoch_length = len(self.data.train) // recipe.training.batch_size
+        if self.epoch_length == 0:
+            raise UsageError(
+                f"recipe: training.batch_size: {recipe.training.batch_size} is more than the "
+                f"{len(self.data.train)} training images"
+            )
+        self.checkpoints = Checkpoints(self.run.folder / "checkpoints", recipe.checkpoint.keep)
+        self.format = FORMATS[recipe.model.memory_format]
+        self.model = build_model(recipe, self.data)
+
+    def start(self) -> None:
+        """Takes up the newest checkpoint, or the beginning where there is none."""
+        torch.manual_seed(self.recipe.seed)
+        saved = self.checkpoints.load_latest()
+        if saved is not None:
+            weights, state = saved
+            self._check_recipe(state)
+            # The pattern first: optimizer state belongs to the non-zeros of the checkpoint.
+            try:
+                self.model.load_state_dict(weights)
+            except (RuntimeError, ValueError) as error:
+                raise UsageError(
+                    f"{self.run.folder}: the checkpoint does not fit: {error}"
+                ) from None
+        self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
+        self.optimizer = build_optimizer(self.recipe, self.model)
+        self.rewirer = build_rewirer(self.recipe, self.model, self.optimizer, self.epoch_length)
+        layers = list(sparse_layers(self.model))
+        if saved is None:
+            self.records = Records(self.run.folder, layers)
+            self.records.rewire({"iteration": 0, "epoch": 0}, sparse_layers(self.model))
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.rewirer is not None:
+                self.rewirer.load_state_dict(state["rewirer"])
+            torch.set_rng_state(state["random"])
+            self.position = Position(**state["position"])
+            self.records = Records(
+                self.run.folder, layers, state["lengths"], self.position.iteration
+            )
+        self.saved_at = None if saved is None else self._moment()
+        self.saved_time = time.monotonic()
+
+    def _check_recipe(self, state: dict[str, Any]) -> None:
+        folder = self.run.folder
+        written = recipes.dump(self.recipe)
+        if state.get("data") != self.data.fingerprint():
+            raise UsageError(
+                f"{folder}: the checkpoint was trained on other data: {state.get('data')}, "
+                f"found {self.data.fingerprint()}"
+            )
+        if state.get("recipe") == written:
+            return
+        theirs = recipes.parse_text(state.get("recipe", ""), f"{folder}: recipe in the checkpoint")
+        found = recipes.difference(self.recipe, theirs)
+        raise UsageError(
+            f"{folder}: the checkpoint was made with another recipe than recipe.toml: {found}"
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Runs to the end; returns the results. Raises Interrupted or TrainingStopped."""
+        epochs = self.recipe.training.epochs
+        self.total = epochs * self.epoch_length
+        self.progress = Progress(self.total, self.position.iteration, epochs, self.quiet)
+        try:
+            with StopRequest() as self.stop:
+                if self.saved_at is None:
+                    self.save()
+                while self.position.epoch < epochs:
+                    self._train_epoch()
+                    self._finish_epoch()
+                self.save()
+                return self._results()
+        finally:
+            self.progress.close()
+            self.records.close()
+
+    def _train_epoch(self) -> None:
+        now, recipe = self.position, self.recipe
+        self.model.train()
+        batches = train_batches(
+            self.data, recipe.data, recipe.training.batch_size, recipe.seed, now.epoch, now.batch
+        )
+        for _ in range(now.batch, self.epoch_length):
+            started = time.perf_counter()
+            images, labels = next(batches)
+            loss, correct = self._iteration(images, labels)
+            now.batch += 1
+            now.iteration += 1
+            now.loss += loss * len(labels)
+            now.correct += correct
+            now.seen += len(labels)
+            now.seconds += time.perf_counter() - started
+            speed = now.seen / now.seconds
+            self.progress.iteration(now.epoch, now.loss / now.seen, now.correct / now.seen, speed)
+            self._safe_point()
+
+    def _iteration(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+        now, settings = self.position, self.recipe.optimizer
+        rate = at(settings.lr, now.epoch + now.batch / self.epoch_length)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        output = self.model(self._to_format(images))
+        loss = F.cross_entropy(output, labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            self._stop_training(f"the loss became {value}")
+        loss.backward()
+        if settings.l1:
+            # The gradient of l1 * sum |w|, which is 0 at the zeros just grown.
+            for weight in self.penalized:
+                weight.grad.add_(weight.detach().sign(), alpha=settings.l1)
+        self.optimizer.step()
+        self._rewire()
+        return value, int((output.argmax(1) == labels).sum())
+
+    def _rewire(self) -> None:
+        if self.rewirer is None:
+            return
+        try:
+            report = self.rewirer.step()
+        except (RuntimeError, ValueError) as error:
+            if first_non_finite(self.model) is not None:
+                self._stop_training("a weight is not finite at a rewire")
+            raise RuntimeError(
+                f"rewiring failed at iteration {self.position.iteration + 1}"
+            ) from error
+        if report is not None:
+            now = self.position
+            row = {
+                "iteration": now.iteration + 1,
+                "epoch": now.epoch + (now.batch + 1) / self.epoch_length,
+                "threshold": report.threshold,
+                "next_threshold": report.next_threshold,
+                "pruned": report.pruned,
+                "grown": report.grown,
+            }
+            self.records.rewire(row, sparse_layers(self.model))
+
+    def _to_format(self, images: torch.Tensor) -> torch.Tensor:
+        return images.contiguous(memory_format=self.format)
+
+    def _safe_point(self) -> None:
+        """Between iterations: stop if asked to, save if due."""
+        settings, now = self.recipe.checkpoint, self.position
+        if self.stop.signum is not None:
+            self.save()
+            raise Interrupted(
+                f"stopped after iteration {now.iteration} of {self.total}; "
+                f"continue with: {resume_command(self.run.folder)}",
+                self.stop.exit_code,
+            )
+        elapsed = time.monotonic() - self.saved_time
+        by_time = settings.every_seconds and elapsed >= settings.every_seconds
+        by_count = settings.every_iterations and now.iteration % settings.every_iterations == 0
+        if by_time or by_count:
+            self.save()
+
+    def _finish_epoch(self) -> None:
+        """Evaluates, records one row and steps to the next epoch; a stop request discards the
+        evaluation.
+        """
+        now, recipe = self.position, self.recipe
+        row: dict[str, Any] = {
+            "epoch": now.epoch + 1,
+            "iteration": now.iteration,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": now.loss / now.seen,
+            "train_accuracy": now.correct / now.seen,
+            "nonzeros": sum(sparse_layers(self.model).values()) or None,
+        }
+        if self.data.validation is not None:
+            row["validation_loss"], row["validation_accuracy"] = self.evaluate(self.data.validation)
+        every = recipe.training.eval_test_every
+        if every and (now.epoch + 1) % every == 0:
+            row["test_loss"], row["test_accuracy"] = self.evaluate(self.data.test)
+        speed = now.seen / now.seconds
+        timing = {"epoch": now.epoch + 1, "iteration": now.iteration, "train_seconds": now.seconds,
+                  "images": now.seen, "images_per_second": speed}  # fmt: skip
+        self.records.epoch(row, timing)
+        self.progress.epoch(row, speed)
+        self.position = now.next_epoch()
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """(mean cross-entropy, accuracy) over a whole split, in evaluation mode."""
+        self.model.eval()
+        loss, correct = 0.0, 0
+        for images, labels in eval_batches(self.data, split, self.recipe.training.eval_batch_size):
+            output = self.model(self._to_format(images))
+            loss += F.cross_entropy(output, labels, reduction="sum").item()
+            correct += int((output.argmax(1) == labels).sum())
+            self._safe_point()
+        self.model.train()
+        return loss / len(split), correct / len(split)
+
+    def save(self) -> None:
+        """A checkpoint of this very moment, unless there is one or a weight has gone bad."""
+        now = self.position
+        if self.saved_at == self._moment():
+            return
+        if first_non_finite(self.model) is not None:
+            self._stop_training("a weight became non-finite")
+        state = {
+            "recipe": recipes.dump(self.recipe),
+            "position": asdict(now),
+            "optimizer": self.optimizer.state_dict(),
+            "rewirer": None if self.rewirer is None else self.rewirer.state_dict(),
+            "random": torch.get_rng_state(),
+            "lengths": self.records.lengths(),
+            "data": self.data.fingerprint(),
+        }
+        self.checkpoints.save(now.iteration, self.model.state_dict(), state)
+        self.saved_at, self.saved_time = self._moment(), time.monotonic()
+
+    def _moment(self) -> tuple[int, int]:
+        return self.position.epoch, self.position.iteration
+
+    def _stop_training(self, what: str) -> None:
+        now = self.position
+        found = first_non_finite(self.model)
+        where = f"the first non-finite weight is in {found}" if found else "every weight is finite"
+        kept = self.checkpoints.steps()
+        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        raise TrainingStopped(
+            f"{what} at iteration {now.iteration + 1} (epoch {now.epoch + 1}); {where}; {last}"
+        )
+
+    def _results(self) -> dict[str, Any]:
+        """The test set, once, at the very end."""
+        loss, accuracy = self.evaluate(self.data.test)
+        return {"test_loss": loss, "test_accuracy": accuracy, "test_images": len(self.data.test)}
+
+
+def first_non_finite(model: nn.Module) -> str | None:
+    """'layer (n of m values)' for the first parameter or buffer with a nan or inf, in the model's
+    order.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            return (
+                f"{name.rpartition('.')[0]} ({bad} of {tensor.numel()} {name.rpartition('.')[2]})"
+            )
+    return None

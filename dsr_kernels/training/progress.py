@@ -1,0 +1,57 @@
+"""What training shows: a bar on a terminal, one line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}, {remaining} left]"
+
+
+class Progress:
+    """A bar over all iterations of the run with loss, accuracy, images/s and the time left."""
+
+    def __init__(self, total: int, done: int, epochs: int, quiet: bool | None = None) -> None:
+        self.epochs = epochs
+        self.bar = None
+        if quiet or (quiet is None and not sys.stderr.isatty()):
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            bar_format=BAR,
+            dynamic_ncols=True,
+            leave=False,
+            mininterval=0.25,
+        )
+
+    def iteration(self, epoch: int, loss: float, accuracy: float, speed: float) -> None:
+        if self.bar is None:
+            return
+        self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+        text = f"loss {loss:.3f}, accuracy {accuracy:.1%}, {speed:.0f} images/s"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+
+    def epoch(self, row: dict[str, Any], speed: float) -> None:
+        """One line for a finished epoch."""
+        line = f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
+        line += f"  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.2%}"
+        for part in ("validation", "test"):
+            if row.get(f"{part}_accuracy") is not None:
+                line += f"  {part} {row[f'{part}_accuracy']:.2%}"
+        self.say(f"{line}  {speed:.0f} images/s")
+
+    def say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,154 @@
+"""From a recipe to the objects that train: model, optimizer, rewirer."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsr_kernels import _native, models
+from dsr_kernels.models._layers import weight_shape
+from dsr_kernels.nn import named_sparse_modules
+from dsr_kernels.rewiring import DSR, Static
+from dsr_kernels.training.data import DataSet, stream
+from dsr_kernels.training.schema import Recipe, Schedule
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn.Module:
+    """The recipe's model for the images of `data`; its dense twin for method dense or
+    ``sparse=False``.
+    """
+    channels, height, width = data.image_shape
+    options: dict[str, Any] = {
+        "sparsity": recipe.model.sparsity,
+        "num_classes": data.classes,
+        "sparse": recipe.method != "dense" if sparse is None else sparse,
+        "generator": stream(recipe.seed, "init"),
+    }
+    if recipe.model.name == "lenet300":
+        return models.lenet_300_100(in_features=channels * height * width, **options)
+    if recipe.model.name == "wrn28":
+        model = models.wrn_28(recipe.model.width, in_channels=channels, **options)
+    else:
+        model = models.resnet50(in_channels=channels, **options)
+    return model.to(memory_format=FORMATS[recipe.model.memory_format])
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """One parameter group; weight decay acts on a sparse layer's values as on any dense weight."""
+    settings = recipe.optimizer
+    options = {"lr": settings.lr[0][1], "weight_decay": settings.weight_decay}
+    if settings.name == "sgd":
+        options |= {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        return torch.optim.SGD(model.parameters(), **options)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
+    return kind(model.parameters(), **options)
+
+
+def build_rewirer(
+    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
+) -> DSR | Static | None:
+    """The recipe's rewiring with its epochs turned into iterations; None for a dense model."""
+    if recipe.method == "dense":
+        return None
+    if recipe.method == "static":
+        return Static(model, optimizer)
+    settings = recipe.rewiring
+    amount = {"prune_count": settings.prune_count} if settings.prune_count else {}
+    amount = amount or {"prune_fraction": settings.prune_fraction}
+    return DSR(
+        model,
+        optimizer,
+        **amount,
+        threshold=settings.threshold,
+        initial_threshold=settings.initial_threshold,
+        tolerance=settings.tolerance,
+        schedule=in_iterations(settings.every, epoch_length),
+        stop=round(settings.stop_epoch * epoch_length) or None,
+        seed=recipe.seed,
+    )
+
+
+def in_iterations(schedule: Schedule, epoch_length: int) -> list[tuple[int, int]]:
+    return [(round(epoch * epoch_length), int(value)) for epoch, value in schedule]
+
+
+def sparse_layers(model: nn.Module) -> dict[str, int]:
+    """Non-zeros of each sparse layer now, in the order of the model."""
+    return {name: module.nnz for name, module in named_sparse_modules(model)}
+
+
+def describe(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Parameters and bytes of the model and its optimizer, beside those of the dense twin.
+
+    Parameters and their optimizer state only: BN's running statistics, gradients and activations
+    are the same for both or depend on the batch.
+    """
+    layers, positions, nonzeros, indices = [], 0, 0, 0
+    for name, module in named_sparse_modules(model):
+        size = math.prod(weight_shape(module))
+        layers.append({"name": name, "shape": list(weight_shape(module)), "positions": size})
+        positions += size
+        nonzeros += module.nnz
+        indices += module.crow_indices.nbytes + module.col_indices.nbytes
+    learnable = sum(parameter.numel() for parameter in model.parameters())
+    dense_twin = learnable - nonzeros + positions
+    width = next(model.parameters()).element_size()
+    slots = _slots(optimizer)
+    return {
+        "layers": layers,
+        "sparse_positions": positions,
+        "nonzeros": nonzeros,
+        "dense_parameters": learnable - nonzeros,
+        "learnable": learnable,
+        "bytes": {
+            "parameters": learnable * width,
+            "indices": indices,
+            "optimizer": learnable * width * slots,
+            "total": learnable * width * (1 + slots) + indices,
+        },
+        "dense_bytes": {
+            "parameters": dense_twin * width,
+            "indices": 0,
+            "optimizer": dense_twin * width * slots,
+            "total": dense_twin * width * (1 + slots),
+        },
+    }
+
+
+def _slots(optimizer: torch.optim.Optimizer) -> int:
+    """Numbers the optimizer keeps for each weight."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return int(optimizer.defaults["momentum"] > 0)
+    return 2
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers of a run were measured on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "dsr_kernels": _native.version(),
+        "isa": _native._C.isa(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

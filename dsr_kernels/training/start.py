@@ -1,0 +1,110 @@
+"""Starts or continues a run: the steps around the training loop, in the order a user sees them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsr_kernels.training import data as datasets
+from dsr_kernels.training import recipe as recipes
+from dsr_kernels.training import report
+from dsr_kernels.training.compare import against_dense
+from dsr_kernels.training.errors import UsageError, require
+from dsr_kernels.training.loop import Trainer
+from dsr_kernels.training.run import Run
+from dsr_kernels.training.schema import Recipe
+from dsr_kernels.training.setup import describe, machine
+
+
+def new_run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
+    """Trains `recipe` into the new folder `out`; returns the results. Options as for
+    `continue_run`.
+    """
+    # Whatever can be wrong is found before the folder exists: data, then packages.
+    data = _load(recipe, options.get("data_dir"))
+    return _train(Run.create(out, recipe), recipe, data, **options)
+
+
+def continue_run(
+    folder: Path, recipe: Recipe | None = None, data_dir: Path | None = None, **options: Any
+) -> dict[str, Any]:
+    """Continues the run in `folder` exactly where its newest checkpoint stands.
+
+    A `recipe` given anyway must equal the run's own. `data_dir` defaults to the one the run began
+    with.
+    """
+    run = Run.open(folder)
+    own = run.recipe()
+    if recipe is not None and (found := recipes.difference(own, recipe)):
+        raise UsageError(f"--resume: the run has another recipe: {found}")
+    results = run.read_json("results.json")
+    if results is not None:
+        print(f"{folder} is complete: test accuracy {results['test_accuracy']:.2%}")
+        report.write(run)
+        return results
+    run.lock()
+    remembered = (run.read_json("run.json") or {}).get("data_dir")
+    data_dir = data_dir or (Path(remembered) if remembered else None)
+    return _train(run, own, _load(own, data_dir), data_dir=data_dir, **options)
+
+
+def _load(recipe: Recipe, data_dir: Path | None) -> datasets.DataSet:
+    require("safetensors", "dsr train")
+    return datasets.load(recipe.data, data_dir)
+
+
+def _train(
+    run: Run,
+    recipe: Recipe,
+    data: datasets.DataSet,
+    *,
+    data_dir: Path | None = None,
+    compare_dense: bool = False,
+    quiet: bool | None = None,
+) -> dict[str, Any]:
+    trainer = Trainer(run, recipe, data, quiet)
+    trainer.start()
+    model = describe(trainer.model, trainer.optimizer)
+    if run.read_json("run.json") is None:
+        about = {"data_dir": data_dir and str(data_dir.resolve()), "machine": machine(),
+                 "command": sys.argv[1:], "images": _counts(data), "model": model}  # fmt: skip
+        run.write_json("run.json", about)
+    _announce(recipe, data, model, trainer)
+    results = trainer.train()
+    if compare_dense:
+        results["against_dense"] = against_dense(trainer)
+    results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    run.write_json("results.json", results)
+    print(f"test accuracy {results['test_accuracy']:.2%} on {results['test_images']} images")
+    if compare_dense:
+        speeds = results["against_dense"]["images_per_second"].items()
+        print("training steps: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in speeds))
+    print(f"report: {report.write(run)}")
+    return results
+
+
+def _counts(data: datasets.DataSet) -> dict[str, int]:
+    validation = 0 if data.validation is None else len(data.validation)
+    return {"train": len(data.train), "validation": validation, "test": len(data.test)}
+
+
+def _announce(
+    recipe: Recipe, data: datasets.DataSet, model: dict[str, Any], trainer: Trainer
+) -> None:
+    counts = _counts(data)
+    print(
+        f"{recipe.name}: {recipe.method}, {recipe.training.epochs} epochs on "
+        f"{counts['train']} images ({counts['validation']} validation, {counts['test']} test)"
+    )
+    if model["layers"]:
+        print(
+            f"{model['nonzeros']:,} non-zeros in {len(model['layers'])} sparse layers of "
+            f"{model['sparse_positions']:,} positions, {model['dense_parameters']:,} dense "
+            f"parameters; {torch.get_num_threads()} threads"
+        )
+    if trainer.position.iteration:
+        print(f"continuing after iteration {trainer.position.iteration}", flush=True)
