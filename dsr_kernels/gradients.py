@@ -1,16 +1,87 @@
-"""The derivatives of the ops, registered with autograd; each is made of the three ops themselves.
+"""The derivatives of the ops, each made of the three ops themselves, and the ways to reach them.
 
 A graph belongs to the values and the pattern it was recorded with. They are saved for backward, and
 `SparseModule.replace_topology` advances their versions, so a backward through an older topology
 stops with an error, whether or not the number of non-zeros changed.
+
+An op is called in one of two ways. Plain tensors in eager mode go straight to the autograd.Function
+and the kernel. Everything else (torch.compile, tracing, fake tensors, tensor subclasses, dispatch
+modes, functorch) goes through torch's dispatcher, which meets the same Function under its Autograd
+key; the dispatcher and its boxing would otherwise be most of the time of a small layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .ops import channels_last, forward_op, grad_input_op, grad_weight_op, library
+from . import ops
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run: Callable, x, values, bias, crow, col, *shape) -> Tensor:
+        # values is saved even where only its own gradient is asked for: its version is what tells a
+        # rewired layer from the one this graph was recorded with.
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, values, crow, col)
+        ctx.shape, ctx.input_size, ctx.last = shape, x.shape[1:], ops.channels_last(x)
+        return run(x, values, bias, crow, col, *shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, crow, col = _saved(ctx)
+        _, wants_x, wants_values, wants_bias, *rest = ctx.needs_input_grad
+        gx = gvalues = gbias = None
+        if wants_x:
+            gx = grad_input(grad, values, crow, col, ctx.input_size, *ctx.shape, ctx.last)
+        if wants_values:
+            gvalues = grad_weight(x, grad, crow, col, *ctx.shape, values.dtype)
+        if wants_bias:
+            gbias = grad.sum((0, 2, 3), dtype=values.dtype)
+        return None, gx, gvalues, gbias, *[None] * len(rest)
+
+
+class _GradInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run: Callable, grad, values, crow, col, input_size, *shape_and_last) -> Tensor:
+        ctx.save_for_backward(grad if ctx.needs_input_grad[2] else None, values, crow, col)
+        ctx.shape = shape_and_last[:-1]
+        return run(grad, values, crow, col, input_size, *shape_and_last)
+
+    @staticmethod
+    def backward(ctx, ggx: Tensor) -> tuple[Tensor | None, ...]:
+        grad, values, crow, col = _saved(ctx)
+        _, wants_grad, wants_values, *rest = ctx.needs_input_grad
+        ggrad = gvalues = None
+        if wants_grad:
+            ggrad = conv(ggx, values, None, crow, col, *ctx.shape)
+        if wants_values:
+            gvalues = grad_weight(ggx, grad, crow, col, *ctx.shape, values.dtype)
+        return None, ggrad, gvalues, *[None] * len(rest)
+
+
+class _GradWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run: Callable, x, grad, crow, col, *shape_and_dtype) -> Tensor:
+        ctx.save_for_backward(x, grad, crow, col)
+        ctx.shape = shape_and_dtype[:-1]
+        return run(x, grad, crow, col, *shape_and_dtype)
+
+    @staticmethod
+    def backward(ctx, ggvalues: Tensor) -> tuple[Tensor | None, ...]:
+        x, grad, crow, col = _saved(ctx)
+        _, wants_x, wants_grad, *rest = ctx.needs_input_grad
+        gx = ggrad = None
+        if wants_x:
+            last = ops.channels_last(x)
+            gx = grad_input(grad, ggvalues, crow, col, x.shape[1:], *ctx.shape, last)
+        if wants_grad:
+            ggrad = conv(x, ggvalues, None, crow, col, *ctx.shape)
+        return None, gx, ggrad, *[None] * len(rest)
 
 
 def _saved(ctx) -> tuple[Tensor | None, ...]:
@@ -26,61 +97,50 @@ def _saved(ctx) -> tuple[Tensor | None, ...]:
         ) from error
 
 
-def _forward_setup(ctx, inputs, output) -> None:
-    x, values, _, crow, col, *ctx.shape = inputs
-    # values is saved even where only its own gradient is asked for: its version is what tells a
-    # rewired layer from the one this graph was recorded with.
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, values, crow, col)
-    ctx.input_size, ctx.last = x.shape[1:], channels_last(x)
+class _Op(NamedTuple):
+    """One op: its kernel, its derivative, and its overload in torch's dispatcher."""
+
+    kernel: Callable
+    function: type[torch.autograd.Function]
+    overload: Callable
+
+    def __call__(self, *args) -> Tensor:
+        if torch.compiler.is_compiling() or not _is_plain(args[0]):
+            return self.overload(*args)
+        if torch.is_grad_enabled() and _any_requires_grad(args):
+            return self.function.apply(self.kernel, *args)
+        return self.kernel(*args)
+
+    def under_dispatcher(self, *args) -> Tensor:
+        """The kernel of the Autograd key."""
+        if torch.is_grad_enabled() and _any_requires_grad(args):
+            return self.function.apply(self._below_autograd, *args)
+        return self._below_autograd(*args)
+
+    def _below_autograd(self, *args) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
 
 
-def _forward_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, crow, col = _saved(ctx)
-    gx = gvalues = gbias = None
-    if ctx.needs_input_grad[0]:
-        gx = grad_input_op(grad, values, crow, col, ctx.input_size, *ctx.shape, ctx.last)
-    if ctx.needs_input_grad[1]:
-        gvalues = grad_weight_op(x, grad, crow, col, *ctx.shape, values.dtype)
-    if ctx.needs_input_grad[2]:
-        gbias = grad.sum((0, 2, 3), dtype=values.dtype)
-    return gx, gvalues, gbias, *[None] * 7
-
-
-def _grad_input_setup(ctx, inputs, output) -> None:
-    grad, values, crow, col, _, *ctx.shape, _ = inputs
-    ctx.save_for_backward(grad if ctx.needs_input_grad[1] else None, values, crow, col)
-
-
-def _grad_input_backward(ctx, ggx: Tensor) -> tuple[Tensor | None, ...]:
-    grad, values, crow, col = _saved(ctx)
-    ggrad = gvalues = None
-    if ctx.needs_input_grad[0]:
-        ggrad = forward_op(ggx, values, None, crow, col, *ctx.shape)
-    if ctx.needs_input_grad[1]:
-        gvalues = grad_weight_op(ggx, grad, crow, col, *ctx.shape, values.dtype)
-    return ggrad, gvalues, *[None] * 9
-
-
-def _grad_weight_setup(ctx, inputs, output) -> None:
-    x, grad, crow, col, *ctx.shape, _ = inputs
-    ctx.save_for_backward(x, grad, crow, col)
-
-
-def _grad_weight_backward(ctx, ggvalues: Tensor) -> tuple[Tensor | None, ...]:
-    x, grad, crow, col = _saved(ctx)
-    gx = ggrad = None
-    if ctx.needs_input_grad[0]:
-        gx = grad_input_op(grad, ggvalues, crow, col, x.shape[1:], *ctx.shape, channels_last(x))
-    if ctx.needs_input_grad[1]:
-        ggrad = forward_op(x, ggvalues, None, crow, col, *ctx.shape)
-    return gx, ggrad, *[None] * 8
-
-
-for _name, _backward, _setup in (
-    ("sparse_conv2d", _forward_backward, _forward_setup),
-    ("sparse_conv2d_grad_input", _grad_input_backward, _grad_input_setup),
-    ("sparse_conv2d_grad_weight", _grad_weight_backward, _grad_weight_setup),
-):
-    torch.library.register_autograd(
-        f"dsr_kernels::{_name}", _backward, setup_context=_setup, lib=library
+def _is_plain(x: Tensor) -> bool:
+    return (
+        type(x) is Tensor
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
     )
+
+
+def _any_requires_grad(args: tuple) -> bool:
+    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args[:3])
+
+
+def _register(name: str, kernel: Callable, function: type[torch.autograd.Function]) -> _Op:
+    op = _Op(kernel, function, getattr(torch.ops.dsr_kernels, name).default)
+    ops.library.impl(name, op.under_dispatcher, "Autograd")
+    return op
+
+
+conv = _register("sparse_conv2d", ops.conv, _Conv)
+grad_input = _register("sparse_conv2d_grad_input", ops.grad_input, _GradInput)
+grad_weight = _register("sparse_conv2d_grad_weight", ops.grad_weight, _GradWeight)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import gradients, ops  # noqa: F401  (gradients registers the ops' derivatives)
+from . import functional
 from .module import SparseModule
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -83,7 +83,7 @@ class SparseConv2d(SparseModule):
             top, bottom, left, right = sides
             x = F.pad(x, (left, right, top, bottom), mode=self.padding_mode)
             sides = (0, 0, 0, 0)
-        return ops.sparse_conv2d(
+        return functional.sparse_conv2d(
             x,
             self.values,
             self.bias,
@@ -133,7 +133,7 @@ class SparseLinear(SparseModule):
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.sparse_linear(
+        return functional.sparse_linear(
             x, self.values, self.bias, self.crow_indices, self.col_indices, self.weight_shape
         )
 

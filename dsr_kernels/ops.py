@@ -12,7 +12,7 @@ have the same dtype, or bfloat16 / float16, computed in the values' dtype and re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,96 +34,11 @@ for _schema in (
 ):
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-forward_op = torch.ops.dsr_kernels.sparse_conv2d.default
-grad_input_op = torch.ops.dsr_kernels.sparse_conv2d_grad_input.default
-grad_weight_op = torch.ops.dsr_kernels.sparse_conv2d_grad_weight.default
-
-
-# --- what modules call ----------------------------------------------------------------------------
-
-
-def sparse_conv2d(
-    x: Tensor,  # [N, C, H, W] or [C, H, W], any strides
-    values: Tensor,  # [nnz]
-    bias: Tensor | None,  # [O]
-    crow_indices: Tensor,  # [O + 1] int32
-    col_indices: Tensor,  # [nnz] int32
-    weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0, 0, 0),  # top, bottom, left, right
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
-) -> Tensor:
-    """[N, O, P, Q] (or [O, P, Q]) = F.conv2d(x, W, bias, ...), in x's memory format.
-
-    Under torch.autocast x is cast to the autocast dtype, as for F.conv2d. Raises ValueError
-    (shapes), TypeError (dtypes) or NotImplementedError (device) naming the argument.
-    """
-    if x.dim() not in (3, 4):
-        raise ValueError(
-            "SparseConv2d: expected a 3-D (unbatched) or 4-D (batched) input, "
-            f"got shape {tuple(x.shape)}"
-        )
-    batched = x.dim() == 4
-    y = forward_op(
-        _autocast(x if batched else x.unsqueeze(0)),
-        values,
-        bias,
-        crow_indices,
-        col_indices,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-    )
-    return y if batched else y.squeeze(0)
-
-
-def sparse_linear(
-    x: Tensor,  # [..., I]
-    values: Tensor,  # [nnz]
-    bias: Tensor | None,  # [O]
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    weight_shape: Sequence[int],  # (O, I)
-) -> Tensor:
-    """[..., O] = F.linear(x, W, bias): a 1x1 convolution of a 1x1 image."""
-    rows, features = weight_shape
-    if x.dim() < 1 or x.shape[-1] != features:
-        raise ValueError(
-            f"SparseLinear: expected input with {features} features, "
-            f"got {x.shape[-1] if x.dim() else 'a scalar'} (shape {tuple(x.shape)})"
-        )
-    _check_tensors("SparseLinear", x, values, bias, crow_indices, col_indices, rows)
-    image = _autocast(x).reshape(-1, features, 1, 1)
-    y = forward_op(
-        image,
-        values,
-        bias,
-        crow_indices,
-        col_indices,
-        (rows, features, 1, 1),
-        (1, 1),
-        (0, 0, 0, 0),
-        (1, 1),
-        1,
-    )
-    return y.reshape(*x.shape[:-1], rows)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """x as torch.autocast would hand it to F.conv2d: float64 and integers stay what they are."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device) or not x.is_floating_point():
-        return x
-    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
-
 
 # --- argument checks ------------------------------------------------------------------------------
 
 
-def _check_tensors(
+def check_tensors(
     name: str, x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, rows: int
 ) -> None:
     _check_activation(name, "input", x, values.dtype)
@@ -194,7 +109,7 @@ def _output_size(
     dilation: Sequence[int],
 ) -> tuple[int, int]:
     """(P, Q) of an input (H, W); refuses a kernel larger than the padded input, as torch does."""
-    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
+    if min(*stride, *dilation) < 1 or min(padding) < 0:
         raise ValueError(
             "SparseConv2d: expected stride and dilation of at least 1 and padding of at least 0, "
             f"got stride={tuple(stride)}, dilation={tuple(dilation)}, padding={tuple(padding)}"
@@ -240,7 +155,7 @@ def _forward_output(
     x, values, bias, crow, col, weight_shape, stride, padding, dilation, groups
 ) -> Tensor:
     _check_input(x, weight_shape, groups)
-    _check_tensors("SparseConv2d", x, values, bias, crow, col, weight_shape[0])
+    check_tensors("SparseConv2d", x, values, bias, crow, col, weight_shape[0])
     out = _output_size(x.shape[2:], weight_shape, stride, padding, dilation)
     return _empty(x, (x.shape[0], weight_shape[0], *out), channels_last(x))
 
@@ -249,7 +164,7 @@ def _grad_input_output(
     grad, values, crow, col, input_size, weight_shape, stride, padding, dilation, groups, last
 ) -> Tensor:
     _check_grad(grad, input_size, weight_shape, stride, padding, dilation)
-    _check_tensors("SparseConv2d", grad, values, None, crow, col, weight_shape[0])
+    check_tensors("SparseConv2d", grad, values, None, crow, col, weight_shape[0])
     return _empty(grad, (grad.shape[0], *input_size), last)
 
 
@@ -264,16 +179,16 @@ def _grad_weight_output(
     return torch.empty(col.shape, dtype=dtype, device=col.device)
 
 
-def _forward(*args) -> Tensor:
+def conv(*args) -> Tensor:
     return launch.forward(_forward_output(*args), *args)
 
 
-def _grad_input(grad, values, crow, col, input_size, *shape) -> Tensor:
+def grad_input(grad, values, crow, col, input_size, *shape) -> Tensor:
     out = _grad_input_output(grad, values, crow, col, input_size, *shape)
     return launch.grad_input(out, grad, values, crow, col, *shape[:-1])
 
 
-def _grad_weight(*args) -> Tensor:
+def grad_weight(*args) -> Tensor:
     return launch.grad_weight(_grad_weight_output(*args), *args[:-1])
 
 
@@ -282,11 +197,16 @@ def _empty(x: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
+def _from_dispatcher(kernel: Callable) -> Callable:
+    """The dispatcher passes a schema's int[] as lists; kernels look plans up by tuples."""
+    return lambda *args: kernel(*(tuple(a) if isinstance(a, list) else a for a in args))
+
+
 for _name, _kernel, _fake in (
-    ("sparse_conv2d", _forward, _forward_output),
-    ("sparse_conv2d_grad_input", _grad_input, _grad_input_output),
-    ("sparse_conv2d_grad_weight", _grad_weight, _grad_weight_output),
+    ("sparse_conv2d", conv, _forward_output),
+    ("sparse_conv2d_grad_input", grad_input, _grad_input_output),
+    ("sparse_conv2d_grad_weight", grad_weight, _grad_weight_output),
 ):
     # For every backend: a tensor of another device reaches the check that says so in words.
-    library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    library.impl(_name, _from_dispatcher(_kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"dsr_kernels::{_name}", _fake, lib=library)

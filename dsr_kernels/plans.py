@@ -26,12 +26,11 @@ MAX_PLANS = 1024
 class Geometry(NamedTuple):
     """Everything but the pattern that shapes a plan; the batch size does not."""
 
+    input_size: tuple[int, int, int]  # (C, H, W)
+    output_size: tuple[int, int, int]  # (O, P, Q)
     weight_shape: tuple[int, int, int, int]  # (O, C // groups, KH, KW)
-    in_channels: int
-    input_size: tuple[int, int]  # (H, W)
-    output_size: tuple[int, int]  # (P, Q)
     stride: tuple[int, int]
-    padding: tuple[int, int]  # top, left
+    padding: tuple[int, int, int, int]  # top, bottom, left, right
     dilation: tuple[int, int]
     groups: int
     dtype: torch.dtype
@@ -95,14 +94,17 @@ def _identity(index: Tensor) -> tuple[int, int, int, int]:
 
 
 def _build(crow: Tensor, col: Tensor, g: Geometry) -> _C.ConvPlan:
+    channels, *input_size = g.input_size
+    rows, *output_size = g.output_size
+    top, _, left, _ = g.padding  # the output size says what lies below and to the right
     return _C.ConvPlan(
-        g.weight_shape[0],
-        g.in_channels,
-        *g.input_size,
+        rows,
+        channels,
+        *input_size,
         g.weight_shape[2:],
         g.stride,
-        g.padding,
-        g.output_size,
+        (top, left),
+        output_size,
         g.dilation,
         g.groups,
         crow.data_ptr(),
@@ -125,8 +127,8 @@ def forward(
 ) -> Tensor:
     """out [N, O, P, Q] = conv2d(x, W) + bias."""
     dtype = values.dtype
-    plan = _plan(crow, col, x.shape, out.shape, dtype, *shape)
-    x, values, y = x.to(dtype), values.contiguous(), _in_dtype(out, dtype)
+    plan = cache.get(crow, col, Geometry(x.shape[1:], out.shape[1:], *shape, dtype))
+    x, values, y = _in_dtype(x, dtype), values.contiguous(), _like(out, dtype)
     bias = None if bias is None else bias.contiguous()
     n, threads = x.shape[0], torch.get_num_threads()
     scratch = _workspace(plan, "forward", n, threads)
@@ -149,8 +151,8 @@ def grad_input(
 ) -> Tensor:
     """out [N, C, H, W] = the gradient of the input, from grad [N, O, P, Q]."""
     dtype = values.dtype
-    plan = _plan(crow, col, out.shape, grad.shape, dtype, *shape)
-    grad, values, gx = grad.to(dtype), values.contiguous(), _in_dtype(out, dtype)
+    plan = cache.get(crow, col, Geometry(out.shape[1:], grad.shape[1:], *shape, dtype))
+    grad, values, gx = _in_dtype(grad, dtype), values.contiguous(), _like(out, dtype)
     n, threads = grad.shape[0], torch.get_num_threads()
     scratch = _workspace(plan, "grad_input", n, threads)
     plan.grad_input(
@@ -169,8 +171,8 @@ def grad_input(
 def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor, *shape) -> Tensor:
     """out [nnz] = the gradient of the values, from x [N, C, H, W] and grad [N, O, P, Q]."""
     dtype = out.dtype
-    plan = _plan(crow, col, x.shape, grad.shape, dtype, *shape)
-    x, grad = x.to(dtype), grad.to(dtype)
+    plan = cache.get(crow, col, Geometry(x.shape[1:], grad.shape[1:], *shape, dtype))
+    x, grad = _in_dtype(x, dtype), _in_dtype(grad, dtype)
     n, threads = x.shape[0], torch.get_num_threads()
     scratch = _workspace(plan, "grad_weight", n, threads)
     plan.grad_weight(
@@ -186,37 +188,14 @@ def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor,
     return out
 
 
-def _plan(
-    crow: Tensor,
-    col: Tensor,
-    x_shape: torch.Size,
-    y_shape: torch.Size,
-    dtype: torch.dtype,
-    weight_shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> _C.ConvPlan:
-    top, _, left, _ = padding
-    geometry = Geometry(
-        tuple(weight_shape),
-        x_shape[1],
-        tuple(x_shape[2:]),
-        tuple(y_shape[2:]),
-        tuple(stride),
-        (top, left),
-        tuple(dilation),
-        groups,
-        dtype,
-    )
-    return cache.get(crow, col, geometry)
-
-
 def _workspace(plan: _C.ConvPlan, op: str, n: int, threads: int) -> Tensor:
     """Scratch memory for one call, from torch, so that torch's memory counters are honest."""
     return torch.empty(plan.workspace_bytes(op, n, threads), dtype=torch.uint8)
 
 
-def _in_dtype(out: Tensor, dtype: torch.dtype) -> Tensor:
+def _in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _like(out: Tensor, dtype: torch.dtype) -> Tensor:
     return out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
