@@ -21,11 +21,13 @@ DSR_INLINE Unit unit_at(const GatherPlan& plan, int64_t n, int64_t index) {
 
 // One row of one channel: [margin] data [margin], `pitch` elements.
 template <typename S>
-DSR_INLINE void pack_row(const S* from, int64_t stride, int64_t lead, int64_t n, int64_t pitch,
-                         S* to) {
+DSR_INLINE void pack_row(const S* __restrict from, int64_t stride, int64_t lead, int64_t n,
+                         int64_t pitch, S* __restrict to) {
   for (int64_t j = 0; j < lead; ++j) to[j] = 0;
   if (stride == 1) {
     copy(to + lead, from, n);
+  } else if (stride == 2) {  // a constant the compiler turns into shuffles
+    for (int64_t j = 0; j < n; ++j) to[lead + j] = from[j * 2];
   } else {
     for (int64_t j = 0; j < n; ++j) to[lead + j] = from[j * stride];
   }

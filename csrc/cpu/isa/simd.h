@@ -62,7 +62,7 @@ template <typename S>
 DSR_INLINE void copy(S* to, const S* from, int64_t n) {
   constexpr int V = kLanes<S>;
   if (n >= V) {
-    for (int64_t i = 0; i + V <= n; i += V) store(to + i, load(from + i));
+    for (int64_t i = 0; i + V < n; i += V) store(to + i, load(from + i));
     store(to + n - V, load(from + n - V));
   } else {
     for (int64_t i = 0; i < n; ++i) to[i] = from[i];
