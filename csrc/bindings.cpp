@@ -142,8 +142,6 @@ void bind_conv(py::module_& m) {
   m.def("set_isa", [](const std::string& name) { require_ok(dsr::cpu::set_isa(name)); });
 }
 
-// ---- rewire
-
 // ---- rewire ----
 
 // name, rows, row_length, nnz, crow, col, values, dtype, stream

@@ -1,0 +1,128 @@
+"""What belongs to one sparse weight and has to follow when its pattern changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsr_kernels.nn import SparseModule, named_sparse_modules
+
+Pattern = tuple[Tensor, Tensor]  # crow_indices [O + 1], col_indices [nnz]
+
+
+@dataclass
+class SparseLayer:
+    """One weight: the module that holds it, others that share its Parameter, and its averages."""
+
+    name: str
+    index: int  # in the model's order: numbers the random stream
+    module: SparseModule
+    sharers: list[tuple[str, SparseModule]] = field(default_factory=list)
+    followers: list[tuple[str, SparseModule]] = field(default_factory=list)
+
+    @property
+    def values(self) -> nn.Parameter:
+        return self.module.values
+
+    @property
+    def pattern(self) -> Pattern:
+        return self.module.crow_indices, self.module.col_indices
+
+    def check(self) -> None:
+        """Raises ValueError where the native engine could not work on this layer."""
+        if self.values.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"layer {self.name!r}: expected float32 or float64 values, got {self.values.dtype}"
+            )
+        tensors = [self.values, *self.pattern]
+        for name, other in self.sharers + self.followers:
+            check_same_pattern(self.name, self.module, name, other)
+            tensors += [other.values, other.crow_indices, other.col_indices]
+        for tensor in tensors:
+            if tensor.device.type != "cpu":
+                raise ValueError(
+                    f"layer {self.name!r}: rewiring works on CPU tensors so far, "
+                    f"got {tensor.device}"
+                )
+            if not tensor.is_contiguous():
+                raise ValueError(
+                    f"layer {self.name!r}: expected contiguous tensors, got stride "
+                    f"{tensor.stride()}"
+                )
+
+
+def find_layers(model: nn.Module) -> list[SparseLayer]:
+    """The model's sparse weights in its order; modules that share a Parameter are one layer."""
+    layers: dict[int, SparseLayer] = {}
+    for name, module in named_sparse_modules(model):
+        layer = layers.get(id(module.values))
+        if layer is None:
+            layers[id(module.values)] = SparseLayer(name, len(layers), module)
+        else:
+            layer.sharers.append((name, module))
+    if not layers:
+        raise ValueError(
+            f"model: expected at least one sparse module, {type(model).__name__} has none; "
+            "convert it with dsr_kernels.sparsify or build it from dsr_kernels.nn"
+        )
+    return list(layers.values())
+
+
+def check_same_pattern(name: str, module: SparseModule, other: str, twin: SparseModule) -> None:
+    """Raises ValueError unless `twin` has its non-zeros exactly where `module` has them."""
+    same = (
+        module.weight_shape == twin.weight_shape
+        and torch.equal(module.crow_indices, twin.crow_indices)
+        and torch.equal(module.col_indices, twin.col_indices)
+    )
+    if not same:
+        raise ValueError(
+            f"layer {name!r} and {other!r}: expected the same pattern, but their non-zeros differ "
+            f"({module.nnz} of {tuple(module.weight_shape)} and {twin.nnz} of "
+            f"{tuple(twin.weight_shape)})"
+        )
+
+
+def match_followers(layers: list[SparseLayer], model: nn.Module) -> list[SparseLayer]:
+    """`model`'s counterpart of every layer, by name but for a wrapper's leading `module.`."""
+    copies = {layer.name.removeprefix("module."): layer for layer in find_layers(model)}
+    wanted = [layer.name.removeprefix("module.") for layer in layers]
+    missing = sorted(set(wanted) - set(copies))
+    if missing:
+        raise ValueError(
+            f"follow: expected a copy of the model, but {type(model).__name__} has no sparse "
+            f"module {missing[0]!r}"
+        )
+    return [copies[name] for name in wanted]
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer | None, layer: SparseLayer
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """The per-entry state tensors of a layer, as (dict that holds it, key).
+
+    Scalars such as Adam's `step` belong to no entry and are passed over. Raises ValueError for a
+    state tensor that is neither: it would silently go stale.
+    """
+    if optimizer is None or layer.values not in optimizer.state:
+        return
+    state = optimizer.state[layer.values]
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        if value.shape != layer.values.shape:
+            raise ValueError(
+                f"optimizer: state {key!r} of layer {layer.name!r} has shape {tuple(value.shape)}, "
+                f"expected {tuple(layer.values.shape)}: cannot rewire under "
+                f"{type(optimizer).__name__}"
+            )
+        if value.device.type != "cpu":
+            raise ValueError(
+                f"optimizer: state {key!r} of layer {layer.name!r} is on {value.device}, "
+                "expected cpu"
+            )
+        yield state, key

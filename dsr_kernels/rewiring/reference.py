@@ -1,0 +1,93 @@
+"""The readable meaning of one rewire: documentation and test oracle of the native engine. Slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+
+@dataclass
+class Layer:
+    """A sparse weight as a dictionary: position -> (value, momentum, ...)."""
+
+    numel: int
+    entries: dict[int, tuple[float, ...]]
+    pruned: int = field(default=0)
+    grown: int = field(default=0)
+
+
+def rewire(
+    layers: Sequence[Layer],
+    ranks: Callable[[int, int, int], Sequence[int]],
+    *,
+    threshold: float | None = None,
+    count: int | None = None,
+) -> list[Layer]:
+    """One rewire, by `threshold` (prune |w| below it) or by `count` (prune that many smallest).
+
+    `ranks(layer, free, grown)` draws `grown` distinct numbers below `free`: which of the layer's
+    free positions, in ascending order, become non-zero.
+    """
+    # Smallest first; of equal magnitudes the later layer goes first, in a layer the later position.
+    # The last of each layer is its keeper: it never goes, so no layer is ever emptied.
+    keepers = [max(layer.entries, key=_strength(layer), default=None) for layer in layers]
+    order = sorted(
+        (abs(entry[0]), -index, -position)
+        for index, layer in enumerate(layers)
+        for position, entry in layer.entries.items()
+        if position != keepers[index]
+    )
+    if count is None:
+        count = sum(magnitude < threshold for magnitude, _, _ in order)
+
+    # What just went may not come back at once, so only positions free before the rewire count.
+    # Where they are few, less is pruned: a weight that cannot be regrown elsewhere stays.
+    capacities = [layer.numel - len(layer.entries) if layer.entries else 0 for layer in layers]
+    count = min(count, len(order), sum(capacities))
+    pruned = {(-index, -position) for _, index, position in order[:count]}
+
+    survivors = [
+        {p: entry for p, entry in layer.entries.items() if (index, p) not in pruned}
+        for index, layer in enumerate(layers)
+    ]
+    shares = share_out(count, [len(s) for s in survivors], capacities)
+
+    after = []
+    for index, (layer, kept, grown) in enumerate(zip(layers, survivors, shares, strict=True)):
+        free = [p for p in range(layer.numel) if p not in layer.entries]
+        entry_size = max(map(len, layer.entries.values()), default=0)
+        new = {free[rank]: (0.0,) * entry_size for rank in ranks(index, len(free), grown)}
+        entries = dict(sorted((kept | new).items()))
+        after.append(Layer(layer.numel, entries, len(layer.entries) - len(kept), grown))
+    return after
+
+
+def _strength(layer: Layer) -> Callable[[int], tuple[float, int]]:
+    return lambda position: (abs(layer.entries[position][0]), -position)
+
+
+def share_out(total: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
+    """`total` in proportion to `weights`, within `capacities`, in whole numbers that add up.
+
+    Whoever's part would reach its capacity gets just that, and the rest is shared by the same rule
+    among the others. Parts are rounded down; the units left go to the largest remainders, of equal
+    ones to the first.
+    """
+    shares = [0] * len(weights)
+    rest = [i for i, weight in enumerate(weights) if weight > 0]
+
+    def part(i: int) -> Fraction:
+        return Fraction(total * weights[i], sum(weights[j] for j in rest))
+
+    while full := [i for i in rest if part(i) >= capacities[i]]:
+        for i in full:
+            shares[i] = capacities[i]
+        total -= sum(capacities[i] for i in full)
+        rest = [i for i in rest if i not in full]
+    for i in rest:
+        shares[i] = int(part(i))
+    by_remainder = sorted(rest, key=lambda i: (shares[i] - part(i), i))
+    for i in by_remainder[: total - sum(shares[i] for i in rest)]:
+        shares[i] += 1
+    return shares

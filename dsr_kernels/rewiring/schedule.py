@@ -1,0 +1,84 @@
+"""When to rewire."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT_EVERY = 100  # the paper's interval at the start of training
+
+
+def as_int(value: Any, name: str, at_least: int) -> int:
+    """`value` as an int, or an error that names the argument."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < at_least:
+        raise ValueError(f"{name}: expected an integer of at least {at_least}, got {value!r}")
+    return number
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`every` in force from each `start_iteration` on (0-based), up to `stop`.
+
+    After `n` finished iterations a rewire is due when `n` is a multiple of the interval that was in
+    force during the last of them: with [(0, 100), (1000, 200)] rewires follow iterations 100, 200,
+    ..., 1000, 1200, 1400, ... ; iterations from `stop` on are never followed by one.
+    """
+
+    segments: tuple[tuple[int, int], ...]
+    stop: int | None = None
+
+    @classmethod
+    def make(
+        cls,
+        every: int | None,
+        schedule: Sequence[tuple[int, int]] | None,
+        stop: int | None,
+    ) -> Schedule:
+        """Checks the arguments of a rewirer. Raises ValueError naming the argument."""
+        if every is not None and schedule is not None:
+            raise ValueError(
+                f"every, schedule: expected at most one of them, got every={every!r} and "
+                f"schedule={schedule!r}"
+            )
+        if schedule is None:
+            interval = DEFAULT_EVERY if every is None else as_int(every, "every", 1)
+            segments = ((0, interval),)
+        else:
+            segments = cls._checked(schedule)
+        return cls(segments, None if stop is None else as_int(stop, "stop", 0))
+
+    @staticmethod
+    def _checked(schedule: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        try:
+            pairs = [(start, every) for start, every in schedule]
+        except (TypeError, ValueError):
+            pairs = []
+        if not pairs:
+            raise ValueError(
+                f"schedule: expected pairs [(start_iteration, every), ...], got {schedule!r}"
+            )
+        segments = tuple(
+            (as_int(start, "schedule: start_iteration", 0), as_int(every, "schedule: every", 1))
+            for start, every in pairs
+        )
+        starts = [start for start, _ in segments]
+        if any(a >= b for a, b in itertools.pairwise(starts)):
+            raise ValueError(f"schedule: expected rising start iterations, got {starts}")
+        return segments
+
+    def due(self, finished: int) -> bool:
+        """Whether a rewire follows the iteration that was the `finished`-th to finish."""
+        if self.stop is not None and finished > self.stop:
+            return False
+        every = None
+        for start, interval in self.segments:
+            if start < finished:
+                every = interval
+        return every is not None and finished % every == 0
