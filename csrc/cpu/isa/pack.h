@@ -34,60 +34,65 @@ DSR_INLINE void pack_row(const S* __restrict from, int64_t stride, int64_t lead,
   for (int64_t j = lead + n; j < pitch; ++j) to[j] = 0;
 }
 
-// The same row of every channel, where channels are adjacent in the source (channels_last).
+// The same row of `channels` channels that are adjacent in the source (channels_last, linear
+// layers).
 template <typename S>
-DSR_INLINE void pack_row_channels_last(const S* from, int64_t stride, int64_t lead, int64_t n,
-                                       int64_t pitch, int64_t channels, int64_t channel_stride,
-                                       S* to) {
-  constexpr int64_t kBlock =
-      16;  // channels at a time: a line of the source, few enough lines of the target
-  for (int64_t c0 = 0; c0 < channels; c0 += kBlock) {
-    const int64_t c1 = least(c0 + kBlock, channels);
-    for (int64_t c = c0; c < c1; ++c) {
-      S* row = to + c * channel_stride;
-      for (int64_t j = 0; j < lead; ++j) row[j] = 0;
-      for (int64_t j = lead + n; j < pitch; ++j) row[j] = 0;
-    }
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t c = c0; c < c1; ++c) to[c * channel_stride + lead + j] = from[j * stride + c];
+DSR_INLINE void pack_row_of_channels(const S* from, int64_t stride, int64_t lead, int64_t n,
+                                     int64_t pitch, int64_t channels, int64_t channel_stride,
+                                     S* to) {
+  for (int64_t c = 0; c < channels; ++c) {
+    S* row = to + c * channel_stride;
+    for (int64_t j = 0; j < lead; ++j) row[j] = 0;
+    for (int64_t j = lead + n; j < pitch; ++j) row[j] = 0;
   }
+  for (int64_t j = 0; j < n; ++j)
+    for (int64_t c = 0; c < channels; ++c) to[c * channel_stride + lead + j] = from[j * stride + c];
 }
 
+// One phase of channels [channel, channel + count), from their first row on.
 template <typename S>
-static void pack(const S* source, const Strides4& strides, const PackLayout& l, const Unit& unit,
-                 S* packed) {
-  const int64_t phases = static_cast<int64_t>(l.phases.size()), channel_stride = phases * l.plane;
-  const int64_t stored_rows = unit.rows + l.halo_rows;
-  const int64_t end = ((unit.images - 1) * l.image_rows + stored_rows) * l.pitch;
-  const bool channels_last = strides.c == 1 && strides.w != 1 && l.channels > 1;
-  for (int64_t c = 0; c < (channels_last ? 1 : l.channels); ++c) {
-    for (int64_t f = 0; f < phases; ++f) {
-      const PackLayout::Phase& phase = l.phases[f];
-      const int64_t lead = least(most(-l.first_col, 0), l.pitch), skip = most(l.first_col, 0);
-      const int64_t n = most(0, least(phase.width - skip, l.pitch - lead));
-      S* plane = packed + c * channel_stride + f * l.plane;
-      for (int64_t g = 0; g < unit.images; ++g) {
-        const S* image = source + (unit.image + g) * strides.n + c * strides.c +
-                         phase.row * strides.h + (phase.col + skip * l.step_w) * strides.w;
-        for (int64_t r = 0; r < stored_rows; ++r) {
-          const int64_t row = unit.row + l.first_row + r;
-          const bool inside = row >= 0 && row < phase.height;
-          const S* from = image + (inside ? row * l.step_h * strides.h : 0);
-          S* to = plane + (g * l.image_rows + r) * l.pitch;
-          if (channels_last) {
-            pack_row_channels_last(from, l.step_w * strides.w, lead, inside ? n : 0, l.pitch,
-                                   l.channels, channel_stride, to);
-          } else if (inside) {
-            pack_row(from, l.step_w * strides.w, lead, n, l.pitch, to);
-          } else {
-            zero(to, l.pitch);
-          }
-        }
+static void pack_phase(const S* source, const Strides4& strides, const PackLayout& l,
+                       const PackLayout::Phase& phase, const Unit& unit, int64_t count,
+                       int64_t channel_stride, S* plane) {
+  const int64_t stored_rows = unit.rows + l.halo_rows, step = l.step_w * strides.w;
+  const int64_t lead = least(most(-l.first_col, 0), l.pitch), skip = most(l.first_col, 0);
+  const int64_t n = most(0, least(phase.width - skip, l.pitch - lead));
+  for (int64_t g = 0; g < unit.images; ++g) {
+    const S* image = source + (unit.image + g) * strides.n + phase.row * strides.h +
+                     (phase.col + skip * l.step_w) * strides.w;
+    for (int64_t r = 0; r < stored_rows; ++r) {
+      const int64_t row = unit.row + l.first_row + r;
+      const bool inside = row >= 0 && row < phase.height;
+      const S* from = image + (inside ? row * l.step_h * strides.h : 0);
+      S* to = plane + (g * l.image_rows + r) * l.pitch;
+      if (count > 1) {
+        pack_row_of_channels(from, step, lead, inside ? n : 0, l.pitch, count, channel_stride, to);
+      } else if (inside) {
+        pack_row(from, step, lead, n, l.pitch, to);
+      } else {
+        zero(to, l.pitch);
       }
     }
   }
-  for (int64_t plane = 0; plane < l.channels * phases; ++plane)
-    zero(packed + plane * l.plane + end, l.plane - end);
+}
+
+// Fills the packed buffer with one unit; every element of it is written.
+template <typename S>
+static void pack(const S* source, const Strides4& strides, const PackLayout& l, const Unit& unit,
+                 S* packed) {
+  const int64_t phases = static_cast<int64_t>(l.phases.size());
+  const int64_t channel_stride = phases * l.plane;
+  const int64_t end = ((unit.images - 1) * l.image_rows + unit.rows + l.halo_rows) * l.pitch;
+  // Adjacent channels are read a cache line at a time.
+  const int64_t block = strides.c == 1 && (strides.w != 1 || l.phases[0].width == 1) ? 16 : 1;
+  for (int64_t c = 0; c < l.channels; c += block) {
+    const int64_t count = least(block, l.channels - c);
+    for (int64_t f = 0; f < phases; ++f)
+      pack_phase(source + c * strides.c, strides, l, l.phases[f], unit, count, channel_stride,
+                 packed + c * channel_stride + f * l.plane);
+    for (int64_t plane = c * phases; plane < (c + count) * phases; ++plane)
+      zero(packed + plane * l.plane + end, l.plane - end);
+  }
   zero(packed + l.channels * channel_stride, int64_t{kSlack});
 }
 
