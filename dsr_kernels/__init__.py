@@ -1,6 +1,9 @@
 """Truly sparse training for PyTorch."""
 
+from ._native import show_config
+from .convert import densify, sparsify
 from .nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
+from .summary import summary
 from .topology import Topology, layer_nnz
 
 __all__ = [
@@ -8,6 +11,10 @@ __all__ = [
     "SparseLinear",
     "SparseModule",
     "Topology",
+    "densify",
     "layer_nnz",
     "named_sparse_modules",
+    "show_config",
+    "sparsify",
+    "summary",
 ]

@@ -12,11 +12,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.compiler.config
 from torch import Tensor, nn
 
 from . import reference, state
 from .plans import DTYPE_CODES
 from .topology import Topology, budget, check_nnz, check_pattern, check_shape
+
+
+def _let_nnz_vary() -> None:
+    """Tell torch.compile that the length of `values` changes: rewiring changes it all the time.
+
+    Dynamo takes the shapes of parameters for constants and would recompile at every rewire, up to
+    its limit. Named as a dynamic source, a compiled model is recompiled once and serves any nnz.
+    Only parameters called `values` are concerned; torch before 2.8 has no such setting.
+    """
+    sources = getattr(torch.compiler.config, "dynamic_sources", None)
+    if sources is not None:
+        ours = r".*_parameters.*\['values'\]"
+        torch.compiler.config.dynamic_sources = ",".join(filter(None, (sources, ours)))
+
+
+_let_nnz_vary()
 
 
 class SparseModule(nn.Module):

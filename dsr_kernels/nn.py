@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional
+from . import dense, functional
 from .module import SparseModule
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -96,6 +96,35 @@ class SparseConv2d(SparseModule):
             self.groups,
         )
 
+    @classmethod
+    def from_dense(
+        cls,
+        conv: nn.Conv2d,
+        sparsity: float | None = None,
+        *,
+        nnz: int | None = None,
+        mask: Tensor | None = None,
+        method: str = "magnitude",
+        generator: torch.Generator | None = None,
+    ) -> SparseConv2d:
+        """The sparse twin of `conv`, with its arguments, its bias and its weights at the non-zeros.
+
+        The pattern is the mask's, or as many entries as `sparsity` (or `nnz`) leaves: the largest
+        in magnitude or random ones. Raises TypeError for a module that does more than nn.Conv2d.
+        """
+        dense.check_dense(conv, nn.Conv2d)
+        topology = dense.choose_topology(conv.weight, sparsity, nnz, mask, method, generator)
+        arguments = dense.conv_arguments(conv)
+        sparse = cls(**arguments, dtype=conv.weight.dtype, nnz=topology.nnz)
+        dense.fill_sparse(sparse, conv, topology)
+        return sparse
+
+    def dense_module(self) -> nn.Conv2d:
+        """The nn.Conv2d that computes the same: O(numel) memory."""
+        conv = nn.Conv2d(**dense.conv_arguments(self), dtype=self.values.dtype)
+        dense.fill_dense(conv, self)
+        return conv
+
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         text += f", stride={self.stride}"
@@ -136,6 +165,31 @@ class SparseLinear(SparseModule):
         return functional.sparse_linear(
             x, self.values, self.bias, self.crow_indices, self.col_indices, self.weight_shape
         )
+
+    @classmethod
+    def from_dense(
+        cls,
+        linear: nn.Linear,
+        sparsity: float | None = None,
+        *,
+        nnz: int | None = None,
+        mask: Tensor | None = None,
+        method: str = "magnitude",
+        generator: torch.Generator | None = None,
+    ) -> SparseLinear:
+        """The sparse twin of `linear`; see SparseConv2d.from_dense."""
+        dense.check_dense(linear, nn.Linear)
+        topology = dense.choose_topology(linear.weight, sparsity, nnz, mask, method, generator)
+        arguments = dense.linear_arguments(linear)
+        sparse = cls(**arguments, dtype=linear.weight.dtype, nnz=topology.nnz)
+        dense.fill_sparse(sparse, linear, topology)
+        return sparse
+
+    def dense_module(self) -> nn.Linear:
+        """The nn.Linear that computes the same: O(numel) memory."""
+        linear = nn.Linear(**dense.linear_arguments(self), dtype=self.values.dtype)
+        dense.fill_dense(linear, self)
+        return linear
 
     def extra_repr(self) -> str:
         return (

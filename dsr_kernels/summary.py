@@ -1,0 +1,137 @@
+"""summary(model): what each layer weighs, sparse or dense, and why a layer stayed dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .convert import KINDS
+from .module import SparseModule
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer: sizes count its weight and bias; indices count as bytes, not as parameters."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    numel: int  # weights of the dense layer
+    nnz: int  # weights held
+    dense_bytes: int
+    bytes: int  # values, bias and indices
+    note: str  # why a layer is dense
+
+    @property
+    def density(self) -> float:
+        return self.nnz / max(self.numel, 1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The layers of a model in order; print it for a table with totals."""
+
+    layers: list[LayerSummary]
+
+    @property
+    def sparse_layers(self) -> list[LayerSummary]:
+        return [layer for layer in self.layers if layer.kind in ("SparseConv2d", "SparseLinear")]
+
+    @property
+    def sparse_numel(self) -> int:
+        """Weights of the sparse layers, had they been dense."""
+        return sum(layer.numel for layer in self.sparse_layers)
+
+    @property
+    def sparse_nnz(self) -> int:
+        return sum(layer.nnz for layer in self.sparse_layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Of the sparse layers' weights, as the paper counts it."""
+        return 1 - self.sparse_nnz / max(self.sparse_numel, 1)
+
+    @property
+    def dense_bytes(self) -> int:
+        return sum(layer.dense_bytes for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    def __str__(self) -> str:
+        header = ("layer", "kind", "shape", "weights", "held", "density", "dense", "here", "note")
+        rows = [_cells(layer) for layer in self.layers]
+        numel = sum(layer.numel for layer in self.layers)
+        nnz = sum(layer.nnz for layer in self.layers)
+        total = ("total", "", "", f"{numel:,}", f"{nnz:,}", f"{nnz / max(numel, 1):.4f}")
+        rows.append((*total, _size(self.dense_bytes), _size(self.bytes), ""))
+        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+        left = {0, 1, 2, 8}
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i in left else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in (header, *rows)
+        ]
+        rule = "-" * max(len(line) for line in lines)
+        lines[1:1] = [rule]
+        lines[-1:-1] = [rule]
+        lines.append(
+            f"sparse layers: {self.sparse_nnz:,} of {self.sparse_numel:,} weights, "
+            f"sparsity {self.sparsity:.4f}"
+        )
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """Every module of `model` that holds parameters of its own, a shared one once."""
+    return Summary(
+        [
+            _layer(name or "(model)", module)
+            for name, module in model.named_modules()
+            if any(p is not None for p in module._parameters.values())
+        ]
+    )
+
+
+def _layer(name: str, module: nn.Module) -> LayerSummary:
+    parameters = [p for p in module._parameters.values() if p is not None]
+    held = sum(p.nbytes for p in parameters)
+    if isinstance(module, SparseModule):
+        item = module.values.element_size()
+        dense = held + (module.numel - module.nnz) * item
+        indices = module.crow_indices.nbytes + module.col_indices.nbytes
+        shape, numel, nnz, note = module.weight_shape, module.numel, module.nnz, ""
+        held += indices
+    else:
+        weight = module._parameters.get("weight")
+        shape = tuple(weight.shape) if weight is not None else ()
+        numel = nnz = sum(p.numel() for p in parameters) if weight is None else weight.numel()
+        dense = held
+        default = "" if isinstance(module, tuple(KINDS)) else "not a convolution or linear layer"
+        note = getattr(module, "kept_dense", default)
+    return LayerSummary(name, type(module).__name__, shape, numel, nnz, dense, held, note)
+
+
+def _cells(layer: LayerSummary) -> tuple[str, ...]:
+    return (
+        layer.name,
+        layer.kind,
+        "x".join(map(str, layer.shape)),
+        f"{layer.numel:,}",
+        f"{layer.nnz:,}",
+        f"{layer.density:.4f}",
+        _size(layer.dense_bytes),
+        _size(layer.bytes),
+        layer.note,
+    )
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
