@@ -1,5 +1,6 @@
 # make demo: set up, install, train a sparse WRN-28-2 on the embedded data in about two minutes
 # make test: set up, install, run every test
+# make bench: record the speed of layers against dense
 # make lint: the style checks of continuous integration
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/dsr train --recipe wrn28_2-digits --out runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -20,6 +21,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+# Without these two settings the dense baseline pays for page faults on every call.
+bench: $(STAMP)
+	mkdir -p build
+	MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296 \
+	  $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-json=build/bench.json
+	$(BIN)/python benchmarks/summarize.py build/bench.json benchmarks/results/latest.json
 
 $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
