@@ -14,6 +14,7 @@
 #include "common/feistel.h"
 #include "common/philox.h"
 #include "common/status.h"
+#include "cpu/channel_sum.h"
 #include "cpu/conv_plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/rewire.h"
@@ -112,6 +113,29 @@ int64_t plan_workspace_bytes(const ConvPlan& plan, const std::string& op, int64_
   if (op == "grad_weight") return plan.workspace_bytes(dsr::cpu::Op::kGradWeight, n, threads);
   throw std::invalid_argument("op: expected 'forward', 'grad_input' or 'grad_weight', got '" + op +
                               "'");
+}
+
+template <class S>
+void channel_sums_of(Quad size, uintptr_t x, Quad x_strides, uintptr_t out, int threads,
+                     uintptr_t workspace) {
+  py::gil_scoped_release release;
+  dsr::cpu::channel_sums<S>(size[0], size[1], size[2], size[3], pointer<S>(x), strides4(x_strides),
+                            pointer<S>(out), threads, pointer<void>(workspace));
+}
+
+void bind_channel_sums(py::module_& m) {
+  m.def("channel_sums_workspace", &dsr::cpu::channel_sums_workspace, py::arg("n"),
+        py::arg("channels"));
+  m.def(
+      "channel_sums",
+      [](const std::string& dtype, Quad size, uintptr_t x, Quad x_strides, uintptr_t out,
+         int threads, uintptr_t workspace) {
+        const auto launch =
+            element_size(dtype) == 4 ? channel_sums_of<float> : channel_sums_of<double>;
+        launch(size, x, x_strides, out, threads, workspace);
+      },
+      py::arg("dtype"), py::arg("size"), py::arg("x"), py::arg("x_strides"), py::arg("out"),
+      py::arg("threads"), py::arg("workspace"), "out [C] = x [N, C, H, W] summed over N, H, W.");
 }
 
 void bind_conv(py::module_& m) {
@@ -261,5 +285,6 @@ void bind_rewire(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native core of dsr_kernels.";
   bind_conv(m);
+  bind_channel_sums(m);
   bind_rewire(m);
 }

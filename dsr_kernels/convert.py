@@ -41,8 +41,8 @@ def sparsify(
     or by 'magnitude'; they keep the dense layers' values there. `exclude` leaves layers dense and
     `overrides` gives layers a sparsity of their own, outside that budget: both name layers by glob
     ('layer4.*', or a container for all that is in it). A glob that fits no layer is an error; a
-    layer that cannot be converted stays dense with a warning. `inplace=True` changes the given model (the
-    result is what is returned: another object if the model is itself a layer).
+    layer that cannot be converted stays dense with a warning. `inplace=True` changes the given
+    model (the result is what is returned: another object if the model is itself a layer).
     """
     if keep not in METHODS:
         raise ValueError(f"keep: expected one of {METHODS}, got {keep!r}")

@@ -1,4 +1,4 @@
-"""The derivatives of the ops, each made of the three ops themselves, and the ways to reach them.
+"""The derivatives of the ops, each made of the ops themselves, and the ways to reach them.
 
 A graph belongs to the values and the pattern it was recorded with. They are saved for backward, and
 `SparseModule.replace_topology` advances their versions, so a backward through an older topology
@@ -41,7 +41,7 @@ class _Conv(torch.autograd.Function):
         if wants_values:
             gvalues = grad_weight(x, grad, crow, col, *ctx.shape, values.dtype)
         if wants_bias:
-            gbias = grad.sum((0, 2, 3), dtype=values.dtype)
+            gbias = grad_bias(grad, values.dtype)
         return None, gx, gvalues, gbias, *[None] * len(rest)
 
 
@@ -82,6 +82,17 @@ class _GradWeight(torch.autograd.Function):
         if wants_grad:
             ggrad = conv(x, ggvalues, None, crow, col, *ctx.shape)
         return None, gx, ggrad, *[None] * len(rest)
+
+
+class _GradBias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run: Callable, grad, dtype) -> Tensor:
+        ctx.size, ctx.dtype = grad.shape, grad.dtype
+        return run(grad, dtype)
+
+    @staticmethod
+    def backward(ctx, ggbias: Tensor) -> tuple[Tensor | None, ...]:
+        return None, ggbias.to(ctx.dtype)[:, None, None].expand(ctx.size), None
 
 
 def _saved(ctx) -> tuple[Tensor | None, ...]:
@@ -144,3 +155,4 @@ def _register(name: str, kernel: Callable, function: type[torch.autograd.Functio
 conv = _register("sparse_conv2d", ops.conv, _Conv)
 grad_input = _register("sparse_conv2d_grad_input", ops.grad_input, _GradInput)
 grad_weight = _register("sparse_conv2d_grad_weight", ops.grad_weight, _GradWeight)
+grad_bias = _register("sparse_conv2d_grad_bias", ops.grad_bias, _GradBias)

@@ -3,9 +3,10 @@
     sparse_conv2d              y  [N, O, P, Q] = conv2d(pad(x), W) + bias
     sparse_conv2d_grad_input   gx [N, C, H, W] = conv_transpose2d(gy, W)
     sparse_conv2d_grad_weight  gvalues [nnz]   = (dense weight gradient) at the non-zeros
+    sparse_conv2d_grad_bias    gbias [O]       = gy.sum((0, 2, 3))
 
 W is (values, crow_indices, col_indices) of weight_shape (O, C // groups, KH, KW); `reference` holds
-the meaning in plain torch. The three are linear in each tensor argument and each other's
+the meaning in plain torch. They are linear in each tensor argument and each other's
 derivatives, so gradients of any order come from them. Values are float32 or float64; activations
 have the same dtype, or bfloat16 / float16, computed in the values' dtype and returned in their own.
 """
@@ -31,6 +32,7 @@ for _schema in (
     f" {_SHAPE}, bool channels_last) -> Tensor",
     f"sparse_conv2d_grad_weight(Tensor x, Tensor grad, {_PATTERN}, {_SHAPE}, ScalarType dtype)"
     " -> Tensor",
+    "sparse_conv2d_grad_bias(Tensor grad, ScalarType dtype) -> Tensor",
 ):
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -179,6 +181,11 @@ def _grad_weight_output(
     return torch.empty(col.shape, dtype=dtype, device=col.device)
 
 
+def _grad_bias_output(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    _check_activation("SparseConv2d", "gradient", grad, dtype)
+    return torch.empty(grad.shape[1], dtype=dtype, device=grad.device)
+
+
 def conv(*args) -> Tensor:
     return launch.forward(_forward_output(*args), *args)
 
@@ -190,6 +197,10 @@ def grad_input(grad, values, crow, col, input_size, *shape) -> Tensor:
 
 def grad_weight(*args) -> Tensor:
     return launch.grad_weight(_grad_weight_output(*args), *args[:-1])
+
+
+def grad_bias(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    return launch.grad_bias(_grad_bias_output(grad, dtype), grad)
 
 
 def _empty(x: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
@@ -206,6 +217,7 @@ for _name, _kernel, _fake in (
     ("sparse_conv2d", conv, _forward_output),
     ("sparse_conv2d_grad_input", grad_input, _grad_input_output),
     ("sparse_conv2d_grad_weight", grad_weight, _grad_weight_output),
+    ("sparse_conv2d_grad_bias", grad_bias, _grad_bias_output),
 ):
     # For every backend: a tensor of another device reaches the check that says so in words.
     library.impl(_name, _from_dispatcher(_kernel), "CompositeExplicitAutograd")

@@ -188,6 +188,22 @@ def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor,
     return out
 
 
+def grad_bias(out: Tensor, grad: Tensor) -> Tensor:
+    """out [O] = grad summed over batch and image, the same bits for any number of threads."""
+    grad = _in_dtype(grad, out.dtype)
+    scratch = torch.empty(_C.channel_sums_workspace(*grad.shape[:2]), dtype=torch.uint8)
+    _C.channel_sums(
+        DTYPE_CODES[out.dtype],
+        grad.shape,
+        grad.data_ptr(),
+        grad.stride(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+        scratch.data_ptr(),
+    )
+    return out
+
+
 def _workspace(plan: _C.ConvPlan, op: str, n: int, threads: int) -> Tensor:
     """Scratch memory for one call, from torch, so that torch's memory counters are honest."""
     return torch.empty(plan.workspace_bytes(op, n, threads), dtype=torch.uint8)

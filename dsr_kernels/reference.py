@@ -85,6 +85,11 @@ def sparse_conv2d_grad_weight(
     return at_pattern(torch.autograd.grad(y, weight, grad)[0], crow, col)
 
 
+def sparse_conv2d_grad_bias(grad: Tensor) -> Tensor:
+    """gbias [O] = the gradient of y [N, O, P, Q] summed over batch and image."""
+    return grad.sum((0, 2, 3))
+
+
 def sparse_linear(
     x: Tensor,  # [..., I]
     values: Tensor,  # [nnz]
