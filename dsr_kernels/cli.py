@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--device", choices=["cpu"], default="cpu", help="where to train")
     train.add_argument("--quiet", action="store_true", help="no progress bar, one line an epoch")
+    train.add_argument(
+        "--no-report", action="store_true", help="leave report.html for `dsr report`"
+    )
     train.set_defaults(run=_train)
 
     report = commands.add_parser("report", help="make report.html and the plots of a run again")
@@ -84,14 +87,12 @@ def _train(options: argparse.Namespace) -> int:
         overrides.append(f"training.eval_test_every={options.eval_test_every}")
     source = options.recipe or (folder / "recipe.toml" if options.resume else recipes.DEFAULT)
     recipe = recipes.load(str(source), overrides, options.seed)
-    if options.threads is not None:
-        if options.threads < 1:
-            raise UsageError(f"--threads: expected at least 1, got {options.threads}")
-        import torch
-
-        torch.set_num_threads(options.threads)
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"--threads: expected at least 1, got {options.threads}")
     given = {"data_dir": options.data_dir, "compare_dense": options.compare_dense,
-             "quiet": options.quiet or None}  # fmt: skip
+             "quiet": options.quiet or None, "make_report": not options.no_report}  # fmt: skip
+    if options.threads is not None:
+        given["threads"] = options.threads
     from dsr_kernels.training import start
 
     if options.resume:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule
 
@@ -32,7 +33,7 @@ class LayerFactory:
             raise ValueError(f"sparsity: expected 0 <= sparsity < 1, got {sparsity}")
         self.sparse = sparse
         self.generator = generator
-        self.options = {"device": device, "dtype": dtype}
+        self.options = {"device": device or torch.get_default_device(), "dtype": dtype}
         self.sparse_options = {**self.options, "sparsity": sparsity, "generator": generator}
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
@@ -45,17 +46,20 @@ class LayerFactory:
 
     def dense_conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
         """A convolution that stays dense in the paper: a stem, or the 1x1 of a shortcut."""
-        return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False, **self.options)
+        # skip_init: `initialize_` draws every weight, from the model's own generator.
+        return skip_init(
+            nn.Conv2d, inputs, outputs, kernel, stride, kernel // 2, bias=False, **self.options
+        )
 
     def linear(self, inputs: int, outputs: int, bias: bool) -> nn.Module:
         """A fully connected layer of the kind that the paper makes sparse."""
         if not self.sparse:
-            return nn.Linear(inputs, outputs, bias=bias, **self.options)
+            return skip_init(nn.Linear, inputs, outputs, bias=bias, **self.options)
         return SparseLinear(inputs, outputs, bias=bias, **self.sparse_options)
 
     def dense_linear(self, inputs: int, outputs: int) -> nn.Module:
         """A fully connected layer that stays dense in the paper."""
-        return nn.Linear(inputs, outputs, **self.options)
+        return skip_init(nn.Linear, inputs, outputs, **self.options)
 
     def norm(self, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels, **self.options)

@@ -52,7 +52,8 @@ class Checkpoints:
         part.mkdir()
         # safetensors wants each tensor contiguous and with storage of its own.
         whole = {name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}
-        safetensors.save_file(whole, part / WEIGHTS, metadata={"format": FORMAT, "step": str(step)})
+        # One entry: the library writes several in an order that changes from run to run.
+        safetensors.save_file(whole, part / WEIGHTS, metadata={"format": FORMAT})
         torch.save(state, part / STATE)
         files = {name: _fingerprint(part / name) for name in (WEIGHTS, STATE)}
         manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}

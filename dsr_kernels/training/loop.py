@@ -84,7 +84,10 @@ class Trainer:
                 ) from None
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
         self.optimizer = build_optimizer(self.recipe, self.model)
-        self.rewirer = build_rewirer(self.recipe, self.model, self.optimizer, self.epoch_length)
+        try:
+            self.rewirer = build_rewirer(self.recipe, self.model, self.optimizer, self.epoch_length)
+        except ValueError as error:
+            raise UsageError(f"recipe: rewiring.{error}") from None
         layers = list(sparse_layers(self.model))
         if saved is None:
             self.records = Records(self.run.folder, layers)

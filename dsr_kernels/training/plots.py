@@ -77,6 +77,11 @@ def _curves(axes, story: Story, kind: str, scale: float) -> None:
     _whole_epochs(axes)
 
 
+def _legend(axes, place: str) -> None:
+    if axes.get_legend_handles_labels()[0]:  # none before the first epoch
+        axes.legend(loc=place)
+
+
 def _lr_steps(axes, story: Story) -> None:
     """A faint line where the learning rate falls."""
     for index, (epoch, _) in enumerate(story.recipe.optimizer.lr[1:]):
@@ -99,7 +104,7 @@ def accuracy(story: Story) -> Figure:
         if not any(row.get("test_accuracy") is not None for row in story.metrics):
             last = story.metrics[-1]["epoch"] if story.metrics else 0
             axes.plot([last], [final], "D", color=GREEN, ms=7, label=f"test, once: {final:.2f} %")
-    axes.legend(loc="lower right")
+    _legend(axes, "lower right")
     return figure
 
 
@@ -110,7 +115,7 @@ def loss(story: Story) -> Figure:
               if (v := row.get(f"{part}_loss")) is not None and v > 0]  # fmt: skip
     if values and max(values) > 5 * min(values):
         _log_axis(axes.yaxis, axes.set_yscale)
-    axes.legend(loc="upper right")
+    _legend(axes, "upper right")
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import pickle
 import tarfile
 import zlib
@@ -103,9 +104,11 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4:
         raise damaged(path, f"does not start as an IDX file of bytes does (got {raw[:4].hex(' ')})")
     header = 4 + 4 * raw[3]
+    if len(raw) < header:
+        raise damaged(path, f"holds {len(raw)} bytes, its header alone has {header}")
     shape = tuple(np.frombuffer(raw[4:header], ">u4").tolist())
-    expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(shape) != raw[3] or len(raw) != expected:
+    expected = header + math.prod(shape)
+    if len(raw) != expected:
         raise damaged(path, f"holds {len(raw)} bytes, expected {expected} for shape {shape}")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
 

@@ -30,12 +30,16 @@ def new_run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
 
 
 def continue_run(
-    folder: Path, recipe: Recipe | None = None, data_dir: Path | None = None, **options: Any
+    folder: Path,
+    recipe: Recipe | None = None,
+    data_dir: Path | None = None,
+    make_report: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
     """Continues the run in `folder` exactly where its newest checkpoint stands.
 
-    A `recipe` given anyway must equal the run's own. `data_dir` defaults to the one the run began
-    with.
+    A `recipe` given anyway must equal the run's own. `data_dir` and the number of threads default
+    to what the run began with.
     """
     run = Run.open(folder)
     own = run.recipe()
@@ -44,12 +48,20 @@ def continue_run(
     results = run.read_json("results.json")
     if results is not None:
         print(f"{folder} is complete: test accuracy {results['test_accuracy']:.2%}")
-        report.write(run)
+        if make_report:
+            report.write(run)
         return results
     run.lock()
-    remembered = (run.read_json("run.json") or {}).get("data_dir")
-    data_dir = data_dir or (Path(remembered) if remembered else None)
-    return _train(run, own, _load(own, data_dir), data_dir=data_dir, **options)
+    about = run.read_json("run.json")
+    if about is not None:
+        data_dir = data_dir or (Path(about["data_dir"]) if about["data_dir"] else None)
+        threads = about["machine"]["threads"]
+        if options.get("threads") not in (None, threads):
+            print(f"the run began with {threads} threads: with another number torch's own layers "
+                  "round differently, and the results will not be bit-identical")  # fmt: skip
+        options.setdefault("threads", threads)
+    options |= {"data_dir": data_dir, "make_report": make_report}
+    return _train(run, own, _load(own, data_dir), **options)
 
 
 def _load(recipe: Recipe, data_dir: Path | None) -> datasets.DataSet:
@@ -65,7 +77,11 @@ def _train(
     data_dir: Path | None = None,
     compare_dense: bool = False,
     quiet: bool | None = None,
+    make_report: bool = True,
+    threads: int | None = None,
 ) -> dict[str, Any]:
+    if threads is not None:
+        torch.set_num_threads(threads)
     trainer = Trainer(run, recipe, data, quiet)
     trainer.start()
     model = describe(trainer.model, trainer.optimizer)
@@ -83,7 +99,8 @@ def _train(
     if compare_dense:
         speeds = results["against_dense"]["images_per_second"].items()
         print("training steps: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in speeds))
-    print(f"report: {report.write(run)}")
+    if make_report:
+        print(f"report: {report.write(run)}")
     return results
 
 

@@ -1,0 +1,51 @@
+"""Small, quick runs for the tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsr_kernels.cli import main
+from dsr_kernels.training import recipe as recipes
+from dsr_kernels.training.schema import Recipe
+
+LENET = [
+    "training.epochs=3",
+    "training.batch_size=100",
+    "data.image_size=0",
+    "rewiring.every=[[0, 5]]",
+    "rewiring.prune_count=100",
+    "rewiring.stop_epoch=2.5",
+]
+WRN = [
+    "training.epochs=1",
+    "training.batch_size=100",
+    "model.width=0.25",
+    "data.image_size=8",
+    "rewiring.every=[[0, 3]]",
+    "rewiring.prune_count=100",
+    "rewiring.stop_epoch=0",
+]
+LENET_BASE, WRN_BASE = "lenet300-digits", "wrn28_2-digits"
+
+
+def small(kind: str = "lenet", *changes: str) -> Recipe:
+    """LeNet on the 8x8 digits (12 iterations an epoch), or a WRN-28-0.25 on them."""
+    base, own = (LENET_BASE, LENET) if kind == "lenet" else (WRN_BASE, WRN)
+    return recipes.load(base, [*own, *changes])
+
+
+def arguments(out: Path, *changes: str, kind: str = "lenet") -> list[str]:
+    """The same as arguments of ``dsr``."""
+    base, own = (LENET_BASE, LENET) if kind == "lenet" else (WRN_BASE, WRN)
+    settings = [part for change in (*own, *changes) for part in ("--set", change)]
+    return ["train", "--quiet", "--no-report", "--recipe", base, "--out", str(out), *settings]
+
+
+def train(out: Path, *changes: str, kind: str = "lenet") -> int:
+    return main(arguments(out, *changes, kind=kind))
+
+
+def artefacts(run: Path) -> dict[str, bytes]:
+    """What must be equal, byte by byte, between equal runs."""
+    files = ["metrics.csv", "rewires.csv", "checkpoints/latest/weights.safetensors"]
+    return {name: (run / name).read_bytes() for name in files}

@@ -1,0 +1,190 @@
+"""The command line: one clear sentence and the right exit code for whatever is typed."""
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import arguments, train
+
+from dsr_kernels.cli import main
+from dsr_kernels.training import recipe as recipes
+from dsr_kernels.training.run import Run
+from dsr_kernels.training.signals import StopRequest
+
+ROOT = Path(__file__).parents[1]
+
+
+def refused(capsys, *args):
+    """The one sentence on stderr of a command that must end with code 2."""
+    assert main(list(args)) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("dsr: ") and shown.err.count("\n") == 1
+    return shown.err
+
+
+def test_list_shows_every_recipe_with_a_description(capsys):
+    assert main(["train", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipes.names()
+    assert all(len(line.split()) > 4 for line in lines)
+
+
+def test_info_shows_the_configuration(capsys):
+    assert main(["info"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_one_sentence(capsys, tmp_path):
+    out = str(tmp_path / "r")
+    assert "--out: name the folder" in refused(capsys, "train")
+    assert "did you mean wrn28_2-cifar10" in refused(
+        capsys, "train", "--recipe", "wrn28_2-cifar", "--out", out
+    )
+    assert "did you mean training.epochs" in refused(
+        capsys, "train", "--set", "training.epoch=3", "--out", out
+    )
+    assert "--threads: expected at least 1" in refused(
+        capsys, "train", "--threads", "0", "--out", out
+    )
+    assert "data set mnist not found" in refused(
+        capsys, "train", "--recipe", "lenet300-mnist", "--data-dir", str(tmp_path), "--out", out
+    )
+    assert "--resume: name one run" in refused(capsys, "train", "--resume")
+    assert "holds no run" in refused(capsys, "train", "--resume", out)
+    assert "prune_count: expected at most" in refused(
+        capsys, *arguments(Path(out), "rewiring.prune_count=99999")
+    )
+    assert not (tmp_path / "r/metrics.csv").exists()
+
+
+@pytest.mark.parametrize("args", [[], ["trian"], ["train", "--sed", "1"], ["train", "--seed", "x"]])
+def test_argparse_errors_exit_with_2(args, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_something_is_never_touched(capsys, tmp_path):
+    run = tmp_path / "run"
+    assert train(run, "training.epochs=1") == 0
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    message = refused(capsys, *arguments(run))
+    assert f"already holds a run; continue it with `dsr train --resume {run}`" in message
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("important")
+    assert "is not empty and holds no run" in refused(capsys, *arguments(other))
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in refused(capsys, *arguments(tmp_path / "file"))
+    assert [p.name for p in other.iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_a_complete_run_says_so(capsys, tmp_path):
+    train(tmp_path / "run", "training.epochs=1")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--no-report"]) == 0
+    assert "is complete: test accuracy" in capsys.readouterr().out
+
+
+def test_resuming_before_the_first_checkpoint_begins_again(tmp_path):
+    from small_runs import artefacts, small
+
+    train(tmp_path / "whole", "training.epochs=1")
+    Run.create(tmp_path / "run", small("lenet", "training.epochs=1"))
+    assert main(["train", "--resume", str(tmp_path / "run"), "--quiet", "--no-report"]) == 0
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "whole")
+
+
+def test_a_run_in_use_is_refused(tmp_path, capsys):
+    from small_runs import small
+
+    run = Run.create(tmp_path / "run", small())
+    assert "another process is training" in refused(capsys, "train", "--resume", str(run.folder))
+
+
+def test_seed_eval_test_every_and_compare_dense(tmp_path, capsys):
+    run = tmp_path / "run"
+    args = arguments(run, "training.epochs=2")
+    assert main([*args, "--seed", "5", "--eval-test-every", "2", "--compare-dense"]) == 0
+    recipe = Run.open(run).recipe()
+    assert (recipe.seed, recipe.training.eval_test_every) == (5, 2)
+    results = Run.open(run).read_json("results.json")
+    speeds = results["against_dense"]["images_per_second"]
+    assert set(speeds) == {"sparse", "dense_contiguous"} and min(speeds.values()) > 0
+    assert "training steps: sparse" in capsys.readouterr().out
+
+
+def spawn(*args, **kwargs):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", "dsr_kernels", *args],
+        env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs,
+    )  # fmt: skip
+
+
+def wait_for(path, process):
+    for _ in range(1200):
+        if path.exists() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+
+
+def test_ctrl_c_in_a_process_of_its_own_exits_130(tmp_path):
+    run = tmp_path / "run"
+    process = spawn(*arguments(run, "training.epochs=100000"))
+    wait_for(run / "checkpoints/latest", process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "dsr train --resume" in err and "Traceback" not in err
+    # Off a terminal: plain lines, no bar, no control characters.
+    assert out.startswith("lenet300-digits: dsr") and "\r" not in out + err
+
+
+def test_a_second_ctrl_c_quits_at_once():
+    child = os.fork()
+    if child == 0:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            if stop.signum == signal.SIGINT and stop.exit_code == 130:
+                os.kill(os.getpid(), signal.SIGINT)
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+
+
+def test_progress_bar_on_a_terminal_shows_loss_accuracy_speed_and_time(tmp_path):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    args = [a for a in arguments(tmp_path / "run", "training.epochs=20") if a != "--quiet"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dsr_kernels", *args],
+        env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=slave, text=True,
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 4096)
+        except OSError:  # Linux says so when the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    text = shown.decode()
+    for piece in ("epoch ", "/20", "loss ", "accuracy ", "images/s", " left"):
+        assert piece in text, text[-500:]

@@ -1,0 +1,117 @@
+"""The report: complete, self-contained, remade at will, honest about what is missing."""
+
+import base64
+import builtins
+import re
+
+import pytest
+from small_runs import small, train
+
+from dsr_kernels.cli import main
+from dsr_kernels.training import data as datasets
+from dsr_kernels.training import report
+from dsr_kernels.training.run import Run
+from dsr_kernels.training.setup import build_model, build_optimizer, describe
+
+PLOTS = ["accuracy", "density", "loss", "nonzeros", "pruned", "sparsity", "threshold"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    assert train(folder) == 0
+    assert main(["report", str(folder)]) == 0
+    return folder
+
+
+def test_every_plot_is_a_png_beside_the_report_and_in_it(run):
+    page = (run / "report.html").read_text()
+    inlined = re.findall(r'<img alt="(\w+)" src="data:image/png;base64,([^"]+)"', page)
+    assert sorted(name for name, _ in inlined) == PLOTS
+    for name, data in inlined:
+        raw = (run / "plots" / f"{name}.png").read_bytes()
+        assert raw == base64.b64decode(data)
+        assert raw.startswith(b"\x89PNG") and len(raw) > 5000
+
+
+def test_the_page_needs_nothing_else(run):
+    page = (run / "report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    assert set(re.findall(r'src="(.{5})', page)) == {"data:"}
+
+
+def test_the_page_tells_the_run(run):
+    page = (run / "report.html").read_text()
+    results = Run.open(run).read_json("results.json")
+    assert f"{results['test_accuracy']:.2%}" in page
+    for text in ("lenet300-digits", "optimizer.l1", "rewiring.prune_count", "torch", "images/s",
+                 "2,510 non-zeros", "peak memory"):  # fmt: skip
+        assert text in page
+
+
+def test_bytes_are_those_of_the_tensors(run):
+    """Parameters, indices and momentum, counted here from the tensors themselves."""
+    recipe = small()
+    data = datasets.load(recipe.data)
+    for sparse in (True, False):
+        model = build_model(recipe, data, sparse=sparse)
+        optimizer = build_optimizer(recipe, model)
+        for parameter in model.parameters():
+            parameter.grad = parameter.detach().clone()
+        optimizer.step()
+        told = describe(model, optimizer)["bytes"]
+        assert told["parameters"] == sum(p.nbytes for p in model.parameters())
+        assert told["indices"] == sum(b.nbytes for n, b in model.named_buffers() if "indices" in n)
+        state = [s["momentum_buffer"] for s in optimizer.state.values()]
+        assert told["optimizer"] == sum(t.nbytes for t in state)
+        assert told["total"] == told["parameters"] + told["indices"] + told["optimizer"]
+        if sparse:
+            twin = describe(model, optimizer)["dense_bytes"]
+    assert twin == told
+
+
+def test_without_matplotlib_the_report_says_what_to_install(run, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr("importlib.import_module", lambda name: without(name))
+    page = report.write(Run.open(run)).read_text()
+    assert "<img" not in page and "test accuracy" in page
+    assert "needs matplotlib" in page and "dsr_kernels[train]" in page
+
+
+def test_a_report_of_an_unfinished_run(tmp_path, capsys):
+    folder = tmp_path / "run"
+    train(folder, "training.epochs=2")
+    (folder / "results.json").unlink()
+    lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join(lines[:2]))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "unfinished run" in page and "epoch 1 of 2" in page
+    (folder / "metrics.csv").write_text(lines[0])  # not even one epoch
+    assert main(["report", str(folder)]) == 0
+
+
+@pytest.mark.parametrize("method,plots", [("dense", 2), ("static", 3)])
+def test_reports_of_runs_without_rewires(tmp_path, method, plots):
+    folder = tmp_path / "run"
+    assert train(folder, f"method={method}", "training.epochs=1") == 0
+    assert main(["report", str(folder)]) == 0
+    assert len(list((folder / "plots").iterdir())) == plots
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_text_from_the_recipe_is_escaped(tmp_path):
+    folder = tmp_path / "run"
+    train(folder, "training.epochs=1", "description=a <b>bold</b> & claim")
+    main(["report", str(folder)])
+    assert "a &lt;b&gt;bold&lt;/b&gt; &amp; claim" in (folder / "report.html").read_text()
