@@ -13,10 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ISA_FLAGS = {
-    "avx2": ("-mavx2", "-mfma"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
-}
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma")
 
 
 def configure(build: Path, *options: str, **environment: str) -> str:
@@ -45,8 +42,7 @@ def test_missing_openmp_is_one_clear_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 instruction sets")
-@pytest.mark.parametrize("isa", ISA_FLAGS)
-def test_instruction_sets_share_no_code(isa: str, tmp_path: Path) -> None:
+def test_instruction_sets_share_no_code(tmp_path: Path) -> None:
     # A function that several builds define under one name is linked once: an AVX-512 copy of a
     # shared helper would then crash processors without AVX-512.
     compiler = shutil.which(os.environ.get("CXX", "g++"))
@@ -56,15 +52,15 @@ def test_instruction_sets_share_no_code(isa: str, tmp_path: Path) -> None:
     compilations = {}
     for source in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
         target = tmp_path / f"{source.stem}.o"
-        command = [compiler, "-c", source, "-o", target, *flags, f"-DDSR_ISA={isa}"]
-        compilations[target] = subprocess.Popen([*command, *ISA_FLAGS[isa]])
+        command = [compiler, "-c", source, "-o", target, *flags, "-DDSR_ISA=avx512"]
+        compilations[target] = subprocess.Popen([*command, *AVX512])
     for target, compilation in compilations.items():
         assert compilation.wait() == 0
         listed = subprocess.run(["nm", "-C", target], capture_output=True, text=True, check=True)
         for line in listed.stdout.splitlines():
             kind, name = line[17:].split(" ", 1)
             if kind in "TWVuDBR" and not name.startswith("DW.ref"):
-                assert f"dsr::cpu::{isa}::" in name, f"{target.stem}.cpp exports {line}"
+                assert "dsr::cpu::avx512::" in name, f"{target.stem}.cpp exports {line}"
 
 
 @pytest.mark.slow
