@@ -51,27 +51,30 @@ struct Feistel {
   }
 
   DSR_HOST_DEVICE uint64_t operator()(uint64_t x) const {
-    do {
-      uint32_t left = static_cast<uint32_t>(x / right_size);
-      uint32_t right = static_cast<uint32_t>(x % right_size);
-      for (int round = 0; round < kRounds; round += 2) {
-        left = add_hash(left, right ^ key[round], left_size);
-        right = add_hash(right, left ^ key[round + 1], right_size);
-      }
-      x = static_cast<uint64_t>(left) * right_size + right;
-    } while (x >= n);
-    return x;
+    return finish(static_cast<uint32_t>(x / right_size), static_cast<uint32_t>(x % right_size), 0);
+  }
+
+  // The rest of a permutation whose first `round` rounds are done (in step with other points).
+  DSR_HOST_DEVICE uint64_t finish(uint32_t left, uint32_t right, int round) const {
+    for (;; round = 0) {
+      for (; round < kRounds; round += 2) two_rounds(round, left, right);
+      const uint64_t x = static_cast<uint64_t>(left) * right_size + right;
+      if (x < n) return x;
+    }
+  }
+
+  DSR_HOST_DEVICE void two_rounds(int round, uint32_t& left, uint32_t& right) const {
+    left = add_hash(left, right ^ key[round], left_size);
+    right = add_hash(right, left ^ key[round + 1], right_size);
   }
 
  private:
-  // (value + hash) mod size for value < size <= 2^31; the hash is MurmurHash3's finalizer, scaled
-  // into [0, size).
+  // (value + hash) mod size for value < size <= 2^31. Multiply, fold, multiply: the product with
+  // size then takes the well mixed high bits into [0, size).
   static DSR_HOST_DEVICE uint32_t add_hash(uint32_t value, uint32_t hash, uint32_t size) {
-    hash ^= hash >> 16;
     hash *= 0x85EBCA6Bu;
-    hash ^= hash >> 13;
+    hash ^= hash >> 15;
     hash *= 0xC2B2AE35u;
-    hash ^= hash >> 16;
     const uint32_t sum = value + static_cast<uint32_t>((static_cast<uint64_t>(hash) * size) >> 32);
     return sum >= size ? sum - size : sum;
   }

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <limits>
 
 #include "cpu/rewire.h"
 #include "cpu/rewire_sample.h"
@@ -14,51 +14,63 @@ namespace {
 // Memory of one thread, large enough for every layer.
 struct Scratch {
   SampleBuffers samples;
-  std::vector<int32_t> source;  // [nnz_after] the entry it was before, -1: grown
+  std::vector<int32_t> col;     // [nnz_after + 1] the new column of every entry
+  std::vector<int32_t> source;  // [nnz_after + 1] which entry it was before, -1: grown
 };
 
 // Entry j of the old support, at position k, has k - j free positions before it. So the free
 // position of rank r is r + (the number of entries with k - j <= r), and with ranks in ascending
-// order the merge below needs no search: ranks smaller than k - j go before entry j. False: the
-// columns of a row are not ascending or out of range.
+// order the merge needs no search: ranks smaller than k - j go before entry j. What goes and where
+// growth falls is random, so every step writes and then advances or not: a mispredicted branch
+// would cost more (hence the one spare element). False: the columns of a row are not ascending or
+// out of range.
 template <class T>
 bool merge(const RewireLayer& layer, const RewireDecision& decision, double cut, const T* values,
-           const uint64_t* rank, const RewireOutput& output, int32_t* source) {
-  const uint64_t* const rank_end = rank + decision.grown;
+           const uint64_t* rank,  // [grown + 1] ascending, the last one larger than any
+           int32_t* crow, Scratch& scratch) {
+  int32_t* const new_col = scratch.col.data();
+  int32_t* const source = scratch.source.data();
+  const int32_t* const old_col = layer.col;
+  const int64_t row_length = layer.row_length;
+  const int64_t keeper = decision.keeper, tie_start = decision.tie_start;
   int64_t written = 0;
-  output.crow[0] = 0;
+  bool ascending = true;
+  crow[0] = 0;
   for (int64_t row = 0; row < layer.rows; ++row) {
-    const int64_t row_start = row * layer.row_length;
-    const auto grow_before = [&](int64_t position, int64_t entry) {
-      for (; rank != rank_end && static_cast<int64_t>(*rank) < position - entry; ++rank) {
-        output.col[written] = static_cast<int32_t>(static_cast<int64_t>(*rank) + entry - row_start);
-        source[written++] = -1;
-      }
-    };
+    const int64_t row_start = row * row_length;
+    const int64_t end = layer.crow[row + 1];
     int64_t previous = -1;
-    for (int64_t j = layer.crow[row]; j < layer.crow[row + 1]; ++j) {
-      const int64_t col = layer.col[j];
-      if (col <= previous || col >= layer.row_length) return false;
-      previous = col;
-      grow_before(row_start + col, j);
+    for (int64_t j = layer.crow[row]; j < end;) {
+      const int64_t col = old_col[j];
+      const int64_t offset = j - row_start;  // column - rank of the free positions before entry j
+      const bool grown = *rank < static_cast<uint64_t>(col - offset);
       const double m = std::fabs(static_cast<double>(values[j]));
-      const bool pruned =
-          (m < cut || (m == cut && j >= decision.tie_start)) && j != decision.keeper;
-      if (pruned) continue;
-      output.col[written] = static_cast<int32_t>(col);
-      source[written++] = static_cast<int32_t>(j);
+      const bool pruned = ((m < cut) | ((m == cut) & (j >= tie_start))) & (j != keeper);
+      new_col[written] = static_cast<int32_t>(grown ? static_cast<int64_t>(*rank) + offset : col);
+      source[written] = static_cast<int32_t>(grown ? -1 : j);
+      written += grown | !pruned;
+      rank += grown;
+      ascending &= grown | ((col > previous) & (col < row_length));
+      previous = grown ? previous : col;
+      j += !grown;
     }
-    grow_before(row_start + layer.row_length, layer.crow[row + 1]);
-    output.crow[row + 1] = static_cast<int32_t>(written);
+    for (; *rank < static_cast<uint64_t>(row_start + row_length - end); ++rank) {
+      new_col[written] = static_cast<int32_t>(static_cast<int64_t>(*rank) + end - row_start);
+      source[written++] = -1;
+    }
+    crow[row + 1] = static_cast<int32_t>(written);
   }
-  return true;
+  return ascending;
 }
 
 template <class Word>
 void move_words(const RewireArray& array, const int32_t* source, int64_t count) {
   const Word* from = static_cast<const Word*>(array.from);
   Word* to = static_cast<Word*>(array.to);
-  for (int64_t i = 0; i < count; ++i) to[i] = source[i] < 0 ? Word{0} : from[source[i]];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t survives = -static_cast<int64_t>(source[i] >= 0);  // all bits, or none if grown
+    to[i] = from[source[i] & survives] & static_cast<Word>(survives);
+  }
 }
 
 void move_array(const RewireArray& array, const int32_t* source, int64_t count) {
@@ -105,25 +117,28 @@ Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
   }
   std::vector<Scratch> scratch(plan.threads);
   for (Scratch& s : scratch) {
-    s.samples.reserve(most_grown);
-    s.source.resize(most_after);
+    s.samples.reserve(most_grown + 1);
+    s.col.resize(most_after + 1);
+    s.source.resize(most_after + 1);
   }
   std::vector<char> sorted(count);
   for_each_layer(plan, [&](int64_t l) {
     const RewireLayer& layer = plan.layers[l];
     const RewireDecision& decision = plan.decisions[l];
     Scratch& mine = scratch[omp_get_thread_num()];
-    const uint64_t* ranks = nullptr;
     if (decision.grown > 0) {
       const Feistel permutation =
           Feistel::make(static_cast<uint64_t>(layer.positions() - layer.nnz), seed, step,
                         layer.stream, Purpose::kGrowth);
-      ranks = sample_sorted(permutation, decision.grown, mine.samples);
+      sample_sorted(permutation, decision.grown, mine.samples);
     }
+    mine.samples.ranks[decision.grown] = std::numeric_limits<uint64_t>::max();
     with_values(layer, [&](const auto* values) {
-      sorted[l] = merge(layer, decision, plan.cut, values, ranks, outputs[l], mine.source.data());
+      sorted[l] = merge(layer, decision, plan.cut, values, mine.samples.ranks.data(),
+                        outputs[l].crow, mine);
     });
     if (!sorted[l]) return;
+    std::copy_n(mine.col.data(), plan.nnz_after(l), outputs[l].col);
     for (const RewireArray& array : outputs[l].arrays) {
       move_array(array, mine.source.data(), plan.nnz_after(l));
     }

@@ -30,10 +30,38 @@ void radix_sort(uint64_t bound, int64_t count, SampleBuffers& buffers) {
   }
 }
 
+// points[i] = permutation(i). Several points go through the rounds in step: one alone would leave
+// the multipliers idle most of the time.
+void permute_first(const Feistel& permutation, int64_t count, uint64_t* points) {
+  constexpr int kLanes = 8;
+  uint32_t left[kLanes], right[kLanes];
+  uint32_t next_left = 0, next_right = 0;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      left[lane] = next_left;
+      right[lane] = next_right;
+      if (++next_right == permutation.right_size) {
+        next_right = 0;
+        ++next_left;
+      }
+    }
+    for (int round = 0; round < Feistel::kRounds; round += 2) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        permutation.two_rounds(round, left[lane], right[lane]);
+      }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      points[i + lane] = permutation.finish(left[lane], right[lane], Feistel::kRounds);
+    }
+  }
+  for (; i < count; ++i) points[i] = permutation(static_cast<uint64_t>(i));
+}
+
 }  // namespace
 
 const uint64_t* sample_sorted(const Feistel& permutation, int64_t count, SampleBuffers& buffers) {
-  for (int64_t i = 0; i < count; ++i) buffers.ranks[i] = permutation(static_cast<uint64_t>(i));
+  permute_first(permutation, count, buffers.ranks.data());
   if (count < kDigits / 8) {  // clearing the counters would cost more than sorting
     std::sort(buffers.ranks.begin(), buffers.ranks.begin() + count);
   } else {

@@ -1,0 +1,63 @@
+"""Rewiring a ResNet-50: every method's overhead beside the training step.
+
+    python -m pytest benchmarks/bench_rewire.py --benchmark-json=rewire.json
+
+Times are recorded, never asserted; what is asserted is that the non-zeros add up.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from dsr_kernels.nn import SparseConv2d, SparseLinear
+from dsr_kernels.rewiring import DSR
+
+STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # width and blocks
+
+
+def resnet50_layers(sparsity: float) -> nn.Module:
+    """The sparse tensors of ResNet-50 (22,724,608 positions) as a bag of layers."""
+    layers: list[nn.Module] = []
+    channels = 64
+    for width, blocks in STAGES:
+        for _ in range(blocks):
+            layers += [
+                SparseConv2d(channels, width, 1, bias=False, sparsity=sparsity),
+                SparseConv2d(width, width, 3, bias=False, sparsity=sparsity),
+                SparseConv2d(width, 4 * width, 1, bias=False, sparsity=sparsity),
+            ]
+            channels = 4 * width
+    layers.append(SparseLinear(channels, 1000, bias=False, sparsity=sparsity))
+    return nn.ModuleList(layers)
+
+
+@pytest.mark.parametrize("threshold", ["adaptive", "exact"])
+@pytest.mark.parametrize("sparsity", [0.9, 0.8])
+def test_rewire_resnet50(benchmark, sparsity, threshold):
+    torch.manual_seed(0)
+    model = resnet50_layers(sparsity)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    rewirer = DSR(model, optimizer, prune_count=400_000, threshold=threshold)
+    nnz = rewirer.nnz
+
+    def refresh():  # weights like those of training: none is zero, so the threshold finds its way
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.05)
+
+    if threshold == "adaptive":
+        for _ in range(12):  # to where H prunes about the target, as after the first epochs
+            refresh()
+            rewirer.rewire()
+    report = benchmark.pedantic(rewirer.rewire, setup=refresh, rounds=20, warmup_rounds=2)
+    assert report.pruned == report.grown > 100_000
+    assert rewirer.nnz == nnz == sum(layer.nnz_after for layer in report.layers)
+    benchmark.extra_info.update(nnz=nnz, moved=report.pruned, threads=torch.get_num_threads())
+
+
+@pytest.mark.parametrize("nnz", [100_000, 1_000_000])
+def test_sample_pattern(benchmark, nnz):
+    layer = benchmark.pedantic(SparseLinear, (10_000, 1000), {"nnz": nnz}, rounds=5)
+    assert layer.nnz == nnz
