@@ -84,6 +84,8 @@ def sparse_linear(
 def _autocast(x: Tensor) -> Tensor:
     """x as torch.autocast would hand it to F.conv2d: float64 and integers stay what they are."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or not x.is_floating_point():
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return x
-    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
+    if x.dtype == torch.float64 or not x.is_floating_point():
+        return x
+    return x.to(torch.get_autocast_dtype(device))

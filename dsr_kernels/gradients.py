@@ -136,6 +136,7 @@ class _Op(NamedTuple):
 def _is_plain(x: Tensor) -> bool:
     return (
         type(x) is Tensor
+        and x.is_cpu
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
@@ -148,7 +149,7 @@ def _any_requires_grad(args: tuple) -> bool:
 
 def _register(name: str, kernel: Callable, function: type[torch.autograd.Function]) -> _Op:
     op = _Op(kernel, function, getattr(torch.ops.dsr_kernels, name).default)
-    ops.library.impl(name, op.under_dispatcher, "Autograd")
+    ops.library.impl(name, ops.from_dispatcher(op.under_dispatcher), "Autograd")
     return op
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import dense, functional
+from . import dense, functional, ops
 from .module import SparseModule
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -80,6 +80,7 @@ class SparseConv2d(SparseModule):
     def forward(self, x: Tensor) -> Tensor:
         sides = self._sides
         if self.padding_mode != "zeros":
+            ops.check_input(x.unsqueeze(0) if x.dim() == 3 else x, self.weight_shape, self.groups)
             top, bottom, left, right = sides
             x = F.pad(x, (left, right, top, bottom), mode=self.padding_mode)
             sides = (0, 0, 0, 0)

@@ -89,7 +89,7 @@ def _check_pattern(name: str, x: Tensor, crow: Tensor, col: Tensor, rows: int) -
         raise ValueError(f"{name}: input is on {x.device}, the pattern is on {crow.device}")
 
 
-def _check_input(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
+def check_input(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
     channels = weight_shape[1] * groups
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(
@@ -156,7 +156,7 @@ def _check_grad(
 def _forward_output(
     x, values, bias, crow, col, weight_shape, stride, padding, dilation, groups
 ) -> Tensor:
-    _check_input(x, weight_shape, groups)
+    check_input(x, weight_shape, groups)
     check_tensors("SparseConv2d", x, values, bias, crow, col, weight_shape[0])
     out = _output_size(x.shape[2:], weight_shape, stride, padding, dilation)
     return _empty(x, (x.shape[0], weight_shape[0], *out), channels_last(x))
@@ -173,7 +173,7 @@ def _grad_input_output(
 def _grad_weight_output(
     x, grad, crow, col, weight_shape, stride, padding, dilation, groups, dtype
 ) -> Tensor:
-    _check_input(x, weight_shape, groups)
+    check_input(x, weight_shape, groups)
     _check_grad(grad, x.shape[1:], weight_shape, stride, padding, dilation)
     _check_activation("SparseConv2d", "input", x, dtype)
     _check_activation("SparseConv2d", "gradient", grad, dtype)
@@ -208,7 +208,7 @@ def _empty(x: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def _from_dispatcher(kernel: Callable) -> Callable:
+def from_dispatcher(kernel: Callable) -> Callable:
     """The dispatcher passes a schema's int[] as lists; kernels look plans up by tuples."""
     return lambda *args: kernel(*(tuple(a) if isinstance(a, list) else a for a in args))
 
@@ -220,5 +220,5 @@ for _name, _kernel, _fake in (
     ("sparse_conv2d_grad_bias", grad_bias, _grad_bias_output),
 ):
     # For every backend: a tensor of another device reaches the check that says so in words.
-    library.impl(_name, _from_dispatcher(_kernel), "CompositeExplicitAutograd")
+    library.impl(_name, from_dispatcher(_kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"dsr_kernels::{_name}", _fake, lib=library)
