@@ -134,8 +134,8 @@ class SparseModule(nn.Module):
         parameter = self._parameters.get("values")
         if parameter is None:
             raise RuntimeError(
-                f"{type(self).__name__}: values is parametrized, so its pattern cannot be "
-                "replaced; remove the parametrization first"
+                f"{type(self).__name__}: values is not a parameter of its own (parametrized or "
+                "pruned by torch?), so its pattern cannot be replaced; make that permanent first"
             )
         if values.shape != col_indices.shape or values.dtype != parameter.dtype:
             raise ValueError(
