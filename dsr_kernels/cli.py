@@ -1,10 +1,13 @@
-"""The command ``dsr``: train, report, info. Exit codes: 0 done, 2 wrong usage or input, 3 training
-stopped by a non-finite loss or weight, 130 after Ctrl-C, 143 after SIGTERM.
+"""The command ``dsr``: train, report, info.
+
+Exit codes: 0 done, 1 the system failed (a full disk), 2 wrong usage or input, 3 training stopped by
+a non-finite loss or weight, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -23,8 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("dsr: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `dsr train --list | head -1`
-        sys.stdout = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"dsr: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

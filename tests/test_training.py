@@ -17,6 +17,7 @@ from dsr_kernels.cli import main
 from dsr_kernels.training import data as datasets
 from dsr_kernels.training import loop
 from dsr_kernels.training.checkpoint import Checkpoints
+from dsr_kernels.training.records import Events
 from dsr_kernels.training.setup import build_model, build_optimizer, in_iterations
 
 KINDS = ["lenet", "wrn"]
@@ -162,6 +163,26 @@ def test_rows_after_the_checkpoint_are_cut_not_repeated(finished, tmp_path):
         file.write("2,24,0.1,half a ro")
     assert main(["train", "--resume", str(run), *QUIET]) == 0
     assert artefacts(run) == artefacts(finished["lenet"])
+
+
+def test_tensorboard_shows_each_epoch_once_after_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 20)
+        train(run)
+    lost = Events(run / "tensorboard", None)  # as if written after the checkpoint, before a kill
+    lost.scalars(24, {"train_loss": 99.0})
+    lost.close()
+    assert main(["train", "--resume", str(run), *QUIET]) == 0
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    shown = events.Scalars("train_loss")
+    assert [event.step for event in shown] == [12, 24, 36]
+    expected = [float(row["train_loss"]) for row in rows(run, "metrics")]
+    assert [event.value for event in shown] == pytest.approx(expected, rel=1e-6)
+    assert {"rewire/threshold", "nonzeros/fc1"} <= set(events.Tags()["scalars"])
 
 
 def test_a_shortened_log_is_refused(tmp_path, capsys):

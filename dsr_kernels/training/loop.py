@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from dsr_kernels.models._layers import weight_tensors
@@ -16,6 +15,7 @@ from dsr_kernels.training import recipe as recipes
 from dsr_kernels.training.checkpoint import Checkpoints
 from dsr_kernels.training.data import DataSet, Split, eval_batches, train_batches
 from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
+from dsr_kernels.training.finite import first_non_finite
 from dsr_kernels.training.progress import Progress
 from dsr_kernels.training.records import Records
 from dsr_kernels.training.run import Run, resume_command
@@ -294,16 +294,3 @@ class Trainer:
         """The test set, once, at the very end."""
         loss, accuracy = self.evaluate(self.data.test)
         return {"test_loss": loss, "test_accuracy": accuracy, "test_images": len(self.data.test)}
-
-
-def first_non_finite(model: nn.Module) -> str | None:
-    """'layer (n of m values)' for the first parameter or buffer with a nan or inf, in the model's
-    order.
-    """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            return (
-                f"{name.rpartition('.')[0]} ({bad} of {tensor.numel()} {name.rpartition('.')[2]})"
-            )
-    return None
