@@ -51,8 +51,9 @@ def test_ops_agree_with_the_reference(last):
     torch.testing.assert_close(gbias, reference.sparse_conv2d_grad_bias(grad))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    "dtype, last", [(torch.float32, False), (torch.float64, True), (torch.bfloat16, True)]
+)
 def test_opcheck(dtype, last):
     weights = torch.float32 if dtype == torch.bfloat16 else dtype
     x, values, bias, crow, col, shape = problem(weights, last)

@@ -1,0 +1,197 @@
+"""sparsify, densify and summary on models of every build."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dsr_kernels import (
+    SparseConv2d,
+    SparseLinear,
+    densify,
+    named_sparse_modules,
+    sparsify,
+    summary,
+)
+from dsr_kernels.topology import budget
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, (1, 3), padding="same", groups=2)
+
+    def forward(self, x):
+        return x + self.conv2(torch.relu(self.bn(self.conv1(x))))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, padding_mode="reflect")
+        self.shared = Block(8)
+        self.stages = nn.ModuleList([Block(8), self.shared, nn.Sequential(Block(8), self.shared)])
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x.mean((2, 3)))
+
+
+def counts(model: nn.Module) -> tuple[int, int]:
+    layers = [module for _, module in named_sparse_modules(model)]
+    return sum(m.nnz for m in layers), sum(m.numel for m in layers)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "er", "erk"])
+@pytest.mark.parametrize("keep", ["random", "magnitude"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.37, 0.9, 0.95])
+def test_hits_the_budget_exactly_and_computes_what_its_dense_twin_computes(
+    distribution, keep, sparsity
+):
+    net = Net()
+    before = copy.deepcopy(net.state_dict())
+    sparse = sparsify(net, sparsity, distribution, keep=keep)
+    nnz, numel = counts(sparse)
+    assert nnz == budget(numel, sparsity)
+    assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
+    assert not any(isinstance(m, (nn.Conv2d, nn.Linear)) for m in sparse.modules())
+    x = torch.randn(2, 3, 9, 8)
+    dense = densify(sparse)
+    assert [name for name, _ in dense.named_modules()] == [name for name, _ in net.named_modules()]
+    torch.testing.assert_close(dense.eval()(x), sparse.eval()(x))
+    if sparsity == 0.0:
+        torch.testing.assert_close(sparse(x), net.eval()(x))
+
+
+def test_shared_modules_stay_shared():
+    sparse = sparsify(Net())
+    assert sparse.shared is sparse.stages[1] is sparse.stages[2][1]
+    assert isinstance(sparse.shared.conv1, SparseConv2d)
+    dense = densify(sparse)
+    assert dense.shared.conv1 is dense.stages[1].conv1
+
+
+def test_inplace_and_a_layer_as_model():
+    net = Net()
+    assert sparsify(net, inplace=True) is net
+    assert counts(net)[0] > 0
+    assert densify(net, inplace=True) is net
+    assert counts(net) == (0, 0)
+    assert isinstance(sparsify(nn.Linear(8, 8)), SparseLinear)
+    assert type(densify(SparseLinear(8, 8))) is nn.Linear
+
+
+def test_exclude_and_overrides_by_glob():
+    sparse = sparsify(
+        Net(), 0.9, "erk", exclude=["stem", "head"], overrides={"*.conv2": 0.5, "stages.0": 0.5}
+    )
+    assert isinstance(sparse.stem, nn.Conv2d)
+    assert isinstance(sparse.head, nn.Linear)
+    own = [sparse.stages[0].conv1, sparse.stages[0].conv2, sparse.shared.conv2]
+    assert all(m.nnz == m.numel // 2 for m in own)
+    rest = [sparse.shared.conv1, sparse.stages[2][0].conv1]
+    assert sum(m.nnz for m in rest) == budget(sum(m.numel for m in rest), 0.9)
+
+
+def test_a_glob_may_name_a_container_or_an_alias():
+    sparse = sparsify(Net(), exclude=["stages.2"])
+    assert isinstance(sparse.shared.conv1, nn.Conv2d)  # it is stages.2.1 as well
+    assert isinstance(sparse.stages[2][0].conv1, nn.Conv2d)
+    assert isinstance(sparse.stages[0].conv1, SparseConv2d)
+
+
+@pytest.mark.parametrize("argument", ["exclude", "overrides"])
+def test_globs_that_fit_nothing_are_errors_with_the_closest_names(argument):
+    wrong = ["haed"] if argument == "exclude" else {"haed": 0.5}
+    with pytest.raises(ValueError, match=rf"{argument}: 'haed' fits no .*closest names are head"):
+        sparsify(Net(), **{argument: wrong})
+
+
+def test_refuses_the_impossible():
+    with pytest.raises(ValueError, match="overrides: layer stem is given several sparsities"):
+        sparsify(Net(), overrides={"stem": 0.5, "st*m": 0.6})
+    with pytest.raises(ValueError, match=r"no nn\.Conv2d or nn\.Linear to convert"):
+        sparsify(nn.ReLU())
+    with pytest.raises(ValueError, match="keep: expected one of"):
+        sparsify(Net(), keep="largest")
+    with pytest.raises(ValueError, match="distribution: expected one of"):
+        sparsify(Net(), distribution="ER")
+
+
+def test_layers_that_cannot_be_converted_stay_dense_with_a_warning():
+    model = nn.Sequential(
+        nn.Linear(8, 8),
+        nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
+        nn.MultiheadAttention(8, 2),
+        nn.TransformerEncoderLayer(8, 2, 16),
+        nn.Embedding(10, 8),
+        nn.Linear(8, 10, bias=False),
+    )
+    model[5].weight = model[4].weight
+    with pytest.warns(UserWarning, match="these layers stay dense") as record:
+        sparse = sparsify(model, 0.5)
+    text = str(record[0].message)
+    assert "1: its weight is parametrized" in text
+    assert "5: its weight is shared with 4" in text
+    assert "3.linear1: the module it is in reads its weight" in text
+    assert [name for name, _ in named_sparse_modules(sparse)] == ["0"]
+    x = torch.randn(3, 2, 8)
+    assert sparse[3].eval()(x).shape == x.shape
+    assert sparse[2](x, x, x)[0].shape == x.shape
+    assert "shared with" in str(summary(sparse))
+
+
+def test_same_generator_same_model():
+    one, two = (
+        sparsify(Net(), generator=torch.Generator().manual_seed(3)).state_dict() for _ in range(2)
+    )
+    keys = [key for key in one if key.endswith("indices")]
+    assert keys
+    assert all(torch.equal(one[key], two[key]) for key in keys)
+
+
+def test_summary_counts_what_is_there():
+    sparse = sparsify(Net(), 0.9, exclude=["stem"])
+    table = summary(sparse)
+    nnz, numel = counts(sparse)
+    assert (table.sparse_nnz, table.sparse_numel) == (nnz, numel)
+    assert table.sparsity == 1 - nnz / numel
+    tensors = [*sparse.parameters(), *(b for n, b in sparse.named_buffers() if "indices" in n)]
+    assert table.bytes == sum(t.nbytes for t in tensors)
+    assert table.dense_bytes == sum(p.nbytes for p in Net().parameters())
+    text = str(table)
+    for part in ("stem", "excluded by 'stem'", "SparseLinear", "8x8x3x3", "total", "sparsity 0.9"):
+        assert part in text
+    assert len({len(line.split("  ")[0]) for line in text.splitlines()[2:-2]}) >= 1
+    assert "shared" in text
+    assert "stages.1" not in text  # the shared block is listed once
+
+
+def test_summary_of_a_dense_model_and_of_one_without_parameters():
+    assert summary(Net()).sparse_numel == 0
+    assert summary(Net()).bytes == summary(Net()).dense_bytes
+    assert summary(nn.ReLU()).layers == []
+    assert "total" in str(summary(nn.ReLU()))
+
+
+def test_training_a_sparsified_model():
+    torch.manual_seed(0)
+    model = sparsify(Net(), 0.8, "erk")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    x, target = torch.randn(16, 3, 8, 8), torch.randint(5, (16,))
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,63 @@
+"""No dense weight at any time, measured: peak memory of a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss in KiB")
+
+PREAMBLE = """
+import resource
+import torch
+from torch import nn
+from dsr_kernels import SparseConv2d, SparseLinear
+from dsr_kernels.rewiring import DSR
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def train(model, x):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    rewirer = DSR(model, optimizer, prune_fraction=0.1, every=1)
+    model(x).square().sum().backward()
+    optimizer.step()
+    rewirer.rewire()
+    optimizer.zero_grad()
+    model(x).square().sum().backward()  # on the new pattern
+    optimizer.step()
+
+train(nn.Sequential(SparseConv2d(8, 8, 3, padding=1)), torch.randn(1, 8, 4, 4, requires_grad=True))
+baseline = peak()
+"""
+
+CASES = {
+    # dense: 151 MB for the weight alone, and as much again for its gradient and its momentum
+    "conv 2048": [("SparseConv2d(2048, 2048, 3, padding=1, sparsity=0.999)", (1, 2048, 4, 4))],
+    # more than 2**31 elements each, 10 GB dense; one after the other in one process
+    "beyond int32": [
+        ("SparseLinear(70_000, 40_000, nnz=50_000)", (2, 70_000)),
+        ("SparseConv2d(16_384, 16_384, 3, padding=1, nnz=50_000)", (1, 16_384, 2, 2)),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_peak_memory_stays_within_60_mb_of_the_baseline(case):
+    steps = [
+        f"train(nn.Sequential({layer}), torch.randn({shape}, requires_grad=True))"
+        for layer, shape in CASES[case]
+    ]
+    code = "\n".join([PREAMBLE, *steps, "print((peak() - baseline) / 1024)"])
+    root = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 60
