@@ -193,11 +193,13 @@ def test_a_frozen_layer_is_left_alone():
     model = make_model()
     model[0].values.requires_grad_(False)
     before = model[0].col_indices.clone(), model[0].values.detach().clone()
-    report = make_dsr(model, prune_count=40, threshold="exact").rewire()
+    rewirer = make_dsr(model, prune_count=40, threshold="exact")
+    report = rewirer.rewire()
     assert [layer.name for layer in report.layers] == ["3"] and report.pruned == 40
     assert torch.equal(model[0].col_indices, before[0])
     assert torch.equal(model[0].values, before[1])
     model[3].values.requires_grad_(False)
+    assert rewirer.rewire().layers == []  # frozen after the rewirer was made: nothing left to do
     with pytest.raises(ValueError, match="all of them are frozen"):
         make_dsr(model)
 

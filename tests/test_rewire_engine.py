@@ -198,6 +198,17 @@ def test_a_broken_pattern_is_refused(name):
         native_rewire([case], threshold=0.5)
 
 
+def test_weights_that_change_between_pruning_and_applying_are_noticed():
+    case = random_case(10, 100, 50, 1)
+    plan = open_plan([case])
+    plan.prune_below(0.5)
+    plan.grow_proportionally()
+    case.values.fill_(1.0)
+    crow, col = torch.empty(11, dtype=torch.int32), torch.empty(50, dtype=torch.int32)
+    with pytest.raises(ValueError, match="the weights changed during the rewire"):
+        plan.apply(0, 0, [(crow.data_ptr(), col.data_ptr(), [])])
+
+
 def test_regrowth_is_uniform_over_the_free_positions():
     case = Case.make(3, 7, [0, 4, 5, 9, 20], [0.1, 0.2, 0.3, 9.0, 8.0])
     free = set(range(21)) - set(case.positions())

@@ -14,16 +14,16 @@ namespace {
 // Memory of one thread, large enough for every layer.
 struct Scratch {
   SampleBuffers samples;
-  std::vector<int32_t> col;     // [nnz_after + 1] the new column of every entry
-  std::vector<int32_t> source;  // [nnz_after + 1] which entry it was before, -1: grown
+  std::vector<int32_t> col;     // [nnz + grown + 1] the new column of every entry
+  std::vector<int32_t> source;  // [nnz + grown + 1] which entry it was before, -1: grown
 };
 
 // Entry j of the old support, at position k, has k - j free positions before it. So the free
 // position of rank r is r + (the number of entries with k - j <= r), and with ranks in ascending
 // order the merge needs no search: ranks smaller than k - j go before entry j. What goes and where
-// growth falls is random, so every step writes and then advances or not: a mispredicted branch
-// would cost more (hence the one spare element). False: the columns of a row are not ascending or
-// out of range.
+// growth falls is random, so every step writes and then advances or not: mispredicted branches
+// would cost more. False: the columns of a row are not ascending and in range, or a weight changed
+// since it was judged.
 template <class T>
 bool merge(const RewireLayer& layer, const RewireDecision& decision, double cut, const T* values,
            const uint64_t* rank,  // [grown + 1] ascending, the last one larger than any
@@ -60,7 +60,7 @@ bool merge(const RewireLayer& layer, const RewireDecision& decision, double cut,
     }
     crow[row + 1] = static_cast<int32_t>(written);
   }
-  return ascending;
+  return ascending && written == layer.nnz - decision.pruned + decision.grown;
 }
 
 template <class Word>
@@ -110,16 +110,16 @@ Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
   if (!error.empty()) return Status::error(error);
 
   const int64_t count = static_cast<int64_t>(plan.layers.size());
-  int64_t most_grown = 0, most_after = 0;
+  int64_t most_grown = 0, most_steps = 0;
   for (int64_t l = 0; l < count; ++l) {
     most_grown = std::max(most_grown, plan.decisions[l].grown);
-    most_after = std::max(most_after, plan.nnz_after(l));
+    most_steps = std::max(most_steps, plan.layers[l].nnz + plan.decisions[l].grown);
   }
   std::vector<Scratch> scratch(plan.threads);
   for (Scratch& s : scratch) {
     s.samples.reserve(most_grown + 1);
-    s.col.resize(most_after + 1);
-    s.source.resize(most_after + 1);
+    s.col.resize(most_steps + 1);
+    s.source.resize(most_steps + 1);
   }
   std::vector<char> sorted(count);
   for_each_layer(plan, [&](int64_t l) {
@@ -146,8 +146,8 @@ Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
   for (int64_t l = 0; l < count; ++l) {
     if (!sorted[l]) {
       return Status::error("layer '" + plan.layers[l].name +
-                           "': col_indices are not ascending and in range in every row; nothing "
-                           "was rewired");
+                           "': col_indices are not ascending and in range in every row, or the "
+                           "weights changed during the rewire; nothing was rewired");
     }
   }
   return Status::ok();
