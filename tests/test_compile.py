@@ -58,14 +58,8 @@ def test_fullgraph_equals_eager_and_stays_so_while_nnz_changes(last):
 
 @pytest.mark.slow
 def test_inductor_equals_eager():
-    net = model()
-    compiled = torch.compile(net, fullgraph=True)
-    x = torch.randn(3, 4, 7, 8)
-    assert_same(compiled, net, x)
-    for nnz in (20, 31):
-        for _, module in named_sparse_modules(net):
-            swap_pattern(module, nnz, seed=nnz)
-        assert_same(compiled, net, x)
+    net = nn.Sequential(layer(4, 6, 3), nn.ReLU(), nn.Flatten(), SparseLinear(6 * 9, 5))
+    assert_same(torch.compile(net, fullgraph=True), net, torch.randn(3, 4, 5, 5))
 
 
 def test_compiled_under_autocast():
