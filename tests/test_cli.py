@@ -123,33 +123,13 @@ def test_seed_eval_test_every_and_compare_dense(tmp_path, capsys):
     assert "training steps: sparse" in capsys.readouterr().out
 
 
-def spawn(*args, **kwargs):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        [sys.executable, "-m", "dsr_kernels", *args],
-        env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs,
-    )  # fmt: skip
-
-
-def wait_for(path, process):
-    for _ in range(1200):
-        if path.exists() or process.poll() is not None:
-            return
-        time.sleep(0.05)
-
-
-def test_ctrl_c_in_a_process_of_its_own_exits_130(tmp_path):
-    run = tmp_path / "run"
-    process = spawn(*arguments(run, "training.epochs=100000"))
-    wait_for(run / "checkpoints/latest", process)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "dsr train --resume" in err and "Traceback" not in err
-    # Off a terminal: plain lines, no bar, no control characters.
-    assert out.startswith("lenet300-digits: dsr") and "\r" not in out + err
+def test_off_a_terminal_there_are_plain_lines_and_no_bar(tmp_path, capfd):
+    args = [a for a in arguments(tmp_path / "run", "training.epochs=2") if a != "--quiet"]
+    assert main(args) == 0
+    shown = capfd.readouterr()
+    assert "\r" not in shown.out and shown.err == ""
+    assert [line.split()[:2] for line in shown.out.splitlines()[2:4]] == [
+        ["epoch", "1/2"], ["epoch", "2/2"]]  # fmt: skip
 
 
 def test_a_second_ctrl_c_quits_at_once():
@@ -163,28 +143,38 @@ def test_a_second_ctrl_c_quits_at_once():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
 
 
-def test_progress_bar_on_a_terminal_shows_loss_accuracy_speed_and_time(tmp_path):
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    args = [a for a in arguments(tmp_path / "run", "training.epochs=20") if a != "--quiet"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dsr_kernels", *args],
-        env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=slave, text=True,
-    )  # fmt: skip
-    os.close(slave)
+def read_until_closed(terminal):
     shown = b""
     while True:
         try:
-            part = os.read(master, 4096)
+            part = os.read(terminal, 4096)
         except OSError:  # Linux says so when the other side is closed
-            break
+            part = b""
         if not part:
-            break
+            return shown.decode()
         shown += part
+
+
+def test_on_a_terminal_there_is_a_bar_and_ctrl_c_exits_with_130(tmp_path):
+    """The bar shows loss, accuracy, images/s and the time left."""
+    run = tmp_path / "run"
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    args = [a for a in arguments(run, "training.epochs=100000") if a != "--quiet"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dsr_kernels", *args],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    metrics = run / "metrics.csv"
+    while not metrics.exists() or metrics.stat().st_size < 200:  # the first epoch is done
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    shown = read_until_closed(master)
     os.close(master)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
-    text = shown.decode()
-    for piece in ("epoch ", "/20", "loss ", "accuracy ", "images/s", " left"):
-        assert piece in text, text[-500:]
+    assert process.wait(60) == 130
+    for piece in ("epoch ", "/100000", "loss ", "accuracy ", "images/s", " left"):
+        assert piece in shown, shown[-500:]
+    assert "dsr train --resume" in shown and "Traceback" not in shown

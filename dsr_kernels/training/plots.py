@@ -134,10 +134,12 @@ def nonzeros(story: Story) -> Figure:
     """One line a layer: labelled where they are few, coloured by depth where they are many."""
     figure, axes = _axes("Non-zeros of each sparse layer", "epoch", "non-zeros", 4.4)
     epochs = [row["epoch"] for row in story.rewires]
+    epochs.append(max(story.last_epoch, epochs[-1]))
     names = [layer["name"] for layer in story.layers]
     colors = _by_depth(len(names))
     for name, color in zip(names, colors, strict=True):
         counts = [row[f"nonzeros:{name}"] for row in story.rewires]
+        counts.append(counts[-1])
         axes.step(epochs, counts, where="post", color=color, lw=1.6)
         if len(names) <= FEW:
             axes.annotate(f" {name}", (epochs[-1], counts[-1]), color=color, va="center",
@@ -154,7 +156,7 @@ def _by_depth(count: int) -> list:
     from matplotlib import colormaps
 
     span = max(count - 1, 1)
-    return [colormaps["viridis"](0.92 * i / span) for i in range(count)]
+    return [colormaps["viridis"](0.85 * i / span) for i in range(count)]
 
 
 def _depth_bar(figure, axes, names: list[str]) -> None:
@@ -192,7 +194,7 @@ def density(story: Story) -> Figure:
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=28)
     bar.outline.set_visible(False)
     _plain_log_ticks(bar, norm)
-    bar.set_label(f"density (%), white: {overall:.3g} as a whole")
+    bar.set_label("density (%)")
     return figure
 
 

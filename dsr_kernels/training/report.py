@@ -18,10 +18,11 @@ from dsr_kernels.training.run import Run
 from dsr_kernels.training.schema import Recipe
 
 CAPTIONS = {
-    "accuracy": "Training accuracy is the running one of the epoch, on augmented images.",
+    "accuracy": "Training accuracy is that of the epoch as it ran, on the images as augmented.",
     "loss": "Cross-entropy alone, without weight penalties.",
     "nonzeros": "How rewiring moves a constant budget between layers.",
-    "density": "The same as shares: blue layers are denser than the whole, red ones sparser.",
+    "density": "The same as shares of all positions: white is that of the whole, blue layers "
+    "are denser, red ones sparser.",
     "threshold": "One threshold for all layers; it doubles when too few weights fall below it, and "
     "halves when too many do.",
     "pruned": "What is pruned is regrown at once, so the total never changes.",
