@@ -182,6 +182,12 @@ def test_apportion_is_exact_and_bounded(data, layers):
     assert all(1 <= share <= cap for share, cap in zip(shares, capacities, strict=True))
 
 
+def test_apportion_by_largest_remainder():
+    assert apportion(7, [50, 30, 20], [9, 9, 9]) == [4, 2, 1]  # 3.5, 2.1, 1.4
+    assert apportion(7, [50, 30, 20], [3, 9, 9]) == [3, 2, 2]  # 3 at most, then 2.4, 1.6
+    assert apportion(7, [1000, 1, 1], [9, 9, 9]) == [5, 1, 1]  # never none
+
+
 def test_apportion_refuses_the_impossible():
     with pytest.raises(ValueError, match="cannot be shared"):
         apportion(1, [1, 1], [5, 5])
