@@ -1,6 +1,7 @@
 """The command line: one clear sentence and the right exit code for whatever is typed."""
 
 import fcntl
+import importlib
 import os
 import pty
 import signal
@@ -121,6 +122,20 @@ def test_seed_eval_test_every_and_compare_dense(tmp_path, capsys):
     speeds = results["against_dense"]["images_per_second"]
     assert set(speeds) == {"sparse", "dense_contiguous"} and min(speeds.values()) > 0
     assert "training steps: sparse" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named_before_anything_is_made(tmp_path, capsys, monkeypatch):
+    real = importlib.import_module
+
+    def without(name, *args):
+        if name.startswith("safetensors"):
+            raise ImportError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    message = refused(capsys, *arguments(tmp_path / "run"))
+    assert 'needs safetensors, which is not installed: pip install "dsr_kernels[train]"' in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_off_a_terminal_there_are_plain_lines_and_no_bar(tmp_path, capfd):

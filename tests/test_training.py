@@ -165,6 +165,16 @@ def test_rows_after_the_checkpoint_are_cut_not_repeated(finished, tmp_path):
     assert artefacts(run) == artefacts(finished["lenet"])
 
 
+def test_channels_last_is_resumed_exactly(tmp_path):
+    changes = ("model.memory_format=channels_last", "data.augment=crop_flip")
+    assert train(tmp_path / "whole", *changes, kind="wrn") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 5)
+        assert train(tmp_path / "parts", *changes, kind="wrn") == 130
+    assert main(["train", "--resume", str(tmp_path / "parts"), *QUIET]) == 0
+    assert artefacts(tmp_path / "parts") == artefacts(tmp_path / "whole")
+
+
 def test_tensorboard_shows_each_epoch_once_after_a_resume(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -221,6 +221,10 @@ def threshold(story: Story) -> Figure:
     axes.plot(epochs, [row["threshold"] for row in rows], ".", color=BLUE, ms=5)
     if rows:
         _log_axis(axes.yaxis, axes.set_yscale)
+    taken = sorted({row["threshold"] for row in rows})
+    if len(taken) <= 8:  # it doubles and halves, so few values name them all
+        axes.set_yticks(taken, labels=[f"{value:.3g}" for value in taken])
+        axes.minorticks_off()
     _whole_epochs(axes)
     return figure
 

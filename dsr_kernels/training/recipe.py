@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsr_kernels.training.errors import UsageError
+from dsr_kernels.training.errors import UsageError, require
 from dsr_kernels.training.schema import Recipe, Schedule, convert, hint_of, unknown
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+    tomllib = require("tomli", "reading a recipe on Python 3.10")
 
 FOLDER = Path(__file__).parent / "recipes"
 DEFAULT = "wrn28_2-digits"

@@ -91,9 +91,9 @@ def _train(
         run.write_json("run.json", about)
     _announce(recipe, data, model, trainer)
     results = trainer.train()
+    results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if compare_dense:
         results["against_dense"] = against_dense(trainer)
-    results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     run.write_json("results.json", results)
     print(f"test accuracy {results['test_accuracy']:.2%} on {results['test_images']} images")
     if compare_dense:
