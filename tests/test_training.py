@@ -166,7 +166,8 @@ def test_rows_after_the_checkpoint_are_cut_not_repeated(finished, tmp_path):
 
 
 def test_channels_last_is_resumed_exactly(tmp_path):
-    changes = ("model.memory_format=channels_last", "data.augment=crop_flip")
+    # Not narrower: torch 2.13 corrupts the heap in a channels_last 1x1 of stride 2 on 4 channels.
+    changes = ("model.memory_format=channels_last", "data.augment=crop_flip", "model.width=0.5")
     assert train(tmp_path / "whole", *changes, kind="wrn") == 0
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 5)
