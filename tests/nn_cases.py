@@ -21,6 +21,8 @@ def within_rule(ours: Tensor, torchs: Tensor, exact: Tensor) -> bool:
 
 
 def layer(*args, sparsity: float = 0.7, seed: int = 0, **kwargs) -> SparseConv2d:
+    """A layer drawn from `seed`, which also seeds whatever the test draws after it."""
+    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     return SparseConv2d(*args, sparsity=sparsity, generator=generator, **kwargs)
 
