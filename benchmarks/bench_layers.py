@@ -1,15 +1,16 @@
 """Forward + backward of single layers through autograd: ours against dense in both memory formats.
 
-Run with `make bench`. Speed is recorded, correctness asserted. One round times the three
-implementations of a layer one after the other, so that a noisy machine disturbs all alike.
+Run with `make bench`. Speed is recorded, correctness asserted.
 """
 
 from __future__ import annotations
 
-import time
+import copy
+import functools
 
 import pytest
 import torch
+from alternating import compare
 from torch import nn
 
 from dsr_kernels.nn import SparseConv2d, SparseLinear
@@ -29,42 +30,21 @@ CONVS = {
 POINTWISE = {"256->64 56x56 1x1": (256, 64, 56, 1, 1), "512->128 28x28 1x1": (512, 128, 28, 1, 1)}
 
 
-def step(module: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> None:
-    module(x).backward(gradient)
-
-
-def compare(benchmark, dense: nn.Module, sparse: nn.Module, x: torch.Tensor) -> None:
-    """Times one forward + backward of each in turn; extra_info keeps the best and the median."""
-    x.requires_grad_()
-    output = dense(x)
-    gradient = torch.randn_like(output)
-    runs = {"dense": (dense, x, gradient)}
+def compare_layers(benchmark, dense: nn.Module, sparse: nn.Module, x: torch.Tensor) -> None:
+    """Forward + backward of each layer, the dense convolution in both memory formats."""
+    gradient = torch.randn_like(dense(x))
+    arguments = {"sparse": (sparse, x, gradient), "dense": (dense, x, gradient)}
     if x.dim() == 4:
         last = {"memory_format": torch.channels_last}
-        copy = nn.Conv2d(
-            dense.in_channels, dense.out_channels, dense.kernel_size, dense.stride, dense.padding
-        ).to(**last)
-        x_last = x.detach().to(**last).requires_grad_()
-        runs["dense channels_last"] = (copy, x_last, gradient.to(**last))
-    runs["sparse"] = (sparse, x, gradient)
-    times: dict[str, list[float]] = {name: [] for name in runs}
+        twin = copy.deepcopy(dense).to(**last)
+        arguments["dense channels_last"] = (twin, x.to(**last), gradient.to(**last))
 
-    def round_of_all() -> None:
-        for name, arguments in runs.items():
-            start = time.perf_counter()
-            step(*arguments)
-            times[name].append(time.perf_counter() - start)
+    def run(module: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        module(x.detach().requires_grad_()).backward(gradient)
 
-    benchmark.pedantic(round_of_all, rounds=REPETITIONS, warmup_rounds=2)
-    best = {name: min(seconds) for name, seconds in times.items()}
-    median = {name: sorted(seconds)[len(seconds) // 2] for name, seconds in times.items()}
-    for name in runs:
-        benchmark.extra_info[f"{name} ms"] = round(1e3 * best[name], 3)
-        benchmark.extra_info[f"{name} ms median"] = round(1e3 * median[name], 3)
-    fastest_dense = min(seconds for name, seconds in best.items() if name != "sparse")
-    benchmark.extra_info["speed-up"] = round(fastest_dense / best["sparse"], 2)
+    runs = {name: functools.partial(run, *each) for name, each in arguments.items()}
+    compare(benchmark, runs, REPETITIONS)
     benchmark.extra_info["nnz"] = sparse.nnz
-    benchmark.extra_info["threads"] = torch.get_num_threads()
 
 
 def assert_right(dense: nn.Module, sparse: nn.Module, x: torch.Tensor) -> None:
@@ -82,7 +62,7 @@ def test_conv(benchmark, layer: str, sparsity: float) -> None:
     dense, sparse = nn.Conv2d(*geometry), SparseConv2d(*geometry, sparsity=sparsity)
     x = torch.randn(BATCH if layer in CONVS else 16, in_channels, size, size)
     assert_right(dense, sparse, x)
-    compare(benchmark, dense, sparse, x)
+    compare_layers(benchmark, dense, sparse, x)
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
@@ -90,4 +70,4 @@ def test_linear(benchmark, sparsity: float) -> None:
     dense, sparse = nn.Linear(1024, 1024), SparseLinear(1024, 1024, sparsity=sparsity)
     x = torch.randn(512, 1024)
     assert_right(dense, sparse, x)
-    compare(benchmark, dense, sparse, x)
+    compare_layers(benchmark, dense, sparse, x)

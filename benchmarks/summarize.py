@@ -33,8 +33,8 @@ def main() -> None:
     target.write_text(json.dumps(kept, indent=1) + "\n")
     print(f"{kept['machine']['cpu']}, {kept['machine']['cores']} cores, {kept['datetime']}")
     for result in kept["results"]:
-        numbers = {k: v for k, v in result.items() if k not in ("name", "params")}
-        print(f"| {result['name']} | " + " | ".join(f"{k}: {v}" for k, v in numbers.items()) + " |")
+        shown = [f"{k}: {v}" for k, v in result.items() if k not in ("name", "params")]
+        print(f"| {result['name']} | " + " | ".join(shown) + " |")
 
 
 if __name__ == "__main__":
