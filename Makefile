@@ -27,7 +27,7 @@ bench: $(STAMP)
 	mkdir -p build
 	MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296 \
 	  $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-json=build/bench.json
-	$(BIN)/python benchmarks/summarize.py build/bench.json benchmarks/results/latest.json
+	$(BIN)/python benchmarks/summarize.py build/bench.json build/bench-kept.json
 
 $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
