@@ -17,7 +17,7 @@ from dsr_kernels.nn import SparseConv2d, SparseLinear
 
 BATCH = 128
 REPETITIONS = 15
-SPARSITIES = (0.8, 0.9, 0.95)
+SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 # in, out, size, kernel, stride: every 3x3 geometry of WRN-28-2, and the pointwise ones of ResNet-50
 CONVS = {
     "16->32 32x32": (16, 32, 32, 3, 1),

@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <exception>
 
 #include "cpu/dispatch.h"
 
@@ -27,6 +28,16 @@ void run_gather(const GatherArgs<S>& args) {
   }
 }
 
+// An exception must not leave an OpenMP region.
+template <typename Make>
+Status without_exceptions(Make make) {
+  try {
+    return make();
+  } catch (const std::exception& error) {
+    return Status::error(std::string("cannot plan the convolution: ") + error.what());
+  }
+}
+
 PackLayout grad_layout_of(const GatherPlan& forward) {
   const DestinationClass& target = forward.classes[0];
   PackLayout l = forward.source;  // the same rows, pitch and images; no halo, one phase
@@ -48,11 +59,19 @@ Status ConvPlan::make(const ConvShape& shape, const CsrPattern& pattern, int ele
   plan->shape_ = shape;
   plan->nnz_ = pattern.nnz;
   plan->element_size_ = element_size;
-  Status status = make_forward_plan(shape, pattern, element_size, &plan->forward_);
-  if (status.is_ok())
-    status = make_grad_input_plan(shape, pattern, element_size, &plan->grad_input_);
-  if (status.is_ok()) plan->grad_layout_ = grad_layout_of(plan->forward_);
-  return status;
+  Status forward, grad_input;
+#pragma omp parallel sections
+  {
+#pragma omp section
+    forward = without_exceptions(
+        [&] { return make_forward_plan(shape, pattern, element_size, &plan->forward_); });
+#pragma omp section
+    grad_input = without_exceptions(
+        [&] { return make_grad_input_plan(shape, pattern, element_size, &plan->grad_input_); });
+  }
+  if (!forward.is_ok()) return forward;
+  plan->grad_layout_ = grad_layout_of(plan->forward_);
+  return grad_input;
 }
 
 int64_t ConvPlan::slices(int64_t n) const {
