@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from dsr_kernels import _C
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 from dsr_kernels.rewiring import DSR
 
@@ -61,3 +62,23 @@ def test_rewire_resnet50(benchmark, sparsity, threshold):
 def test_sample_pattern(benchmark, nnz):
     layer = benchmark.pedantic(SparseLinear, (10_000, 1000), {"nnz": nnz}, rounds=5)
     assert layer.nnz == nnz
+
+
+def test_plans_of_resnet50(benchmark):
+    """What the first forward after a rewire builds anew, here for 14x14 inputs of every layer."""
+    patterns = [
+        ((*layer.weight_shape, 1, 1)[:4], layer.crow_indices, layer.col_indices)
+        for layer in resnet50_layers(0.9)
+    ]
+
+    def build():
+        return [
+            _C.ConvPlan(
+                *(shape[0], shape[1], 14, 14, shape[2:], (1, 1), (shape[2] // 2,) * 2, (14, 14)),
+                *((1, 1), 1, crow.data_ptr(), col.data_ptr(), col.numel(), "float32"),
+            )
+            for shape, crow, col in patterns
+        ]
+
+    plans = benchmark.pedantic(build, rounds=10, warmup_rounds=1)
+    benchmark.extra_info["bytes"] = sum(plan.bytes for plan in plans)

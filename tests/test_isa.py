@@ -100,3 +100,34 @@ def test_unknown_instruction_set_is_refused_by_name() -> None:
     assert "DSR_CPU_ISA asks for 'sse9', but this processor and build have: portable" in (
         result.stderr
     )
+
+
+def test_a_stride_far_beyond_the_kernel_costs_no_memory() -> None:
+    conv = layer(16, 16, 1, stride=1000, sparsity=0.5)
+    x = torch.randn(1, 16, 3, 4)
+    check_layer(conv, x)
+    shape = (1, 1), (1000, 1000), (0, 0), (1, 1), (1, 1)
+    pattern = conv.crow_indices.data_ptr(), conv.col_indices.data_ptr(), conv.nnz
+    plan = _C.ConvPlan(16, 16, 3, 4, *shape, 1, *pattern, "float32")
+    assert plan.bytes < 10_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": 0}, "must be at least 1"),
+        ({"groups": 3}, "groups = 3 must divide"),
+        ({"width": 0}, "must be at least 1"),
+        ({"nnz": 1}, "crow_indices"),
+    ],
+)
+def test_the_native_core_refuses_impossible_geometries(change: dict, message: str) -> None:
+    conv = layer(4, 4, 1, sparsity=0.5)
+    arguments = {
+        "out_channels": 4, "in_channels": 4, "height": 2, "width": 2, "kernel": (1, 1),
+        "stride": (1, 1), "padding": (0, 0), "out_size": (2, 2), "dilation": (1, 1), "groups": 1,
+        "crow": conv.crow_indices.data_ptr(), "col": conv.col_indices.data_ptr(),
+        "nnz": conv.nnz, "dtype": "float32",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        _C.ConvPlan(**arguments | change)

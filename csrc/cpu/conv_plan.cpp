@@ -28,6 +28,22 @@ void run_gather(const GatherArgs<S>& args) {
   }
 }
 
+// What the plans rely on; the callers' own checks say it in the user's terms.
+Status check_shape(const ConvShape& s) {
+  const int64_t smallest = std::min({s.in_channels, s.height, s.width, s.out_channels, s.out_height,
+                                     s.out_width, s.kernel_h, s.kernel_w, s.stride_h, s.stride_w,
+                                     s.dilation_h, s.dilation_w, s.groups});
+  if (smallest < 1)
+    return Status::error(
+        "a convolution's sizes, stride, dilation and groups must be at least 1, got " +
+        std::to_string(smallest));
+  if (s.in_channels % s.groups != 0 || s.out_channels % s.groups != 0)
+    return Status::error("groups = " + std::to_string(s.groups) + " must divide the " +
+                         std::to_string(s.in_channels) + " input and " +
+                         std::to_string(s.out_channels) + " output channels");
+  return Status::ok();
+}
+
 // An exception must not leave an OpenMP region.
 template <typename Make>
 Status without_exceptions(Make make) {
@@ -56,6 +72,8 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
 
 Status ConvPlan::make(const ConvShape& shape, const CsrPattern& pattern, int element_size,
                       ConvPlan* plan) {
+  Status valid = check_shape(shape);
+  if (!valid.is_ok()) return valid;
   plan->shape_ = shape;
   plan->nnz_ = pattern.nnz;
   plan->element_size_ = element_size;

@@ -63,6 +63,22 @@ bool contains(const std::vector<Tap>& taps, int64_t residue) {
   return std::any_of(taps.begin(), taps.end(), [&](const Tap& t) { return t.residue == residue; });
 }
 
+// The classes that have pixels, and those that have taps (and then a table of segments).
+void lay_out_classes(const Pass& pass, GatherPlan* plan) {
+  const int64_t height = pass.destination_h, width = pass.destination_w;
+  plan->classes.clear();
+  plan->tables = 0;
+  for (int64_t r = 0; r < plan->step_h; ++r) {
+    for (int64_t c = 0; c < plan->step_w; ++c) {
+      const bool has_taps = pass.sign > 0 || (contains(pass.rows, r) && contains(pass.cols, c));
+      if (!has_taps && (r >= height || c >= width)) continue;
+      plan->classes.push_back({r, c, std::max<int64_t>(0, ceil_div(height - r, plan->step_h)),
+                               std::max<int64_t>(0, ceil_div(width - c, plan->step_w)),
+                               has_taps ? plan->tables++ : -1});
+    }
+  }
+}
+
 void lay_out(const ConvShape& s, const Pass& pass, int element_size, GatherPlan* plan) {
   const bool forward = pass.sign > 0;
   PackLayout& l = plan->source;
@@ -79,15 +95,7 @@ void lay_out(const ConvShape& s, const Pass& pass, int element_size, GatherPlan*
                           std::max<int64_t>(0, ceil_div(pass.source_w - c, l.step_w))});
     }
   }
-  plan->classes.clear();
-  for (int64_t r = 0; r < plan->step_h; ++r) {
-    for (int64_t c = 0; c < plan->step_w; ++c) {
-      plan->classes.push_back({r, c,
-                               std::max<int64_t>(0, ceil_div(pass.destination_h - r, plan->step_h)),
-                               std::max<int64_t>(0, ceil_div(pass.destination_w - c, plan->step_w)),
-                               forward || (contains(pass.rows, r) && contains(pass.cols, c))});
-    }
-  }
+  lay_out_classes(pass, plan);
   const int64_t rows = plan->classes[0].rows, cols = plan->classes[0].cols;  // the largest class
   const Axis vertical = pack_axis(pass.rows, pass.sign, rows, l.phases[0].height);
   const Axis horizontal = pack_axis(pass.cols, pass.sign, cols, l.phases[0].width);
@@ -124,7 +132,7 @@ void choose_blocks(int64_t nnz, int element_size, GatherPlan* plan) {
   const int64_t per_channel = tile * element_size * static_cast<int64_t>(l.phases.size());
   const int64_t block =
       std::clamp<int64_t>(kL1Bytes / per_channel, 8, l.channels < 8 ? 8 : l.channels);
-  const int64_t rows = plan->destination_channels * static_cast<int64_t>(plan->classes.size());
+  const int64_t rows = plan->destination_channels * plan->tables;
   const int64_t most = std::max<int64_t>(1, nnz / (rows * kMinSegment));
   plan->blocks = std::clamp<int64_t>(ceil_div(l.channels, block), 1, most);
   plan->channel_block = ceil_div(l.channels, plan->blocks);
@@ -141,25 +149,26 @@ Status check_offsets(const PackLayout& l, const CsrPattern& pattern) {
   return Status::ok();
 }
 
-// Where a tap of the kernel lands: its class, and its offset within the packed channel.
+// Where a tap of the kernel lands: its class's table, and its offset within the packed channel.
 struct TapTarget {
-  int64_t destination_class, offset;
+  int64_t table, offset;
 };
 
-std::vector<TapTarget> tap_targets(const ConvShape& s, const Pass& pass, const GatherPlan& plan) {
+std::vector<TapTarget> tap_targets(const Pass& pass, const GatherPlan& plan) {
   std::vector<TapTarget> targets;
   const PackLayout& l = plan.source;
   for (const Tap& row : pass.rows) {
     for (const Tap& col : pass.cols) {
-      int64_t phase = 0, destination_class = 0;
-      if (pass.sign < 0) {
-        destination_class = row.residue * s.stride_w + col.residue;
-      } else {
+      int64_t phase = 0, target = 0;  // the class, in grad-input
+      if (pass.sign > 0) {
         while (l.phases[phase].row != row.residue || l.phases[phase].col != col.residue) ++phase;
+      } else {
+        const auto& classes = plan.classes;
+        while (classes[target].row0 != row.residue || classes[target].col0 != col.residue) ++target;
       }
-      targets.push_back({destination_class, phase * l.plane +
-                                                (pass.sign * row.quotient - l.first_row) * l.pitch +
-                                                pass.sign * col.quotient - l.first_col});
+      const int64_t shift = (pass.sign * row.quotient - l.first_row) * l.pitch +
+                            pass.sign * col.quotient - l.first_col;
+      targets.push_back({plan.classes[target].table, phase * l.plane + shift});
     }
   }
   return targets;
@@ -214,7 +223,7 @@ Status make_forward_plan(const ConvShape& s, const CsrPattern& pattern, int elem
   Status status = check_offsets(plan->source, pattern);
   if (!status.is_ok()) return status;
 
-  const std::vector<TapTarget> targets = tap_targets(s, pass, *plan);
+  const std::vector<TapTarget> targets = tap_targets(pass, *plan);
   const int64_t group_in = s.in_channels / s.groups, group_out = s.out_channels / s.groups;
   const int64_t stride = plan->source.channel_stride();
   plan->offsets.resize(pattern.nnz);
@@ -248,22 +257,21 @@ Status make_grad_input_plan(const ConvShape& s, const CsrPattern& pattern, int e
   Status status = check_offsets(plan->source, pattern);
   if (!status.is_ok()) return status;
 
-  // A counting sort by (class, channel, block); rows arrive in order, so blocks fill in order.
-  const std::vector<TapTarget> targets = tap_targets(s, pass, *plan);
+  // A counting sort by (table, channel, block); rows arrive in order, so blocks fill in order.
+  const std::vector<TapTarget> targets = tap_targets(pass, *plan);
   const int64_t group_in = s.in_channels / s.groups, group_out = s.out_channels / s.groups;
   const int64_t channels = s.in_channels, blocks = plan->blocks;
   const auto slot = [&](int64_t o, int32_t i, int32_t tap, int64_t block) {
-    return (targets[tap].destination_class * (blocks + 1) + block) * channels +
-           o / group_out * group_in + i;
+    return (targets[tap].table * (blocks + 1) + block) * channels + o / group_out * group_in + i;
   };
   std::vector<int32_t>& begin = plan->segment_begin;
-  begin.assign(static_cast<int64_t>(plan->classes.size()) * (blocks + 1) * channels, 0);
+  begin.assign(plan->tables * (blocks + 1) * channels, 0);
   status = for_each_nonzero(s, pattern, [&](int64_t o, int32_t i, int32_t tap, int32_t) {
     ++begin[slot(o, i, tap, o / plan->channel_block + 1)];
   });
   if (!status.is_ok()) return status;
   int32_t total = 0;
-  for (int64_t k = 0; k < static_cast<int64_t>(plan->classes.size()); ++k) {
+  for (int64_t k = 0; k < plan->tables; ++k) {
     for (int64_t c = 0; c < channels; ++c) {
       int32_t* column = &begin[k * (blocks + 1) * channels + c];
       column[0] = total;

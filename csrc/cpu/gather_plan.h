@@ -54,8 +54,7 @@ struct PackLayout {
 // The destination pixels (row0 + step_h * p, col0 + step_w * q), p < rows, q < cols.
 struct DestinationClass {
   int64_t row0, col0, rows, cols;
-  bool
-      has_taps;  // false: these pixels receive nothing and are zero (stride larger than the kernel)
+  int64_t table;  // its table of segments; -1: no tap reaches these pixels, they get the bias alone
 };
 
 struct GatherPlan {
@@ -71,15 +70,16 @@ struct GatherPlan {
   int64_t blocks;
   std::vector<int32_t> offsets;  // [nnz], elements into the packed source, destination-major
   std::vector<int32_t>
-      value_index;  // [nnz], which value each offset belongs to; empty: the same order
-  std::vector<int32_t> segment_begin;  // [classes][blocks + 1][destination_channels], into offsets
+      value_index;     // [nnz], which value each offset belongs to; empty: the same order
+  int64_t tables = 0;  // classes that some tap reaches
+  std::vector<int32_t> segment_begin;  // [tables][blocks + 1][destination_channels], into offsets
 
   int64_t units(int64_t n) const { return (n + images - 1) / images * bands; }
   int64_t bytes() const;
-  // Begin of the segments of block b of class k; the next `destination_channels` entries are their
+  // Begins of the segments of block b of a table; the next `destination_channels` entries are their
   // ends.
-  const int32_t* segments(int64_t k, int64_t b) const {
-    return segment_begin.data() + (k * (blocks + 1) + b) * destination_channels;
+  const int32_t* segments(int64_t table, int64_t b) const {
+    return segment_begin.data() + (table * (blocks + 1) + b) * destination_channels;
   }
 };
 

@@ -88,20 +88,23 @@ class Gather {
   }
 
  private:
-  void tile(const Unit& unit, int64_t k, int64_t begin, int vectors, int64_t first, int64_t last) {
+  void tile(const Unit& unit, int64_t k, int64_t first_element, int vectors, int64_t first,
+            int64_t last) {
     Run runs[kMaxTileElements];
     const int64_t width = vectors * kLanes<S>;
-    const int found =
-        find_runs(plan_, plan_.classes[k], unit, args_.destination_strides, begin, width, runs);
+    const int found = find_runs(plan_, plan_.classes[k], unit, args_.destination_strides,
+                                first_element, width, runs);
     if (found == 0) return;
-    const int64_t blocks = plan_.classes[k].has_taps ? plan_.blocks : 1;
+    const int64_t table = plan_.classes[k].table, blocks = table < 0 ? 1 : plan_.blocks;
     for (int64_t d = first; d < last; d += kDestinationBlock) {
       const int64_t channels = least(kDestinationBlock, last - d);
       for (int64_t b = 0; b < blocks; ++b) {
-        const int32_t* segments = plan_.segments(k, b) + d;
-        tiles_[vectors]({packed_ + begin, plan_.offsets.data(), args_.values,
-                         args_.bias ? args_.bias + d : nullptr, segments,
-                         segments + plan_.destination_channels, channels, b == 0, accumulators_});
+        const int32_t* begin = plan_.segments(most(table, 0), b) + d;
+        // Where no tap reaches, every segment ends where it begins.
+        const int32_t* end = table < 0 ? begin : begin + plan_.destination_channels;
+        tiles_[vectors]({packed_ + first_element, plan_.offsets.data(), args_.values,
+                         args_.bias ? args_.bias + d : nullptr, begin, end, channels, b == 0,
+                         accumulators_});
       }
       store_tile(accumulators_, width, channels, runs, found,
                  args_.destination + d * args_.destination_strides.c, args_.destination_strides.c);

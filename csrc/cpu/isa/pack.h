@@ -76,13 +76,15 @@ static void pack_phase(const S* source, const Strides4& strides, const PackLayou
   }
 }
 
-// Fills the packed buffer with one unit; every element of it is written.
+// Fills the packed buffer with one unit: its rows, and the zeros behind the last one that its taps
+// and the lanes of the last vector reach (less than a row, and a vector).
 template <typename S>
 static void pack(const S* source, const Strides4& strides, const PackLayout& l, const Unit& unit,
                  S* packed) {
   const int64_t phases = static_cast<int64_t>(l.phases.size());
   const int64_t channel_stride = phases * l.plane;
   const int64_t end = ((unit.images - 1) * l.image_rows + unit.rows + l.halo_rows) * l.pitch;
+  const int64_t tail = least(l.plane - end, l.pitch + kLanes<S>);
   // Adjacent channels are read a cache line at a time.
   const int64_t block = strides.c == 1 && (strides.w != 1 || l.phases[0].width == 1) ? 16 : 1;
   for (int64_t c = 0; c < l.channels; c += block) {
@@ -91,7 +93,7 @@ static void pack(const S* source, const Strides4& strides, const PackLayout& l, 
       pack_phase(source + c * strides.c, strides, l, l.phases[f], unit, count, channel_stride,
                  packed + c * channel_stride + f * l.plane);
     for (int64_t plane = c * phases; plane < (c + count) * phases; ++plane)
-      zero(packed + plane * l.plane + end, l.plane - end);
+      zero(packed + plane * l.plane + end, tail);
   }
   zero(packed + l.channels * channel_stride, int64_t{kSlack});
 }
