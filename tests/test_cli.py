@@ -90,6 +90,28 @@ def test_a_folder_that_holds_something_is_never_touched(capsys, tmp_path):
     assert [p.name for p in other.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["training.batch_size=2000", "rewiring.prune_count=99999", "rewiring.initial_threshold=0"],
+)
+def test_a_folder_refused_for_a_wrong_value_can_be_named_again(capsys, tmp_path, wrong):
+    made, given = tmp_path / "made", tmp_path / "given"
+    given.mkdir()
+    for run in (made, given):
+        assert "recipe: " in refused(capsys, *arguments(run, wrong))
+    assert not made.exists() and not list(given.iterdir())
+    assert train(made, "training.epochs=1") == 0
+
+
+def test_a_refused_value_removes_nothing_of_a_run_that_has_begun(tmp_path):
+    from small_runs import small
+
+    run = Run.create(tmp_path / "run", small())
+    (run.folder / "metrics.csv").write_text("epoch\n")
+    run.withdraw()
+    assert Run.open(run.folder).recipe() == small()
+
+
 def test_resuming_a_complete_run_says_so(capsys, tmp_path):
     train(tmp_path / "run", "training.epochs=1")
     assert main(["train", "--resume", str(tmp_path / "run"), "--no-report"]) == 0

@@ -8,6 +8,7 @@ RUN/checkpoints  RUN/tensorboard            RUN/report.html, RUN/plots
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import shlex
@@ -30,6 +31,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = None
+        self._made = False  # the folder itself, by `create`
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe) -> Run:
@@ -44,11 +46,13 @@ class Run:
         hidden = {LOCK, ".recipe.toml.tmp"}  # what a run leaves that was killed as it began
         if folder.exists() and any(path.name not in hidden for path in folder.iterdir()):
             raise UsageError(f"--out: {folder} is not empty and holds no run; name another folder")
+        made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out: cannot make {folder}: {error.strerror}") from None
         run = cls(folder)
+        run._made = made
         run.lock()
         write_atomically(folder / "recipe.toml", recipes.dump(recipe))
         return run
@@ -66,6 +70,19 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(f"{self.folder}: another process is training this run") from None
+
+    def withdraw(self) -> None:
+        """Undoes `create` where nothing has been added since: the folder can be named again."""
+        own = {"recipe.toml", LOCK}
+        if self._lock is None or any(path.name not in own for path in self.folder.iterdir()):
+            return
+        for name in own:
+            (self.folder / name).unlink(missing_ok=True)
+        if self._made:
+            with contextlib.suppress(OSError):  # somebody has put a file there this very moment
+                self.folder.rmdir()
+        self._lock.close()
+        self._lock = None
 
     def recipe(self) -> Recipe:
         return recipes.load(str(self.folder / "recipe.toml"))

@@ -24,9 +24,14 @@ def new_run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     """Trains `recipe` into the new folder `out`; returns the results. Options as for
     `continue_run`.
     """
-    # Whatever can be wrong is found before the folder exists: data, then packages.
+    # What needs no model is found wrong before the folder exists, all else before training begins.
     data = _load(recipe, options.get("data_dir"))
-    return _train(Run.create(out, recipe), recipe, data, **options)
+    run = Run.create(out, recipe)
+    try:
+        return _train(run, recipe, data, **options)
+    except (UsageError, ValueError):
+        run.withdraw()
+        raise
 
 
 def continue_run(
