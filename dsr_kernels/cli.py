@@ -133,7 +133,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _info(_: argparse.Namespace) -> int:
     from dsr_kernels._native import show_config
+    from dsr_kernels.training.setup import check_processor
 
+    check_processor()
     show_config()
     return 0
 

@@ -43,6 +43,18 @@ def test_info_shows_the_configuration(capsys):
     assert "torch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [["info"], arguments(Path("run"))], ids=["info", "train"])
+def test_an_unknown_instruction_set_is_one_sentence(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "dsr_kernels", *command],
+        env={**os.environ, "DSR_CPU_ISA": "sse9", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dsr: the environment variable DSR_CPU_ISA asks for 'sse9'")
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 def test_wrong_usage_is_one_sentence(capsys, tmp_path):
     out = str(tmp_path / "r")
     assert "--out: name the folder" in refused(capsys, "train")

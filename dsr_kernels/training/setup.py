@@ -15,6 +15,7 @@ from dsr_kernels.models._layers import weight_shape
 from dsr_kernels.nn import named_sparse_modules
 from dsr_kernels.rewiring import DSR, Static
 from dsr_kernels.training.data import DataSet, stream
+from dsr_kernels.training.errors import UsageError
 from dsr_kernels.training.schema import Recipe, Schedule
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -127,6 +128,14 @@ def _slots(optimizer: torch.optim.Optimizer) -> int:
     if isinstance(optimizer, torch.optim.SGD):
         return int(optimizer.defaults["momentum"] > 0)
     return 2
+
+
+def check_processor() -> None:
+    """UsageError where DSR_CPU_ISA asks for kernels this processor or build does not have."""
+    try:
+        _native._C.isa()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def machine() -> dict[str, Any]:

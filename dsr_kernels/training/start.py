@@ -17,7 +17,7 @@ from dsr_kernels.training.errors import UsageError, require
 from dsr_kernels.training.loop import Trainer
 from dsr_kernels.training.run import Run
 from dsr_kernels.training.schema import Recipe
-from dsr_kernels.training.setup import describe, machine
+from dsr_kernels.training.setup import check_processor, describe, machine
 
 
 def new_run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
@@ -70,6 +70,7 @@ def continue_run(
 
 
 def _load(recipe: Recipe, data_dir: Path | None) -> datasets.DataSet:
+    check_processor()
     require("safetensors", "dsr train")
     return datasets.load(recipe.data, data_dir)
 
