@@ -117,6 +117,22 @@ def test_files_with_mistakes_are_refused(tmp_path):
         recipes.load(str(path))
 
 
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("[variant.sttic]", r"\[variant.sttic\]: unknown method 'sttic'; did you mean static\?"),
+        ("[variant.xyzzy.training]", "unknown method 'xyzzy'; expected one of dsr, static"),
+        ("[variant]\nstatic = 3", r"expected a table \[variant.static\], got 3"),
+        ("[[variant]]", r"expected tables \[variant.METHOD\], got variant = "),
+    ],
+)
+def test_a_variant_of_no_method_is_refused(text, message, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(recipes.dump(recipes.load("wrn28_2-digits")) + "\n" + text + "\n")
+    with pytest.raises(UsageError, match=message):
+        recipes.load(str(path))
+
+
 def test_schedule_values_by_epoch():
     schedule = [(0.0, 0.1), (2.5, 0.02), (4.0, 0.004)]
     assert [at(schedule, e) for e in (0, 2.49, 2.5, 3.99, 4, 99)] == [

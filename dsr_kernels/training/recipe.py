@@ -33,10 +33,10 @@ def load(source: str, overrides: list[str] = (), seed: int | None = None) -> Rec
     over variants.
     """
     table = _parse(_locate(source))
-    variants = table.pop("variant", {})
+    variants = _variants(table)
     changes = [_parse_override(text) for text in overrides]
     method = dict(changes).get("method", table.get("method", "dsr"))
-    if isinstance(variants, dict) and method in variants:
+    if method in variants:
         _merge(table, variants[method])
     table.setdefault("name", Path(source).stem)
     for key, value in changes:
@@ -97,6 +97,21 @@ def _assign(table: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         table = table.setdefault(parent, {})
     table[leaf] = value
+
+
+def _variants(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Takes the tables ``[variant.METHOD]`` out of `table`; UsageError for one of no method."""
+    variants = table.pop("variant", {})
+    field = next(field for field in dataclasses.fields(Recipe) if field.name == "method")
+    methods = field.metadata["choices"]
+    if not isinstance(variants, dict):
+        raise UsageError(f"recipe: expected tables [variant.METHOD], got variant = {variants!r}")
+    for name, changes in variants.items():
+        if name not in methods:
+            raise UsageError(f"recipe: [variant.{name}]: unknown method {unknown(name, methods)}")
+        if not isinstance(changes, dict):
+            raise UsageError(f"recipe: expected a table [variant.{name}], got {changes!r}")
+    return variants
 
 
 def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
