@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import signal
 from pathlib import Path
 
 from dsr_kernels.cli import main
+from dsr_kernels.training import loop
 from dsr_kernels.training import recipe as recipes
 from dsr_kernels.training.schema import Recipe
 
@@ -25,6 +29,7 @@ WRN = [
     "rewiring.prune_count=100",
     "rewiring.stop_epoch=0",
 ]
+QUIET = ["--quiet", "--no-report"]
 LENET_BASE, WRN_BASE = "lenet300-digits", "wrn28_2-digits"
 
 
@@ -49,3 +54,22 @@ def artefacts(run: Path) -> dict[str, bytes]:
     """What must be equal, byte by byte, between equal runs."""
     files = ["metrics.csv", "rewires.csv", "checkpoints/latest/weights.safetensors"]
     return {name: (run / name).read_bytes() for name in files}
+
+
+def rows(run: Path, name: str) -> list[dict[str, str]]:
+    """One of the CSV files of a run."""
+    with (run / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def interrupt_at(monkeypatch, iteration: int, signum: int = signal.SIGINT) -> None:
+    """A real signal right after that iteration."""
+    real, seen = loop.Progress.iteration, []
+
+    def hook(self, *args):
+        seen.append(None)
+        if len(seen) == iteration:
+            os.kill(os.getpid(), signum)
+        return real(self, *args)
+
+    monkeypatch.setattr(loop.Progress, "iteration", hook)

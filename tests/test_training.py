@@ -1,6 +1,5 @@
 """The loop: it learns, repeats itself bit for bit, and continues exactly from anywhere."""
 
-import csv
 import os
 import re
 import signal
@@ -10,18 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import artefacts, small, train
+from small_runs import QUIET, artefacts, interrupt_at, rows, small, train
 from torch.nn import functional as F
 
 from dsr_kernels.cli import main
 from dsr_kernels.training import data as datasets
 from dsr_kernels.training import loop
 from dsr_kernels.training.checkpoint import Checkpoints
-from dsr_kernels.training.records import Events
 from dsr_kernels.training.setup import build_model, build_optimizer, in_iterations
 
 KINDS = ["lenet", "wrn"]
-QUIET = ["--quiet", "--no-report"]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +28,6 @@ def finished(tmp_path_factory):
     for kind, run in runs.items():
         assert train(run, kind=kind) == 0
     return runs
-
-
-def rows(run, name):
-    with (run / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_lenet_learns_the_digits(tmp_path):
@@ -70,19 +62,6 @@ def test_the_same_seed_gives_the_same_bits(finished, kind, tmp_path):
     assert artefacts(tmp_path / "again") == artefacts(finished[kind])
     train(tmp_path / "other", "seed=1", kind=kind)
     assert artefacts(tmp_path / "other")["metrics.csv"] != artefacts(finished[kind])["metrics.csv"]
-
-
-def interrupt_at(monkeypatch, iteration, signum=signal.SIGINT):
-    """A real signal right after that iteration."""
-    real, seen = loop.Progress.iteration, []
-
-    def hook(self, *args):
-        seen.append(None)
-        if len(seen) == iteration:
-            os.kill(os.getpid(), signum)
-        return real(self, *args)
-
-    monkeypatch.setattr(loop.Progress, "iteration", hook)
 
 
 @pytest.mark.parametrize(
@@ -154,17 +133,6 @@ def test_killed_at_random_moments_and_resumed_equals_the_uninterrupted_run(tmp_p
     assert len(kills) == 8 and len(set(kills)) > 3, kills
 
 
-def test_rows_after_the_checkpoint_are_cut_not_repeated(finished, tmp_path):
-    run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(patch, 20)
-        train(run)
-    with (run / "metrics.csv").open("a") as file:
-        file.write("2,24,0.1,half a ro")
-    assert main(["train", "--resume", str(run), *QUIET]) == 0
-    assert artefacts(run) == artefacts(finished["lenet"])
-
-
 def test_channels_last_is_resumed_exactly(tmp_path):
     # Not narrower: torch 2.13 corrupts the heap in a channels_last 1x1 of stride 2 on 4 channels.
     changes = ("model.memory_format=channels_last", "data.augment=crop_flip", "model.width=0.5")
@@ -174,36 +142,6 @@ def test_channels_last_is_resumed_exactly(tmp_path):
         assert train(tmp_path / "parts", *changes, kind="wrn") == 130
     assert main(["train", "--resume", str(tmp_path / "parts"), *QUIET]) == 0
     assert artefacts(tmp_path / "parts") == artefacts(tmp_path / "whole")
-
-
-def test_tensorboard_shows_each_epoch_once_after_a_resume(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(patch, 20)
-        train(run)
-    lost = Events(run / "tensorboard", None)  # as if written after the checkpoint, before a kill
-    lost.scalars(24, {"train_loss": 99.0})
-    lost.close()
-    assert main(["train", "--resume", str(run), *QUIET]) == 0
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    shown = events.Scalars("train_loss")
-    assert [event.step for event in shown] == [12, 24, 36]
-    expected = [float(row["train_loss"]) for row in rows(run, "metrics")]
-    assert [event.value for event in shown] == pytest.approx(expected, rel=1e-6)
-    assert {"rewire/threshold", "nonzeros/fc1"} <= set(events.Tags()["scalars"])
-
-
-def test_a_shortened_log_is_refused(tmp_path, capsys):
-    run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_at(patch, 20)
-        train(run)
-    (run / "rewires.csv").write_text("iteration\n")
-    assert main(["train", "--resume", str(run), *QUIET]) == 2
-    assert "rewires.csv: does not belong to the checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["static", "dense"])

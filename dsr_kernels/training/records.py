@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,15 +61,14 @@ def _cell(value: Any) -> str:
 class Events:
     """TensorBoard scalars; silently nothing where tensorboard is not installed."""
 
-    def __init__(self, folder: Path, resumed_at: int | None) -> None:
+    def __init__(self, folder: Path, begin: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.writer = None
             return
-        # purge_step hides what an earlier, killed process wrote after the checkpoint.
-        purge = None if resumed_at is None else resumed_at + 1
-        self.writer = SummaryWriter(str(folder), purge_step=purge)
+        # Hides what an earlier, killed process wrote from iteration `begin` on.
+        self.writer = SummaryWriter(str(folder), purge_step=begin)
 
     def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
         if self.writer is not None:
@@ -76,9 +76,26 @@ class Events:
                 if value is not None:
                     self.writer.add_scalar(name, value, iteration)
 
+    def flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
+    return {k: row.get(k) for k in METRICS[2:]}
+
+
+def _timing_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
+    return {"images_per_second": row["images_per_second"]}
+
+
+def _rewire_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
+    layers = {k.replace(":", "/", 1): v for k, v in row.items() if k.startswith("nonzeros:")}
+    return {**{f"rewire/{k}": row.get(k) for k in ("threshold", "pruned", "grown")}, **layers}
 
 
 class Records:
@@ -100,28 +117,43 @@ class Records:
             name: CsvLog(folder / f"{name}.csv", names, None if lengths is None else lengths[name])
             for name, names in columns.items()
         }
-        self.events = Events(folder / "tensorboard", resumed_at)
+        self.events = Events(folder / "tensorboard", resumed_at or 0)
+        if resumed_at is not None:
+            self._repeat_events(folder, resumed_at)
+
+    def _repeat_events(self, folder: Path, iteration: int) -> None:
+        """The events of the checkpoint's own iteration, from the rows it holds. All events of that
+        iteration are hidden: the row of its epoch may have come after the checkpoint.
+        """
+        for name, scalars in (
+            ("metrics", _epoch_scalars),
+            ("timings", _timing_scalars),
+            ("rewires", _rewire_scalars),
+        ):
+            with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+                for cells in csv.DictReader(file):
+                    if cells["iteration"] == str(iteration):
+                        row = {k: float(v) if v else None for k, v in cells.items()}
+                        self.events.scalars(iteration, scalars(row))
 
     def lengths(self) -> dict[str, int]:
+        """Their state as of now, for the checkpoint; the events of it are safe from a kill, too."""
+        self.events.flush()
         return {name: log.length() for name, log in self.logs.items()}
 
     def epoch(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """One finished epoch. Timings are apart because they alone differ between equal runs."""
         self.logs["metrics"].row(row)
         self.logs["timings"].row(timing)
-        scalars = {k: row.get(k) for k in METRICS[2:]}
-        self.events.scalars(
-            row["iteration"], {**scalars, "images_per_second": timing["images_per_second"]}
-        )
+        self.events.scalars(row["iteration"], {**_epoch_scalars(row), **_timing_scalars(timing)})
 
     def rewire(self, row: Mapping[str, Any], nonzeros: Mapping[str, int]) -> None:
         """One rewire, or (with only an iteration) the pattern training starts from."""
         per_layer = {f"nonzeros:{name}": count for name, count in nonzeros.items()}
         total = sum(nonzeros.values())
-        self.logs["rewires"].row({**row, **per_layer, "nonzeros": total})
-        scalars = {f"rewire/{k}": row.get(k) for k in ("threshold", "pruned", "grown")}
-        layers = {f"nonzeros/{name}": count for name, count in nonzeros.items()}
-        self.events.scalars(row["iteration"], {**scalars, **layers})
+        row = {**row, **per_layer, "nonzeros": total}
+        self.logs["rewires"].row(row)
+        self.events.scalars(row["iteration"], _rewire_scalars(row))
 
     def close(self) -> None:
         for log in self.logs.values():
