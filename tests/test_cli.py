@@ -4,6 +4,7 @@ import fcntl
 import importlib
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -128,6 +129,26 @@ def test_resuming_a_complete_run_says_so(capsys, tmp_path):
     train(tmp_path / "run", "training.epochs=1")
     assert main(["train", "--resume", str(tmp_path / "run"), "--no-report"]) == 0
     assert "is complete: test accuracy" in capsys.readouterr().out
+
+
+def test_a_complete_run_can_still_be_compared_with_its_dense_twin(capsys, tmp_path):
+    run = tmp_path / "run"
+    train(run, "training.epochs=1")
+    before = Run.open(run).read_json("results.json")
+    kept = {p: p.read_bytes() for p in run.rglob("*") if p.suffix in (".csv", ".safetensors")}
+    events = len(list((run / "tensorboard").iterdir()))
+    resume = ["train", "--resume", str(run), "--compare-dense"]
+    assert main(resume) == 0
+    results = Run.open(run).read_json("results.json")
+    speeds = results.pop("against_dense")["images_per_second"]
+    assert results == before and set(speeds) == {"sparse", "dense_contiguous"}
+    shown = capsys.readouterr().out
+    assert "training steps: sparse" in shown and "report: " in shown
+    assert "Speed against the dense twin" in (run / "report.html").read_text()
+    assert {p: p.read_bytes() for p in kept} == kept
+    assert len(list((run / "tensorboard").iterdir())) == events
+    shutil.rmtree(run / "checkpoints")
+    assert "has no checkpoint with its final weights" in refused(capsys, *resume)
 
 
 def test_resuming_before_the_first_checkpoint_begins_again(tmp_path):

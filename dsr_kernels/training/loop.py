@@ -71,17 +71,8 @@ class Trainer:
     def start(self) -> None:
         """Takes up the newest checkpoint, or the beginning where there is none."""
         torch.manual_seed(self.recipe.seed)
-        saved = self.checkpoints.load_latest()
-        if saved is not None:
-            weights, state = saved
-            self._check_recipe(state)
-            # The pattern first: optimizer state belongs to the non-zeros of the checkpoint.
-            try:
-                self.model.load_state_dict(weights)
-            except (RuntimeError, ValueError) as error:
-                raise UsageError(
-                    f"{self.run.folder}: the checkpoint does not fit: {error}"
-                ) from None
+        # The pattern first: optimizer state belongs to the non-zeros of the checkpoint.
+        state = self.load_weights()
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
         self.optimizer = build_optimizer(self.recipe, self.model)
         try:
@@ -89,7 +80,7 @@ class Trainer:
         except ValueError as error:
             raise UsageError(f"recipe: rewiring.{error}") from None
         layers = list(sparse_layers(self.model))
-        if saved is None:
+        if state is None:
             self.records = Records(self.run.folder, layers)
             self.records.rewire({"iteration": 0, "epoch": 0}, sparse_layers(self.model))
         else:
@@ -101,8 +92,21 @@ class Trainer:
             self.records = Records(
                 self.run.folder, layers, state["lengths"], self.position.iteration
             )
-        self.saved_at = None if saved is None else self._moment()
+        self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
+
+    def load_weights(self) -> dict[str, Any] | None:
+        """Loads the newest checkpoint's weights; returns its state, None where there is none."""
+        saved = self.checkpoints.load_latest()
+        if saved is None:
+            return None
+        weights, state = saved
+        self._check_recipe(state)
+        try:
+            self.model.load_state_dict(weights)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}") from None
+        return state
 
     def _check_recipe(self, state: dict[str, Any]) -> None:
         folder = self.run.folder
@@ -221,9 +225,7 @@ class Trainer:
             self.save()
 
     def _finish_epoch(self) -> None:
-        """Evaluates, records one row and steps to the next epoch; a stop request discards the
-        evaluation.
-        """
+        """Evaluates, records one row, goes to the next epoch; a stop discards the evaluation."""
         now, recipe = self.position, self.recipe
         row: dict[str, Any] = {
             "epoch": now.epoch + 1,

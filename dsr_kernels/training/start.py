@@ -41,7 +41,8 @@ def continue_run(
     make_report: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
-    """Continues the run in `folder` exactly where its newest checkpoint stands.
+    """Continues the run in `folder` exactly where its newest checkpoint stands. A complete run is
+    only compared with its dense twin, if that is asked for.
 
     A `recipe` given anyway must equal the run's own. `data_dir` and the number of threads default
     to what the run began with.
@@ -53,9 +54,10 @@ def continue_run(
     results = run.read_json("results.json")
     if results is not None:
         print(f"{folder} is complete: test accuracy {results['test_accuracy']:.2%}")
-        if make_report:
-            report.write(run)
-        return results
+        if not options.get("compare_dense"):
+            if make_report:
+                report.write(run)
+            return results
     run.lock()
     about = run.read_json("run.json")
     if about is not None:
@@ -66,7 +68,37 @@ def continue_run(
                   "round differently, and the results will not be bit-identical")  # fmt: skip
         options.setdefault("threads", threads)
     options |= {"data_dir": data_dir, "make_report": make_report}
-    return _train(run, own, _load(own, data_dir), **options)
+    data = _load(own, data_dir)
+    if results is not None:
+        return _compare(run, own, data, results, options.get("threads"), make_report)
+    return _train(run, own, data, **options)
+
+
+def _compare(
+    run: Run,
+    recipe: Recipe,
+    data: datasets.DataSet,
+    results: dict[str, Any],
+    threads: int | None,
+    make_report: bool,
+) -> dict[str, Any]:
+    """Times the final weights of a complete run beside its dense twin."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    trainer = Trainer(run, recipe, data)
+    if trainer.load_weights() is None:
+        raise UsageError(f"--compare-dense: {run.folder} has no checkpoint with its final weights")
+    results["against_dense"] = against_dense(trainer)
+    run.write_json("results.json", results)
+    _tell_speeds(results)
+    if make_report:
+        print(f"report: {report.write(run)}")
+    return results
+
+
+def _tell_speeds(results: dict[str, Any]) -> None:
+    speeds = results["against_dense"]["images_per_second"].items()
+    print("training steps: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in speeds))
 
 
 def _load(recipe: Recipe, data_dir: Path | None) -> datasets.DataSet:
@@ -103,8 +135,7 @@ def _train(
     run.write_json("results.json", results)
     print(f"test accuracy {results['test_accuracy']:.2%} on {results['test_images']} images")
     if compare_dense:
-        speeds = results["against_dense"]["images_per_second"].items()
-        print("training steps: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in speeds))
+        _tell_speeds(results)
     if make_report:
         print(f"report: {report.write(run)}")
     return results
