@@ -51,6 +51,16 @@ DIE = """
 import os, signal, sys
 from dsr_kernels.cli import main
 from dsr_kernels.training.records import Records
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+# Events stay in memory until a flush, as where TensorFlow's files are used.
+write, flush, pending = RecordWriter.write, RecordWriter.flush, []
+def flush_pending(self):
+    while pending:
+        write(self, pending.pop(0))
+    flush(self)
+RecordWriter.write = lambda self, data: pending.append(data)
+RecordWriter.flush = flush_pending
 
 real = Records.epoch
 def epoch(self, row, timing):
