@@ -1,4 +1,4 @@
-"""Reduces a pytest-benchmark JSON to what is worth keeping, and prints it as a Markdown table.
+"""Reduces a pytest-benchmark JSON to what is worth keeping, and prints it as Markdown tables.
 
 python benchmarks/summarize.py FULL.json KEPT.json
 """
@@ -35,6 +35,23 @@ def reduce(full: dict) -> dict:
     }
 
 
+def speed_table(results: list[dict]) -> str:
+    """Markdown: a row per layer, a column per sparsity, times as fast as dense."""
+    rows: dict[str, dict[float, float]] = {}
+    for result in results:
+        if "speed-up" in result:
+            params = result["params"]
+            name = params.get("layer", result["name"].split("[")[0].removeprefix("test_"))
+            rows.setdefault(name, {})[params["sparsity"]] = result["speed-up"]
+    columns = sorted({sparsity for row in rows.values() for sparsity in row})
+    lines = ["| times as fast as dense | " + " | ".join(f"{100 * s:g} %" for s in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name, row in rows.items():
+        cells = [f"{row[s]:.1f}x" if s in row else "" for s in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     source, target = map(Path, sys.argv[1:])
     kept = reduce(json.loads(source.read_text()))
@@ -43,6 +60,7 @@ def main() -> None:
     for result in kept["results"]:
         shown = [f"{k}: {v}" for k, v in result.items() if k not in ("name", "params")]
         print(f"| {result['name']} | " + " | ".join(shown) + " |")
+    print("\n" + speed_table(kept["results"]))
 
 
 if __name__ == "__main__":
