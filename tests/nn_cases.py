@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsr_kernels import SparseConv2d
 from dsr_kernels.topology import Topology
+
+ARGUMENTS = {
+    "in_channels": 6,
+    "out_channels": 9,
+    "kernel_size": (3, 2),
+    "stride": (1, 2),
+    "padding": (2, 1),
+    "dilation": (2, 1),
+    "groups": 3,
+}
 
 
 def within_rule(ours: Tensor, torchs: Tensor, exact: Tensor) -> bool:
@@ -25,6 +35,11 @@ def layer(*args, sparsity: float = 0.7, seed: int = 0, **kwargs) -> SparseConv2d
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     return SparseConv2d(*args, sparsity=sparsity, generator=generator, **kwargs)
+
+
+def states_equal(one: nn.Module, two: nn.Module) -> bool:
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def dense_conv(conv: SparseConv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The layers as modules: construction, conversion, copies, optimizers, replacing the pattern."""
+"""The layers as modules: construction, copies, dtypes, devices, optimizers, hooks."""
 
 from __future__ import annotations
 
@@ -10,29 +10,13 @@ from io import BytesIO
 import pytest
 import torch
 import torch.nn.functional as F
-from nn_cases import check_layer, layer, swap_pattern
+from nn_cases import ARGUMENTS, check_layer, layer, states_equal, swap_pattern
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dsr_kernels import SparseConv2d, SparseLinear, named_sparse_modules
 from dsr_kernels.topology import Topology
-
-ARGUMENTS = {
-    "in_channels": 6,
-    "out_channels": 9,
-    "kernel_size": (3, 2),
-    "stride": (1, 2),
-    "padding": (2, 1),
-    "dilation": (2, 1),
-    "groups": 3,
-}
-
-
-def states_equal(one: nn.Module, two: nn.Module) -> bool:
-    first, second = one.state_dict(), two.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
 
 # --- construction ---
 
@@ -115,111 +99,6 @@ def test_weight_says_where_the_weight_is():
     assert not hasattr(conv, "weight")
     with pytest.raises(AttributeError, match="has no attribute 'wieght'"):
         _ = conv.wieght
-
-
-# --- dense twins ---
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("method", ["magnitude", "random"])
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ARGUMENTS,
-        {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 4), "padding": "same"},
-        {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": "valid", "stride": 2},
-        {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1, "groups": 4},
-        {
-            "in_channels": 2,
-            "out_channels": 6,
-            "kernel_size": (3, 5),
-            "padding": (1, 2),
-            "padding_mode": "circular",
-        },
-    ],
-)
-def test_from_dense_carries_over_every_argument(arguments, method, bias):
-    conv = nn.Conv2d(**arguments, bias=bias, dtype=torch.float64)
-    sparse = SparseConv2d.from_dense(conv, 0.5, method=method)
-    assert sparse.nnz == conv.weight.numel() // 2
-    for name in ("stride", "padding", "dilation", "groups", "padding_mode", "kernel_size"):
-        assert getattr(sparse, name) == getattr(conv, name), name
-    assert (sparse.bias is not None) == bias
-    kept = sparse.to_dense() != 0
-    assert torch.equal(sparse.to_dense(), conv.weight * kept)
-    x = torch.randn(2, conv.in_channels, 9, 11, dtype=torch.float64)
-    twin = copy.deepcopy(conv)
-    twin.weight.data *= kept
-    torch.testing.assert_close(sparse(x), twin(x))
-    back = sparse.dense_module()
-    assert type(back) is nn.Conv2d
-    torch.testing.assert_close(back(x), twin(x))
-    assert repr(back) == repr(conv)
-
-
-def test_from_dense_by_magnitude_keeps_the_largest():
-    linear = nn.Linear(20, 10)
-    sparse = SparseLinear.from_dense(linear, sparsity=0.8)
-    threshold = linear.weight.abs().flatten().sort(descending=True).values[39]
-    assert torch.equal(sparse.to_dense() != 0, linear.weight.abs() >= threshold)
-    assert torch.equal(sparse.bias, linear.bias)
-    assert sparse.bias is not linear.bias
-
-
-def test_from_dense_with_a_mask():
-    linear = nn.Linear(20, 10)
-    mask = torch.rand(10, 20) < 0.3
-    sparse = SparseLinear.from_dense(linear, mask=mask)
-    assert torch.equal(sparse.to_dense(), linear.weight * mask)
-    with pytest.raises(ValueError, match="mask: expected the weight's shape"):
-        SparseLinear.from_dense(linear, mask=mask.t())
-
-
-def test_from_dense_keeps_training_mode_and_frozen_parameters():
-    linear = nn.Linear(4, 3).eval()
-    linear.weight.requires_grad_(False)
-    sparse = SparseLinear.from_dense(linear, 0.5)
-    assert not sparse.training
-    assert not sparse.values.requires_grad
-    assert sparse.bias.requires_grad
-    assert not sparse.dense_module().weight.requires_grad
-
-
-def test_from_dense_refuses_what_it_cannot_carry_over():
-    class Standardized(nn.Conv2d):
-        def forward(self, x):
-            return F.conv2d(x, self.weight - self.weight.mean())
-
-    hooked = nn.Conv2d(3, 4, 3)
-    hooked.register_forward_hook(lambda module, args, out: out + 1)
-    pruned = nn.Conv2d(3, 4, 3)
-    prune.random_unstructured(pruned, "weight", 0.5)
-    normalized = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    for conv, message in (
-        (Standardized(3, 4, 3), "subclass"),
-        (nn.LazyConv2d(4, 3), "subclass"),
-        (nn.ConvTranspose2d(3, 4, 3), "expected an nn.Conv2d"),
-        (nn.Conv1d(3, 4, 3), "expected an nn.Conv2d"),
-        (hooked, "hooks"),
-        (pruned, "parametrized, normalized or pruned"),
-        (normalized, "parametrized, normalized or pruned"),
-        (nn.Conv2d(3, 4, 3).half(), "torch.float16"),
-    ):
-        with pytest.raises(TypeError, match=message):
-            SparseConv2d.from_dense(conv, 0.5)
-    conv = nn.Conv2d(3, 4, 3)
-    with pytest.raises(ValueError, match="exactly one of sparsity, nnz and mask, got none"):
-        SparseConv2d.from_dense(conv)
-    with pytest.raises(ValueError, match="got sparsity, mask"):
-        SparseConv2d.from_dense(conv, 0.5, mask=torch.ones(4, 3, 3, 3))
-    with pytest.raises(ValueError, match="method: expected one of"):
-        SparseConv2d.from_dense(conv, 0.5, method="largest")
-
-
-def test_to_dense_is_differentiable():
-    linear = SparseLinear(5, 4, sparsity=0.5)
-    (linear.to_dense() * torch.arange(20.0).view(4, 5)).sum().backward()
-    assert torch.equal(linear.values.grad, linear.topology.linear_positions().float())
 
 
 # --- as a module among modules ---
@@ -356,73 +235,3 @@ def test_gradient_checkpointing_and_clipping():
     conv(x).sum().backward()
     assert torch.equal(conv.values.grad, gradient)
     torch.nn.utils.clip_grad_norm_(conv.parameters(), 0.1)
-
-
-# --- replacing the pattern ---
-
-
-def test_replace_topology_keeps_the_parameter_and_drops_its_grad():
-    conv, x = layer(**ARGUMENTS), torch.randn(2, 6, 8, 8)
-    parameter = conv.values
-    conv(x).sum().backward()
-    swap_pattern(conv, 40)
-    assert conv.values is parameter
-    assert parameter.grad is None
-    assert conv.nnz == 40
-    check_layer(conv, x)
-
-
-def test_training_goes_on_while_an_old_loss_is_still_alive():
-    """An old graph keeps autograd's record of the values' size alive: it must not come back."""
-    conv, x = layer(**ARGUMENTS), torch.randn(2, 6, 8, 8)
-    calls = []
-    conv.values.register_post_accumulate_grad_hook(lambda p: calls.append(p.grad.shape))
-    losses = []
-    for nnz in (32, 40, 25, 108, 1):
-        swap_pattern(conv, nnz)
-        losses.append(conv(x).sum())
-        losses[-1].backward()
-        assert conv.values.grad.shape == (nnz,)
-    assert calls == [(32,), (40,), (25,), (108,), (1,)]
-
-
-@pytest.mark.parametrize("nnz", [32, 40])
-@pytest.mark.parametrize("input_grad", [True, False])
-@pytest.mark.parametrize("frozen", [True, False])
-def test_backward_through_an_older_pattern_is_refused(nnz, input_grad, frozen):
-    conv = layer(**ARGUMENTS)
-    assert conv.nnz == 32
-    conv.values.requires_grad_(not frozen)
-    x = torch.randn(2, 6, 8, 8, requires_grad=input_grad)
-    loss = conv(x).sum()
-    swap_pattern(conv, nnz)
-    with pytest.raises(RuntimeError, match="changed between forward and backward"):
-        loss.backward()
-    assert conv.values.grad is None
-
-
-def test_backward_after_an_optimizer_step_is_refused():
-    conv = layer(**ARGUMENTS)
-    x = torch.randn(2, 6, 8, 8, requires_grad=True)
-    loss = conv(x).sum()
-    loss.backward(retain_graph=True)
-    torch.optim.SGD(conv.parameters(), lr=0.1).step()
-    with pytest.raises(RuntimeError, match="changed between forward and backward"):
-        loss.backward()
-
-
-def test_replace_topology_refuses_wrong_patterns_and_changes_nothing():
-    conv = layer(**ARGUMENTS)
-    before = copy.deepcopy(conv)
-    good = Topology.random(conv.weight_shape, 20)
-    crow, col, values = good.crow_indices, good.col_indices, torch.randn(20)
-    for arguments, message in (
-        ((crow, col, values[:-1]), r"values: expected shape \(20,\)"),
-        ((crow, col, values.double()), "values: expected"),
-        ((crow, col.flip(0), values), "col_indices"),
-        ((crow[:-1], col, values), "crow_indices"),
-        ((crow, col.long(), values), "col_indices: expected int32"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            conv.replace_topology(*arguments)
-    assert states_equal(conv, before)
