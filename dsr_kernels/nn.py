@@ -44,8 +44,10 @@ class SparseConv2d(SparseModule):
         generator if None) in O(nnz + O): nothing dense ever exists. Raises ValueError by name.
         """
         kernel_size = _pair("kernel_size", kernel_size, 1)
+        if not isinstance(groups, int) or groups < 1:
+            raise ValueError(f"groups: expected an integer of at least 1, got {groups!r}")
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if groups < 1 or value < 1 or value % groups:
+            if value < 1 or value % groups:
                 raise ValueError(
                     f"{name}: expected a positive multiple of groups={groups}, got {value}"
                 )

@@ -60,7 +60,8 @@ def test_same_generator_same_layer():
     [
         ({"in_channels": 7}, "in_channels: expected a positive multiple of groups=3, got 7"),
         ({"out_channels": 0}, "out_channels: expected a positive multiple"),
-        ({"groups": 0}, "groups=0"),
+        ({"groups": 0}, "groups: expected an integer of at least 1, got 0"),
+        ({"groups": 1.5}, "groups: expected"),
         ({"kernel_size": 0}, "kernel_size: expected an integer of at least 1"),
         ({"kernel_size": (3, 3, 3)}, "kernel_size: expected"),
         ({"stride": 0}, "stride: expected"),
