@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,12 +107,24 @@ def optimizer_state(
     """The per-entry state tensors of a layer, as (dict that holds it, key).
 
     Scalars such as Adam's `step` belong to no entry and are passed over. Raises ValueError for a
-    state tensor that is neither: it would silently go stale.
+    state tensor that is neither, or for tensors in a list: they would silently go stale.
     """
-    if optimizer is None or layer.values not in optimizer.state:
+    if optimizer is None:
+        return
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        raise ValueError(
+            "optimizer: LBFGS keeps 'd', 'old_dirs' and more of all parameters in one: cannot "
+            f"rewire layer {layer.name!r} under it; use SGD, Adam or another that works per weight"
+        )
+    if layer.values not in optimizer.state:
         return
     state = optimizer.state[layer.values]
     for key, value in state.items():
+        if _holds_tensors(value):
+            raise ValueError(
+                f"optimizer: state {key!r} of layer {layer.name!r} is a {type(value).__name__} of "
+                f"tensors, expected a tensor: cannot rewire under {type(optimizer).__name__}"
+            )
         if not isinstance(value, Tensor) or value.dim() == 0:
             continue
         if value.shape != layer.values.shape:
@@ -126,3 +139,12 @@ def optimizer_state(
                 "expected cpu"
             )
         yield state, key
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a container has tensors of entries somewhere inside."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set | deque):
+        return False
+    return any((isinstance(v, Tensor) and v.dim() > 0) or _holds_tensors(v) for v in value)
