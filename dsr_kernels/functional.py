@@ -58,6 +58,11 @@ def sparse_linear(
     weight_shape: Sequence[int],  # (O, I)
 ) -> Tensor:
     """[..., O] = F.linear(x, W, bias): a 1x1 convolution of a 1x1 image."""
+    if len(weight_shape) != 2 or min(weight_shape) < 1:
+        raise ValueError(
+            "SparseLinear: expected weight_shape (O, I), both of at least 1, "
+            f"got {tuple(weight_shape)}"
+        )
     rows, features = weight_shape
     if x.dim() < 1 or x.shape[-1] != features:
         raise ValueError(

@@ -6,8 +6,9 @@ stops with an error, whether or not the number of non-zeros changed.
 
 An op is called in one of two ways. Plain tensors in eager mode go straight to the autograd.Function
 and the kernel. Everything else (torch.compile, tracing, fake tensors, tensor subclasses, dispatch
-modes, functorch) goes through torch's dispatcher, which meets the same Function under its Autograd
-key; the dispatcher and its boxing would otherwise be most of the time of a small layer.
+modes, functorch, forward-mode AD, lazily negated tensors) goes through torch's dispatcher, which
+meets the same Function under its Autograd key; the dispatcher and its boxing would otherwise be
+most of the time of a small layer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import ops
@@ -116,7 +119,7 @@ class _Op(NamedTuple):
     overload: Callable
 
     def __call__(self, *args) -> Tensor:
-        if torch.compiler.is_compiling() or not _is_plain(args[0]):
+        if torch.compiler.is_compiling() or not _are_plain(args):
             return self.overload(*args)
         if torch.is_grad_enabled() and _any_requires_grad(args):
             return self.function.apply(self.kernel, *args)
@@ -124,6 +127,7 @@ class _Op(NamedTuple):
 
     def under_dispatcher(self, *args) -> Tensor:
         """The kernel of the Autograd key."""
+        _refuse_tangents(args)
         if torch.is_grad_enabled() and _any_requires_grad(args):
             return self.function.apply(self._below_autograd, *args)
         return self._below_autograd(*args)
@@ -133,14 +137,33 @@ class _Op(NamedTuple):
             return self.overload(*args)
 
 
-def _is_plain(x: Tensor) -> bool:
+def _are_plain(args: tuple) -> bool:
+    """Whether a kernel may read the memory of every tensor as it stands, unseen by any mode."""
+    for arg in args[:5]:  # every op's tensors come first
+        kind = type(arg)
+        if kind is Tensor or kind is Parameter:
+            if arg.is_neg():
+                return False
+        elif isinstance(arg, Tensor):
+            return False
     return (
-        type(x) is Tensor
-        and x.is_cpu
+        args[0].is_cpu
+        and forward_ad._current_level < 0
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
     )
+
+
+def _refuse_tangents(args: tuple) -> None:
+    if forward_ad._current_level < 0:
+        return
+    for arg in args[:5]:
+        if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+            raise NotImplementedError(
+                "dsr_kernels: forward-mode AD (forward_ad.make_dual, torch.func.jvp) is not "
+                "supported; the sparse layers have reverse-mode derivatives of any order"
+            )
 
 
 def _any_requires_grad(args: tuple) -> bool:

@@ -89,17 +89,26 @@ def _check_pattern(name: str, x: Tensor, crow: Tensor, col: Tensor, rows: int) -
         raise ValueError(f"{name}: input is on {x.device}, the pattern is on {crow.device}")
 
 
-def check_input(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
-    channels = weight_shape[1] * groups
-    if x.dim() != 4 or x.shape[1] != channels:
+def _check_shape(weight_shape: Sequence[int], groups: int) -> None:
+    if len(weight_shape) != 4 or min(weight_shape) < 1:
         raise ValueError(
-            f"SparseConv2d: expected input with {channels} channels, "
-            f"got {x.shape[1] if x.dim() > 1 else 'none'} (shape {tuple(x.shape)})"
+            "SparseConv2d: expected weight_shape (O, C // groups, KH, KW), all of at least 1, "
+            f"got {tuple(weight_shape)}"
         )
     if groups < 1 or weight_shape[0] % groups:
         raise ValueError(
             f"SparseConv2d: expected groups to divide out_channels, got groups={groups} "
             f"and out_channels={weight_shape[0]}"
+        )
+
+
+def check_input(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
+    _check_shape(weight_shape, groups)
+    channels = weight_shape[1] * groups
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"SparseConv2d: expected input with {channels} channels, "
+            f"got {x.shape[1] if x.dim() > 1 else 'none'} (shape {tuple(x.shape)})"
         )
 
 
@@ -165,6 +174,12 @@ def _forward_output(
 def _grad_input_output(
     grad, values, crow, col, input_size, weight_shape, stride, padding, dilation, groups, last
 ) -> Tensor:
+    _check_shape(weight_shape, groups)
+    if len(input_size) != 3 or input_size[0] != weight_shape[1] * groups:
+        raise ValueError(
+            f"SparseConv2d: expected input_size ({weight_shape[1] * groups}, H, W), "
+            f"got {tuple(input_size)}"
+        )
     _check_grad(grad, input_size, weight_shape, stride, padding, dilation)
     check_tensors("SparseConv2d", grad, values, None, crow, col, weight_shape[0])
     return _empty(grad, (grad.shape[0], *input_size), last)
@@ -175,6 +190,11 @@ def _grad_weight_output(
 ) -> Tensor:
     check_input(x, weight_shape, groups)
     _check_grad(grad, x.shape[1:], weight_shape, stride, padding, dilation)
+    if grad.shape[0] != x.shape[0] or grad.device != x.device:
+        raise ValueError(
+            f"SparseConv2d: expected gradient of the input's batch size {x.shape[0]} on {x.device},"
+            f" got {grad.shape[0]} on {grad.device}"
+        )
     _check_activation("SparseConv2d", "input", x, dtype)
     _check_activation("SparseConv2d", "gradient", grad, dtype)
     _check_pattern("SparseConv2d", x, crow, col, weight_shape[0])

@@ -1,36 +1,14 @@
-"""The ops under torch's own checks, the ways they are called, and their argument checks."""
+"""The ops under torch's own checks, and the ways they are called."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from nn_cases import layer
-from torch.autograd import gradcheck, gradgradcheck
+from op_cases import OPS, grad_like_output, problem
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-from dsr_kernels import SparseConv2d, SparseLinear, gradients, ops, reference
-from dsr_kernels.topology import Topology
-
-OPS = torch.ops.dsr_kernels
-
-
-def problem(dtype=torch.float64, last=False, requires_grad=True):
-    """x, values, bias, crow, col and the shape arguments of a small awkward convolution."""
-    generator = torch.Generator().manual_seed(0)
-    topology = Topology.random((4, 3, 3, 2), 20, generator=generator)
-    x = torch.randn(2, 6, 5, 4, dtype=dtype, generator=generator)
-    x = x.contiguous(memory_format=torch.channels_last) if last else x
-    values = torch.randn(20, dtype=dtype, generator=generator)
-    bias = torch.randn(4, dtype=dtype, generator=generator)
-    for t in (x, values, bias):
-        t.requires_grad_(requires_grad)
-    shape = ((4, 3, 3, 2), (2, 1), (1, 0, 1, 2), (1, 2), 2)
-    return x, values, bias, topology.crow_indices, topology.col_indices, shape
-
-
-def grad_like_output(x, values, bias, crow, col, shape):
-    with torch.no_grad():
-        y = OPS.sparse_conv2d(x, values, bias, crow, col, *shape)
-    return torch.randn_like(y).requires_grad_(x.requires_grad)
+from dsr_kernels import SparseConv2d, SparseLinear, gradients, reference
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -144,6 +122,54 @@ def test_dispatch_modes_fake_tensors_and_tracing_see_the_op():
         assert torch.equal(traced(other), conv(other))
 
 
+@pytest.mark.parametrize("which", range(3), ids=["input", "values", "bias"])
+def test_lazily_negated_tensors_are_read_with_their_sign(which):
+    x, *weights, crow, col, shape = problem(requires_grad=False)
+    args = [x, *weights]
+    expected = reference.sparse_conv2d(
+        *(-a if i == which else a for i, a in enumerate(args)), crow, col, *shape
+    )
+    args[which] = torch._neg_view(args[which])
+    torch.testing.assert_close(gradients.conv(*args, crow, col, *shape), expected)
+
+
+@pytest.mark.parametrize("which", range(5), ids=["input", "values", "bias", "crow", "col"])
+def test_a_subclass_in_any_place_sees_the_op(which):
+    seen = []
+
+    class Recording(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    *args, shape = problem(requires_grad=False)
+    args[which] = args[which].as_subclass(Recording)
+    y = gradients.conv(*args, *shape)
+    assert OPS.sparse_conv2d.default in seen
+    assert type(y) is Recording
+
+
+@pytest.mark.parametrize("which", range(3), ids=["input", "values", "bias"])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_forward_mode_gradients_are_refused_not_lost(which, requires_grad):
+    x, values, bias, crow, col, shape = problem(requires_grad=requires_grad)
+    args = [x, values, bias]
+
+    def of_one(tensor):
+        return gradients.conv(*args[:which], tensor, *args[which + 1 :], crow, col, *shape)
+
+    tangent = torch.ones_like(args[which])
+    with pytest.raises(NotImplementedError, match="forward-mode AD"):
+        torch.func.jvp(of_one, (args[which],), (tangent,))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(args[which], tangent)
+        for call in (of_one, lambda t: torch.no_grad()(of_one)(t)):
+            with pytest.raises(NotImplementedError, match="forward-mode AD"):
+                call(dual)
+        of_one(args[which])  # no tangent, nothing to lose
+
+
 def test_meta_tensors():
     conv = SparseConv2d(4, 6, 3, device="meta")
     y = conv(torch.empty(2, 4, 8, 8, device="meta"))
@@ -166,88 +192,3 @@ def test_functorch_gives_right_numbers_or_an_error():
     else:
         leaf = x.clone().requires_grad_()
         torch.testing.assert_close(gx, torch.autograd.grad(conv(leaf).square().sum(), leaf)[0])
-
-
-# --- argument checks ---
-
-
-@pytest.mark.parametrize(
-    "x, error, message",
-    [
-        (
-            torch.zeros(8, 32, 16, 16),
-            ValueError,
-            r"SparseConv2d: expected input with 64 channels, got 32 \(shape \(8, 32, 16, 16\)\)",
-        ),
-        (torch.zeros(2, 64, 2, 9), ValueError, "padded input of at least 3 x 3.*got 2 x 9"),
-        (torch.zeros(2, 64, 0, 9), ValueError, "padded input of at least 3 x 3"),
-        (torch.zeros(5, 5), ValueError, "expected a 3-D .* or 4-D .* input, got shape"),
-        (torch.zeros(2, 64, 9, 9).double(), TypeError, "expected input of dtype torch.float32"),
-        (torch.zeros(2, 64, 9, 9).int(), TypeError, "got torch.int32"),
-        (torch.zeros(2, 64, 9, 9, device="meta"), ValueError, "input is on meta, the pattern"),
-    ],
-)
-def test_refuses_wrong_input(x, error, message):
-    with pytest.raises(error, match=message):
-        layer(64, 32, 3)(x)
-
-
-def test_wrong_channels_are_named_before_padding():
-    with pytest.raises(ValueError, match=r"with 4 channels, got 3 \(shape \(1, 3, 5, 5\)"):
-        layer(4, 4, 3, padding=1, padding_mode="reflect")(torch.zeros(1, 3, 5, 5))
-
-
-def test_linear_refuses_wrong_input():
-    linear = SparseLinear(8, 4)
-    with pytest.raises(ValueError, match=r"SparseLinear: expected input with 8 features, got 7"):
-        linear(torch.zeros(3, 7))
-    with pytest.raises(ValueError, match="got a scalar"):
-        linear(torch.tensor(1.0))
-    with pytest.raises(TypeError, match=r"SparseLinear: expected input of dtype torch.float32"):
-        linear(torch.zeros(3, 8, dtype=torch.float64))
-
-
-def test_low_precision_weights_say_what_to_do():
-    conv = layer(4, 4, 3).half()
-    with pytest.raises(TypeError, match=r"values must be float32 or float64.*torch\.autocast"):
-        conv(torch.zeros(1, 4, 5, 5).half())
-
-
-def test_other_devices_are_refused_in_words():
-    class Elsewhere:
-        device = torch.device("cuda:0")
-
-    with pytest.raises(NotImplementedError, match="CPU kernels only"):
-        ops._check_pattern("SparseConv2d", Elsewhere(), None, None, 3)
-
-
-def test_raw_ops_refuse_what_would_read_out_of_bounds():
-    x, values, bias, crow, col, shape = problem(requires_grad=False)
-    cases = {
-        "one value per column": (x, values[:-1], bias, crow, col, *shape),
-        "bias of shape": (x, values, bias[:-1], crow, col, *shape),
-        "crow_indices of shape": (x, values, bias, crow[:-1], col, *shape),
-        "int32": (x, values, bias, crow.long(), col, *shape),
-        "contiguous crow": (x, values, bias, crow, col.repeat_interleave(2)[::2], *shape),
-        "6 channels": (x[:, :5], values, bias, crow, col, *shape),
-        "stride and dilation": (x, values, bias, crow, col, shape[0], (0, 1), *shape[2:]),
-        "groups to divide": (x[:, :9], values, bias, crow, col, *shape[:-1], 3),
-    }
-    for message, args in cases.items():
-        if message == "groups to divide":
-            args = (torch.zeros(2, 9, 5, 4, dtype=torch.float64), *args[1:])
-        with pytest.raises((ValueError, TypeError), match=message):
-            OPS.sparse_conv2d(*args)
-    with pytest.raises(ValueError, match="expected gradient of shape"):
-        OPS.sparse_conv2d_grad_weight(x, x, crow, col, *shape, torch.float64)
-
-
-def test_native_code_refuses_patterns_out_of_range():
-    x, values, bias, crow, col, shape = problem(requires_grad=False)
-    bad_col = col.clone()
-    bad_col[3] = 10_000
-    bad_crow = crow.clone()
-    bad_crow[1] = 1000
-    for pattern in ((crow, bad_col), (bad_crow, col)):
-        with pytest.raises((ValueError, RuntimeError)):
-            OPS.sparse_conv2d(x, values, bias, *pattern, *shape)
