@@ -134,7 +134,7 @@ def test_killed_at_random_moments_and_resumed_equals_the_uninterrupted_run(tmp_p
 
 
 def test_channels_last_is_resumed_exactly(tmp_path):
-    # Not narrower: torch 2.13 corrupts the heap in a channels_last 1x1 of stride 2 on 4 channels.
+    # Not narrower: a heap corruption was once seen at 4 channels, cause not established.
     changes = ("model.memory_format=channels_last", "data.augment=crop_flip", "model.width=0.5")
     assert train(tmp_path / "whole", *changes, kind="wrn") == 0
     with pytest.MonkeyPatch.context() as patch:

@@ -26,7 +26,7 @@ DSR_INLINE void pack_row(const S* __restrict from, int64_t stride, int64_t lead,
   for (int64_t j = 0; j < lead; ++j) to[j] = 0;
   if (stride == 1) {
     copy(to + lead, from, n);
-  } else if (stride == 2) {  // a constant the compiler turns into shuffles
+  } else if (stride == 2) {  // a constant stride, which the compiler may vectorize
     for (int64_t j = 0; j < n; ++j) to[lead + j] = from[j * 2];
   } else {
     for (int64_t j = 0; j < n; ++j) to[lead + j] = from[j * stride];
