@@ -9,6 +9,7 @@ place carries a new version and so misses.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from typing import NamedTuple
@@ -34,6 +35,8 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     dtype: torch.dtype
+    lanes: str = "plane"  # what fills the lanes of a vector: "plane", "row" or "batch"
+    transposed: bool = False  # a plan for grad-input
 
 
 class _Entry(NamedTuple):
@@ -111,7 +114,55 @@ def _build(crow: Tensor, col: Tensor, g: Geometry) -> _C.ConvPlan:
         col.data_ptr(),
         col.numel(),
         DTYPE_CODES[g.dtype],
+        g.lanes,
+        g.transposed,
     )
+
+
+def geometry(
+    read: Tensor,
+    written: Tensor,
+    input_size,
+    output_size,
+    weight_shape,
+    stride,
+    padding,
+    dilation,
+    groups,
+    dtype,
+    transposed=False,
+) -> Geometry:
+    """The geometry of a call, with the lanes that suit its batch and memory formats.
+
+    A pointwise convolution sees an image as one long row: its height and width are whatever cuts
+    well into vectors.
+    """
+    height, width = input_size[1:]
+    steps = read.stride(), written.stride()
+    shape = weight_shape, stride, padding, dilation, groups
+    if weight_shape[2:] == (1, 1) and stride == (1, 1) and not any(padding):
+        if height > 1 and all(s[2] == width * s[3] for s in steps):
+            height, width = _long_rows(height * width)
+        sizes = (input_size[0], height, width), (output_size[0], height, width)
+        return Geometry(*sizes, *shape, dtype, "plane", transposed)
+    rows = all(s[3] == 1 for s in steps)
+    kernel, sides, code = weight_shape[2:], padding[::2], DTYPE_CODES[dtype]
+    lanes = _C.choose_lanes(
+        read.shape[0], rows, width, output_size[2], kernel, stride, sides, dilation, code
+    )
+    return Geometry(input_size, output_size, *shape, dtype, lanes, transposed)
+
+
+@functools.lru_cache(maxsize=256)
+def _long_rows(pixels: int) -> tuple[int, int]:
+    """(height, width) of the same pixels in rows of some ten vectors, or in a single row."""
+    vector, best = 16, 14
+    if pixels % vector:
+        return 1, pixels
+    vectors = pixels // vector
+    divisors = [d for d in range(1, vectors + 1) if vectors % d == 0]
+    width = vector * min(divisors, key=lambda d: abs(d - best))
+    return pixels // width, width
 
 
 cache = PlanCache()
@@ -126,20 +177,19 @@ def forward(
     out: Tensor, x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, *shape
 ) -> Tensor:
     """out [N, O, P, Q] = conv2d(x, W) + bias."""
-    dtype = values.dtype
-    plan = cache.get(crow, col, Geometry(x.shape[1:], out.shape[1:], *shape, dtype))
-    x, values, y = _in_dtype(x, dtype), values.contiguous(), _like(out, dtype)
+    dtype, n = values.dtype, x.shape[0]
+    g = geometry(x, out, x.shape[1:], out.shape[1:], *shape, dtype)
+    plan = cache.get(crow, col, g)
+    x, values, y = _readable(x, dtype), values.contiguous(), _writable(out, dtype)
     bias = None if bias is None else bias.contiguous()
-    n, threads = x.shape[0], torch.get_num_threads()
+    threads = torch.get_num_threads()
     scratch = _workspace(plan, "forward", n, threads)
     plan.forward(
         n,
-        x.data_ptr(),
-        x.stride(),
+        _activation(x, g),
         values.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        y.stride(),
+        _activation(y, g),
         threads,
         scratch.data_ptr(),
     )
@@ -150,47 +200,35 @@ def grad_input(
     out: Tensor, grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, *shape
 ) -> Tensor:
     """out [N, C, H, W] = the gradient of the input, from grad [N, O, P, Q]."""
-    dtype = values.dtype
-    plan = cache.get(crow, col, Geometry(out.shape[1:], grad.shape[1:], *shape, dtype))
-    grad, values, gx = _in_dtype(grad, dtype), values.contiguous(), _like(out, dtype)
-    n, threads = grad.shape[0], torch.get_num_threads()
+    dtype, n = values.dtype, grad.shape[0]
+    g = geometry(grad, out, out.shape[1:], grad.shape[1:], *shape, dtype, True)
+    plan = cache.get(crow, col, g)
+    grad, values, gx = _readable(grad, dtype), values.contiguous(), _writable(out, dtype)
+    threads = torch.get_num_threads()
     scratch = _workspace(plan, "grad_input", n, threads)
     plan.grad_input(
-        n,
-        grad.data_ptr(),
-        grad.stride(),
-        values.data_ptr(),
-        gx.data_ptr(),
-        gx.stride(),
-        threads,
-        scratch.data_ptr(),
+        n, _activation(grad, g), values.data_ptr(), _activation(gx, g), threads, scratch.data_ptr()
     )
     return out if gx is out else out.copy_(gx)
 
 
 def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor, *shape) -> Tensor:
     """out [nnz] = the gradient of the values, from x [N, C, H, W] and grad [N, O, P, Q]."""
-    dtype = out.dtype
-    plan = cache.get(crow, col, Geometry(x.shape[1:], grad.shape[1:], *shape, dtype))
-    x, grad = _in_dtype(x, dtype), _in_dtype(grad, dtype)
-    n, threads = x.shape[0], torch.get_num_threads()
+    dtype, n = out.dtype, x.shape[0]
+    g = geometry(x, grad, x.shape[1:], grad.shape[1:], *shape, dtype)
+    plan = cache.get(crow, col, g)
+    x, grad = _readable(x, dtype), _readable(grad, dtype)
+    threads = torch.get_num_threads()
     scratch = _workspace(plan, "grad_weight", n, threads)
     plan.grad_weight(
-        n,
-        x.data_ptr(),
-        x.stride(),
-        grad.data_ptr(),
-        grad.stride(),
-        out.data_ptr(),
-        threads,
-        scratch.data_ptr(),
+        n, _activation(x, g), _activation(grad, g), out.data_ptr(), threads, scratch.data_ptr()
     )
     return out
 
 
 def grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     """out [O] = grad summed over batch and image, the same bits for any number of threads."""
-    grad = _in_dtype(grad, out.dtype)
+    grad = grad if grad.dtype == out.dtype else grad.to(out.dtype)
     scratch = torch.empty(_C.channel_sums_workspace(*grad.shape[:2]), dtype=torch.uint8)
     _C.channel_sums(
         DTYPE_CODES[out.dtype],
@@ -209,9 +247,24 @@ def _workspace(plan: _C.ConvPlan, op: str, n: int, threads: int) -> Tensor:
     return torch.empty(plan.workspace_bytes(op, n, threads), dtype=torch.uint8)
 
 
-def _in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x if x.dtype == dtype else x.to(dtype)
+def _activation(x: Tensor, g: Geometry) -> tuple:
+    """Address, whether it holds bfloat16, and strides with the row length of the geometry."""
+    n, c, h, w = x.stride()
+    if g.lanes == "plane" and x.shape[2] not in (g.input_size[1], g.output_size[1]):
+        h = g.input_size[2] * w
+    return x.data_ptr(), x.dtype == torch.bfloat16, (n, c, h, w)
 
 
-def _like(out: Tensor, dtype: torch.dtype) -> Tensor:
-    return out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
+# The kernels read and write bfloat16 beside float32 values; float16 is converted here.
+
+
+def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if _native(x, dtype) else x.to(dtype)
+
+
+def _writable(out: Tensor, dtype: torch.dtype) -> Tensor:
+    return out if _native(out, dtype) else torch.empty_like(out, dtype=dtype)
+
+
+def _native(x: Tensor, dtype: torch.dtype) -> bool:
+    return x.dtype == dtype or (x.dtype == torch.bfloat16 and dtype == torch.float32)

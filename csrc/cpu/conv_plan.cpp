@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "cpu/dispatch.h"
+#include "cpu/layout.h"
 
 namespace dsr::cpu {
 namespace {
@@ -17,15 +18,6 @@ constexpr int64_t kSliceBytes = 32 << 20;
 
 char* aligned(char* workspace) {
   return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(workspace) + 63) & ~uintptr_t{63});
-}
-
-template <typename S>
-void run_gather(const GatherArgs<S>& args) {
-  if constexpr (sizeof(S) == 4) {
-    kernels().gather_f32(args);
-  } else {
-    kernels().gather_f64(args);
-  }
 }
 
 // What the plans rely on; the callers' own checks say it in the user's terms.
@@ -54,119 +46,134 @@ Status without_exceptions(Make make) {
   }
 }
 
+// The output gradient on the rows of the packed input (kPlane: and on its pitch).
 PackLayout grad_layout_of(const GatherPlan& forward) {
   const DestinationClass& target = forward.classes[0];
-  PackLayout l = forward.source;  // the same rows, pitch and images; no halo, one phase
+  PackLayout l = forward.source;  // the same images; no halo, one phase
   l.channels = forward.destination_channels;
+  l.height = target.rows;
+  l.width = target.cols;
   l.step_h = l.step_w = 1;
   l.phases = {{0, 0, target.rows, target.cols}};
   l.first_row = l.first_col = 0;
-  l.halo_rows = forward.images > 1 ? l.image_rows - target.rows : 0;
+  const bool stacked = forward.lanes == Lanes::kPlane && forward.images > 1;
+  l.halo_rows = stacked ? l.image_rows - target.rows : 0;
+  l.halo_cols = 0;
+  if (forward.lanes == Lanes::kRow) {
+    l.plane = (forward.band_rows * l.pitch / 16 | 1) * 16;
+    return l;
+  }
+  if (forward.lanes == Lanes::kBatch) {
+    l.pitch = target.cols;
+    l.plane = (forward.band_rows * l.pitch + 1) | 1;
+    return l;
+  }
   const int64_t stored =
       ((forward.images - 1) * l.image_rows + forward.band_rows + l.halo_rows) * l.pitch;
-  l.plane = ((stored + 15) / 16 | 1) * 16;
+  l.plane = (ceil_div(stored, 16) | 1) * 16;
   return l;
 }
 
 }  // namespace
 
 Status ConvPlan::make(const ConvShape& shape, const CsrPattern& pattern, int element_size,
-                      ConvPlan* plan) {
-  Status valid = check_shape(shape);
-  if (!valid.is_ok()) return valid;
-  plan->shape_ = shape;
+                      Lanes lanes, Direction direction, ConvPlan* plan) {
+  Status status = check_shape(shape);
+  if (!status.is_ok()) return status;
+  plan->kernels_ = &kernels();
   plan->nnz_ = pattern.nnz;
   plan->element_size_ = element_size;
-  Status forward, grad_input;
-#pragma omp parallel sections
-  {
-#pragma omp section
-    forward = without_exceptions(
-        [&] { return make_forward_plan(shape, pattern, element_size, &plan->forward_); });
-#pragma omp section
-    grad_input = without_exceptions(
-        [&] { return make_grad_input_plan(shape, pattern, element_size, &plan->grad_input_); });
-  }
-  if (!forward.is_ok()) return forward;
-  plan->grad_layout_ = grad_layout_of(plan->forward_);
-  return grad_input;
+  plan->direction_ = direction;
+  status = without_exceptions([&] {
+    return make_gather_plan(shape, pattern, element_size, lanes, direction, &plan->gather_);
+  });
+  if (status.is_ok() && direction == Direction::kForward)
+    plan->grad_layout_ = grad_layout_of(plan->gather_);
+  return status;
 }
 
 int64_t ConvPlan::slices(int64_t n) const {
   const int64_t most = kSliceBytes / std::max<int64_t>(1, nnz_ * element_size_);
-  return std::clamp<int64_t>(std::min(most, kMaxSlices), 1,
-                             std::max<int64_t>(1, forward_.units(n)));
+  return std::clamp<int64_t>(std::min(most, kMaxSlices), 1, std::max<int64_t>(1, gather_.units(n)));
+}
+
+Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size) {
+  constexpr int64_t kFilledPercent = 60;  // below, the shifted loads of the plane cost less
+  const int64_t lanes = kernels().vector_bytes / element_size;
+  if (shape.taps() == 1) return Lanes::kPlane;
+  if (kernels().masks_lanes && element_size == 4 && contiguous_rows) {
+    const int64_t slot =
+        std::min(slot_lanes(forward_pass(shape)), slot_lanes(grad_input_pass(shape)));
+    if (slot > 0) return Lanes::kRow;
+  }
+  const int64_t carried = ceil_div(n, lanes) * lanes;
+  return 100 * n >= kFilledPercent * carried ? Lanes::kBatch : Lanes::kPlane;
 }
 
 int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads) const {
   const int size = element_size_;
-  switch (op) {
-    case Op::kForward:
-      return 64 + threads * (packed_bytes(forward_.source, size) + accumulator_bytes(size));
-    case Op::kGradInput:
-      return 64 + align64(nnz_ * size) +
-             threads * (packed_bytes(grad_input_.source, size) + accumulator_bytes(size));
-    case Op::kGradWeight:
-      return 64 + slices(n) * nnz_ * size +
-             threads * (packed_bytes(forward_.source, size) + packed_bytes(grad_layout_, size));
-  }
-  return 0;
+  if (op == Op::kGradWeight)
+    return 64 + slices(n) * nnz_ * size + threads * grad_weight_bytes(gather_, grad_layout_, size);
+  return 64 + align64((nnz_ + kLookAhead) * size) + threads * gather_bytes(gather_, size);
 }
 
-std::string ConvPlan::describe() const {
-  const auto line = [](const char* name, const GatherPlan& p) {
-    return std::string(name) + ": " + std::to_string(p.images) + " image(s) x " +
-           std::to_string(p.band_rows) + " row(s) per unit, pitch " +
-           std::to_string(p.source.pitch) + ", " + std::to_string(p.source.phases.size()) +
-           " phase(s), " + std::to_string(p.classes.size()) + " class(es), " +
-           std::to_string(p.blocks) + " block(s) of " + std::to_string(p.channel_block) +
-           " channels, " + std::to_string(p.source.elements()) + " packed elements";
-  };
-  return line("forward", forward_) + "\n" + line("grad_input", grad_input_);
-}
-
+// The values in the order of the plan, copied to the workspace.
 template <typename S>
-void ConvPlan::forward(int64_t n, const S* x, const Strides4& x_strides, const S* values,
-                       const S* bias, S* y, const Strides4& y_strides, int threads,
-                       char* workspace) const {
-  run_gather<S>(
-      {&forward_, n, x, x_strides, values, bias, y, y_strides, threads, aligned(workspace)});
-}
-
-template <typename S>
-void ConvPlan::grad_input(int64_t n, const S* grad_y, const Strides4& grad_y_strides,
-                          const S* values, S* grad_x, const Strides4& grad_x_strides, int threads,
-                          char* workspace) const {
-  workspace = aligned(workspace);
-  S* ordered = reinterpret_cast<S*>(workspace);
-  const int32_t* index = grad_input_.value_index.data();
+const S* ConvPlan::ordered(const S* values, int threads, char** workspace) const {
+  S* copy = reinterpret_cast<S*>(*workspace);
+  *workspace += align64((nnz_ + kLookAhead) * element_size_);
+  const int32_t* index = gather_.value_index.data();
 #pragma omp parallel for num_threads(threads)
-  for (int64_t k = 0; k < nnz_; ++k) ordered[k] = values[index[k]];
-  run_gather<S>({&grad_input_, n, grad_y, grad_y_strides, ordered, nullptr, grad_x, grad_x_strides,
-                 threads, workspace + align64(nnz_ * element_size_)});
+  for (int64_t k = 0; k < nnz_; ++k) copy[k] = values[index[k]];
+  std::fill_n(copy + nnz_, kLookAhead, S{0});
+  return copy;
 }
 
 template <typename S>
-void ConvPlan::grad_weight(int64_t n, const S* x, const Strides4& x_strides, const S* grad_y,
-                           const Strides4& grad_y_strides, S* grad_values, int threads,
-                           char* workspace) const {
-  const GradWeightArgs<S> args{
-      &forward_,      &grad_layout_, n,         x,       x_strides,         grad_y,
-      grad_y_strides, grad_values,   slices(n), threads, aligned(workspace)};
+void ConvPlan::run_gather(const GatherArgs<S>& args) const {
   if constexpr (sizeof(S) == 4) {
-    kernels().grad_weight_f32(args);
+    kernels_->gather_f32(args);
   } else {
-    kernels().grad_weight_f64(args);
+    kernels_->gather_f64(args);
+  }
+}
+
+template <typename S>
+void ConvPlan::forward(int64_t n, const Activation& x, const S* values, const S* bias,
+                       const Activation& y, int threads, char* workspace) const {
+  workspace = aligned(workspace);
+  values = ordered(values, threads, &workspace);
+  run_gather<S>({&gather_, n, x.data, x.strides, x.element, values, bias, y.data, y.strides,
+                 y.element, threads, workspace});
+}
+
+template <typename S>
+void ConvPlan::grad_input(int64_t n, const Activation& grad_y, const S* values,
+                          const Activation& grad_x, int threads, char* workspace) const {
+  forward<S>(n, grad_y, values, nullptr, grad_x, threads, workspace);
+}
+
+template <typename S>
+void ConvPlan::grad_weight(int64_t n, const Activation& x, const Activation& grad_y, S* grad_values,
+                           int threads, char* workspace) const {
+  const GradWeightArgs<S> args{&gather_,          &grad_layout_, n,           x.data,
+                               x.strides,         x.element,     grad_y.data, grad_y.strides,
+                               grad_y.element,    grad_values,   slices(n),   threads,
+                               aligned(workspace)};
+  if constexpr (sizeof(S) == 4) {
+    kernels_->grad_weight_f32(args);
+  } else {
+    kernels_->grad_weight_f64(args);
   }
 }
 
 #define DSR_INSTANTIATE(S)                                                                       \
-  template void ConvPlan::forward<S>(int64_t, const S*, const Strides4&, const S*, const S*, S*, \
-                                     const Strides4&, int, char*) const;                         \
-  template void ConvPlan::grad_input<S>(int64_t, const S*, const Strides4&, const S*, S*,        \
-                                        const Strides4&, int, char*) const;                      \
-  template void ConvPlan::grad_weight<S>(int64_t, const S*, const Strides4&, const S*,           \
-                                         const Strides4&, S*, int, char*) const;
+  template void ConvPlan::forward<S>(int64_t, const Activation&, const S*, const S*,             \
+                                     const Activation&, int, char*) const;                       \
+  template void ConvPlan::grad_input<S>(int64_t, const Activation&, const S*, const Activation&, \
+                                        int, char*) const;                                       \
+  template void ConvPlan::grad_weight<S>(int64_t, const Activation&, const Activation&, S*, int, \
+                                         char*) const;
 DSR_INSTANTIATE(float)
 DSR_INSTANTIATE(double)
 

@@ -1,5 +1,7 @@
 #include "cpu/dispatch.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 
 namespace dsr::cpu {
@@ -85,8 +87,12 @@ Status set_isa(const std::string& name) {
 
 const KernelTable& kernels() { return *choice().table; }
 
-int64_t tile_elements(int element_size) {
-  return element_size == 4 ? kernels().tile_elements_f32 : kernels().tile_elements_f64;
+const Caches& caches() {
+  static const Caches sizes = [] {
+    const int64_t l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return Caches{l1 > 0 ? l1 : 32 << 10, l2 > 0 ? l2 : 512 << 10};
+  }();
+  return sizes;
 }
 
 }  // namespace dsr::cpu

@@ -16,6 +16,11 @@ std::vector<std::string> available_isas();
 
 // Kernels of the active instruction set. An invalid DSR_CPU_ISA must have been reported by then.
 const KernelTable& kernels();
-int64_t tile_elements(int element_size);
+
+// Bytes of one core's caches, as the system tells them; common sizes where it does not.
+struct Caches {
+  int64_t l1, l2;
+};
+const Caches& caches();
 
 }  // namespace dsr::cpu

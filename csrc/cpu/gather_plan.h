@@ -1,20 +1,31 @@
 // What the kernels iterate over: derived once from (pattern, geometry), valid for any batch size.
 //
 // Every pass is a gather: destination[d, m] = sum over the non-zeros of row d of
-// value * packed_source[offset + m], where m runs over a whole plane at once. That works because
-// source and destination share one row pitch: a destination pixel (p, q) of image g sits at
+// value * packed_source[offset + m], where m is a position in a plane. That works because source
+// and destination share one row pitch: a destination pixel (p, q) of image g sits at
 //     m = (g * image_rows + p) * pitch + q
 // and the source pixel it needs through a kernel tap sits at m plus a constant of the tap. The zero
 // margin to the right of a row is the one to the left of the next; the same holds for the rows
 // between two images:
 //
 //     0 x x x      3 x 3 kernel, padding 1, 2 x 3 image: pitch 4, and the margin costs one column
-//     0 x x x      and one row. Lanes that fall on the margin compute garbage and are not stored.
+//     0 x x x      and one row.
 //     0 0 0 0
 //
 // A stride in the source (forward) splits it into phases, one plane each; a stride in the
 // destination (grad-input) splits that into classes, each a stride-1 gather of its own. No scatter
 // anywhere.
+//
+// What fills the lanes of a vector is the plan's choice:
+//   kPlane  neighbouring positions m of one plane. Any batch size, but a tap shifts the vector off
+//           its alignment, and lanes that fall on the margin compute garbage that is not stored.
+//   kRow    the row of one image, or of several narrow images side by side, in whole vectors. Taps
+//   of
+//           one kernel column form a frame; between frames the accumulators are rotated by the
+//           distance of the columns instead of the source, so that every load is aligned. What a
+//           rotation wraps around is masked out of that frame's multiply-adds.
+//   kBatch  the same pixel of as many images as there are lanes. An element of the packed source is
+//           a whole vector, so every load is aligned at any tap, stride and width.
 #pragma once
 
 #include <cstdint>
@@ -26,29 +37,33 @@
 
 namespace dsr::cpu {
 
-inline constexpr int kMaxTileElements = 512;  // the widest tile of any instruction set
-inline constexpr int kDestinationBlock =
-    128;                           // destination channels whose accumulators are kept at once
-inline constexpr int kSlack = 64;  // readable elements behind every packed buffer
+enum class Lanes { kPlane, kRow, kBatch };
 
-// How a [N, C, H, W] source is laid out in a packed buffer [channels][phases][plane].
+inline constexpr int kLookAhead = 2;  // entries behind the last non-zero that kernels may read
+inline constexpr int kMaxTileElements = 512;  // the widest tile of any instruction set
+inline constexpr int kSlack = 64;             // readable scalars behind every packed buffer
+
+// How a [N, C, H, W] source is laid out in a packed buffer [channels][phases][plane]. An element is
+// a scalar (kPlane, kRow) or a vector of images (kBatch).
 struct PackLayout {
   struct Phase {
     int64_t row, col;       // first source row and column of the phase
     int64_t height, width;  // how many source rows and columns it has
   };
   int64_t channels;
+  int64_t height, width;      // of the source
   int64_t step_h, step_w;     // distance of a phase's rows and columns in the source
   std::vector<Phase> phases;  // those that some tap reads
   int64_t first_row,
-      first_col;      // phase coordinates of the first stored row (of destination row 0) and column
-  int64_t halo_rows;  // stored rows beyond the destination's
-  int64_t image_rows;  // rows from one image to the next
-  int64_t pitch;       // elements from one row to the next
-  int64_t plane;       // elements from one phase (or channel) to the next
+      first_col;  // phase coordinates of the first stored row (of destination row 0) and column
+  int64_t halo_rows, halo_cols;  // stored rows and columns beyond the destination's
+  int64_t image_rows;            // rows from one image to the next
+  int64_t pitch;                 // elements from one row to the next
+  int64_t tail;                  // zeros behind the last row that stand for its right margin
+  int64_t plane;                 // elements from one phase (or channel) to the next
 
   int64_t channel_stride() const { return plane * static_cast<int64_t>(phases.size()); }
-  int64_t elements() const { return channels * channel_stride() + kSlack; }
+  int64_t elements() const { return channels * channel_stride(); }
 };
 
 // The destination pixels (row0 + step_h * p, col0 + step_w * q), p < rows, q < cols.
@@ -57,36 +72,66 @@ struct DestinationClass {
   int64_t table;  // its table of segments; -1: no tap reaches these pixels, they get the bias alone
 };
 
+// The non-zeros of one table. A segment (block, destination channel) is cut into frames: one, or in
+// kRow one for each kernel column. kRow walks them upwards in even blocks and downwards in odd
+// ones, so that the accumulators need not turn back in between.
+struct Table {
+  std::vector<int64_t> shifts;  // of the frames: source column minus destination column, ascending
+  int64_t begin;                // of its bounds: [blocks][destination_channels * frames + 1]
+  int64_t frames() const { return static_cast<int64_t>(shifts.size()); }
+};
+
 struct GatherPlan {
+  Lanes lanes;
+  int64_t lane_images;  // images in an element of the packed source: 1 (kPlane) or a vector's lanes
   PackLayout source;
   int64_t destination_channels;
+  int64_t destination_height, destination_width;
   int64_t step_h, step_w;  // of the classes in the destination
   std::vector<DestinationClass> classes;
-  int64_t images;     // images packed together at most
-  int64_t band_rows;  // destination rows (of a class) packed together at most; all of them where
-                      // images > 1
-  int64_t bands;
-  int64_t channel_block;  // source channels whose packed tile stays in L1
-  int64_t blocks;
-  std::vector<int32_t> offsets;  // [nnz], elements into the packed source, destination-major
-  std::vector<int32_t>
-      value_index;     // [nnz], which value each offset belongs to; empty: the same order
-  int64_t tables = 0;  // classes that some tap reaches
-  std::vector<int32_t> segment_begin;  // [tables][blocks + 1][destination_channels], into offsets
 
-  int64_t units(int64_t n) const { return (n + images - 1) / images * bands; }
+  // A unit is what is packed at once: `images` elements' images (kPlane: several small ones;
+  // kBatch: one) by `band_rows` destination rows of a class (all of them where images > 1).
+  int64_t images, band_rows, bands;
+  // kRow: an image's row takes slot_lanes lanes (a power of two), a packed row row_vectors vectors.
+  int64_t slot_lanes, row_vectors;
+  // A tile is what stays in registers: rows x cols vectors (kPlane: 1 x cols, along the plane;
+  // kRow: cols = row_vectors).
+  int64_t tile_rows, tile_cols;
+  // Columns of a class, and destination channels, whose accumulators are kept until they are
+  // stored.
+  int64_t strip_cols, destination_block;
+  int64_t channel_block, blocks;  // source channels whose share of a tile stays in L1
+  double cycles_per_fma;          // of one vector, as the cost model expects
+
+  // Ordered by table, block, destination channel and frame.
+  std::vector<int32_t> offsets;      // [nnz + kLookAhead], scalars into the packed source
+  std::vector<int32_t> value_index;  // [nnz], which value each offset belongs to
+  std::vector<Table> tables;         // of the classes that some tap reaches
+  std::vector<int32_t> bounds;       // into offsets; see Table
+  std::vector<int32_t> no_bounds;    // [destination_channels + 1] zeros, where no tap reaches
+
+  int64_t image_groups(int64_t n) const {
+    return (n + images * lane_images - 1) / (images * lane_images);
+  }
+  int64_t units(int64_t n) const { return image_groups(n) * bands; }
   int64_t bytes() const;
-  // Begins of the segments of block b of a table; the next `destination_channels` entries are their
-  // ends.
-  const int32_t* segments(int64_t table, int64_t b) const {
-    return segment_begin.data() + (table * (blocks + 1) + b) * destination_channels;
+  // Where the frames of block b begin, from destination channel d on; each ends where the next
+  // begins.
+  const int32_t* segments(int64_t table, int64_t b, int64_t d) const {
+    if (table < 0) return no_bounds.data();
+    const int64_t frames = tables[table].frames();
+    return bounds.data() + tables[table].begin + b * (destination_channels * frames + 1) +
+           d * frames;
   }
 };
 
-// element_size is 4 or 8. Both fail where the packed source would pass 2^31 elements.
-Status make_forward_plan(const ConvShape& shape, const CsrPattern& pattern, int element_size,
-                         GatherPlan* plan);
-Status make_grad_input_plan(const ConvShape& shape, const CsrPattern& pattern, int element_size,
-                            GatherPlan* plan);
+// What a plan gathers: y from x (grad-weight shares this one), or grad_x from grad_y.
+enum class Direction { kForward, kGradInput };
+
+// Fails where the packed source would pass 2^31 scalars, where the pattern is not a CSR matrix of
+// the shape, and where the lanes do not apply to it. element_size is 4 or 8.
+Status make_gather_plan(const ConvShape& shape, const CsrPattern& pattern, int element_size,
+                        Lanes lanes, Direction direction, GatherPlan* plan);
 
 }  // namespace dsr::cpu

@@ -12,6 +12,8 @@ void gather(const GatherArgs<S>& args);
 template <typename S>
 void grad_weight(const GradWeightArgs<S>& args);
 
+double peak_gflops(int threads, double seconds);
+
 static inline int64_t thread_index() { return omp_get_thread_num(); }
 
 }  // namespace dsr::cpu::DSR_ISA

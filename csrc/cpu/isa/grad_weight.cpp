@@ -1,148 +1,192 @@
 // Grad-weight at the non-zeros only: grad_values[k] = sum over m of grad[row(k), m] *
 // packed[offset(k) + m].
 //
-// A tile of T vectors of the packed gradient stays in registers while the non-zeros of its row
-// stream past. Each leaves one vector of partial sums; a full set of them is reduced at once.
-// Lanes on the margin multiply a zero gradient with whatever the packed source holds there, so an
-// infinite or NaN input may also show as NaN in gradients of other taps of its channel.
+// A tile of the packed gradient stays in registers while the non-zeros of its row stream past. Each
+// leaves one vector of partial sums; a full set of them is reduced at once.
+// kPlane: lanes on the margin multiply a zero gradient with whatever the packed source holds there,
+// so an infinite or NaN input may also show as NaN in gradients of other taps of its channel.
 // The batch is summed in a fixed number of slices, added up in order: no atomics, and the same
 // result for any number of threads.
 #include "cpu/isa/entry.h"
-#include "cpu/isa/pack.h"
+#include "cpu/isa/pack_batch.h"
+#include "cpu/isa/pack_plane.h"
+#include "cpu/isa/pack_row.h"
+#include "cpu/isa/row_tile.h"
 
 namespace dsr::cpu::DSR_ISA {
 namespace {
 
 template <typename S>
-struct GradTileJob {
-  const S* packed;      // the tile's first element in packed channel 0
-  const S* grad;        // the tile's first element in packed gradient channel 0
-  int64_t grad_stride;  // elements from one gradient channel to the next
-  const int32_t* offsets;
-  const int32_t* begin;  // [channels] of this block
-  const int32_t* end;
-  int64_t channels;
-  S* sums;  // [nnz] of this slice
-};
+constexpr auto kTiles =
+    TileTable<GradTileFunction<S>,
+              kGradTileVectors>::template of<TileKernels<S>::template GradWeight>();
 
-template <typename S, int T>
-void accumulate_grad_tile(const GradTileJob<S>& job) {
-  constexpr int V = kLanes<S>;
-  for (int64_t o = 0; o < job.channels; ++o) {
-    const int32_t begin = job.begin[o], end = job.end[o];
-    if (begin == end) continue;
-    Vec<S> grad[T];
-    DSR_UNROLL for (int t = 0; t < T; ++t) grad[t] = load(job.grad + o * job.grad_stride + t * V);
-    Vec<S> partial[V];
-    int filled = 0;
-#pragma GCC unroll 1
-    for (int32_t k = begin; k < end; ++k) {
-      const S* x = job.packed + job.offsets[k];
-      Vec<S> even = grad[0] * load(x), odd = {};
-      DSR_UNROLL for (int t = 1; t < T; ++t) {
-        if (t % 2)
-          odd += grad[t] * load(x + t * V);
-        else
-          even += grad[t] * load(x + t * V);
-      }
-      partial[filled++] = even + odd;
-      if (filled == V) {
-        S* sums = job.sums + k + 1 - V;
-        store(sums, load(sums) + sum_rows(partial));
-        filled = 0;
-      }
-    }
-    if (filled) {
-      for (int i = filled; i < V; ++i) partial[i] = Vec<S>{};
-      const Vec<S> rest = sum_rows(partial);
-      for (int i = 0; i < filled; ++i) job.sums[end - filled + i] += rest[i];
-    }
-  }
-}
-
-template <typename S>
-using GradTileFunction = void (*)(const GradTileJob<S>&);
-
-template <typename S, int T>
-struct GradTileFunctions {
-  static void fill(GradTileFunction<S>* table) {
-    table[T] = accumulate_grad_tile<S, T>;
-    if constexpr (T > 1) GradTileFunctions<S, T - 1>::fill(table);
-  }
-};
+constexpr auto kRowTiles = RowTileTable<RowGradTileFunction>::of<RowGradWeightKernel>();
 
 template <typename S>
 class GradWeight {
  public:
-  GradWeight(const GradWeightArgs<S>& args, const GradTileFunction<S>* tiles, char* workspace)
-      : args_(args), plan_(*args.plan), tiles_(tiles) {
+  GradWeight(const GradWeightArgs<S>& args, char* workspace)
+      : args_(args), plan_(*args.plan), grad_layout_(*args.grad_layout) {
     packed_ = reinterpret_cast<S*>(workspace);
-    grad_ = reinterpret_cast<S*>(workspace + packed_bytes(plan_.source, sizeof(S)));
+    workspace += packed_bytes(plan_, plan_.source, sizeof(S));
+    grad_ = reinterpret_cast<S*>(workspace);
+    map_memory_ = workspace + packed_bytes(plan_, grad_layout_, sizeof(S));
+    if (plan_.lanes != Lanes::kRow) return;
+    const Table& table = plan_.tables[0];
+    make_walk(table, plan_.slot_lanes, true, &walk_);
+    for (int f = 0; f < walk_.frames; ++f)
+      shifts_[f] = make_turn(plan_.slot_lanes, table.shifts[f]);
   }
 
   // Adds the share of one unit to the sums of output channels [first, last).
-  void run(const Unit& unit, int64_t first, int64_t last, S* sums) {
-    const PackLayout& l = plan_.source;
-    pack(args_.x, args_.x_strides, l, unit, packed_);
-    pack(args_.grad, args_.grad_strides, *args_.grad_layout, unit, grad_);
-    const int64_t rows = least(unit.rows, plan_.classes[0].rows - unit.row);
-    const int64_t elements =
-        ((unit.images - 1) * l.image_rows + rows - 1) * l.pitch + plan_.classes[0].cols;
-    const int64_t vectors = (elements + kLanes<S> - 1) / kLanes<S>;
-    const int64_t count = (vectors + kGradTileVectors - 1) / kGradTileVectors;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t from = vectors * i / count, to = vectors * (i + 1) / count;
-      for (int64_t b = 0; b < plan_.blocks; ++b) {
-        const int32_t* segments = plan_.segments(0, b) + first;
-        tiles_[to - from]({packed_ + from * kLanes<S>,
-                           grad_ + first * args_.grad_layout->plane + from * kLanes<S>,
-                           args_.grad_layout->plane, plan_.offsets.data(), segments,
-                           segments + plan_.destination_channels, last - first, sums});
+  // `next` is the unit after this one, to be fetched ahead, or null.
+  void run(const Unit& unit, const Unit* next, int64_t first, int64_t last, S* sums) {
+    look_ahead(next);
+    char* grad_map = map_memory_ + pixel_map_bytes(plan_, plan_.source);
+    pack(args_.x, args_.x_element, args_.x_strides, plan_.source, unit, map_memory_, packed_);
+    pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map, grad_);
+    if (plan_.lanes != Lanes::kPlane) {
+      const int64_t down = (unit.rows + plan_.tile_rows - 1) / plan_.tile_rows;
+      const int64_t most_cols = least(plan_.tile_cols, kGradTileVectors / plan_.tile_rows);
+      for (int64_t i = 0; i < down; ++i) {
+        const int64_t row = part(unit.rows, i, down), rows = part(unit.rows, i + 1, down) - row;
+        if (plan_.lanes == Lanes::kRow) {
+          row_tile(row, rows, first, last, sums);
+        } else {
+          tiles_across(row, rows, plan_.classes[0].cols, most_cols, first, last, sums);
+        }
       }
+    } else {
+      const int64_t elements =
+          ((unit.images - 1) * plan_.source.image_rows + unit.rows - 1) * plan_.source.pitch +
+          plan_.classes[0].cols;
+      const int64_t vectors = (elements + kLanes<S> - 1) / kLanes<S>;
+      tiles_across(0, 1, vectors, least(plan_.tile_cols, kGradTileVectors), first, last, sums);
     }
   }
 
  private:
+  void look_ahead(const Unit* next) {
+    ahead_ = ahead_grad_ = Ahead();
+    const bool low = args_.x_element == Element::kBFloat16;
+    if (!next || low || args_.grad_element == Element::kBFloat16) return;
+    const int64_t steps =
+        tiles_of_a_unit(plan_, kLanes<S>) * plan_.blocks * plan_.destination_channels;
+    ahead_ = Ahead(static_cast<const S*>(args_.x), args_.x_strides, plan_.source, *next, steps);
+    ahead_grad_ =
+        Ahead(static_cast<const S*>(args_.grad), args_.grad_strides, grad_layout_, *next, steps);
+  }
+
+  void pack(const void* source, Element element, const Strides4& strides, const PackLayout& layout,
+            const Unit& unit, char* map_memory, S* packed) {
+    if constexpr (std::is_same_v<S, float>) {
+      if (element == Element::kBFloat16)
+        return pack_from(static_cast<const BFloat16*>(source), strides, layout, unit, map_memory,
+                         packed);
+    }
+    pack_from(static_cast<const S*>(source), strides, layout, unit, map_memory, packed);
+  }
+
+  template <typename E>
+  void pack_from(const E* source, const Strides4& strides, const PackLayout& layout,
+                 const Unit& unit, char* map_memory, S* packed) {
+    if constexpr (std::is_same_v<S, float>) {
+      if (plan_.lanes == Lanes::kRow)
+        return pack_rows(source, strides, plan_, layout, unit, packed);
+    }
+    if (plan_.lanes == Lanes::kBatch) {
+      pack_batch(source, strides, layout, unit, map_memory, packed);
+    } else {
+      pack_plane(source, strides, layout, unit, packed);
+    }
+  }
+
+  void row_tile(int64_t row, int64_t rows, int64_t first, int64_t last, S* sums) {
+    if constexpr (std::is_same_v<S, float>) {
+      const int64_t pitch = plan_.source.pitch;
+      for (int64_t b = 0; b < plan_.blocks; ++b)
+        kRowTiles.at(rows, plan_.row_vectors, slot_vectors(plan_))(
+            {packed_ + row * pitch, grad_ + first * grad_layout_.plane + row * pitch,
+             grad_layout_.plane, plan_.offsets.data(), plan_.segments(0, b, first), last - first,
+             &walk_, shifts_, sums, &ahead_, &ahead_grad_});
+    }
+  }
+
+  // `cols` vectors of rows [row, row + rows), at most `most_cols` to a tile.
+  void tiles_across(int64_t row, int64_t rows, int64_t cols, int64_t most_cols, int64_t first,
+                    int64_t last, S* sums) {
+    constexpr int V = kLanes<S>;
+    const int64_t scalars = plan_.lane_images, count = (cols + most_cols - 1) / most_cols;
+    const int64_t grad_channel = grad_layout_.plane * scalars;
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t from = part(cols, t, count), to = part(cols, t + 1, count);
+      const int64_t x_at = row * plan_.source.pitch * scalars + from * V;
+      const int64_t grad_at = row * grad_layout_.pitch * scalars + from * V;
+      for (int64_t b = 0; b < plan_.blocks; ++b) {
+        kTiles<S>.at(rows, to - from)(
+            {packed_ + x_at, plan_.source.pitch * scalars, grad_ + first * grad_channel + grad_at,
+             grad_channel, grad_layout_.pitch * scalars, plan_.offsets.data(),
+             plan_.segments(0, b, first), last - first, sums, &ahead_, &ahead_grad_});
+      }
+    }
+  }
+
   const GradWeightArgs<S>& args_;
   const GatherPlan& plan_;
-  const GradTileFunction<S>* tiles_;
+  const PackLayout& grad_layout_;
   S* packed_;
   S* grad_;
+  char* map_memory_;
+  Ahead ahead_, ahead_grad_;
+  Walk walk_;
+  Turn shifts_[Walk::kMaxFrames];
 };
+
+// The sums of output channels [first, last) start at zero.
+template <typename S>
+void clear_sums(const GatherPlan& plan, int64_t first, int64_t last, S* sums) {
+  for (int64_t b = 0; b < plan.blocks; ++b) {
+    const int64_t begin = *plan.segments(0, b, first), end = *plan.segments(0, b, last);
+    zero(sums + begin, end - begin);
+  }
+}
 
 }  // namespace
 
 template <typename S>
 void grad_weight(const GradWeightArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
-  GradTileFunction<S> tiles[kGradTileVectors + 1];
-  GradTileFunctions<S, kGradTileVectors>::fill(tiles);
-  const int64_t nnz = static_cast<int64_t>(plan.offsets.size());
-  const int64_t share =
-      packed_bytes(plan.source, sizeof(S)) + packed_bytes(*args.grad_layout, sizeof(S));
+  const int64_t nnz = static_cast<int64_t>(plan.offsets.size()) - kLookAhead;
+  const int64_t share = grad_weight_bytes(plan, *args.grad_layout, sizeof(S));
   S* sums = reinterpret_cast<S*>(args.workspace + args.threads * share);  // [slices][nnz]
   const int64_t units = plan.units(args.n), channels = plan.destination_channels;
-  const int64_t parts = args.slices >= args.threads ? 1 : least(args.threads, channels);
+  const bool even = args.slices % args.threads == 0 || args.slices >= 8 * args.threads;
+  const int64_t parts = even ? 1 : least(args.threads, channels);
 #pragma omp parallel num_threads(args.threads)
   {
     const FlushSubnormals flush;
-#pragma omp for schedule(dynamic)
+    GradWeight<S> worker(args, args.workspace + thread_index() * share);
+// Static, so that the next slice continues this one.
+#pragma omp for schedule(static)
     for (int64_t item = 0; item < args.slices * parts; ++item) {
-      const int64_t slice = item / parts, part = item % parts;
-      const int64_t first = channels * part / parts, last = channels * (part + 1) / parts;
-      const int32_t* begin = plan.segments(0, 0);
-      const int32_t* end = plan.segments(0, plan.blocks);
+      const int64_t slice = item / parts;
+      const int64_t first = part(channels, item % parts, parts);
+      const int64_t last = part(channels, item % parts + 1, parts);
       S* slice_sums = sums + slice * nnz;
-      zero(slice_sums + begin[first], int64_t{end[last - 1]} - begin[first]);
-      GradWeight<S> worker(args, tiles, args.workspace + thread_index() * share);
-      for (int64_t u = units * slice / args.slices; u < units * (slice + 1) / args.slices; ++u)
-        worker.run(unit_at(plan, args.n, u), first, last, slice_sums);
+      clear_sums(plan, first, last, slice_sums);
+      const int64_t end = part(units, slice + 1, args.slices);
+      for (int64_t u = part(units, slice, args.slices); u < end; ++u) {
+        const Unit next = unit_at(plan, args.n, u + 1);
+        worker.run(unit_at(plan, args.n, u), parts == 1 && u + 1 < units ? &next : nullptr, first,
+                   last, slice_sums);
+      }
     }
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < nnz; ++k) {
       S sum = 0;
       for (int64_t slice = 0; slice < args.slices; ++slice) sum += sums[slice * nnz + k];
-      args.grad_values[k] = sum;
+      args.grad_values[plan.value_index[k]] = sum;
     }
   }
 }

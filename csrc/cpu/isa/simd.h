@@ -7,18 +7,28 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #define DSR_INLINE static inline __attribute__((always_inline))
+#if defined(__AVX512F__) && !defined(DSR_EMULATE_AVX512)
+#define DSR_VECTOR_CONSTRAINT(x) "+v"(x)
+#elif defined(__x86_64__) && !defined(DSR_EMULATE_AVX512)
+#define DSR_VECTOR_CONSTRAINT(x) "+x"(x)
+#else
+#define DSR_VECTOR_CONSTRAINT(x) "+m"(x)
+#endif
+#define DSR_INLINE_MEMBER inline __attribute__((always_inline))
 #define DSR_UNROLL _Pragma("GCC unroll 32")
 
 namespace dsr::cpu::DSR_ISA {
 
 #if defined(__AVX512F__) || defined(DSR_EMULATE_AVX512)
-inline constexpr int kVectorBytes = 64, kTileVectors = 24, kGradTileVectors = 20;
+inline constexpr int kVectorBytes = 64, kTileVectors = 28, kGradTileVectors = 24;
 #elif defined(__AVX2__)
 inline constexpr int kVectorBytes = 32, kTileVectors = 14, kGradTileVectors = 12;
 #else
@@ -55,17 +65,82 @@ DSR_INLINE Vec<S> broadcast(S value) {
   return value - Vec<S>{};
 }
 
+// Activations may be stored in fewer bits than they are computed in: a load and a store convert.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename S, typename E>
+DSR_INLINE Vec<S> load_as(const E* p) {
+  if constexpr (std::is_same_v<S, E>) {
+    return load(p);
+  } else {
+    typedef uint16_t half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+    typedef uint32_t word __attribute__((vector_size(kVectorBytes), may_alias));
+    return (Vec<S>)(__builtin_convertvector(*reinterpret_cast<const half*>(p), word) << 16);
+  }
+}
+
+template <typename S, typename E>
+DSR_INLINE S value_of(E e) {
+  if constexpr (std::is_same_v<S, E>) {
+    return e;
+  } else {
+    const uint32_t bits = uint32_t{e.bits} << 16;
+    S s;
+    std::memcpy(&s, &bits, 4);
+    return s;
+  }
+}
+
+// To the nearest bfloat16, ties to even, NaN to the quiet NaN, as torch rounds.
+template <typename S, typename E>
+DSR_INLINE void store_as(E* p, Vec<S> v) {
+  if constexpr (std::is_same_v<S, E>) {
+    store(p, v);
+  } else {
+    typedef uint16_t half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+    typedef uint32_t word __attribute__((vector_size(kVectorBytes), may_alias));
+    const word bits = (word)v;
+    const word rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const word nan = (word)(v != v);
+    *reinterpret_cast<half*>(p) = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), half);
+  }
+}
+
+template <typename S, typename E>
+DSR_INLINE E element_of(S s) {
+  if constexpr (std::is_same_v<S, E>) {
+    return s;
+  } else {
+    uint32_t bits;
+    std::memcpy(&bits, &s, 4);
+    return {static_cast<uint16_t>(s != s ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+  }
+}
+
 DSR_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 DSR_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-template <typename S>
-DSR_INLINE void copy(S* to, const S* from, int64_t n) {
+// n elements, converted from one type to the other; vectors overlap at the end.
+template <typename S, typename E>
+DSR_INLINE void copy_in(S* to, const E* from, int64_t n) {
   constexpr int V = kLanes<S>;
   if (n >= V) {
-    for (int64_t i = 0; i + V < n; i += V) store(to + i, load(from + i));
-    store(to + n - V, load(from + n - V));
+    for (int64_t i = 0; i + V < n; i += V) store(to + i, load_as<S>(from + i));
+    store(to + n - V, load_as<S>(from + n - V));
   } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+    for (int64_t i = 0; i < n; ++i) to[i] = value_of<S>(from[i]);
+  }
+}
+template <typename S, typename E>
+DSR_INLINE void copy_out(E* to, const S* from, int64_t n) {
+  constexpr int V = kLanes<S>;
+  if (n >= V) {
+    for (int64_t i = 0; i + V < n; i += V) store_as<S>(to + i, load(from + i));
+    store_as<S>(to + n - V, load(from + n - V));
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = element_of<S, E>(from[i]);
   }
 }
 template <typename S>
@@ -75,63 +150,67 @@ DSR_INLINE void zero(S* to, int64_t n) {
   for (; n > 0; --n) *to++ = 0;
 }
 
-#if defined(__AVX2__) && !defined(DSR_EMULATE_AVX512)
-#define DSR_SUM_ROWS_AVX2
-DSR_INLINE __m256 sum_rows8(const __m256* r) {
-  const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(r[0], r[1]), _mm256_hadd_ps(r[2], r[3]));
-  const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(r[4], r[5]), _mm256_hadd_ps(r[6], r[7]));
-  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-}
-DSR_INLINE __m256d sum_rows4(const __m256d* r) {
-  const __m256d a = _mm256_hadd_pd(r[0], r[1]), b = _mm256_hadd_pd(r[2], r[3]);
-  return _mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31));
-}
-#endif
+// One stage of a butterfly over the rows of a square of vectors: lanes whose index has the bit D
+// set trade places with the lanes D below them in the partner row.
+template <int D, int V>
+struct Exchange {
+  // Lane e of `low` is a[e] or b[e - D], lane e of `high` is a[e + D] or b[e].
+  template <typename T, int... E>
+  static inline __attribute__((always_inline)) T low(T a, T b, std::integer_sequence<int, E...>) {
+    return __builtin_shufflevector(a, b, (E & D ? V + E - D : E)...);
+  }
+  template <typename T, int... E>
+  static inline __attribute__((always_inline)) T high(T a, T b, std::integer_sequence<int, E...>) {
+    return __builtin_shufflevector(a, b, (E & D ? V + E : E + D)...);
+  }
+};
 
-// Lane k of the result is the sum of the lanes of rows[k].
+template <int D, typename S>
+DSR_INLINE void transpose_stages(Vec<S>* rows) {
+  constexpr int V = kLanes<S>;
+  using Lanes = std::make_integer_sequence<int, V>;
+  DSR_UNROLL for (int i = 0; i < V; ++i) {
+    if (i & D) continue;
+    const Vec<S> a = rows[i], b = rows[i + D];
+    rows[i] = Exchange<D, V>::low(a, b, Lanes{});
+    rows[i + D] = Exchange<D, V>::high(a, b, Lanes{});
+  }
+  if constexpr (D > 1) transpose_stages<D / 2, S>(rows);
+}
+
+// rows[i] lane j <-> rows[j] lane i, of a square of vectors.
 template <typename S>
-DSR_INLINE Vec<S> sum_rows_by_halves(const Vec<S>* rows) {
-  Vec<S> sum;
-  for (int k = 0; k < kLanes<S>; ++k) {
-    S part[kLanes<S>];
-    store(part, rows[k]);
-    for (int width = kLanes<S> / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) part[i] += part[i + width];
-    sum[k] = part[0];
-  }
-  return sum;
+DSR_INLINE void transpose(Vec<S>* rows) {
+  transpose_stages<kLanes<S> / 2, S>(rows);
 }
 
-DSR_INLINE Vec<float> sum_rows(const Vec<float>* rows) {
-#if defined(__AVX512F__)
-  __m256 half[16];
-  DSR_UNROLL for (int k = 0; k < 16; ++k) {
-    const __m512 v = reinterpret_cast<const __m512*>(rows)[k];
-    half[k] = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+// The same for squares of groups of L lanes: V / L rows.
+template <int L, int D, typename S>
+DSR_INLINE void transpose_groups(Vec<S>* rows) {
+  constexpr int V = kLanes<S>, rows_apart = D / L;
+  using Lanes = std::make_integer_sequence<int, V>;
+  DSR_UNROLL for (int i = 0; i < V / L; ++i) {
+    if (i & rows_apart) continue;
+    const Vec<S> a = rows[i], b = rows[i + rows_apart];
+    rows[i] = Exchange<D, V>::low(a, b, Lanes{});
+    rows[i + rows_apart] = Exchange<D, V>::high(a, b, Lanes{});
   }
-  return (Vec<float>)_mm512_insertf32x8(_mm512_castps256_ps512(sum_rows8(half)),
-                                        sum_rows8(half + 8), 1);
-#elif defined(DSR_SUM_ROWS_AVX2)
-  return (Vec<float>)sum_rows8(reinterpret_cast<const __m256*>(rows));
-#else
-  return sum_rows_by_halves<float>(rows);
-#endif
+  if constexpr (D > L) transpose_groups<L, D / 2, S>(rows);
 }
 
-DSR_INLINE Vec<double> sum_rows(const Vec<double>* rows) {
-#if defined(__AVX512F__)
-  __m256d half[8];
-  DSR_UNROLL for (int k = 0; k < 8; ++k) {
-    const __m512d v = reinterpret_cast<const __m512d*>(rows)[k];
-    half[k] = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));
+// Lane k of the result is the sum of the lanes of rows[k]: a transposition that adds as it goes.
+template <typename S, int D = kLanes<S> / 2>
+DSR_INLINE Vec<S> sum_rows(Vec<S>* rows) {
+  constexpr int V = kLanes<S>;
+  using Lanes = std::make_integer_sequence<int, V>;
+  DSR_UNROLL for (int i = 0; i < D; ++i) rows[i] =
+      Exchange<D, V>::low(rows[i], rows[i + D], Lanes{}) +
+      Exchange<D, V>::high(rows[i], rows[i + D], Lanes{});
+  if constexpr (D > 1) {
+    return sum_rows<S, D / 2>(rows);
+  } else {
+    return rows[0];
   }
-  return (Vec<double>)_mm512_insertf64x4(_mm512_castpd256_pd512(sum_rows4(half)),
-                                         sum_rows4(half + 4), 1);
-#elif defined(DSR_SUM_ROWS_AVX2)
-  return (Vec<double>)sum_rows4(reinterpret_cast<const __m256d*>(rows));
-#else
-  return sum_rows_by_halves<double>(rows);
-#endif
 }
 
 // Subnormal operands cost a hundred cycles each; a worker flushes them and restores the caller's

@@ -2,7 +2,7 @@
 // on the way out never touches the inner loops.
 #pragma once
 
-#include "cpu/isa/pack.h"
+#include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
 
@@ -45,27 +45,48 @@ static int find_runs(const GatherPlan& plan, const DestinationClass& k, const Un
   return found;
 }
 
+// The pixels of a run for channels that are adjacent in the destination: squares of vectors are
+// transposed.
+template <typename S, typename E>
+static void store_run_of_channels(const S* accumulators, int64_t stride, int64_t channels,
+                                  const Run& run, E* destination) {
+  constexpr int V = kLanes<S>;
+  for (int64_t j = 0; j < run.length; j += V) {
+    for (int64_t o = 0; o < channels; o += V) {
+      const int64_t pixels = least(V, run.length - j), count = least(V, channels - o);
+      const S* from = accumulators + o * stride + run.from + j;
+      E* to = destination + run.to + j * run.step + o;
+      if (pixels == V && count == V) {
+        Vec<S> square[V];
+        DSR_UNROLL for (int i = 0; i < V; ++i) square[i] = load(from + i * stride);
+        transpose<S>(square);
+        DSR_UNROLL for (int i = 0; i < V; ++i) store_as<S>(to + i * run.step, square[i]);
+      } else {
+        for (int64_t i = 0; i < pixels; ++i)
+          for (int64_t k = 0; k < count; ++k)
+            to[i * run.step + k] = element_of<S, E>(from[k * stride + i]);
+      }
+    }
+  }
+}
+
 // `channels` rows of accumulators, `stride` elements apart, to the destination.
-template <typename S>
-static void store_tile(const S* accumulators, int64_t stride, int64_t channels, const Run* runs,
-                       int count, S* destination, int64_t channel_stride) {
+template <typename S, typename E>
+static void store_plane(const S* accumulators, int64_t stride, int64_t channels, const Run* runs,
+                        int count, E* destination, int64_t channel_stride) {
   if (channel_stride == 1 && channels > 1) {
     for (int i = 0; i < count; ++i)
-      for (int64_t j = 0; j < runs[i].length; ++j) {
-        S* to = destination + runs[i].to + j * runs[i].step;
-        const S* from = accumulators + runs[i].from + j;
-        for (int64_t o = 0; o < channels; ++o) to[o] = from[o * stride];
-      }
+      store_run_of_channels(accumulators, stride, channels, runs[i], destination);
     return;
   }
   for (int64_t o = 0; o < channels; ++o, accumulators += stride, destination += channel_stride) {
     for (int i = 0; i < count; ++i) {
       const Run& run = runs[i];
       if (run.step == 1) {
-        copy(destination + run.to, accumulators + run.from, run.length);
+        copy_out(destination + run.to, accumulators + run.from, run.length);
       } else {
         for (int64_t j = 0; j < run.length; ++j)
-          destination[run.to + j * run.step] = accumulators[run.from + j];
+          destination[run.to + j * run.step] = element_of<S, E>(accumulators[run.from + j]);
       }
     }
   }

@@ -1,0 +1,126 @@
+// Packing a unit whose lanes run along the plane: a step of its own, so that whatever is to happen
+// to the input on the way in never touches the inner loops.
+#pragma once
+
+#include "cpu/isa/unit.h"
+
+namespace dsr::cpu::DSR_ISA {
+
+// One row of one channel: [margin] data [margin], `pitch` elements.
+template <typename S, typename E>
+DSR_INLINE void pack_row(const E* __restrict from, int64_t stride, int64_t lead, int64_t n,
+                         int64_t pitch, S* __restrict to) {
+  for (int64_t j = 0; j < lead; ++j) to[j] = 0;
+  if (stride == 1) {
+    copy_in(to + lead, from, n);
+  } else if (stride == 2) {  // a constant stride, which the compiler may vectorize
+    for (int64_t j = 0; j < n; ++j) to[lead + j] = value_of<S>(from[j * 2]);
+  } else {
+    for (int64_t j = 0; j < n; ++j) to[lead + j] = value_of<S>(from[j * stride]);
+  }
+  for (int64_t j = lead + n; j < pitch; ++j) to[j] = 0;
+}
+
+// The same row of `channels` channels that are adjacent in the source (channels_last, linear
+// layers): squares of vectors are transposed.
+template <typename S, typename E>
+DSR_INLINE void pack_row_of_channels(const E* from, int64_t stride, int64_t lead, int64_t n,
+                                     int64_t pitch, int64_t channels, int64_t channel_stride,
+                                     S* to) {
+  constexpr int V = kLanes<S>;
+  for (int64_t c = 0; c < channels; ++c) {
+    S* row = to + c * channel_stride;
+    for (int64_t j = 0; j < lead; ++j) row[j] = 0;
+    for (int64_t j = lead + n; j < pitch; ++j) row[j] = 0;
+  }
+  to += lead;
+  for (int64_t j = 0; j < n; j += V) {
+    for (int64_t c = 0; c < channels; c += V) {
+      const int64_t pixels = least(V, n - j), count = least(V, channels - c);
+      if (pixels == V && count == V) {
+        Vec<S> square[V];
+        DSR_UNROLL for (int i = 0; i < V; ++i) square[i] = load_as<S>(from + (j + i) * stride + c);
+        transpose<S>(square);
+        DSR_UNROLL for (int i = 0; i < V; ++i) store(to + (c + i) * channel_stride + j, square[i]);
+      } else {
+        for (int64_t i = 0; i < pixels; ++i)
+          for (int64_t k = 0; k < count; ++k)
+            to[(c + k) * channel_stride + j + i] = value_of<S>(from[(j + i) * stride + c + k]);
+      }
+    }
+  }
+}
+
+// One phase of channels [channel, channel + count), from their first row on.
+template <typename S, typename E>
+static void pack_phase(const E* source, const Strides4& strides, const PackLayout& l,
+                       const PackLayout::Phase& phase, const Unit& unit, int64_t count,
+                       int64_t channel_stride, S* plane) {
+  const int64_t stored_rows = unit.rows + l.halo_rows, step = l.step_w * strides.w;
+  const int64_t lead = least(most(-l.first_col, 0), l.pitch), skip = most(l.first_col, 0);
+  const int64_t n = most(0, least(phase.width - skip, l.pitch - lead));
+  for (int64_t g = 0; g < unit.images; ++g) {
+    const E* image = source + (unit.image + g) * strides.n + phase.row * strides.h +
+                     (phase.col + skip * l.step_w) * strides.w;
+    for (int64_t r = 0; r < stored_rows; ++r) {
+      const int64_t row = unit.row + l.first_row + r;
+      const bool inside = row >= 0 && row < phase.height;
+      const E* from = image + (inside ? row * l.step_h * strides.h : 0);
+      S* to = plane + (g * l.image_rows + r) * l.pitch;
+      if (count > 1) {
+        pack_row_of_channels(from, step, lead, inside ? n : 0, l.pitch, count, channel_stride, to);
+      } else if (inside) {
+        pack_row(from, step, lead, n, l.pitch, to);
+      } else {
+        zero(to, l.pitch);
+      }
+    }
+  }
+}
+
+// Whether a unit's elements are its source pixels in order, without margins, one step apart
+// (pointwise kernels, linear layers): then the unit is one row.
+DSR_INLINE bool is_one_row(const Strides4& s, const PackLayout& l, const Unit& unit) {
+  const PackLayout::Phase& phase = l.phases[0];
+  return l.phases.size() == 1 && l.step_h == 1 && l.step_w == 1 && l.halo_rows == 0 &&
+         l.halo_cols == 0 && l.first_row == 0 && l.first_col == 0 && l.pitch == phase.width &&
+         (l.image_rows == phase.height || unit.images == 1) &&
+         unit.row + unit.rows <= phase.height && (unit.rows == 1 || s.h == l.pitch * s.w) &&
+         (unit.images == 1 || s.n == l.image_rows * l.pitch * s.w || l.image_rows * l.pitch == 1);
+}
+
+// Fills the packed buffer with one unit: its rows, and the zeros behind the last one that its taps
+// and the lanes of the last vector reach (less than a row, and a vector).
+template <typename S, typename E>
+static void pack_plane(const E* source, const Strides4& strides, const PackLayout& l,
+                       const Unit& unit, S* packed) {
+  const int64_t phases = static_cast<int64_t>(l.phases.size());
+  const int64_t channel_stride = phases * l.plane;
+  const int64_t end = ((unit.images - 1) * l.image_rows + unit.rows + l.halo_rows) * l.pitch;
+  const int64_t tail = least(l.plane - end, l.pitch + kLanes<S>);
+  const bool one_row = is_one_row(strides, l, unit);
+  const int64_t row_step = l.image_rows * l.pitch == 1 ? strides.n : strides.w;
+  // Adjacent channels are read a cache line at a time.
+  const int64_t block = strides.c == 1 && (strides.w != 1 || l.phases[0].width == 1) ? 16 : 1;
+  for (int64_t c = 0; c < l.channels; c += block) {
+    const int64_t count = least(block, l.channels - c);
+    if (one_row) {
+      const E* from = source + unit.image * strides.n + unit.row * strides.h + c * strides.c;
+      S* to = packed + c * channel_stride;
+      if (count > 1) {
+        pack_row_of_channels(from, row_step, 0, end, end, count, channel_stride, to);
+      } else {
+        pack_row(from, row_step, 0, end, end, to);
+      }
+    } else {
+      for (int64_t f = 0; f < phases; ++f)
+        pack_phase(source + c * strides.c, strides, l, l.phases[f], unit, count, channel_stride,
+                   packed + c * channel_stride + f * l.plane);
+    }
+    for (int64_t plane = c * phases; plane < (c + count) * phases; ++plane)
+      zero(packed + plane * l.plane + end, tail);
+  }
+  zero(packed + l.channels * channel_stride, int64_t{kSlack});
+}
+
+}  // namespace dsr::cpu::DSR_ISA

@@ -1,0 +1,35 @@
+// A unit of work: what is packed at once.
+#pragma once
+
+#include "cpu/isa/simd.h"
+#include "cpu/kernels.h"
+
+namespace dsr::cpu::DSR_ISA {
+
+// `images` images from `image`, destination rows [row, row + rows) of the largest class.
+struct Unit {
+  int64_t image, images;
+  int64_t row, rows;
+};
+
+DSR_INLINE Unit unit_at(const GatherPlan& plan, int64_t n, int64_t index) {
+  const int64_t most = plan.images * plan.lane_images, image = index / plan.bands * most;
+  const int64_t row = index % plan.bands * plan.band_rows;
+  return {image, least(most, n - image), row, least(plan.band_rows, plan.classes[0].rows - row)};
+}
+
+// Part i of `count` as even parts of [0, total).
+DSR_INLINE int64_t part(int64_t total, int64_t i, int64_t count) { return total * i / count; }
+
+// Tiles of one class in a whole unit.
+static inline int64_t tiles_of_a_unit(const GatherPlan& plan, int64_t lanes) {
+  const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  if (plan.lanes == Lanes::kPlane) {
+    const int64_t rows = (plan.images - 1) * plan.source.image_rows + plan.band_rows;
+    return ceil(rows * plan.source.pitch, lanes * plan.tile_cols);
+  }
+  const int64_t down = ceil(plan.band_rows, plan.tile_rows);
+  return plan.lanes == Lanes::kRow ? down : down * ceil(plan.classes[0].cols, plan.tile_cols);
+}
+
+}  // namespace dsr::cpu::DSR_ISA
