@@ -114,7 +114,7 @@ Status order_nonzeros(const ConvShape& s, const CsrPattern& pattern, const Pass&
   for (int64_t slot = 1; slot <= total; ++slot) cursor[slot] += cursor[slot - 1];
   plan->bounds.assign(cursor.begin(), cursor.end() - 1);
   plan->no_bounds.assign(plan->destination_channels + 1, 0);
-  plan->offsets.assign(pattern.nnz + kLookAhead, 0);
+  plan->offsets.resize(pattern.nnz);
   plan->value_index.resize(pattern.nnz);
   return for_each_nonzero(s, pattern, [&](int64_t o, int32_t i, int32_t tap, int32_t k) {
     const int32_t at = cursor[slot_of(o, i, targets[tap])]++;

@@ -39,7 +39,6 @@ namespace dsr::cpu {
 
 enum class Lanes { kPlane, kRow, kBatch };
 
-inline constexpr int kLookAhead = 2;  // entries behind the last non-zero that kernels may read
 inline constexpr int kMaxTileElements = 512;  // the widest tile of any instruction set
 inline constexpr int kSlack = 64;             // readable scalars behind every packed buffer
 
@@ -105,7 +104,7 @@ struct GatherPlan {
   double cycles_per_fma;          // of one vector, as the cost model expects
 
   // Ordered by table, block, destination channel and frame.
-  std::vector<int32_t> offsets;      // [nnz + kLookAhead], scalars into the packed source
+  std::vector<int32_t> offsets;      // [nnz], scalars into the packed source
   std::vector<int32_t> value_index;  // [nnz], which value each offset belongs to
   std::vector<Table> tables;         // of the classes that some tap reaches
   std::vector<int32_t> bounds;       // into offsets; see Table

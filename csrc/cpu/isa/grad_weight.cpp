@@ -157,7 +157,7 @@ void clear_sums(const GatherPlan& plan, int64_t first, int64_t last, S* sums) {
 template <typename S>
 void grad_weight(const GradWeightArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
-  const int64_t nnz = static_cast<int64_t>(plan.offsets.size()) - kLookAhead;
+  const int64_t nnz = static_cast<int64_t>(plan.offsets.size());
   const int64_t share = grad_weight_bytes(plan, *args.grad_layout, sizeof(S));
   S* sums = reinterpret_cast<S*>(args.workspace + args.threads * share);  // [slices][nnz]
   const int64_t units = plan.units(args.n), channels = plan.destination_channels;

@@ -163,21 +163,12 @@ static void accumulate_row_tile(const RowTileJob& shared) {
       LaneMask masks[SV];
       DSR_UNROLL for (int v = 0; v < SV; ++v) masks[v] = walk.masks[i][v];
       const int32_t end = bounds[walk.order[i] + 1];
-      int32_t k = bounds[walk.order[i]];
-      if (k == end) continue;
-      // The next non-zero's offset and value are loaded before this one's multiply-adds.
-      int64_t offset = job.offsets[k], later = job.offsets[k + 1];
-      Vec<float> value = broadcast(job.values[k]);
 #pragma GCC unroll 1
-      for (; k < end; ++k) {
-        const float* x = pinned(job.packed + offset);
-        const Vec<float> factor = value;
-        offset = later;
-        later = job.offsets[k + 2];
-        value = broadcast(job.values[k + 1]);
-        asm("" : "+r"(later), DSR_VECTOR_CONSTRAINT(value));
+      for (int32_t k = bounds[walk.order[i]]; k < end; ++k) {
+        const float* x = pinned(job.packed + job.offsets[k]);
+        const Vec<float> value = broadcast(job.values[k]);
         DSR_UNROLL for (int t = 0; t < R * VW; ++t) sum[t / VW][t % VW] =
-            add_product(sum[t / VW][t % VW], factor, load(x + t * V), masks[t % VW % SV]);
+            add_product(sum[t / VW][t % VW], value, load(x + t * V), masks[t % VW % SV]);
       }
     }
     if (job.last && walk.turns[frames].amount != 0)

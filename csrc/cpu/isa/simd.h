@@ -15,13 +15,6 @@
 #endif
 
 #define DSR_INLINE static inline __attribute__((always_inline))
-#if defined(__AVX512F__) && !defined(DSR_EMULATE_AVX512)
-#define DSR_VECTOR_CONSTRAINT(x) "+v"(x)
-#elif defined(__x86_64__) && !defined(DSR_EMULATE_AVX512)
-#define DSR_VECTOR_CONSTRAINT(x) "+x"(x)
-#else
-#define DSR_VECTOR_CONSTRAINT(x) "+m"(x)
-#endif
 #define DSR_INLINE_MEMBER inline __attribute__((always_inline))
 #define DSR_UNROLL _Pragma("GCC unroll 32")
 
