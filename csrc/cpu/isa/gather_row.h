@@ -97,12 +97,18 @@ class GatherRow {
     rows = class_rows(k, unit, row, rows);
     const bool grouped = plan_.step_w == 1 && plan_.step_h == 1 && s.w == 1 &&
                          plan_.slot_lanes == k.cols && s.h == k.cols && unit.images == plan_.images;
+    const bool halved = together && plan_.destination_width == 2 * plan_.slot_lanes &&
+                        2 * plan_.slot_lanes >= V && unit.images == plan_.images;
     for (int64_t d = begin; d < end; ++d) {
       const float* from = accumulators(index, d, origin, rows);
       const float* odd = together ? accumulators(index + 1, d, origin, rows) : nullptr;
       Destination* to = static_cast<Destination*>(args_.destination) + unit.image * s.n + d * s.c +
                         (k.row0 + (unit.row + row) * plan_.step_h) * s.h + k.col0 * s.w;
       int64_t done = 0;
+      if (halved) {
+        drain_halves(from, odd, plan_, rows, plan_.step_h * s.h, s.n, to);
+        done = rows;
+      }
       if (grouped && plan_.slot_lanes == V / 2)
         done = drain_groups<V / 2>(from, plan_.row_vectors, rows, s.n, to);
       if (grouped && plan_.slot_lanes == V / 4)

@@ -198,6 +198,25 @@ static void pack_rows(const E* source, const Strides4& s, const GatherPlan& plan
   }
 }
 
+// Two column classes of rows twice as wide as their slots, interleaved: the reverse of fill_halves.
+template <typename E>
+static void drain_halves(const float* even, const float* odd, const GatherPlan& plan, int64_t rows,
+                         int64_t row_stride, int64_t image_stride, E* to) {
+  constexpr int V = kLanes<float>;
+  const bool two_images = plan.slot_lanes < V;
+  const int64_t slot_vectors = two_images ? 1 : plan.slot_lanes / V;
+  const int64_t apart = two_images ? image_stride : V;
+  for (int64_t r = 0; r < rows; ++r, to += row_stride) {
+    for (int64_t v = 0; v < plan.row_vectors; ++v, even += V, odd += V) {
+      const Vec<float> a = load(even), b = load(odd);
+      const int64_t image = two_images ? 2 * v : v / slot_vectors;
+      E* at = to + image * image_stride + v % slot_vectors * 2 * V;
+      store_as<float>(at, interleaved<0>(a, b, RowLanes{}));
+      store_as<float>(at + apart, interleaved<V>(a, b, RowLanes{}));
+    }
+  }
+}
+
 // n destination pixels of a slot. Two column classes are interleaved (`odd` is null for one).
 template <typename E>
 DSR_INLINE void drain_slot(const float* even, const float* odd, int64_t n, E* to) {
