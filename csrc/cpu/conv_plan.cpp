@@ -104,7 +104,8 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
   if (kernels().masks_lanes && element_size == 4 && contiguous_rows) {
     const int64_t slot =
         std::min(slot_lanes(forward_pass(shape)), slot_lanes(grad_input_pass(shape)));
-    if (slot > 0) return Lanes::kRow;
+    // Narrow rows lie beside those of other images.
+    if (slot >= lanes || (slot > 0 && n * slot >= 4 * lanes)) return Lanes::kRow;
   }
   const int64_t carried = ceil_div(n, lanes) * lanes;
   return 100 * n >= kFilledPercent * carried ? Lanes::kBatch : Lanes::kPlane;

@@ -93,7 +93,9 @@ void choose_tile(int64_t nnz, int element_size, GatherPlan* plan) {
   }
   if (plan->lanes == Lanes::kRow) {
     for (int64_t cols : kRowVectors) {
-      if (cols * lanes < plan->slot_lanes) continue;
+      // Only narrow rows share a packed row: a wide one would make small batches wait for images.
+      const int64_t slot = plan->slot_lanes;
+      if (slot >= lanes ? cols * lanes != slot : cols * lanes < slot) continue;
       for (int64_t rows = 1; rows <= std::min<int64_t>(table.row_tile_vectors / cols, k.rows);
            ++rows) {
         const double even =

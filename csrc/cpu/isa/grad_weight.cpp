@@ -69,23 +69,31 @@ class GradWeight {
  private:
   void look_ahead(const Unit* next) {
     ahead_ = ahead_grad_ = Ahead();
-    const bool low = args_.x_element == Element::kBFloat16;
-    if (!next || low || args_.grad_element == Element::kBFloat16) return;
+    if (!next) return;
     const int64_t steps =
         tiles_of_a_unit(plan_, kLanes<S>) * plan_.blocks * plan_.destination_channels;
-    ahead_ = Ahead(static_cast<const S*>(args_.x), args_.x_strides, plan_.source, *next, steps);
-    ahead_grad_ =
-        Ahead(static_cast<const S*>(args_.grad), args_.grad_strides, grad_layout_, *next, steps);
+    ahead_ = of_element(args_.x_element, args_.x, [&](const auto* x) {
+      return Ahead(x, args_.x_strides, plan_.source, *next, steps);
+    });
+    ahead_grad_ = of_element(args_.grad_element, args_.grad, [&](const auto* grad) {
+      return Ahead(grad, args_.grad_strides, grad_layout_, *next, steps);
+    });
+  }
+
+  // Calls use(source) with the type that `element` names.
+  template <typename Use>
+  static auto of_element(Element element, const void* source, Use use) {
+    if constexpr (std::is_same_v<S, float>) {
+      if (element == Element::kBFloat16) return use(static_cast<const BFloat16*>(source));
+    }
+    return use(static_cast<const S*>(source));
   }
 
   void pack(const void* source, Element element, const Strides4& strides, const PackLayout& layout,
             const Unit& unit, char* map_memory, S* packed) {
-    if constexpr (std::is_same_v<S, float>) {
-      if (element == Element::kBFloat16)
-        return pack_from(static_cast<const BFloat16*>(source), strides, layout, unit, map_memory,
-                         packed);
-    }
-    pack_from(static_cast<const S*>(source), strides, layout, unit, map_memory, packed);
+    of_element(element, source, [&](const auto* typed) {
+      pack_from(typed, strides, layout, unit, map_memory, packed);
+    });
   }
 
   template <typename E>
