@@ -30,7 +30,7 @@ class GradWeight {
       : args_(args), plan_(*args.plan), grad_layout_(*args.grad_layout) {
     packed_ = reinterpret_cast<S*>(workspace);
     workspace += packed_bytes(plan_, plan_.source, sizeof(S));
-    grad_ = reinterpret_cast<S*>(workspace);
+    packed_grad_ = reinterpret_cast<S*>(workspace);
     map_memory_ = workspace + packed_bytes(plan_, grad_layout_, sizeof(S));
     if (plan_.lanes != Lanes::kRow) return;
     const Table& table = plan_.tables[0];
@@ -45,7 +45,16 @@ class GradWeight {
     look_ahead(next);
     char* grad_map = map_memory_ + pixel_map_bytes(plan_, plan_.source);
     pack(args_.x, args_.x_element, args_.x_strides, plan_.source, unit, map_memory_, packed_);
-    pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map, grad_);
+    if (grad_needs_no_packing()) {
+      const Strides4& s = args_.grad_strides;
+      grad_ = static_cast<const S*>(args_.grad) + unit.image * s.n + unit.row * s.h;
+      grad_channel_ = s.c;
+    } else {
+      pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map,
+           packed_grad_);
+      grad_ = packed_grad_;
+      grad_channel_ = grad_layout_.plane * plan_.lane_images;
+    }
     if (plan_.lanes != Lanes::kPlane) {
       const int64_t down = (unit.rows + plan_.tile_rows - 1) / plan_.tile_rows;
       const int64_t most_cols = least(plan_.tile_cols, kGradTileVectors / plan_.tile_rows);
@@ -67,6 +76,15 @@ class GradWeight {
   }
 
  private:
+  // Rows of one image that are whole vectors, one after the other, are read where they are.
+  bool grad_needs_no_packing() const {
+    const Strides4& s = args_.grad_strides;
+    const int64_t width = grad_layout_.width;
+    return args_.grad_element == (sizeof(S) == 4 ? Element::kFloat32 : Element::kFloat64) &&
+           plan_.lanes != Lanes::kBatch && plan_.images == 1 && s.w == 1 && s.h == width &&
+           grad_layout_.pitch == width && width % kLanes<S> == 0;
+  }
+
   void look_ahead(const Unit* next) {
     ahead_ = ahead_grad_ = Ahead();
     if (!next) return;
@@ -115,9 +133,9 @@ class GradWeight {
       const int64_t pitch = plan_.source.pitch;
       for (int64_t b = 0; b < plan_.blocks; ++b)
         kRowTiles.at(rows, plan_.row_vectors, slot_vectors(plan_))(
-            {packed_ + row * pitch, grad_ + first * grad_layout_.plane + row * pitch,
-             grad_layout_.plane, plan_.offsets.data(), plan_.segments(0, b, first), last - first,
-             &walk_, shifts_, sums, &ahead_, &ahead_grad_});
+            {packed_ + row * pitch, grad_ + first * grad_channel_ + row * pitch, grad_channel_,
+             plan_.offsets.data(), plan_.segments(0, b, first), last - first, &walk_, shifts_, sums,
+             &ahead_, &ahead_grad_});
     }
   }
 
@@ -126,15 +144,14 @@ class GradWeight {
                     int64_t last, S* sums) {
     constexpr int V = kLanes<S>;
     const int64_t scalars = plan_.lane_images, count = (cols + most_cols - 1) / most_cols;
-    const int64_t grad_channel = grad_layout_.plane * scalars;
     for (int64_t t = 0; t < count; ++t) {
       const int64_t from = part(cols, t, count), to = part(cols, t + 1, count);
       const int64_t x_at = row * plan_.source.pitch * scalars + from * V;
       const int64_t grad_at = row * grad_layout_.pitch * scalars + from * V;
       for (int64_t b = 0; b < plan_.blocks; ++b) {
         kTiles<S>.at(rows, to - from)(
-            {packed_ + x_at, plan_.source.pitch * scalars, grad_ + first * grad_channel + grad_at,
-             grad_channel, grad_layout_.pitch * scalars, plan_.offsets.data(),
+            {packed_ + x_at, plan_.source.pitch * scalars, grad_ + first * grad_channel_ + grad_at,
+             grad_channel_, grad_layout_.pitch * scalars, plan_.offsets.data(),
              plan_.segments(0, b, first), last - first, sums, &ahead_, &ahead_grad_});
       }
     }
@@ -144,7 +161,9 @@ class GradWeight {
   const GatherPlan& plan_;
   const PackLayout& grad_layout_;
   S* packed_;
-  S* grad_;
+  S* packed_grad_;
+  const S* grad_;         // of the unit: packed, or the gradient itself
+  int64_t grad_channel_;  // scalars from one of its channels to the next
   char* map_memory_;
   Ahead ahead_, ahead_grad_;
   Walk walk_;
