@@ -237,9 +237,9 @@ def _run(model: nn.Module, shape: tuple[int, ...], tensors) -> list[tuple[Sparse
         try:
             with recorder:
                 torch.func.functional_call(model, buffers, (x,), tie_weights=False)
+        except (*NEEDS_NUMBERS, NotImplementedError):
+            raise
         except (ValueError, IndexError, RuntimeError) as error:
-            if isinstance(error, NotImplementedError):
-                raise
             raise ValueError(f"input_shape: the model does not run on {shape}: {error}") from error
     return recorder.calls
 

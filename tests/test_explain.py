@@ -138,7 +138,7 @@ def test_the_models_of_the_package_and_copies_of_them():
      ((0, 3, 8, 8), ValueError), ((4, 3, 8), ValueError), ((4, 5, 8, 8), ValueError)],
 )  # fmt: skip
 def test_a_wrong_shape_is_named(shape, error):
-    with pytest.raises(error, match="^input_shape: "):
+    with pytest.raises(error, match=r"^input_shape: "):
         dsr_kernels.explain(small(), shape)
 
 
