@@ -88,18 +88,22 @@ def record(
         "sparsity": sparsity,
         "nnz": nnz,
         "ms": milliseconds,
-        "speed-up": round(best_dense(milliseconds) / ours, 3),
-        "GF/s": round(flops / ours / 1e6, 2),
-        "share of peak": round(flops / ours / 1e6 / peak, 4),
-        "GB/s": round(moved / ours / 1e6, 2),
+        "speed-up": _short(best_dense(milliseconds) / ours),
+        "GF/s": _short(flops / ours / 1e6),
+        "share of peak": _short(flops / ours / 1e6 / peak),
+        "GB/s": _short(moved / ours / 1e6),
         "flops": flops,
         "bytes": moved,
         "peak bytes": max(peaks),
-        "max error": problem.error(operation, sparsity),
+        "max error": _short(problem.error(operation, sparsity)),
         "variant": " / ".join(dict.fromkeys(variants)),
         "isa": _C.isa(),
         "threads": threads,
     }
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.4g}")
 
 
 def compare(

@@ -1,0 +1,62 @@
+"""Other sparse implementations, where they are installed: pip install "dsr_kernels[bench]"."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from dsr_kernels.bench import Alternation
+from dsr_kernels.bench_problem import Problem
+from dsr_kernels.reference import to_dense
+
+
+@functools.cache
+def sparseprop():
+    """The modules of SparseProp, or None, with the reason printed once."""
+    try:
+        from sparseprop import modules
+    except ImportError as error:
+        print(f"sparseprop is left out: {error}")
+        return None
+    return modules
+
+
+def peer_runs(problem: Problem, operation: str) -> dict[str, dict[float, Callable]]:
+    """{"sparseprop": {sparsity: run}} for forward + backward; it has no other entry point."""
+    modules, layer = sparseprop(), problem.layer
+    if modules is None or operation != "module":
+        return {}
+    if layer.batch % 8 or layer.kernel[0] != layer.kernel[1]:
+        print(
+            f"sparseprop is left out of {layer}: it needs a batch of a multiple of 8, square taps"
+        )
+        return {}
+    return {"sparseprop": {s: _fastest(modules, problem, s) for s in problem.sparse}}
+
+
+def _fastest(modules, problem: Problem, sparsity: float) -> Callable[[], object]:
+    """Of its two ways to vectorize a convolution the faster one here, as its own tuner chooses."""
+    layer, (values, crow, col) = problem.layer, problem.sparse[sparsity]
+    weight = to_dense(values, crow, col, layer.weight_shape)
+    if layer.linear:
+        module = modules.SparseLinear(weight.flatten(1))
+        return _step(module, problem.x.flatten(1), problem.grad.flatten(1))
+    candidates = {}
+    for along_rows in (False, True):
+        options = {"padding": layer.padding[0], "stride": layer.stride}
+        module = modules.SparseConv2d(weight, **options, vectorizing_over_on=along_rows)
+        candidates[along_rows] = _step(module, problem.x, problem.grad)
+    quick = Alternation(candidates)
+    quick.round()
+    return candidates[min(candidates, key=lambda way: quick.times[way][0])]
+
+
+def _step(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> Callable[[], object]:
+    def run() -> tuple[torch.Tensor, ...]:
+        images = x.detach().requires_grad_()
+        return torch.autograd.grad(module(images), (images, module.W_val), grad)
+
+    return run
