@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from peers import status
 
 from dsr_kernels import _C
 
@@ -46,6 +47,10 @@ def rounds():
     """rounds(n): n, or what DSR_BENCH_ROUNDS allows at most."""
     most = int(os.environ.get("DSR_BENCH_ROUNDS", "1000"))
     return lambda wanted: min(wanted, most)
+
+
+def pytest_report_header(config) -> str:
+    return status()
 
 
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:

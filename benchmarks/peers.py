@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib import metadata
 
 import torch
 from torch import nn
@@ -15,13 +16,19 @@ from dsr_kernels.reference import to_dense
 
 @functools.cache
 def sparseprop():
-    """The modules of SparseProp, or None, with the reason printed once."""
+    """The modules of SparseProp, or the ImportError that says why there are none."""
     try:
         from sparseprop import modules
     except ImportError as error:
-        print(f"sparseprop is left out: {error}")
-        return None
+        return error
     return modules
+
+
+def status() -> str:
+    modules = sparseprop()
+    if isinstance(modules, ImportError):
+        return f"sparseprop is left out: {modules}"
+    return f"sparseprop {metadata.version('sparseprop')} is measured beside ours"
 
 
 def peer_runs(problem: Problem, operation: str) -> dict[str, dict[float, Callable]]:
