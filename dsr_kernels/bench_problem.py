@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import gradients, ops
+from . import ops
 from .explain import Pass, passes
+from .module import SparseModule
+from .nn import SparseConv2d, SparseLinear
 from .reference import to_dense
 from .topology import Topology, budget
 
@@ -96,17 +98,27 @@ class Problem:
             return lambda: ops.grad_input(grad, values, crow, col, size, *shape, False)
         if operation == "grad_weight":
             return lambda: ops.grad_weight(x, grad, crow, col, *shape, values.dtype)
-        leaf = values.clone().requires_grad_()
-        return _through_autograd(
-            lambda x: gradients.conv(x, leaf, None, crow, col, *shape), x, leaf, grad
-        )
+        module = self._sparse_module(values, crow, col)
+        return _through_autograd(module, self._flat(x), module.values, self._flat(grad))
+
+    def _sparse_module(self, values: Tensor, crow: Tensor, col: Tensor) -> SparseModule:
+        layer, options = self.layer, {"bias": False, "nnz": values.numel()}
+        if layer.linear:
+            module = SparseLinear(layer.in_channels, layer.out_channels, **options)
+        else:
+            sizes = layer.in_channels, layer.out_channels, layer.kernel
+            module = SparseConv2d(*sizes, layer.stride, layer.padding, **options)
+        module.replace_topology(crow, col, values.clone())
+        return module
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """[N, C] of a linear layer's [N, C, 1, 1]."""
+        return x.flatten(1) if self.layer.linear else x
 
     def dense(self, operation: str, masked: bool = False, last: bool = False) -> Callable:
         """The same with a dense weight, which `masked` multiplies with a mask in each call."""
-        tensors = self.x, self.grad, self.weight, self.mask
-        if self.layer.linear:
-            tensors = tuple(t.flatten(1) for t in tensors)
-        elif last:
+        tensors = tuple(map(self._flat, (self.x, self.grad, self.weight, self.mask)))
+        if last and not self.layer.linear:
             tensors = tuple(t.to(**LAST) for t in tensors)
         x, grad, weight, mask = tensors
         masked_weight = (lambda w: w * mask) if masked else (lambda w: w)
@@ -117,8 +129,25 @@ class Problem:
             return lambda: backward(grad, x, masked_weight(weight), True, False)[0]
         if operation == "grad_weight":
             return lambda: masked_weight(backward(grad, x, weight, False, True)[1])
-        leaf = weight.clone(memory_format=torch.preserve_format).requires_grad_()
-        return _through_autograd(lambda x: forward(x, masked_weight(leaf)), x, leaf, grad)
+        module = self._dense_module(weight)
+        if masked:  # as mask-based libraries do: the layer runs on a product made for each call
+            call = functools.partial(self._masked_call, module, forward, mask)
+            return _through_autograd(call, x, module.weight, grad)
+        return _through_autograd(module, x, module.weight, grad)
+
+    @staticmethod
+    def _masked_call(module: nn.Module, forward: Callable, mask: Tensor, x: Tensor) -> Tensor:
+        return forward(x, module.weight * mask)
+
+    def _dense_module(self, weight: Tensor) -> nn.Module:
+        layer = self.layer
+        if layer.linear:
+            module = nn.Linear(layer.in_channels, layer.out_channels, bias=False)
+        else:
+            sizes = layer.in_channels, layer.out_channels, layer.kernel
+            module = nn.Conv2d(*sizes, layer.stride, layer.padding, bias=False)
+        module.weight = nn.Parameter(weight.clone(memory_format=torch.preserve_format))
+        return module
 
     def _dense_conv(self) -> tuple[Callable, Callable]:
         stride, padding = [self.layer.stride] * 2, list(self.layer.padding)
