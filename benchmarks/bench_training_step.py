@@ -1,60 +1,142 @@
-"""Whole training steps of WRN-28-2: zero_grad, forward, backward, SGD with Nesterov momentum.
+"""Whole training steps: zero_grad, forward, backward, SGD with Nesterov momentum; sparse and dense
+steps in turn. Also what weights, gradients and optimizer state take, and where a step's time goes.
 
-Run with `make bench`. Also records what weights, indices and optimizer state take.
+Run with `make bench`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from alternating import compare
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
-from dsr_kernels.models.wide_resnet import wrn_28
+from dsr_kernels.bench import Alternation, best_dense
+from dsr_kernels.bench_problem import DENSE, LAST
+from dsr_kernels.models import resnet50, wrn_28
 
-BATCH = 128
-
-
-def training_step(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor
-) -> tuple[Callable[[], None], torch.optim.Optimizer]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step, optimizer
+# model, batch, image, classes, sparsities, rounds
+CASES = {
+    "WRN-28-2": (partial(wrn_28, 2), 128, 32, 10, (0.8, 0.9, 0.95), 9),
+    "ResNet-50": (resnet50, 16, 224, 1000, (0.9,), 5),
+}
+KINDS = ("sparse conv", "dense conv", "batch norm", "ReLU, add", "rest")
 
 
-def bytes_held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Parameters, the indices of sparse layers, and optimizer state."""
-    held = [*model.parameters()]
-    held += [b for name, b in model.named_buffers() if name.endswith("_indices")]
-    held += [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-    return sum(tensor.nbytes for tensor in held)
+class Training:
+    """A model with its optimizer and a batch."""
+
+    def __init__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.model, self.images, self.labels = model, images, labels
+        self.optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, nesterov=True)
+
+    def differentiate(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self.model(self.images), self.labels).backward()
+
+    def step(self) -> None:
+        self.differentiate()
+        self.optimizer.step()
+
+    def held_bytes(self) -> int:
+        """Parameters, gradients, the indices of sparse layers, and optimizer state."""
+        held = [*self.model.parameters()]
+        held += [p.grad for p in held if p.grad is not None]
+        held += [b for name, b in self.model.named_buffers() if name.endswith("_indices")]
+        states = self.optimizer.state.values()
+        held += [v for state in states for v in state.values() if torch.is_tensor(v)]
+        return sum(tensor.nbytes for tensor in held)
+
+    def milliseconds_by_kind(self, step_ms: float) -> dict[str, float]:
+        """A step of `step_ms` shared out like the self CPU times of one profiled step."""
+        shares: Counter[str] = Counter()
+        for part, run in (("", self.differentiate), ("rest", self.optimizer.step)):
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                run()
+            for event in profiler.key_averages():
+                shares[part or kind_of(event.key)] += event.self_cpu_time_total
+        total = sum(shares.values())
+        return {kind: round(step_ms * shares[kind] / total, 2) for kind in KINDS}
 
 
-@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95])
-def test_wrn_28_2(benchmark, sparsity: float) -> None:
+def kind_of(op: str) -> str:
+    """The kind of an op by the name that the profiler gives it."""
+    name = op.rpartition(": ")[2]  # of "autograd::engine::evaluate_function: _ConvBackward"
+    if name.startswith(("_Conv", "_Grad", "dsr_kernels::")):
+        return "sparse conv"
+    if "conv" in name.lower():
+        return "dense conv"
+    if "batch_norm" in name or "BatchNorm" in name:
+        return "batch norm"
+    if name.removeprefix("aten::") in RELU_AND_ADD:
+        return "ReLU, add"
+    return "rest"
+
+
+RELU_AND_ADD = ("relu", "relu_", "clamp_min", "clamp_min_", "threshold_backward", "ReluBackward0",
+                "add", "add_", "AddBackward0")  # fmt: skip
+
+
+def trainings(name: str) -> tuple[dict, dict]:
+    """Of the dense twins and of the sparse models, by memory format and by sparsity."""
+    make, batch, size, classes, sparsities, _ = CASES[name]
     torch.manual_seed(0)
-    images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
-    last = {"memory_format": torch.channels_last}
-    sparse = wrn_28(2, sparsity)
-    dense, dense_last = wrn_28(2, sparse=False), wrn_28(2, sparse=False).to(**last)
-    sparse_step, sparse_optimizer = training_step(sparse, images, labels)
-    dense_step, dense_optimizer = training_step(dense, images, labels)
-    last_step, _ = training_step(dense_last, images.to(**last), labels)
-    runs = {"sparse": sparse_step, "dense": dense_step, "dense channels_last": last_step}
-    compare(benchmark, runs, rounds=9)
-    info = benchmark.extra_info
-    for name in runs:
-        info[f"{name} images/s"] = round(1e3 * BATCH / info[f"{name} ms"], 1)
-    info["sparse bytes"] = bytes_held(sparse, sparse_optimizer)
-    info["dense bytes"] = bytes_held(dense, dense_optimizer)
-    assert info["sparse bytes"] < info["dense bytes"]
-    assert all(torch.isfinite(p).all() for p in sparse.parameters())
+    images, labels = torch.randn(batch, 3, size, size), torch.randint(0, classes, (batch,))
+    dense = {DENSE[0]: Training(make(sparse=False), images, labels)}
+    dense[DENSE[1]] = Training(make(sparse=False).to(**LAST), images.to(**LAST), labels)
+    return dense, {s: Training(make(s), images, labels) for s in sparsities}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_step(benchmark, name: str, rounds) -> None:
+    dense, sparse = trainings(name)
+    steps: dict[object, Callable] = {key: t.step for key, t in (dense | sparse).items()}
+    alternation = Alternation(steps)
+    benchmark.pedantic(alternation.round, rounds=rounds(CASES[name][-1]))
+    ms = alternation.milliseconds()
+    fastest = min(dense, key=lambda key: ms[key]["min"])
+    dense_kinds = dense[fastest].milliseconds_by_kind(ms[fastest]["min"])
+    records = []
+    for sparsity, training in sparse.items():
+        times = {key: ms[key] for key in dense} | {"ours": ms[sparsity]}
+        records.append({
+            "model": name, "batch": CASES[name][1], "sparsity": sparsity, "ms": times,
+            "speed-up": round(best_dense(times) / times["ours"]["min"], 3),
+            "ms by kind": {
+                "ours": training.milliseconds_by_kind(times["ours"]["min"]), "dense": dense_kinds
+            },
+            "held bytes": {"ours": training.held_bytes(), "dense": dense[fastest].held_bytes()},
+        })  # fmt: skip
+        held = records[-1]["held bytes"]
+        assert held["ours"] < held["dense"]
+        assert all(torch.isfinite(p).all() for p in training.model.parameters())
+    benchmark.extra_info["records"] = records
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inference_of_one_image(benchmark, name: str, rounds) -> None:
+    make, _, size, _, _, _ = CASES[name]
+    image = torch.randn(1, 3, size, size)
+    dense, last = make(sparse=False).eval(), make(sparse=False).to(**LAST).eval()
+    sparse = make(0.9).eval()
+
+    def run(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(image)
+
+    alternation = Alternation({
+        DENSE[0]: partial(run, dense, image), DENSE[1]: partial(run, last, image.to(**LAST)),
+        "ours": partial(run, sparse, image),
+    })  # fmt: skip
+    benchmark.pedantic(alternation.round, rounds=rounds(30))
+    ms = alternation.milliseconds()
+    assert torch.isfinite(run(sparse, image)).all()
+    speed_up = round(best_dense(ms) / ms["ours"]["min"], 3)
+    benchmark.extra_info["records"] = [
+        {"model": name, "batch": 1, "sparsity": 0.9, "ms": ms, "speed-up": speed_up}
+    ]

@@ -1,6 +1,9 @@
-"""Reduces a pytest-benchmark JSON to what is worth keeping, and prints it as Markdown tables.
+"""Reduces a pytest-benchmark JSON to what is worth keeping, and prints what it says.
 
-python benchmarks/summarize.py FULL.json KEPT.json
+    python benchmarks/summarize.py FULL.json KEPT.json
+
+The kept file: "machine", "datetime", and lists of records: "layers" (dsr_kernels.bench.record, with
+a family), "training", "inference", "memory" (see the bench_ files) and "other" (plain times).
 """
 
 from __future__ import annotations
@@ -9,46 +12,72 @@ import json
 import sys
 from pathlib import Path
 
+from targets import target_table
 
-def numbers(benchmark: dict) -> dict:
-    """What a comparison recorded itself, or else the plain times."""
-    recorded, stats = benchmark["extra_info"], benchmark["stats"]
-    if "speed-up" in recorded:
-        return recorded
-    times = {"ms": round(1e3 * stats["min"], 3), "ms median": round(1e3 * stats["median"], 3)}
-    return times | recorded
+SECTIONS = {
+    "test_layer": "layers",
+    "test_break_even": "layers",
+    "test_training_step": "training",
+    "test_inference_of_one_image": "inference",
+    "test_peak_memory_of_training": "memory",
+}
 
 
 def reduce(full: dict) -> dict:
-    machine = full["machine_info"]
-    return {
+    """The kept form of pytest-benchmark's `full` report."""
+    info = full["machine_info"]
+    kept: dict = {
         "machine": {
-            "cpu": machine["cpu"].get("brand_raw", machine["processor"]),
-            "cores": machine["cpu"].get("count"),
-            "python": machine["python_version"],
-            "system": machine["system"],
+            "cpu": info["cpu"].get("brand_raw", info["processor"]),
+            "cores": info["cpu"].get("count"),
+            "python": info["python_version"],
+            "system": info["system"],
+            **info.get("yardsticks", {}),
         },
         "datetime": full["datetime"],
-        "results": [
-            {"name": b["name"], "params": b["params"], **numbers(b)} for b in full["benchmarks"]
-        ],
+        **{section: [] for section in ("layers", "training", "inference", "memory", "other")},
     }
+    for each in full["benchmarks"]:
+        section = SECTIONS.get(each["name"].split("[")[0])
+        rounds, stats = each["stats"]["rounds"], each["stats"]
+        if section:
+            records = each["extra_info"]["records"]
+            kept[section] += [{**record, "rounds": rounds} for record in records]
+        else:
+            times = {"min": round(1e3 * stats["min"], 3), "median": round(1e3 * stats["median"], 3)}
+            extra = each["extra_info"]
+            kept["other"].append({"name": each["name"], "ms": times, "rounds": rounds, **extra})
+    return kept
 
 
-def speed_table(results: list[dict]) -> str:
-    """Markdown: a row per layer, a column per sparsity, times as fast as dense."""
-    rows: dict[str, dict[float, float]] = {}
-    for result in results:
-        if "speed-up" in result:
-            params = result["params"]
-            name = params.get("layer", result["name"].split("[")[0].removeprefix("test_"))
-            rows.setdefault(name, {})[params["sparsity"]] = result["speed-up"]
+def speed_table(layers: list[dict]) -> str:
+    """Markdown: a row per layer and operation, a column per sparsity, times as fast as dense."""
+    rows: dict[tuple[str, str], dict[float, float]] = {}
+    for record in layers:
+        row = rows.setdefault((record["layer"], record["operation"]), {})
+        row[record["sparsity"]] = record["speed-up"]
     columns = sorted({sparsity for row in rows.values() for sparsity in row})
-    lines = ["| times as fast as dense | " + " | ".join(f"{100 * s:g} %" for s in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for name, row in rows.items():
-        cells = [f"{row[s]:.1f}x" if s in row else "" for s in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    header = ["times as fast as dense", "operation", *(f"{100 * s:g} %" for s in columns)]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for (layer, operation), row in rows.items():
+        cells = [f"{row[s]:.2f}x" if s in row else "" for s in columns]
+        lines.append("| " + " | ".join([layer, operation, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def model_table(kept: dict) -> str:
+    """Markdown: training steps and inference of whole models, and the plain times."""
+    lines = ["| | sparsity | dense ms | ours ms | ratio |", "|---|---|---|---|---|"]
+    for what in ("training", "inference"):
+        for each in kept[what]:
+            ms = each["ms"]
+            dense = min(times["min"] for name, times in ms.items() if name != "ours")
+            name = f"{each['model']} {what}, batch {each['batch']}"
+            numbers = f"{dense:.1f} | {ms['ours']['min']:.1f} | {each['speed-up']:.2f}x"
+            lines.append(f"| {name} | {100 * each['sparsity']:g} % | {numbers} |")
+    lines += ["", "| | ms | ms, median |", "|---|---|---|"]
+    for each in kept["other"]:
+        lines.append(f"| {each['name']} | {each['ms']['min']} | {each['ms']['median']} |")
     return "\n".join(lines)
 
 
@@ -56,11 +85,9 @@ def main() -> None:
     source, target = map(Path, sys.argv[1:])
     kept = reduce(json.loads(source.read_text()))
     target.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"{kept['machine']['cpu']}, {kept['machine']['cores']} cores, {kept['datetime']}")
-    for result in kept["results"]:
-        shown = [f"{k}: {v}" for k, v in result.items() if k not in ("name", "params")]
-        print(f"| {result['name']} | " + " | ".join(shown) + " |")
-    print("\n" + speed_table(kept["results"]))
+    print(", ".join(f"{name}: {value}" for name, value in kept["machine"].items()))
+    for table in (speed_table(kept["layers"]), model_table(kept), target_table(kept)):
+        print("\n" + table)
 
 
 if __name__ == "__main__":

@@ -93,13 +93,27 @@ std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, i
 }
 
 // Only what the choice depends on: lanes run along the batch, or along columns.
+dsr::ConvShape lane_shape(int64_t width, int64_t out_width, Pair kernel, Pair stride, Pair padding,
+                          Pair dilation) {
+  return {1,          1,          width,       1,           1,
+          out_width,  kernel[0],  kernel[1],   stride[0],   stride[1],
+          padding[0], padding[1], dilation[0], dilation[1], 1};
+}
+
 const char* choose_lanes(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
                          Pair kernel, Pair stride, Pair padding, Pair dilation,
                          const std::string& dtype) {
-  const dsr::ConvShape shape{1,          1,          width,       1,           1,
-                             out_width,  kernel[0],  kernel[1],   stride[0],   stride[1],
-                             padding[0], padding[1], dilation[0], dilation[1], 1};
+  const dsr::ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
   return name_of(dsr::cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype)));
+}
+
+std::string lanes_reason(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
+                         Pair kernel, Pair stride, Pair padding, Pair dilation,
+                         const std::string& dtype) {
+  const dsr::ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
+  std::string reason;
+  dsr::cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), &reason);
+  return reason;
 }
 
 // address, whether it holds bfloat16, strides
@@ -165,15 +179,16 @@ dsr::cpu::Op op_named(const std::string& op) {
 py::dict plan_describe(const ConvPlan& plan) {
   using namespace py::literals;
   const dsr::cpu::GatherPlan& p = plan.gather();
-  return py::dict("lanes"_a = name_of(p.lanes), "lane_images"_a = p.lane_images,
-                  "images"_a = p.images, "band_rows"_a = p.band_rows, "bands"_a = p.bands,
-                  "tile_rows"_a = p.tile_rows, "tile_cols"_a = p.tile_cols,
-                  "strip_cols"_a = p.strip_cols, "destination_block"_a = p.destination_block,
-                  "channel_block"_a = p.channel_block, "blocks"_a = p.blocks,
-                  "phases"_a = p.source.phases.size(), "classes"_a = p.classes.size(),
-                  "pitch"_a = p.source.pitch, "plane"_a = p.source.plane,
-                  "packed_elements"_a = p.source.elements() * p.lane_images,
-                  "cycles_per_fma"_a = p.cycles_per_fma);
+  return py::dict(
+      "lanes"_a = name_of(p.lanes), "lane_images"_a = p.lane_images, "images"_a = p.images,
+      "band_rows"_a = p.band_rows, "bands"_a = p.bands, "tile_rows"_a = p.tile_rows,
+      "tile_cols"_a = p.tile_cols, "strip_cols"_a = p.strip_cols,
+      "destination_block"_a = p.destination_block, "channel_block"_a = p.channel_block,
+      "blocks"_a = p.blocks, "phases"_a = p.source.phases.size(), "classes"_a = p.classes.size(),
+      "class_rows"_a = p.classes[0].rows, "class_cols"_a = p.classes[0].cols,
+      "image_rows"_a = p.source.image_rows, "pitch"_a = p.source.pitch, "plane"_a = p.source.plane,
+      "packed_elements"_a = p.source.elements() * p.lane_images,
+      "cycles_per_fma"_a = p.cycles_per_fma);
 }
 
 int64_t plan_workspace_bytes(const ConvPlan& plan, const std::string& op, int64_t n, int threads) {
@@ -223,6 +238,9 @@ void bind_conv(py::module_& m) {
   m.def("choose_lanes", &choose_lanes, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("dtype"));
+  m.def("lanes_reason", &lanes_reason, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
+        py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("dtype"), "Why choose_lanes chooses as it does, in words.");
   m.def(
       "peak_gflops",
       [](int threads, double seconds) {

@@ -2,16 +2,19 @@
 
 from ._native import show_config
 from .convert import densify, sparsify
+from .explain import Explanation, explain
 from .nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
 from .summary import summary
 from .topology import Topology, layer_nnz
 
 __all__ = [
+    "Explanation",
     "SparseConv2d",
     "SparseLinear",
     "SparseModule",
     "Topology",
     "densify",
+    "explain",
     "layer_nnz",
     "named_sparse_modules",
     "show_config",

@@ -1,4 +1,4 @@
-"""The command ``dsr``: train, report, info.
+"""The command ``dsr``: train, report, bench, info.
 
 Exit codes: 0 done, 1 the system failed (a full disk), 2 wrong usage or input, 3 training stopped by
 a non-finite loss or weight, 130 after Ctrl-C, 143 after SIGTERM.
@@ -73,6 +73,25 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="RUN", type=Path)
     report.set_defaults(run=_report)
 
+    bench = commands.add_parser(
+        "bench",
+        help="time one layer, sparse against dense",
+        description="Times a layer's operations, sparse and dense in turn, on random numbers.",
+        epilog="example: dsr bench --layer 64x64x3x3@16 --sparsity .9",
+    )
+    bench.add_argument("--layer", metavar="OxCxKHxKW@H", required=True,
+                       help="output and input channels, kernel, and input size H or HxW; OxC alone "
+                       "is a linear layer")  # fmt: skip
+    bench.add_argument("--sparsity", metavar="S", type=float, default=0.9,
+                       help="share of zeros, 0 <= S < 1 (default: 0.9)")  # fmt: skip
+    bench.add_argument("--stride", metavar="N", type=int, default=1)
+    bench.add_argument("--padding", metavar="N", type=int, help="default: half of the kernel")
+    bench.add_argument("--batch", metavar="N", type=int, default=128, help="default: 128")
+    bench.add_argument("--rounds", metavar="N", type=int, default=15, help="default: 15")
+    bench.add_argument("--threads", metavar="N", type=int, help="default: torch's choice")
+    bench.add_argument("--json", metavar="FILE", type=Path, help="also write the records here")
+    bench.set_defaults(run=_bench)
+
     info = commands.add_parser("info", help="show version, instruction set, threads and devices")
     info.set_defaults(run=_info)
     return parser
@@ -129,6 +148,12 @@ def _report(options: argparse.Namespace) -> int:
 
     print(report.write(Run.open(options.folder)))
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from dsr_kernels import bench_command
+
+    return bench_command.run(options)
 
 
 def _info(_: argparse.Namespace) -> int:

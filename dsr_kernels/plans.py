@@ -135,22 +135,40 @@ def geometry(
     """The geometry of a call, with the lanes that suit its batch and memory formats.
 
     A pointwise convolution sees an image as one long row: its height and width are whatever cuts
-    well into vectors.
+    well into vectors. `lanes_reason` says the same in words.
     """
-    height, width = input_size[1:]
-    steps = read.stride(), written.stride()
     shape = weight_shape, stride, padding, dilation, groups
-    if weight_shape[2:] == (1, 1) and stride == (1, 1) and not any(padding):
-        if height > 1 and all(s[2] == width * s[3] for s in steps):
+    if _pointwise(weight_shape, stride, padding):
+        height, width = input_size[1:]
+        if height > 1 and all(t.stride(2) == width * t.stride(3) for t in (read, written)):
             height, width = _long_rows(height * width)
         sizes = (input_size[0], height, width), (output_size[0], height, width)
         return Geometry(*sizes, *shape, dtype, "plane", transposed)
-    rows = all(s[3] == 1 for s in steps)
-    kernel, sides, code = weight_shape[2:], padding[::2], DTYPE_CODES[dtype]
-    lanes = _C.choose_lanes(
-        read.shape[0], rows, width, output_size[2], kernel, stride, sides, dilation, code
-    )
+    lanes = _C.choose_lanes(*_of_lanes(read, written, input_size, output_size, *shape[:4], dtype))
     return Geometry(input_size, output_size, *shape, dtype, lanes, transposed)
+
+
+def lanes_reason(
+    read, written, input_size, output_size, weight_shape, stride, padding, dilation, _, dtype, *__
+) -> str:
+    """Why `geometry`, called with the same arguments, chooses its lanes."""
+    shape = weight_shape, stride, padding, dilation
+    if _pointwise(*shape[:3]):
+        return "pointwise: an image is one long row"
+    return _C.lanes_reason(*_of_lanes(read, written, input_size, output_size, *shape, dtype))
+
+
+def _pointwise(weight_shape, stride, padding) -> bool:
+    return weight_shape[2:] == (1, 1) and stride == (1, 1) and not any(padding)
+
+
+def _of_lanes(
+    read, written, input_size, output_size, weight_shape, stride, padding, dilation, dtype
+) -> tuple:
+    """The arguments of _C.choose_lanes and _C.lanes_reason."""
+    rows, sides = read.stride(3) == written.stride(3) == 1, padding[::2]
+    widths, kernel = (input_size[2], output_size[2]), weight_shape[2:]
+    return read.shape[0], rows, *widths, kernel, stride, sides, dilation, DTYPE_CODES[dtype]
 
 
 @functools.lru_cache(maxsize=256)

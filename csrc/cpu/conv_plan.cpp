@@ -97,18 +97,35 @@ int64_t ConvPlan::slices(int64_t n) const {
   return std::clamp<int64_t>(std::min(most, kMaxSlices), 1, std::max<int64_t>(1, gather_.units(n)));
 }
 
-Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size) {
+Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
+                   std::string* reason) {
   constexpr int64_t kFilledPercent = 60;  // below, the shifted loads of the plane cost less
   const int64_t lanes = kernels().vector_bytes / element_size;
-  if (shape.taps() == 1) return Lanes::kPlane;
+  const auto because = [&](Lanes choice, auto words) {  // words are made only where asked for
+    if (reason) *reason = words();
+    return choice;
+  };
+  if (shape.taps() == 1)
+    return because(Lanes::kPlane, [] { return "pointwise: no tap shifts a load"; });
   if (kernels().masks_lanes && element_size == 4 && contiguous_rows) {
     const int64_t slot =
         std::min(slot_lanes(forward_pass(shape)), slot_lanes(grad_input_pass(shape)));
     // Narrow rows lie beside those of other images.
-    if (slot >= lanes || (slot > 0 && n * slot >= 4 * lanes)) return Lanes::kRow;
+    if (slot >= lanes || (slot > 0 && n * slot >= 4 * lanes))
+      return because(Lanes::kRow, [&] {
+        return "rows of " + std::to_string(shape.width) + " px turn in registers";
+      });
   }
   const int64_t carried = ceil_div(n, lanes) * lanes;
-  return 100 * n >= kFilledPercent * carried ? Lanes::kBatch : Lanes::kPlane;
+  if (100 * n >= kFilledPercent * carried)
+    return because(Lanes::kBatch, [&] {
+      return (n == 1 ? "1 image fills " : std::to_string(n) + " images fill ") +
+             std::to_string(100 * n / carried) + " % of the lanes";
+    });
+  return because(Lanes::kPlane, [&] {
+    return "a batch of " + std::to_string(n) + " would leave " +
+           std::to_string(100 - 100 * n / carried) + " % of the lanes empty";
+  });
 }
 
 int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads) const {

@@ -1,6 +1,8 @@
 // One convolution's launchers on the CPU, with everything derived from its pattern and geometry.
 #pragma once
 
+#include <string>
+
 #include "common/conv_shape.h"
 #include "common/status.h"
 #include "cpu/gather_plan.h"
@@ -58,8 +60,9 @@ class ConvPlan {
   PackLayout grad_layout_;  // the output gradient beside the packed input, for grad-weight
 };
 
-// The lanes that suit a convolution at a batch of n on the active instruction set.
-// `rows_apart` says whether the activations' rows are contiguous in memory.
-Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size);
+// The lanes that suit a convolution at a batch of n on the active instruction set, and, where it is
+// asked for, why in words. `contiguous_rows`: pixels of a row are neighbours in memory.
+Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
+                   std::string* reason = nullptr);
 
 }  // namespace dsr::cpu

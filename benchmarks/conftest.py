@@ -1,0 +1,57 @@
+"""What all benchmarks share: how many rounds, and the machine's yardsticks, measured once.
+
+DSR_BENCH_ROUNDS=1 makes a run that only shows that everything works.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+
+import pytest
+import torch
+from peers import status
+
+from dsr_kernels import _C
+
+COPY_BYTES = 256 << 20
+
+
+@functools.cache
+def yardsticks() -> dict:
+    """Peak multiply-adds (GF/s), memory traffic of a copy (read + written, GB/s), and settings."""
+    threads = torch.get_num_threads()
+    source = torch.ones(COPY_BYTES // 4)
+    target, taken = torch.empty_like(source), []
+    for _ in range(8):
+        start = time.perf_counter()
+        target.copy_(source)
+        taken.append(time.perf_counter() - start)
+    return {
+        "peak GF/s": round(max(_C.peak_gflops(threads, 0.3) for _ in range(3)), 1),
+        "copy GB/s": round(2 * COPY_BYTES / min(taken) / 1e9, 2),
+        "isa": _C.isa(),
+        "threads": threads,
+        "torch": torch.__version__,
+    }
+
+
+@pytest.fixture(scope="session")
+def peak() -> float:
+    return yardsticks()["peak GF/s"]
+
+
+@pytest.fixture(scope="session")
+def rounds():
+    """rounds(n): n, or what DSR_BENCH_ROUNDS allows at most."""
+    most = int(os.environ.get("DSR_BENCH_ROUNDS", "1000"))
+    return lambda wanted: min(wanted, most)
+
+
+def pytest_report_header(config) -> str:
+    return status()
+
+
+def pytest_benchmark_update_machine_info(config, machine_info) -> None:
+    machine_info["yardsticks"] = yardsticks()

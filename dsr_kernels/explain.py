@@ -1,0 +1,290 @@
+"""explain(model, input_shape): how each sparse layer's passes will run, why, and how fast."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import ops, plans
+from ._native import _C
+from .module import SparseModule
+
+CYCLES_AT_PEAK = 0.5  # of a vector FMA: processors with AVX2 or AVX-512 issue two a cycle
+NEEDS_NUMBERS = (  # what fake tensors cannot answer
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedOperatorException,
+)
+
+
+class Pass(NamedTuple):
+    """What one op of one call runs as."""
+
+    plan: _C.ConvPlan
+    how: dict  # the plan's own description
+    lanes: str
+    reason: str
+    filled: float  # share of the lanes that compute something that is stored
+
+    @property
+    def variant(self) -> str:
+        """As in "row 4x4, 2 blocks": lanes, tile in rows x columns of vectors, channel blocks."""
+        h = self.how
+        blocks = f"{h['blocks']} block{'s' if h['blocks'] > 1 else ''}"
+        return f"{self.lanes} {h['tile_rows']}x{h['tile_cols']}, {blocks}"
+
+    def expected_gflops(self, peak: float) -> float:
+        """Useful GF/s by the cost model, of a machine whose multiply-adds peak at `peak`."""
+        return peak * CYCLES_AT_PEAK / self.how["cycles_per_fma"] * self.filled
+
+
+def passes(x: Tensor, y: Tensor, values: Tensor, crow: Tensor, col: Tensor, *shape) -> dict:
+    """{"forward": Pass, "grad_input": Pass} of a call; grad-weight shares forward's.
+
+    x [N, C, H, W] and y [N, O, P, Q] give sizes and strides only and may be fake or meta tensors;
+    the gradients are taken to have the same formats. `shape`: weight_shape, stride, padding,
+    dilation, groups. Builds the plans, or finds them where the layer has run.
+    """
+    last = torch.channels_last if ops.channels_last(x) else torch.contiguous_format
+    grad_x = torch.empty(x.shape, device="meta", memory_format=last)
+    sizes = tuple(x.shape[1:]), tuple(y.shape[1:])
+    result = {}
+    for name, read, written in (("forward", x, y), ("grad_input", y, grad_x)):
+        transposed = name == "grad_input"
+        call = (read, written, *sizes, *shape, values.dtype, transposed)
+        geometry = plans.geometry(*call)
+        plan = plans.cache.get(crow, col, geometry)
+        how = plan.describe()
+        filled = _filled(how, read.shape[0])
+        result[name] = Pass(plan, how, geometry.lanes, plans.lanes_reason(*call), filled)
+    return result
+
+
+def _filled(how: dict, n: int) -> float:
+    groups = math.ceil(n / (how["images"] * how["lane_images"]))
+    filled = n / (groups * how["images"] * how["lane_images"])
+    if how["lanes"] == "row":
+        return filled * how["class_cols"] * how["images"] / how["pitch"]
+    if how["lanes"] == "plane":
+        filled = how["class_cols"] / how["pitch"]  # images are stacked as far as there are any
+        return filled * (how["class_rows"] / how["image_rows"] if how["images"] > 1 else 1)
+    return filled
+
+
+@dataclass(frozen=True)
+class LayerPass:
+    """One pass of one sparse layer. Sizes in bytes; the workspace is freed after each call."""
+
+    layer: str
+    operation: str  # "forward" (grad-weight shares its plan) or "grad_input"
+    input_shape: tuple[int, ...]  # [N, C, H, W] of the convolution; a linear layer's H and W are 1
+    nnz: int
+    sparsity: float
+    lanes: str  # what fills a vector: "plane", "row" or "batch"
+    tile: tuple[int, int]  # rows x columns of vectors
+    channel_blocks: int
+    variant: str
+    reason: str
+    expected_gflops: float  # useful ones, by the cost model
+    values_bytes: int
+    index_bytes: int
+    plan_bytes: int
+    workspace_bytes: int  # of "forward": the larger of forward's and grad-weight's
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The passes of a model's sparse layers in the order they run; print it for a table."""
+
+    rows: list[LayerPass]
+    unused: list[str]  # sparse layers that the model did not call
+    isa: str
+    threads: int
+    peak_gflops: float  # measured: float32 multiply-adds from registers
+
+    def __str__(self) -> str:
+        table = [("layer", "pass", "input", "nnz", "sparsity", "variant", "GF/s", "held", "plan",
+                  "workspace", "why")]  # fmt: skip
+        table += [_cells(row) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        right = {3, 4, 6, 7, 8, 9}
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i in right else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+            for cells in table
+        ]
+        lines.insert(1, "-" * max(map(len, lines)))
+        lines += [f"{name}: not called" for name in self.unused]
+        lines.append(
+            f"{self.isa}, {self.threads} threads, peak {self.peak_gflops:.0f} GF/s; GF/s are the "
+            "cost model's, of multiply-adds at non-zeros; grad-weight runs on forward's plan"
+        )
+        return "\n".join(lines)
+
+
+def _cells(row: LayerPass) -> tuple[str, ...]:
+    held = row.values_bytes + row.index_bytes
+    return (
+        row.layer,
+        row.operation,
+        "x".join(map(str, row.input_shape)),
+        f"{row.nnz:,}",
+        f"{row.sparsity:.3f}",
+        row.variant,
+        f"{row.expected_gflops:.0f}",
+        *(f"{size / 1024:,.0f} KiB" for size in (held, row.plan_bytes, row.workspace_bytes)),
+        row.reason,
+    )
+
+
+def explain(model: nn.Module, input_shape: Sequence[int]) -> Explanation:
+    """How each sparse layer of `model` runs on inputs of `input_shape`, batch included, and why.
+
+    The model runs once without gradients, on fake tensors, which have a shape and no memory, so
+    nothing is computed; a model whose way depends on numbers runs on zeros. Parameters, buffers,
+    mode, gradients and torch's random numbers stay as they are. Takes 0.1 s for the peak.
+
+    Raises TypeError if `model` or `input_shape` is of the wrong type, ValueError if a size is below
+    1, if `model` has no sparse layer, or if it does not accept the shape.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    shape = _checked(input_shape)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    layers = {m: name for name, m in model.named_modules() if isinstance(m, SparseModule)}
+    if not layers:
+        raise ValueError("model: expected at least one sparse layer, got none; see sparsify()")
+    threads, peak = torch.get_num_threads(), _C.peak_gflops(torch.get_num_threads())
+    rows: list[LayerPass] = []
+    called = set()
+    for module, call in _calls(model, shape):
+        name = layers[module] or "(model)"
+        seen = (name, call.x.shape)
+        if seen not in called:  # a layer in a loop explains itself once
+            rows += _rows(name, module, call, threads, peak)
+        called.add(seen)
+    names = {name for name, _ in called}
+    unused = [name for name in layers.values() if (name or "(model)") not in names]
+    return Explanation(rows, unused, _C.isa(), threads, peak)
+
+
+def _checked(input_shape: Sequence[int]) -> tuple[int, ...]:
+    wrong = f"input_shape: expected sizes such as (128, 3, 32, 32), got {input_shape!r}"
+    if isinstance(input_shape, str) or not isinstance(input_shape, Sequence):
+        raise TypeError(wrong)
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in input_shape):
+        raise TypeError(wrong)
+    if not input_shape or min(input_shape) < 1:
+        raise ValueError(wrong + ": all of them must be at least 1")
+    return tuple(input_shape)
+
+
+class _Call(NamedTuple):
+    x: Tensor  # fake, or on the meta device: sizes and strides
+    y: Tensor
+    shape: tuple
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every sparse convolution with the layer that called it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[SparseModule, _Call]] = []
+        self.layer: SparseModule | None = None
+
+    def enter(self, module: SparseModule, _) -> None:
+        self.layer = module
+
+    def leave(self, *_) -> None:
+        self.layer = None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.dsr_kernels.sparse_conv2d.default and self.layer is not None:
+            shape = tuple(tuple(a) if isinstance(a, list) else a for a in args[5:])
+            self.calls.append((self.layer, _Call(_meta(args[0]), _meta(out), shape)))
+        return out
+
+
+def _meta(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _calls(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[SparseModule, _Call]]:
+    try:
+        return _run(model, shape, fake_tensor.FakeTensorMode(allow_non_fake_inputs=True))
+    except NEEDS_NUMBERS:
+        return _run(model, shape, contextlib.nullcontext())
+
+
+def _run(model: nn.Module, shape: tuple[int, ...], tensors) -> list[tuple[SparseModule, _Call]]:
+    floats = (t for t in model.parameters() if t.is_floating_point())
+    like = next(floats)  # a sparse layer has at least its values
+    recorder = _Recorder()
+    with _unchanged(model, recorder) as buffers, tensors:
+        x = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        try:
+            with recorder:
+                torch.func.functional_call(model, buffers, (x,), tie_weights=False)
+        except (*NEEDS_NUMBERS, NotImplementedError):
+            raise
+        except (ValueError, IndexError, RuntimeError) as error:
+            raise ValueError(f"input_shape: the model does not run on {shape}: {error}") from error
+    return recorder.calls
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module, recorder: _Recorder) -> Iterator[dict[str, Tensor]]:
+    """Hooks on, gradients off, random numbers kept; gives copies for the buffers that may change.
+
+    The patterns of sparse layers are not copied: nothing writes them in a forward.
+    """
+    sparse = [m for m in model.modules() if isinstance(m, SparseModule)]
+    own = {id(b) for m in sparse for b in (m.crow_indices, m.col_indices)}
+    copies = {name: b.clone() for name, b in model.named_buffers() if id(b) not in own}
+    handles = [m.register_forward_pre_hook(recorder.enter) for m in sparse]
+    handles += [m.register_forward_hook(recorder.leave) for m in sparse]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield copies
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(
+    name: str, module: SparseModule, call: _Call, threads: int, peak: float
+) -> Iterator[LayerPass]:
+    pattern = module.crow_indices, module.col_indices
+    n, peak = call.x.shape[0], peak * 4 / module.values.element_size()
+    for operation, run in passes(call.x, call.y, module.values, *pattern, *call.shape).items():
+        shared = ["grad_weight"] if operation == "forward" else []
+        needed = [run.plan.workspace_bytes(op, n, threads) for op in (operation, *shared)]
+        yield LayerPass(
+            layer=name,
+            operation=operation,
+            input_shape=tuple(call.x.shape),
+            nnz=module.nnz,
+            sparsity=module.sparsity,
+            lanes=run.lanes,
+            tile=(run.how["tile_rows"], run.how["tile_cols"]),
+            channel_blocks=run.how["blocks"],
+            variant=run.variant,
+            reason=run.reason,
+            expected_gflops=run.expected_gflops(peak),
+            values_bytes=module.values.nbytes,
+            index_bytes=sum(index.nbytes for index in pattern),
+            plan_bytes=run.plan.bytes,
+            workspace_bytes=max(needed),
+        )
