@@ -60,7 +60,7 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
   l.halo_rows = stacked ? l.image_rows - target.rows : 0;
   l.halo_cols = 0;
   if (forward.lanes == Lanes::kRow) {
-    l.plane = (forward.band_rows * l.pitch / 16 | 1) * 16;
+    l.plane = (ceil_div(forward.band_rows * l.pitch, 16) | 1) * 16;
     return l;
   }
   if (forward.lanes == Lanes::kBatch) {
