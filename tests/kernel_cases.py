@@ -8,7 +8,7 @@ import torch
 from nn_cases import layer, swap_pattern
 from torch import Tensor
 
-from dsr_kernels import SparseConv2d, _C, plans
+from dsr_kernels import _C, SparseConv2d, plans
 
 LANES = ("plane", "row", "batch")
 ISAS = _C.available_isas()
@@ -75,7 +75,8 @@ def applies(name: str, isa: str, lanes: str, dtype: torch.dtype = torch.float32)
     kernel, step = _pair(kernel), two["stride"][1]
     reach = two["dilation"][1] * (kernel[1] - 1)
     padding = rest.get("padding", 0)
-    left, both = (reach // 2, reach) if padding == "same" else [f * _pair(padding)[1] for f in (1, 2)]
+    sides = (reach // 2, reach) if padding == "same" else (_pair(padding)[1], 2 * _pair(padding)[1])
+    left, both = sides
     columns = max(-(-width // step), (width + both - reach - 1) // step + 1)
     slot = max(4, 1 << (columns - 1).bit_length())
     low, high = min(0, -left // step), max(0, (reach - left) // step)
@@ -90,18 +91,21 @@ def _pair(value) -> tuple[int, int]:
 
 
 @contextmanager
-def kernels(isa: str, lanes: str | None = None):
-    """Every plan made within is of this instruction set and, but for pointwise ones, these lanes."""
-    active, choose = _C.isa(), _C.choose_lanes
+def kernels(isa: str, lanes: str | None = None, threads: int = 1):
+    """Every plan made within is of this instruction set and, but for pointwise ones, these lanes.
+
+    One thread unless asked: on a busy machine, small layers mostly wait for the others.
+    """
+    active, choose, before = _C.isa(), _C.choose_lanes, torch.get_num_threads()
+    torch.set_num_threads(threads)
     plans.cache.clear()
     _C.set_isa(isa)
     if lanes is not None:
         _C.choose_lanes = lambda *args, **kwargs: lanes
     try:
         yield
-        if lanes is not None:
-            assert used_lanes() <= {lanes, "plane"}
     finally:
+        torch.set_num_threads(before)
         _C.choose_lanes = choose
         _C.set_isa(active)
         plans.cache.clear()

@@ -7,8 +7,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import CASES, ISAS, LANES, applies, conv_and_input, kernels, single_nonzero
-from kernel_cases import used_lanes
+from kernel_cases import (
+    CASES,
+    ISAS,
+    LANES,
+    applies,
+    conv_and_input,
+    kernels,
+    single_nonzero,
+    used_lanes,
+)
 from nn_cases import check_layer, layer
 from torch import Tensor
 
