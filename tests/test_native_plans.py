@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import ISAS, kernels
+from kernel_cases import ISAS, LANES, kernels
 from nn_cases import layer
 
 from dsr_kernels import _C, plans
@@ -69,7 +69,7 @@ def test_unknown_lanes_are_refused_with_the_choices(conv) -> None:
         _C.ConvPlan(**arguments(conv, (5, 5), lanes="sideways"))
 
 
-@pytest.mark.parametrize("lanes", ["plane", "row", "batch"])
+@pytest.mark.parametrize("lanes", LANES)
 def test_a_plan_runs_in_its_direction_only(conv, lanes: str) -> None:
     forward, transposed = (
         _C.ConvPlan(**arguments(conv, (5, 5), lanes=lanes, transposed=t)) for t in (False, True)
@@ -132,10 +132,11 @@ def test_which_lanes_suit_what_on_avx512() -> None:
         assert chosen(4, 56, dtype="float64") == "plane"
 
 
-def test_a_plan_keeps_its_instruction_set(conv) -> None:
+@pytest.mark.parametrize("lanes", LANES)
+def test_a_plan_keeps_its_instruction_set(conv, lanes: str) -> None:
     """A switch leaves the plans that exist as they are: they still compute the same bits."""
     x = torch.randn(3, 4, 5, 6)
-    with kernels(ISAS[-1]), torch.no_grad():
+    with kernels(ISAS[-1], lanes), torch.no_grad():
         before = conv(x)
         _C.set_isa("portable")
         assert torch.equal(conv(x), before)

@@ -29,10 +29,12 @@ class GradWeight {
  public:
   GradWeight(const GradWeightArgs<S>& args, char* workspace)
       : args_(args), plan_(*args.plan), grad_layout_(*args.grad_layout) {
-    packed_ = reinterpret_cast<S*>(workspace);
-    workspace += packed_bytes(plan_, plan_.source, sizeof(S));
-    grad_ = reinterpret_cast<S*>(workspace);
-    map_memory_ = workspace + packed_bytes(plan_, grad_layout_, sizeof(S));
+    packed_ =
+        reinterpret_cast<S*>(cut_part(&workspace, packed_bytes(plan_, plan_.source, sizeof(S))));
+    grad_ =
+        reinterpret_cast<S*>(cut_part(&workspace, packed_bytes(plan_, grad_layout_, sizeof(S))));
+    map_memory_ = cut_part(&workspace, pixel_map_bytes(plan_, plan_.source));
+    grad_map_memory_ = cut_part(&workspace, pixel_map_bytes(plan_, grad_layout_));
     if (plan_.lanes != Lanes::kRow) return;
     const Table& table = plan_.tables[0];
     make_walk(table, plan_.slot_lanes, true, &walk_);
@@ -44,9 +46,9 @@ class GradWeight {
   // `next` is the unit after this one, to be fetched ahead, or null.
   void run(const Unit& unit, const Unit* next, int64_t first, int64_t last, S* sums) {
     look_ahead(next);
-    char* grad_map = map_memory_ + pixel_map_bytes(plan_, plan_.source);
     pack(args_.x, args_.x_element, args_.x_strides, plan_.source, unit, map_memory_, packed_);
-    pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map, grad_);
+    pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map_memory_,
+         grad_);
     if (plan_.lanes != Lanes::kPlane) {
       const int64_t down = (unit.rows + plan_.tile_rows - 1) / plan_.tile_rows;
       const int64_t most_cols = least(plan_.tile_cols, kGradTileVectors / plan_.tile_rows);
@@ -139,6 +141,7 @@ class GradWeight {
   S* packed_;
   S* grad_;
   char* map_memory_;
+  char* grad_map_memory_;
   Ahead ahead_, ahead_grad_;
   Walk walk_;
   Turn shifts_[Walk::kMaxFrames];
