@@ -11,7 +11,7 @@ import pytest
 import torch
 from nn_cases import check_layer, layer
 
-from dsr_kernels import _C
+from dsr_kernels import _C, plans
 
 # Sizes beyond one tile, one block of channels, one unit of images and one band of rows.
 GEOMETRIES = {
@@ -30,9 +30,11 @@ GEOMETRIES = {
 @pytest.fixture(params=_C.available_isas())
 def isa(request):
     active = _C.isa()
+    plans.cache.clear()  # a plan belongs to the instruction set it was made for
     _C.set_isa(request.param)
     yield request.param
     _C.set_isa(active)
+    plans.cache.clear()
 
 
 def conv_and_input(name: str, dtype: torch.dtype, sparsity: float):

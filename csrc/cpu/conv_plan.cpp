@@ -60,7 +60,7 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
   l.halo_rows = stacked ? l.image_rows - target.rows : 0;
   l.halo_cols = 0;
   if (forward.lanes == Lanes::kRow) {
-    l.plane = (forward.band_rows * l.pitch / 16 | 1) * 16;
+    l.plane = (ceil_div(forward.band_rows * l.pitch, 16) | 1) * 16;
     return l;
   }
   if (forward.lanes == Lanes::kBatch) {
@@ -132,14 +132,13 @@ int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads) const {
   const int size = element_size_;
   if (op == Op::kGradWeight)
     return 64 + slices(n) * nnz_ * size + threads * grad_weight_bytes(gather_, grad_layout_, size);
-  return 64 + align64(nnz_ * size) + threads * gather_bytes(gather_, size);
+  return 64 + part_bytes(nnz_ * size) + threads * gather_bytes(gather_, size);
 }
 
 // The values in the order of the plan, copied to the workspace.
 template <typename S>
 const S* ConvPlan::ordered(const S* values, int threads, char** workspace) const {
-  S* copy = reinterpret_cast<S*>(*workspace);
-  *workspace += align64(nnz_ * element_size_);
+  S* copy = reinterpret_cast<S*>(cut_part(workspace, part_bytes(nnz_ * element_size_)));
   const int32_t* index = gather_.value_index.data();
 #pragma omp parallel for num_threads(threads)
   for (int64_t k = 0; k < nnz_; ++k) copy[k] = values[index[k]];

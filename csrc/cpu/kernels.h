@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#if defined(DSR_SANITIZE)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "common/conv_shape.h"
 #include "cpu/gather_plan.h"
 
@@ -66,15 +70,30 @@ struct KernelTable {
 
 // Bytes of one thread's share of the workspace, as the kernels cut it up.
 inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t{63}; }
+#if defined(DSR_SANITIZE)
+inline constexpr int64_t kGuardBytes = 64;  // behind every part, where nothing may read or write
+#else
+inline constexpr int64_t kGuardBytes = 0;
+#endif
+inline int64_t part_bytes(int64_t bytes) { return align64(bytes) + kGuardBytes; }
+// Cuts a part of part_bytes() off the front of a workspace.
+static inline __attribute__((always_inline)) char* cut_part(char** workspace, int64_t bytes) {
+  char* part = *workspace;
+  *workspace += bytes;
+#if defined(DSR_SANITIZE)
+  if (bytes > 0) ASAN_POISON_MEMORY_REGION(*workspace - kGuardBytes, kGuardBytes);
+#endif
+  return part;
+}
 inline int64_t packed_bytes(const GatherPlan& plan, const PackLayout& layout, int element_size) {
-  return align64((layout.elements() * plan.lane_images + kSlack) * element_size);
+  return part_bytes((layout.elements() * plan.lane_images + kSlack) * element_size);
 }
 // kBatch: where each pixel of a source channel goes, and which elements of the packed plane are
 // zero.
 inline int64_t pixel_map_bytes(const GatherPlan& plan, const PackLayout& layout) {
   if (plan.lanes != Lanes::kBatch) return 0;
-  return align64((layout.height * layout.width + layout.channel_stride()) *
-                 static_cast<int64_t>(sizeof(int32_t)));
+  return part_bytes((layout.height * layout.width + layout.channel_stride()) *
+                    static_cast<int64_t>(sizeof(int32_t)));
 }
 // kBatch: elements from one channel's accumulators of a strip to the next; odd, so that they do not
 // fall on the same cache sets.
@@ -95,11 +114,11 @@ inline int64_t accumulator_bytes(const GatherPlan& plan, int element_size) {
     const int64_t lanes = plan.source.pitch / plan.row_vectors;
     const int64_t classes = static_cast<int64_t>(plan.classes.size());
     // A last vector is read whole, from wherever its slot begins.
-    return align64((classes * row_class_scalars(plan, lanes) + lanes) * element_size);
+    return part_bytes((classes * row_class_scalars(plan, lanes) + lanes) * element_size);
   }
   const int64_t scalars =
       plan.lanes == Lanes::kPlane ? kMaxTileElements : strip_elements(plan) * plan.lane_images;
-  return align64(plan.destination_block * scalars * element_size);
+  return part_bytes(plan.destination_block * scalars * element_size);
 }
 inline int64_t gather_bytes(const GatherPlan& plan, int element_size) {
   return packed_bytes(plan, plan.source, element_size) + accumulator_bytes(plan, element_size) +

@@ -1,7 +1,11 @@
 #include "cpu/layout.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
+#include <string>
+
+#include "cpu/dispatch.h"
 
 namespace dsr::cpu {
 namespace {
@@ -65,6 +69,17 @@ void lay_out_phases(const Pass& pass, PackLayout* l) {
   }
 }
 
+// What the active instruction set's vectors hold in kRow.
+struct RowLimits {
+  int64_t slot_lanes;  // the widest row: as many vectors as a tile of one row has
+  int64_t turn;        // a turn takes lanes from the neighbouring vector at most
+};
+
+RowLimits row_limits() {
+  const int64_t lanes = kernels().vector_bytes / static_cast<int64_t>(sizeof(float));
+  return {std::min<int64_t>(64, lanes * *std::prev(std::end(kRowVectors))), lanes - 1};
+}
+
 }  // namespace
 
 Pass forward_pass(const ConvShape& s) {
@@ -96,7 +111,8 @@ Pass grad_input_pass(const ConvShape& s) {
 }
 
 int64_t slot_lanes(const Pass& pass) {
-  constexpr int64_t kMaxSlotLanes = 64, kMaxTurn = 15, kMaxRowStep = 4;
+  constexpr int64_t kMaxRowStep = 4;
+  const RowLimits limits = row_limits();
   const int64_t step = pass.stride_w, forward = pass.sign > 0;
   const int64_t widest = std::max(ceil_div(pass.source_w, forward ? step : 1),
                                   ceil_div(pass.destination_w, forward ? 1 : step));
@@ -106,8 +122,8 @@ int64_t slot_lanes(const Pass& pass) {
     high = std::max(high, tap.quotient);
   }
   while (slot < widest) slot *= 2;
-  const bool near = high - low <= kMaxTurn && high < slot && -low < slot;
-  return step <= 2 && pass.stride_h <= kMaxRowStep && near && slot <= kMaxSlotLanes ? slot : 0;
+  const bool near = high - low <= limits.turn && high < slot && -low < slot;
+  return step <= 2 && pass.stride_h <= kMaxRowStep && near && slot <= limits.slot_lanes ? slot : 0;
 }
 
 Status lay_out(const Pass& pass, int element_size, GatherPlan* plan) {
@@ -138,10 +154,13 @@ Status lay_out(const Pass& pass, int element_size, GatherPlan* plan) {
   l.tail = horizontal.tail;
   if (plan->lanes != Lanes::kRow) return Status::ok();
   plan->slot_lanes = slot_lanes(pass);
-  if (plan->slot_lanes == 0 || element_size != 4)
-    return Status::error(
-        "lanes 'row': need float32, rows of at most 64 pixels, strides of at most (4, 2) and "
-        "taps no further apart than 15 columns");
+  if (plan->slot_lanes == 0 || element_size != 4) {
+    const RowLimits limits = row_limits();
+    return Status::error("lanes 'row': need float32, rows of at most " +
+                         std::to_string(limits.slot_lanes) +
+                         " pixels, strides of at most (4, 2) and taps no further apart than " +
+                         std::to_string(limits.turn) + " columns");
+  }
   l.first_col = l.halo_cols = l.tail = 0;  // the pitch is the tiling's
   return Status::ok();
 }

@@ -12,10 +12,10 @@ class GatherBatch {
  public:
   GatherBatch(const GatherArgs<S>& args, const Tiles& tiles, char* workspace)
       : args_(args), plan_(*args.plan), tiles_(tiles) {
-    packed_ = reinterpret_cast<S*>(workspace);
-    workspace += packed_bytes(plan_, plan_.source, sizeof(S));
-    accumulators_ = reinterpret_cast<S*>(workspace);
-    map_memory_ = workspace + accumulator_bytes(plan_, sizeof(S));
+    packed_ =
+        reinterpret_cast<S*>(cut_part(&workspace, packed_bytes(plan_, plan_.source, sizeof(S))));
+    accumulators_ = reinterpret_cast<S*>(cut_part(&workspace, accumulator_bytes(plan_, sizeof(S))));
+    map_memory_ = cut_part(&workspace, pixel_map_bytes(plan_, plan_.source));
   }
 
   // Destination channels [first, last) of one unit: strips of a tile's rows, each stored as soon as

@@ -12,8 +12,9 @@ class GatherPlane {
  public:
   GatherPlane(const GatherArgs<S>& args, const Tiles& tiles, char* workspace)
       : args_(args), plan_(*args.plan), tiles_(tiles) {
-    packed_ = reinterpret_cast<S*>(workspace);
-    accumulators_ = reinterpret_cast<S*>(workspace + packed_bytes(plan_, plan_.source, sizeof(S)));
+    packed_ =
+        reinterpret_cast<S*>(cut_part(&workspace, packed_bytes(plan_, plan_.source, sizeof(S))));
+    accumulators_ = reinterpret_cast<S*>(cut_part(&workspace, accumulator_bytes(plan_, sizeof(S))));
   }
 
   // Destination channels [first, last) of one unit.

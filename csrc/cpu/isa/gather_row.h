@@ -11,9 +11,10 @@ class GatherRow {
  public:
   GatherRow(const GatherArgs<float>& args, const Tiles& tiles, char* workspace)
       : args_(args), plan_(*args.plan), tiles_(tiles) {
-    packed_ = reinterpret_cast<float*>(workspace);
-    accumulators_ =
-        reinterpret_cast<float*>(workspace + packed_bytes(plan_, plan_.source, sizeof(float)));
+    constexpr int size = sizeof(float);
+    packed_ =
+        reinterpret_cast<float*>(cut_part(&workspace, packed_bytes(plan_, plan_.source, size)));
+    accumulators_ = reinterpret_cast<float*>(cut_part(&workspace, accumulator_bytes(plan_, size)));
     for (size_t t = 0; t < plan_.tables.size(); ++t)
       for (int upwards = 0; upwards < 2; ++upwards)
         make_walk(plan_.tables[t], plan_.slot_lanes, upwards, &walks_[t][upwards]);

@@ -3,8 +3,9 @@
 //
 // A tile of the packed gradient stays in registers while the non-zeros of its row stream past. Each
 // leaves one vector of partial sums; a full set of them is reduced at once.
-// kPlane: lanes on the margin multiply a zero gradient with whatever the packed source holds there,
-// so an infinite or NaN input may also show as NaN in gradients of other taps of its channel.
+// kPlane, kRow: lanes on the margin, or that a turn wraps around, multiply a zero gradient with
+// whatever the packed source holds there, so an infinite or NaN input may also show as NaN in
+// gradients of other taps of its channel.
 // The batch is summed in a fixed number of slices, added up in order: no atomics, and the same
 // result for any number of threads.
 #include "cpu/isa/entry.h"
@@ -28,10 +29,12 @@ class GradWeight {
  public:
   GradWeight(const GradWeightArgs<S>& args, char* workspace)
       : args_(args), plan_(*args.plan), grad_layout_(*args.grad_layout) {
-    packed_ = reinterpret_cast<S*>(workspace);
-    workspace += packed_bytes(plan_, plan_.source, sizeof(S));
-    packed_grad_ = reinterpret_cast<S*>(workspace);
-    map_memory_ = workspace + packed_bytes(plan_, grad_layout_, sizeof(S));
+    packed_ =
+        reinterpret_cast<S*>(cut_part(&workspace, packed_bytes(plan_, plan_.source, sizeof(S))));
+    packed_grad_ =
+        reinterpret_cast<S*>(cut_part(&workspace, packed_bytes(plan_, grad_layout_, sizeof(S))));
+    map_memory_ = cut_part(&workspace, pixel_map_bytes(plan_, plan_.source));
+    grad_map_memory_ = cut_part(&workspace, pixel_map_bytes(plan_, grad_layout_));
     if (plan_.lanes != Lanes::kRow) return;
     const Table& table = plan_.tables[0];
     make_walk(table, plan_.slot_lanes, true, &walk_);
@@ -43,14 +46,13 @@ class GradWeight {
   // `next` is the unit after this one, to be fetched ahead, or null.
   void run(const Unit& unit, const Unit* next, int64_t first, int64_t last, S* sums) {
     look_ahead(next);
-    char* grad_map = map_memory_ + pixel_map_bytes(plan_, plan_.source);
     pack(args_.x, args_.x_element, args_.x_strides, plan_.source, unit, map_memory_, packed_);
     if (grad_needs_no_packing()) {
       const Strides4& s = args_.grad_strides;
       grad_ = static_cast<const S*>(args_.grad) + unit.image * s.n + unit.row * s.h;
       grad_channel_ = s.c;
     } else {
-      pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map,
+      pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map_memory_,
            packed_grad_);
       grad_ = packed_grad_;
       grad_channel_ = grad_layout_.plane * plan_.lane_images;
@@ -165,6 +167,7 @@ class GradWeight {
   const S* grad_;         // of the unit: packed, or the gradient itself
   int64_t grad_channel_;  // scalars from one of its channels to the next
   char* map_memory_;
+  char* grad_map_memory_;
   Ahead ahead_, ahead_grad_;
   Walk walk_;
   Turn shifts_[Walk::kMaxFrames];
