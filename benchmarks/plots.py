@@ -35,6 +35,8 @@ def draw(kept: dict) -> dict[str, Figure]:
             figures = {"speed_up": draw_speed_up(kept), "roofline": draw_roofline(kept)}
         if kept["training"]:
             figures["training_step"] = draw_training_step(kept)
+        if kept["inference"]:
+            figures["inference"] = draw_inference(kept)
         if kept["training"] or kept["memory"]:
             figures["memory"] = draw_memory(kept)
         return figures
@@ -42,7 +44,8 @@ def draw(kept: dict) -> dict[str, Figure]:
 
 def hardware(kept: dict) -> str:
     machine = kept["machine"]
-    return f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return f"{machine['cpu']}, {threads}, {machine['isa']}"
 
 
 def _figure(title: str, kept: dict, width: float, height: float, columns: int = 1):
@@ -67,7 +70,7 @@ def draw_speed_up(kept: dict) -> Figure:
 
 def _speed_up_panel(axes, family: str, layers: list[dict]) -> None:
     colors = [BLUE, ORANGE, GREEN, "#e7b416", "#8e5ea2"]
-    ratios = []
+    ratios, marked = [], 0
     for index, layer in enumerate(dict.fromkeys(r["layer"] for r in layers)):
         color = colors[index % len(colors)]
         sparsities = sorted({r["sparsity"] for r in layers if r["layer"] == layer})
@@ -81,11 +84,12 @@ def _speed_up_panel(axes, family: str, layers: list[dict]) -> None:
         if even is not None and points[0][1] < 1:
             axes.plot([100 * even], [1], "D", color=color, ms=8, mec="white", zorder=5)
             axes.annotate(f"{100 * even:.0f} %", (100 * even, 1), color=color, fontsize=9,
-                          xytext=(4, -13 - 11 * index), textcoords="offset points")  # fmt: skip
+                          xytext=(6, -13 - 10 * marked), textcoords="offset points")  # fmt: skip
+            marked += 1
     axes.set_title(family)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    low, high = min([*ratios, 0.9]) * 0.8, max([*ratios, 1.1]) * 1.2
+    low, high = min([*ratios, 0.75]) * 0.8, max([*ratios, 1.1]) * 1.2
     axes.axhspan(low, 1, color=LOSING, alpha=0.07, lw=0)
     axes.axhline(1, color=LOSING, lw=1)
     axes.set_ylim(low, high)
@@ -153,6 +157,24 @@ def draw_training_step(kept: dict) -> Figure:
     panels[0].set_ylabel("ms, fastest round")
     handles = [matplotlib.patches.Patch(color=c, label=kind) for kind, c in KIND_COLORS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def draw_inference(kept: dict) -> Figure:
+    """One image at a time: both dense formats and ours."""
+    records = kept["inference"]
+    figure, panels = _figure("Inference of one image", kept, 9, 3.6, len(records))
+    for axes, record in zip(panels, records, strict=True):
+        names = list(record["ms"])
+        times = [record["ms"][name]["min"] for name in names]
+        colors = [BLUE if name == "ours" else GREY for name in names]
+        axes.bar_label(axes.bar(range(len(names)), times, 0.6, color=colors), fmt="%.1f ms")
+        axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+        axes.set_title(f"{record['model']}, {100 * record['sparsity']:g} % sparse: "
+                       f"{record['speed-up']:.2f}x")  # fmt: skip
+        axes.grid(axis="x", visible=False)
+        axes.margins(y=0.15)
+    panels[0].set_ylabel("ms, fastest round")
     return figure
 
 

@@ -50,6 +50,17 @@ def reduce(full: dict) -> dict:
     return kept
 
 
+def lines_of(kept: dict) -> str:
+    """JSON with a line for each record, so that two runs can be compared line by line."""
+    parts = []
+    for name, value in kept.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(json.dumps(record) for record in value) + "\n]"
+        parts.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def speed_table(layers: list[dict]) -> str:
     """Markdown: a row per layer and operation, a column per sparsity, times as fast as dense."""
     rows: dict[tuple[str, str], dict[float, float]] = {}
@@ -84,7 +95,7 @@ def model_table(kept: dict) -> str:
 def main() -> None:
     source, target = map(Path, sys.argv[1:])
     kept = reduce(json.loads(source.read_text()))
-    target.write_text(json.dumps(kept, indent=1) + "\n")
+    target.write_text(lines_of(kept))
     print(", ".join(f"{name}: {value}" for name, value in kept["machine"].items()))
     for table in (speed_table(kept["layers"]), model_table(kept), target_table(kept)):
         print("\n" + table)

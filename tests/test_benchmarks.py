@@ -96,7 +96,7 @@ def test_the_tables_say_what_was_measured_and_what_was_not(kept):
 def test_the_pictures_are_drawn_from_it(kept, tmp_path):
     pytest.importorskip("matplotlib")
     script("plots.py", kept[0], tmp_path / "plots")
-    names = ["memory", "roofline", "speed_up", "training_step"]
+    names = ["inference", "memory", "roofline", "speed_up", "training_step"]
     assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == sorted(
         f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))  # fmt: skip
     for path in (tmp_path / "plots").iterdir():
