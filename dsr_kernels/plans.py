@@ -247,7 +247,7 @@ def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor,
 def grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     """out [O] = grad summed over batch and image, the same bits for any number of threads."""
     grad = grad if grad.dtype == out.dtype else grad.to(out.dtype)
-    scratch = torch.empty(_C.channel_sums_workspace(*grad.shape[:2]), dtype=torch.uint8)
+    scratch = _scratch(_C.channel_sums_workspace(*grad.shape[:2]))
     _C.channel_sums(
         DTYPE_CODES[out.dtype],
         grad.shape,
@@ -261,8 +261,24 @@ def grad_bias(out: Tensor, grad: Tensor) -> Tensor:
 
 
 def _workspace(plan: _C.ConvPlan, op: str, n: int, threads: int) -> Tensor:
-    """Scratch memory for one call, from torch, so that torch's memory counters are honest."""
-    return torch.empty(plan.workspace_bytes(op, n, threads), dtype=torch.uint8)
+    return _scratch(plan.workspace_bytes(op, n, threads))
+
+
+# Kept from call to call: freed in between, it would leave a hole behind every output, and its pages
+# would be cold. One for each Python thread, since launches release the interpreter lock.
+_kept = threading.local()
+KEPT_BYTES = 64 << 20
+
+
+def _scratch(size: int) -> Tensor:
+    """Memory of at least `size` bytes for one call, from torch; more than KEPT_BYTES is not kept."""
+    if size > KEPT_BYTES:
+        return torch.empty(size, dtype=torch.uint8)
+    kept = getattr(_kept, "scratch", None)
+    if kept is None or kept.numel() < size:
+        with torch.inference_mode(False):
+            kept = _kept.scratch = torch.empty(size, dtype=torch.uint8)
+    return kept
 
 
 def _activation(x: Tensor, g: Geometry) -> tuple:

@@ -13,9 +13,9 @@ from dsr_kernels.topology import Topology
 
 def test_a_plan_is_built_once_per_pattern_and_geometry():
     plans.cache.clear()
-    conv, x = layer(4, 6, 3), torch.randn(2, 4, 5, 5)
+    conv, x = layer(4, 6, 3), torch.randn(2, 4, 5, 5, requires_grad=True)
     for batch in (1, 2, 1):
-        conv(x[:batch]).sum().backward()
+        conv(x[:batch]).square().sum().backward()
     assert len(plans.cache) == 2  # grad-weight shares the forward's, grad-input has its own
     conv(torch.randn(2, 4, 6, 6))
     assert len(plans.cache) == 3

@@ -17,6 +17,7 @@ constexpr double kAccumulator = 1.4, kSegment = 9, kTurn = 0.7, kFrame = 6;
 // Shares of the caches: what a block may fill of L1, and a packed unit and its accumulators of L2.
 constexpr double kL1Share = 0.86, kUnitShare = 0.45, kStripShare = 0.15;
 constexpr int64_t kMaxImages = 256;
+constexpr int64_t kWidestBytes = 16 << 20;  // of one tile's packed source
 constexpr int64_t kCacheLine = 64, kCacheSets = 64;
 
 struct Costs {
@@ -38,11 +39,16 @@ struct Costs {
     return phases * scalars * static_cast<double>(vector_bytes / lanes);
   }
 
+  // Of one block.
+  double segments() const {
+    return static_cast<double>(plan.destination_channels *
+                               std::max<int64_t>(1, static_cast<int64_t>(plan.tables.size())));
+  }
+
   // Cycles for one vector FMA with a tile of `vectors` and the source cut into `blocks`.
   double per_fma(double vectors, double footprint, int64_t blocks) const {
     const double channels = std::ceil(static_cast<double>(plan.source.channels) / blocks);
-    const double rows =
-        static_cast<double>(plan.destination_channels * std::max<int64_t>(1, plan.tables.size()));
+    const double rows = segments();
     const double segment = nnz / (rows * blocks);  // non-zeros, on average
     const double resident = std::min(1.0, l1 / (channels * footprint));
     const double missing = (1 - resident) * (1 - resident);
@@ -64,7 +70,10 @@ void consider(const Costs& costs, int64_t rows, int64_t cols, double vectors, Ga
   int64_t previous = 0;
   for (int64_t wanted : {resident, resident * 3 / 2, resident * 2, resident * 4, channels}) {
     const int64_t blocks = ceil_div(channels, std::clamp<int64_t>(wanted, 1, channels));
-    if (blocks == previous) continue;
+    // Segments hold a non-zero each, at least: their bounds take memory too.
+    if (blocks == previous ||
+        (blocks > 1 && costs.segments() * static_cast<double>(blocks) > costs.nnz))
+      continue;
     previous = blocks;
     const double cost = costs.per_fma(vectors, footprint, blocks);
     if (cost >= best->cycles_per_fma) continue;
@@ -86,8 +95,12 @@ void choose_tile(int64_t nnz, int element_size, GatherPlan* plan) {
       lanes, kL1Share * static_cast<double>(caches().l1),    aligned ? 1.0 : kCrossing};
   plan->cycles_per_fma = std::numeric_limits<double>::infinity();
   if (plan->lanes == Lanes::kPlane) {
-    const int64_t unit = ceil_div(kMaxImages * k.rows * k.cols, lanes);  // vectors, at most
-    for (int64_t cols = 1; cols <= std::min(most, unit); ++cols)
+    // No wider than a unit's most images, nor than very many channels leave room for.
+    const int64_t unit = ceil_div(kMaxImages * k.rows * k.cols, lanes);
+    const int64_t channels =
+        plan->source.channels * static_cast<int64_t>(plan->source.phases.size());
+    const int64_t room = std::max<int64_t>(1, kWidestBytes / (channels * table.vector_bytes));
+    for (int64_t cols = 1; cols <= std::min({most, unit, room}); ++cols)
       consider(costs, 1, cols, static_cast<double>(cols), plan);
     return;
   }
