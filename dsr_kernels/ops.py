@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import plans as launch
+from . import launch
 from .plans import DTYPE_CODES
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)

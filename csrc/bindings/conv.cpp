@@ -1,0 +1,234 @@
+// Convolutions: plans, their launches, and the instruction set that runs them.
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <tuple>
+#include <type_traits>
+
+#include "bindings/common.h"
+#include "cpu/channel_sum.h"
+#include "cpu/conv_plan.h"
+#include "cpu/dispatch.h"
+
+namespace dsr::bindings {
+namespace {
+
+using cpu::ConvPlan;
+using Pair = std::array<int64_t, 2>;
+using Quad = std::array<int64_t, 4>;
+
+Strides4 strides4(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s[3]}; }
+
+// Calls launch with a typed null pointer that carries the plan's dtype.
+template <class Launch>
+void with_dtype(const ConvPlan& plan, Launch launch) {
+  std::string isa;
+  require_ok(cpu::active_isa(&isa));
+  py::gil_scoped_release release;
+  if (plan.element_size() == 4) {
+    launch(static_cast<float*>(nullptr));
+  } else {
+    launch(static_cast<double*>(nullptr));
+  }
+}
+
+cpu::Lanes lanes_named(const std::string& name) {
+  if (name == "plane") return cpu::Lanes::kPlane;
+  if (name == "row") return cpu::Lanes::kRow;
+  if (name == "batch") return cpu::Lanes::kBatch;
+  throw std::invalid_argument("lanes: expected 'plane', 'row' or 'batch', got '" + name + "'");
+}
+
+const char* name_of(cpu::Lanes lanes) {
+  using cpu::Lanes;
+  return lanes == Lanes::kPlane ? "plane" : lanes == Lanes::kRow ? "row" : "batch";
+}
+
+std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, int64_t height,
+                                    int64_t width, Pair kernel, Pair stride, Pair padding,
+                                    Pair out_size, Pair dilation, int64_t groups, uintptr_t crow,
+                                    uintptr_t col, int64_t nnz, const std::string& dtype,
+                                    const std::string& lanes, bool transposed) {
+  const ConvShape shape{in_channels, height,     width,       out_channels, out_size[0],
+                        out_size[1], kernel[0],  kernel[1],   stride[0],    stride[1],
+                        padding[0],  padding[1], dilation[0], dilation[1],  groups};
+  const CsrPattern pattern{pointer<int32_t>(crow), pointer<int32_t>(col), out_channels, nnz};
+  std::string isa;
+  require_ok(cpu::active_isa(&isa));
+  auto plan = std::make_unique<ConvPlan>();
+  const int size = element_size(dtype);
+  const cpu::Lanes which = lanes_named(lanes);
+  const auto direction = transposed ? cpu::Direction::kGradInput : cpu::Direction::kForward;
+  py::gil_scoped_release release;
+  require_ok(ConvPlan::make(shape, pattern, size, which, direction, plan.get()));
+  return plan;
+}
+
+// Only what the choice depends on: lanes run along the batch, or along columns.
+ConvShape lane_shape(int64_t width, int64_t out_width, Pair kernel, Pair stride, Pair padding,
+                     Pair dilation) {
+  return {1,          1,          width,       1,           1,
+          out_width,  kernel[0],  kernel[1],   stride[0],   stride[1],
+          padding[0], padding[1], dilation[0], dilation[1], 1};
+}
+
+const char* choose_lanes(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
+                         Pair kernel, Pair stride, Pair padding, Pair dilation,
+                         const std::string& dtype) {
+  const ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
+  return name_of(cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype)));
+}
+
+std::string lanes_reason(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
+                         Pair kernel, Pair stride, Pair padding, Pair dilation,
+                         const std::string& dtype) {
+  const ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
+  std::string reason;
+  cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), &reason);
+  return reason;
+}
+
+// address, whether it holds bfloat16, strides
+using ActivationTuple = std::tuple<uintptr_t, bool, Quad>;
+
+void require_direction(const ConvPlan& plan, cpu::Direction wanted) {
+  if (plan.direction() != wanted)
+    throw std::invalid_argument("grad_input takes a transposed plan, forward and grad_weight not");
+}
+
+cpu::Activation activation(const ConvPlan& plan, const ActivationTuple& tuple) {
+  using cpu::Element;
+  const auto& [address, low, strides] = tuple;
+  const Element full = plan.element_size() == 4 ? Element::kFloat32 : Element::kFloat64;
+  if (low && full == Element::kFloat64)
+    throw std::invalid_argument("bfloat16 activations need float32 values");
+  return {pointer<void>(address), low ? Element::kBFloat16 : full, strides4(strides)};
+}
+
+void plan_forward(const ConvPlan& plan, int64_t n, const ActivationTuple& x, uintptr_t values,
+                  uintptr_t bias, const ActivationTuple& y, int threads, uintptr_t workspace) {
+  require_direction(plan, cpu::Direction::kForward);
+  const auto from = activation(plan, x), to = activation(plan, y);
+  with_dtype(plan, [&](auto* typed) {
+    using S = std::remove_pointer_t<decltype(typed)>;
+    plan.forward<S>(n, from, pointer<S>(values), pointer<S>(bias), to, threads,
+                    pointer<char>(workspace));
+  });
+}
+
+void plan_grad_input(const ConvPlan& plan, int64_t n, const ActivationTuple& grad_y,
+                     uintptr_t values, const ActivationTuple& grad_x, int threads,
+                     uintptr_t workspace) {
+  require_direction(plan, cpu::Direction::kGradInput);
+  const auto from = activation(plan, grad_y), to = activation(plan, grad_x);
+  with_dtype(plan, [&](auto* typed) {
+    using S = std::remove_pointer_t<decltype(typed)>;
+    plan.grad_input<S>(n, from, pointer<S>(values), to, threads, pointer<char>(workspace));
+  });
+}
+
+void plan_grad_weight(const ConvPlan& plan, int64_t n, const ActivationTuple& x,
+                      const ActivationTuple& grad_y, uintptr_t grad_values, int threads,
+                      uintptr_t workspace) {
+  require_direction(plan, cpu::Direction::kForward);
+  const auto source = activation(plan, x), grad = activation(plan, grad_y);
+  with_dtype(plan, [&](auto* typed) {
+    using S = std::remove_pointer_t<decltype(typed)>;
+    plan.grad_weight<S>(n, source, grad, pointer<S>(grad_values), threads,
+                        pointer<char>(workspace));
+  });
+}
+
+cpu::Op op_named(const std::string& op) {
+  if (op == "forward") return cpu::Op::kForward;
+  if (op == "grad_input") return cpu::Op::kGradInput;
+  if (op == "grad_weight") return cpu::Op::kGradWeight;
+  throw std::invalid_argument("op: expected 'forward', 'grad_input' or 'grad_weight', got '" + op +
+                              "'");
+}
+
+// How a pass is carried out, for people and for tests.
+py::dict plan_describe(const ConvPlan& plan) {
+  using namespace py::literals;
+  const cpu::GatherPlan& p = plan.gather();
+  return py::dict(
+      "lanes"_a = name_of(p.lanes), "lane_images"_a = p.lane_images, "images"_a = p.images,
+      "band_rows"_a = p.band_rows, "bands"_a = p.bands, "tile_rows"_a = p.tile_rows,
+      "tile_cols"_a = p.tile_cols, "strip_cols"_a = p.strip_cols,
+      "destination_block"_a = p.destination_block, "channel_block"_a = p.channel_block,
+      "blocks"_a = p.blocks, "phases"_a = p.source.phases.size(), "classes"_a = p.classes.size(),
+      "class_rows"_a = p.classes[0].rows, "class_cols"_a = p.classes[0].cols,
+      "image_rows"_a = p.source.image_rows, "pitch"_a = p.source.pitch, "plane"_a = p.source.plane,
+      "packed_elements"_a = p.source.elements() * p.lane_images,
+      "cycles_per_fma"_a = p.cycles_per_fma);
+}
+
+int64_t plan_workspace_bytes(const ConvPlan& plan, const std::string& op, int64_t n, int threads) {
+  return plan.workspace_bytes(op_named(op), n, threads);
+}
+
+template <class S>
+void channel_sums_of(Quad size, uintptr_t x, Quad x_strides, uintptr_t out, int threads,
+                     uintptr_t workspace) {
+  py::gil_scoped_release release;
+  cpu::channel_sums<S>(size[0], size[1], size[2], size[3], pointer<S>(x), strides4(x_strides),
+                       pointer<S>(out), threads, pointer<void>(workspace));
+}
+
+}  // namespace
+
+void bind_channel_sums(py::module_& m) {
+  m.def("channel_sums_workspace", &cpu::channel_sums_workspace, py::arg("n"), py::arg("channels"));
+  m.def(
+      "channel_sums",
+      [](const std::string& dtype, Quad size, uintptr_t x, Quad x_strides, uintptr_t out,
+         int threads, uintptr_t workspace) {
+        const auto launch =
+            element_size(dtype) == 4 ? channel_sums_of<float> : channel_sums_of<double>;
+        launch(size, x, x_strides, out, threads, workspace);
+      },
+      py::arg("dtype"), py::arg("size"), py::arg("x"), py::arg("x_strides"), py::arg("out"),
+      py::arg("threads"), py::arg("workspace"), "out [C] = x [N, C, H, W] summed over N, H, W.");
+}
+
+void bind_conv(py::module_& m) {
+  py::class_<ConvPlan>(m, "ConvPlan")
+      .def(py::init(&make_plan), py::arg("out_channels"), py::arg("in_channels"), py::arg("height"),
+           py::arg("width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+           py::arg("out_size"), py::arg("dilation"), py::arg("groups"), py::arg("crow"),
+           py::arg("col"), py::arg("nnz"), py::arg("dtype"), py::arg("lanes") = "plane",
+           py::arg("transposed") = false)
+      .def_property_readonly("bytes", [](const ConvPlan& plan) { return plan.gather().bytes(); })
+      .def("describe", &plan_describe)
+      .def("workspace_bytes", &plan_workspace_bytes, py::arg("op"), py::arg("n"),
+           py::arg("threads"))
+      .def("forward", &plan_forward, py::arg("n"), py::arg("x"), py::arg("values"), py::arg("bias"),
+           py::arg("y"), py::arg("threads"), py::arg("workspace"))
+      .def("grad_input", &plan_grad_input, py::arg("n"), py::arg("grad_y"), py::arg("values"),
+           py::arg("grad_x"), py::arg("threads"), py::arg("workspace"))
+      .def("grad_weight", &plan_grad_weight, py::arg("n"), py::arg("x"), py::arg("grad_y"),
+           py::arg("grad_values"), py::arg("threads"), py::arg("workspace"));
+  m.def("choose_lanes", &choose_lanes, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
+        py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("dtype"));
+  m.def("lanes_reason", &lanes_reason, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
+        py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("dtype"), "Why choose_lanes chooses as it does, in words.");
+  m.def(
+      "peak_gflops",
+      [](int threads, double seconds) {
+        py::gil_scoped_release release;
+        return cpu::kernels().peak_gflops(threads, seconds);
+      },
+      py::arg("threads"), py::arg("seconds") = 0.1,
+      "float32 multiply-adds from registers, measured for `seconds` with the active instructions.");
+  m.def("isa", [] {
+    std::string name;
+    require_ok(cpu::active_isa(&name));
+    return name;
+  });
+  m.def("available_isas", &cpu::available_isas);
+  m.def("set_isa", [](const std::string& name) { require_ok(cpu::set_isa(name)); });
+}
+
+}  // namespace dsr::bindings

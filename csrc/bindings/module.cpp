@@ -1,0 +1,8 @@
+#include "bindings/common.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native core of dsr_kernels.";
+  dsr::bindings::bind_conv(m);
+  dsr::bindings::bind_channel_sums(m);
+  dsr::bindings::bind_rewire(m);
+}
