@@ -59,7 +59,7 @@ class ConvPlan {
 };
 
 // The lanes that suit a convolution at a batch of n on the active instruction set.
-// `rows_apart` says whether the activations' rows are contiguous in memory.
+// `contiguous_rows` says whether the pixels of a row are adjacent in memory in all activations.
 Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size);
 
 }  // namespace dsr::cpu
