@@ -16,7 +16,8 @@ VECTOR_BYTES = {"portable": 16, "avx2": 32, "avx512": 64}
 
 # C, O, kernel, (H, W) and the batch; further arguments of the layer after that. Between them: rows
 # that fill a vector, several, or a share of one, exactly and not; batches below, at and beyond the
-# lanes of a vector; even and odd numbers of channel blocks; classes of pixels that no tap reaches.
+# lanes of a vector; even and odd numbers of channel blocks; several bands of rows; pixels that no
+# tap reaches.
 CASES = {
     "56 wide": ((6, 5, 3, (9, 56), 3), {"padding": 1}),
     "28 wide": ((20, 7, 3, (28, 28), 8), {"padding": 1}),
@@ -43,6 +44,11 @@ CASES = {
     "blocks of channels": ((130, 70, 3, (5, 6), 17), {"padding": 1, "sparsity": 0.5}),
     "more blocks of channels": ((70, 130, 3, (6, 16), 1), {"padding": 1, "sparsity": 0.5}),
     "blocks and stride": ((130, 70, 3, (6, 7), 3), {"padding": 1, "stride": 2, "sparsity": 0.5}),
+    "deep": ((700, 9, 3, (5, 16), 3), {"padding": 1, "sparsity": 0.5}),
+    "deep gradient": ((9, 700, 3, (5, 16), 3), {"padding": 1, "sparsity": 0.9}),
+    "bands of rows": ((200, 5, 3, (200, 16), 2), {"padding": 1, "sparsity": 0.9}),
+    "bands of the gradient": ((5, 200, 3, (200, 16), 2), {"padding": 1, "sparsity": 0.9}),
+    "bands and stride": ((160, 5, 3, (161, 30), 2), {"padding": 1, "stride": 2, "sparsity": 0.9}),
     "destination of width 1": ((9, 5, 3, (5, 3), 17), {}),
     "source of width 1": ((9, 5, 3, (5, 1), 17), {"padding": 1}),
     "source of width 1, stride 2": ((4, 5, 3, (5, 1), 3), {"padding": 1, "stride": 2}),

@@ -60,9 +60,8 @@ class ConvPlan {
   PackLayout grad_layout_;  // the output gradient beside the packed input, for grad-weight
 };
 
-// The lanes that suit a convolution at a batch of n on the active instruction set, and, where it is
-// asked for, why in words. `contiguous_rows`: pixels of a row are neighbours in memory.
-Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
-                   std::string* reason = nullptr);
+// The lanes that suit a convolution at a batch of n on the active instruction set.
+// `contiguous_rows` says whether the pixels of a row lie side by side in the activations' memory.
+// `reason`, where asked for, gets the rule that decided, in words.
 
 }  // namespace dsr::cpu
