@@ -63,5 +63,7 @@ class ConvPlan {
 // The lanes that suit a convolution at a batch of n on the active instruction set.
 // `contiguous_rows` says whether the pixels of a row lie side by side in the activations' memory.
 // `reason`, where asked for, gets the rule that decided, in words.
+Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
+                   std::string* reason = nullptr);
 
 }  // namespace dsr::cpu
