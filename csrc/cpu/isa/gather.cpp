@@ -41,6 +41,7 @@ void run_units(const GatherArgs<S>& args, const Tiles& tiles) {
       worker.run(unit_at(plan, args.n, item / parts), next, part(channels, item % parts, parts),
                  part(channels, item % parts + 1, parts));
     }
+    fence();
   }
 }
 

@@ -76,7 +76,7 @@ class GatherBatch {
         {packed_ + pixel, plan_.source.pitch * V, plan_.offsets.data(), args_.values,
          args_.bias ? args_.bias + d : nullptr, plan_.segments(k.table, b, d), channels, b == 0,
          accumulators_ + at * V, strip_elements(plan_) * V, plan_.step_h * strip_width * V,
-         plan_.step_w * V, accumulators_ + at * V, strip_elements(plan_) * V, &ahead_});
+         plan_.step_w * V, accumulators_ + at * V, strip_elements(plan_) * V, false, &ahead_});
   }
 
   static constexpr int V = kLanes<S>;

@@ -53,6 +53,23 @@ template <typename S>
 DSR_INLINE void store(S* p, Vec<S> v) {
   *reinterpret_cast<typename Simd<S>::loose*>(p) = v;
 }
+// Past the caches, to an address of whole vectors: nobody reads it soon.
+template <typename S>
+DSR_INLINE void stream(S* p, Vec<S> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__) && !defined(DSR_EMULATE_AVX512)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+// Behind streams, before other threads read.
+DSR_INLINE void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
 template <typename S>
 DSR_INLINE Vec<S> broadcast(S value) {
   return value - Vec<S>{};

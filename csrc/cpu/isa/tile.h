@@ -22,6 +22,7 @@ struct TileJob {
   int64_t channel_step, row_step, col_step;  // scalars between accumulators
   S* results;                                // the same, or the destination itself
   int64_t result_channel;                    // scalars from one channel's results to the next
+  bool streams;                              // results go past the caches
   Ahead* ahead;
 };
 
@@ -63,7 +64,12 @@ static void accumulate_tile(const TileJob<S>& shared) {
     S* row = job.results + d * job.result_channel;
     DSR_UNROLL for (int r = 0; r < R; ++r, row = pinned(row + job.row_step)) {
       S* at = row;
-      DSR_UNROLL for (int c = 0; c < C; ++c, at = pinned(at + job.col_step)) store(at, sum[r][c]);
+      if (job.streams) {
+        DSR_UNROLL for (int c = 0; c < C; ++c, at = pinned(at + job.col_step))
+            stream(at, sum[r][c]);
+      } else {
+        DSR_UNROLL for (int c = 0; c < C; ++c, at = pinned(at + job.col_step)) store(at, sum[r][c]);
+      }
     }
   }
 }
