@@ -117,3 +117,13 @@ def test_an_image_does_not_depend_on_its_batch(lanes: str) -> None:
         y = results(conv, x)[0]
         alone = conv(x[20:21]).detach()
     assert torch.equal(y[20:21], alone)
+
+
+def test_an_output_too_large_for_the_caches_is_the_same() -> None:
+    """Beyond 32 MB whole vectors go past the caches; fewer images at a time do not."""
+    x = torch.randn(34, 4, 64, 64, generator=torch.Generator().manual_seed(5))
+    for kernel_size in (1, 3):  # plane and, where there is AVX-512, row
+        conv = layer(4, 64, kernel_size, padding=kernel_size // 2, sparsity=0.8)
+        with torch.no_grad():
+            few = torch.cat([conv(part) for part in x.split(17)])
+            assert torch.equal(conv(x), few)

@@ -11,12 +11,9 @@ template <typename S, typename Source, typename Destination, typename Tiles>
 class GatherPlane {
  public:
   GatherPlane(const GatherArgs<S>& args, const Tiles& tiles, char* workspace)
-      : args_(args), plan_(*args.plan), tiles_(tiles) {
+      : args_(args), plan_(*args.plan), tiles_(tiles), large_(passes_caches(args)) {
     packed_ =
         reinterpret_cast<S*>(cut_part(&workspace, packed_bytes(plan_, plan_.source, sizeof(S))));
-    large_ = args.n * plan_.destination_channels * plan_.destination_height *
-                 plan_.destination_width * static_cast<int64_t>(sizeof(S)) >=
-             kLargeBytes;
     accumulators_ = reinterpret_cast<S*>(cut_part(&workspace, accumulator_bytes(plan_, sizeof(S))));
   }
 
@@ -42,9 +39,6 @@ class GatherPlane {
   }
 
  private:
-  // An output that no cache will hold until it is read does not pass through them.
-  static constexpr int64_t kLargeBytes = 32 << 20;
-
   void tile(const Unit& unit, int64_t k, int64_t first_element, int vectors, int64_t first,
             int64_t last) {
     Run runs[kMaxTileElements];
@@ -56,9 +50,7 @@ class GatherPlane {
     // One run of whole vectors goes straight from the registers to the destination.
     const bool direct = std::is_same_v<S, Destination> && found == 1 && runs[0].step == 1 &&
                         runs[0].length == width;
-    const bool streams = direct && large_ && runs[0].to % kLanes<S> == 0 &&
-                         args_.destination_strides.c % kLanes<S> == 0 &&
-                         reinterpret_cast<uintptr_t>(args_.destination) % kVectorBytes == 0;
+    const bool streams = direct && large_ && runs[0].to % kLanes<S> == 0;
     for (int64_t d = first; d < last; d += plan_.destination_block) {
       const int64_t channels = least(plan_.destination_block, last - d);
       const Strides4& s = args_.destination_strides;
@@ -78,7 +70,7 @@ class GatherPlane {
   const GatherArgs<S>& args_;
   const GatherPlan& plan_;
   const Tiles& tiles_;
-  bool large_;
+  const bool large_;
   Ahead ahead_;
   S* packed_;
   S* accumulators_;

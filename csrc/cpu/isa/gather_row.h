@@ -10,7 +10,7 @@ template <typename Source, typename Destination, typename Tiles>
 class GatherRow {
  public:
   GatherRow(const GatherArgs<float>& args, const Tiles& tiles, char* workspace)
-      : args_(args), plan_(*args.plan), tiles_(tiles) {
+      : args_(args), plan_(*args.plan), tiles_(tiles), streams_(passes_caches(args)) {
     constexpr int size = sizeof(float);
     packed_ =
         reinterpret_cast<float*>(cut_part(&workspace, packed_bytes(plan_, plan_.source, size)));
@@ -83,7 +83,7 @@ class GatherRow {
          direct ? static_cast<float*>(args_.destination) + unit.image * s.n + begin * s.c +
                       (unit.row + row) * s.h
                 : kept,
-         direct ? s.c : rows * plan_.row_vectors * V, &ahead_});
+         direct ? s.c : rows * plan_.row_vectors * V, direct && streams_, &ahead_});
   }
 
   // Stores the rows of class `index` and of its right neighbour, if columns have two classes.
@@ -107,13 +107,13 @@ class GatherRow {
                         (k.row0 + (unit.row + row) * plan_.step_h) * s.h + k.col0 * s.w;
       int64_t done = 0;
       if (halved) {
-        drain_halves(from, odd, plan_, rows, plan_.step_h * s.h, s.n, to);
+        drain_halves(from, odd, plan_, rows, plan_.step_h * s.h, s.n, streams_, to);
         done = rows;
       }
       if (grouped && plan_.slot_lanes == V / 2)
-        done = drain_groups<V / 2>(from, plan_.row_vectors, rows, s.n, to);
+        done = drain_groups<V / 2>(from, plan_.row_vectors, rows, s.n, streams_, to);
       if (grouped && plan_.slot_lanes == V / 4)
-        done = drain_groups<V / 4>(from, plan_.row_vectors, rows, s.n, to);
+        done = drain_groups<V / 4>(from, plan_.row_vectors, rows, s.n, streams_, to);
       drain_rows(k, unit, from, odd, done, rows, to);
     }
   }
@@ -141,6 +141,7 @@ class GatherRow {
   const GatherArgs<float>& args_;
   const GatherPlan& plan_;
   const Tiles& tiles_;
+  const bool streams_;
   Ahead ahead_;
   float* packed_;
   float* accumulators_;

@@ -46,6 +46,15 @@ DSR_INLINE void store_first(E* p, Vec<float> v, int64_t n) {
 #endif
 }
 
+// A whole vector of the destination, past the caches if it `streams`.
+template <typename E>
+DSR_INLINE void put(E* p, Vec<float> v, bool streams) {
+  if constexpr (std::is_same_v<E, float>) {
+    if (streams) return stream(p, v);
+  }
+  store_as<float>(p, v);
+}
+
 template <int First, int... J>
 DSR_INLINE Vec<float> every_second(Vec<float> a, Vec<float> b, std::integer_sequence<int, J...>) {
   return __builtin_shufflevector(a, b, (First + 2 * J)...);
@@ -138,7 +147,7 @@ static void fill_halves(const E* from, int64_t row_stride, int64_t image_stride,
 // The reverse of fill_groups, for the destination.
 template <int L, typename E>
 static int64_t drain_groups(const float* from, int64_t vectors, int64_t rows, int64_t image_stride,
-                            E* to) {
+                            bool streams, E* to) {
   constexpr int V = kLanes<float>, K = V / L;
   int64_t r = 0;
   for (; r + K <= rows; r += K) {
@@ -147,7 +156,7 @@ static int64_t drain_groups(const float* from, int64_t vectors, int64_t rows, in
       DSR_UNROLL for (int i = 0; i < K; ++i) square[i] = load(from + ((r + i) * vectors + v) * V);
       transpose_groups<L, V / 2, float>(square);
       DSR_UNROLL for (int i = 0; i < K; ++i)
-          store_as<float>(to + (v * K + i) * image_stride + r * L, square[i]);
+          put(to + (v * K + i) * image_stride + r * L, square[i], streams);
     }
   }
   return r;
@@ -201,7 +210,7 @@ static void pack_rows(const E* source, const Strides4& s, const GatherPlan& plan
 // Two column classes of rows twice as wide as their slots, interleaved: the reverse of fill_halves.
 template <typename E>
 static void drain_halves(const float* even, const float* odd, const GatherPlan& plan, int64_t rows,
-                         int64_t row_stride, int64_t image_stride, E* to) {
+                         int64_t row_stride, int64_t image_stride, bool streams, E* to) {
   constexpr int V = kLanes<float>;
   const bool two_images = plan.slot_lanes < V;
   const int64_t slot_vectors = two_images ? 1 : plan.slot_lanes / V;
@@ -211,8 +220,8 @@ static void drain_halves(const float* even, const float* odd, const GatherPlan& 
       const Vec<float> a = load(even), b = load(odd);
       const int64_t image = two_images ? 2 * v : v / slot_vectors;
       E* at = to + image * image_stride + v % slot_vectors * 2 * V;
-      store_as<float>(at, interleaved<0>(a, b, RowLanes{}));
-      store_as<float>(at + apart, interleaved<V>(a, b, RowLanes{}));
+      put(at, interleaved<0>(a, b, RowLanes{}), streams);
+      put(at + apart, interleaved<V>(a, b, RowLanes{}), streams);
     }
   }
 }

@@ -137,6 +137,7 @@ struct RowTileJob {
   const float* accumulators;  // [channels][R][VW] vectors
   float* results;             // the same, or rows of the destination itself
   int64_t result_channel;     // scalars from one channel's results to the next
+  bool streams;               // results go past the caches
   Ahead* ahead;
 };
 
@@ -174,7 +175,11 @@ static void accumulate_row_tile(const RowTileJob& shared) {
     if (job.last && walk.turns[frames].amount != 0)
       DSR_UNROLL for (int r = 0; r < R; ++r) turn_row<VW, SV>(sum[r], walk.turns[frames]);
     float* to = job.results + d * job.result_channel;
-    DSR_UNROLL for (int t = 0; t < R * VW; ++t) store(to + t * V, sum[t / VW][t % VW]);
+    if (job.streams) {
+      DSR_UNROLL for (int t = 0; t < R * VW; ++t) stream(to + t * V, sum[t / VW][t % VW]);
+    } else {
+      DSR_UNROLL for (int t = 0; t < R * VW; ++t) store(to + t * V, sum[t / VW][t % VW]);
+    }
   }
 }
 

@@ -21,6 +21,20 @@ DSR_INLINE Unit unit_at(const GatherPlan& plan, int64_t n, int64_t index) {
 // Part i of `count` as even parts of [0, total).
 DSR_INLINE int64_t part(int64_t total, int64_t i, int64_t count) { return total * i / count; }
 
+// Whether an output is so large that no cache holds it until it is read, and lies so that whole
+// vectors of it can go past the caches: reading each line before writing it is saved.
+template <typename S>
+static bool passes_caches(const GatherArgs<S>& args) {
+  constexpr int64_t kLargeBytes = 32 << 20;
+  const GatherPlan& plan = *args.plan;
+  const Strides4& s = args.destination_strides;
+  const int64_t pixels = plan.destination_height * plan.destination_width;
+  const int64_t bytes = args.n * plan.destination_channels * pixels * int64_t{sizeof(S)};
+  const bool same = args.destination_element != Element::kBFloat16;
+  return same && bytes >= kLargeBytes && s.c % kLanes<S> == 0 && s.n % kLanes<S> == 0 &&
+         reinterpret_cast<uintptr_t>(args.destination) % kVectorBytes == 0;
+}
+
 // Tiles of one class in a whole unit.
 static inline int64_t tiles_of_a_unit(const GatherPlan& plan, int64_t lanes) {
   const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
