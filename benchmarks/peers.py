@@ -35,7 +35,7 @@ def status() -> str:
 def peer_runs(problem: Problem, operation: str) -> dict[str, dict[float, Callable]]:
     """{"sparseprop": {sparsity: run}} for forward + backward; it has no other entry point."""
     modules, layer = sparseprop(), problem.layer
-    if modules is None or operation != "module":
+    if isinstance(modules, ImportError) or operation != "module":
         return {}
     if layer.batch % 8 or layer.kernel[0] != layer.kernel[1]:
         print(

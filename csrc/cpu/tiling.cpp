@@ -100,8 +100,12 @@ void choose_tile(int64_t nnz, int element_size, GatherPlan* plan) {
     const int64_t channels =
         plan->source.channels * static_cast<int64_t>(plan->source.phases.size());
     const int64_t room = std::max<int64_t>(1, kWidestBytes / (channels * table.vector_bytes));
-    for (int64_t cols = 1; cols <= std::min({most, unit, room}); ++cols)
+    const bool single = plan->source.image_rows * plan->source.pitch == 1;
+    for (int64_t cols = 1; cols <= std::min({most, unit, room}); ++cols) {
+      // Single pixels (linear layers): units that a batch is likely to be a multiple of.
+      if (single && (cols & (cols - 1)) != 0) continue;
       consider(costs, 1, cols, static_cast<double>(cols), plan);
+    }
     return;
   }
   if (plan->lanes == Lanes::kRow) {
@@ -140,6 +144,7 @@ void choose_plane_unit(int element_size, GatherPlan* plan) {
   if (l.image_rows * l.pitch <= std::max(budget, tile)) {
     plan->images =
         std::clamp<int64_t>(std::max(budget, tile) / (l.image_rows * l.pitch), 1, kMaxImages);
+    if (l.image_rows * l.pitch == 1 && plan->images > tile) plan->images -= plan->images % tile;
   } else {
     const int64_t wanted = std::max(budget / l.pitch - l.halo_rows, ceil_div(tile, l.pitch));
     plan->band_rows = ceil_div(rows, ceil_div(rows, std::clamp<int64_t>(wanted, 1, rows)));
