@@ -157,10 +157,11 @@ void ConvPlan::run_gather(const GatherArgs<S>& args) const {
 template <typename S>
 void ConvPlan::forward(int64_t n, const Activation& x, const S* values, const S* bias,
                        const Activation& y, int threads, char* workspace) const {
-  workspace = aligned(workspace);
-  values = ordered(values, threads, &workspace);
+  char* parts = aligned(workspace);
+  values = ordered(values, threads, &parts);
   run_gather<S>({&gather_, n, x.data, x.strides, x.element, values, bias, y.data, y.strides,
-                 y.element, threads, workspace});
+                 y.element, threads, parts});
+  drop_guards(workspace, workspace_bytes(Op::kForward, n, threads));
 }
 
 template <typename S>
@@ -181,6 +182,7 @@ void ConvPlan::grad_weight(int64_t n, const Activation& x, const Activation& gra
   } else {
     kernels_->grad_weight_f64(args);
   }
+  drop_guards(workspace, workspace_bytes(Op::kGradWeight, n, threads));
 }
 
 #define DSR_INSTANTIATE(S)                                                                       \
