@@ -1,0 +1,29 @@
+// dsr_kernels._cuda: the GPU kernels, a module of its own, since a build may lack it.
+#include "bindings/common.h"
+#include "cuda/device.h"
+
+namespace dsr::bindings {
+
+void bind_cuda_device(py::module_& m) {
+#ifdef DSR_EMULATE_CUDA
+  m.attr("emulated") = true;
+#else
+  m.attr("emulated") = false;
+#endif
+  m.attr("architectures") = DSR_CUDA_ARCHITECTURES;
+  m.def(
+      "device_count",
+      [] {
+        std::string reason;
+        const int count = cuda::device_count(&reason);
+        return std::pair(count, reason);
+      },
+      "(how many devices can run kernels, why none can).");
+}
+
+}  // namespace dsr::bindings
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "GPU kernels of dsr_kernels.";
+  dsr::bindings::bind_cuda_device(m);
+}

@@ -1,0 +1,52 @@
+#include "cuda/device.h"
+
+namespace dsr::cuda {
+
+#ifdef DSR_EMULATE_CUDA
+
+DeviceGuard::DeviceGuard(int) {}
+DeviceGuard::~DeviceGuard() {}
+
+int device_count(std::string* reason) {
+  reason->clear();
+  return 1;
+}
+
+// The emulator throws where a launch goes wrong.
+Status launched(const char*, const std::string&) { return Status::ok(); }
+
+#else
+
+DeviceGuard::DeviceGuard(int device) {
+  int current = -1;
+  if (cudaGetDevice(&current) == cudaSuccess && current != device) {
+    previous_ = current;
+    cudaSetDevice(device);
+  }
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (previous_ >= 0) cudaSetDevice(previous_);
+}
+
+int device_count(std::string* reason) {
+  int count = 0;  // stays what it is where there is no driver
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) {
+    reason->clear();
+    return count;
+  }
+  *reason = std::string("no CUDA device: ") +
+            (error == cudaSuccess ? "the driver shows none" : cudaGetErrorString(error));
+  return 0;
+}
+
+Status launched(const char* op, const std::string& shapes) {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return Status::ok();
+  return Status::error(std::string(op) + ": " + cudaGetErrorString(error) + " (" + shapes + ")");
+}
+
+#endif
+
+}  // namespace dsr::cuda
