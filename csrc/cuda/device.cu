@@ -1,5 +1,7 @@
 #include "cuda/device.h"
 
+#include "cuda/compat.h"
+
 namespace dsr::cuda {
 
 #ifdef DSR_EMULATE_CUDA

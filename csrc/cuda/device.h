@@ -4,14 +4,15 @@
 #include <string>
 
 #include "common/status.h"
-#include "cuda/compat.h"
+
+struct CUstream_st;  // cudaStream_t is a pointer to it
 
 namespace dsr::cuda {
 
 // Where work goes: a device of this process and one of its streams.
 struct Queue {
   int device;
-  cudaStream_t stream;
+  CUstream_st* stream;
 };
 
 // Makes the queue's device current, and the one before again at the end of the scope.
