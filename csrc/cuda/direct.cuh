@@ -104,12 +104,13 @@ __global__ void __launch_bounds__(kDirectThreads)
                                 at.col * pass.dest_strides.w]);
     sum += g * source_element<S>(pass, source + at.n * pass.source_strides.n, at, entry);
   }
-  sums[threadIdx.x] = sum;
+  const int thread = threadIdx.x;
+  sums[thread] = sum;
   for (int half = kDirectThreads / 2; half > 0; half /= 2) {
     __syncthreads();
-    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    if (thread < half) sums[thread] += sums[thread + half];
   }
-  if (threadIdx.x == 0) grad_values[entry.value] = sums[0];
+  if (thread == 0) grad_values[entry.value] = sums[0];
 }
 
 }  // namespace dsr::cuda

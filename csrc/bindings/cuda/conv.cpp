@@ -47,11 +47,7 @@ void set_strides(Struct& pass, const std::array<int64_t, 4>& s) {
   pass.*kMember = {s[0], s[1], s[2], s[3]};
 }
 
-#define
-.def_readwrite("name", &Struct::name)
-    .def_readwrite(#name, &Struct::name)
-
-        void bind_slab(py::module_& m) {
+void bind_slab(py::module_& m) {
   using cuda::Slab;
   py::class_<Slab>(m, "Slab")
       .def(py::init<>())
