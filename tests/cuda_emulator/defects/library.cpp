@@ -41,6 +41,11 @@ DSR_EXPORT int dsr_run_clean() {
        {&defects::kRaces, &defects::kMeetings, &defects::kMemory, &defects::kPrimitives}) {
     for (const defects::Case& chosen : *cases) wrong += defects::run_case(chosen, false);
   }
+  using dsr::emulator::KernelRecord;
+  for (auto* record = KernelRecord::first; record != nullptr; record = record->next) {
+    std::printf("kernel %s: %llu launches\n", record->name().c_str(), record->launches);
+  }
+  std::fflush(stdout);
   return wrong;
 }
 

@@ -5,9 +5,10 @@ namespace dsr::emulator::defects {
 
 namespace {
 
-__global__ void copy(const float* x /* [n] */, float* y /* [n] */, int reads, int writes) {
+template <class T>
+__global__ void copy(const T* x /* [n] */, T* y /* [n] */, int reads, int writes) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  const float value = i < reads ? x[i] : 0.0f;
+  const T value = i < reads ? x[i] : T(0);
   if (i < writes) y[i] = value;
 }
 
@@ -15,7 +16,7 @@ bool run_copy(int beyond_read, int beyond_write) {
   const int n = 100;
   const std::vector<float> x(n, 2.0f);
   std::vector<float> y(n);
-  DSR_LAUNCH((copy), 2, kThreads, 0, nullptr, x.data(), y.data(), n + beyond_read,
+  DSR_LAUNCH((copy<float>), 2, kThreads, 0, nullptr, x.data(), y.data(), n + beyond_read,
              n + beyond_write);
   return y == x;
 }

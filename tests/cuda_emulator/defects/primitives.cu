@@ -140,7 +140,7 @@ __global__ void compute_bits(unsigned long long* y) {
   y[i++] = __float_as_uint(1.0f);
   y[i++] = static_cast<unsigned long long>(__double_as_longlong(2.0));
   y[i++] = static_cast<unsigned long long>(__uint_as_float(0x40400000u));
-  y[i++] = min(3, 7u) + max(2.5, 1);
+  y[i++] = min(3, 7u) + max(2.5, 1.0);
   y[i++] = static_cast<unsigned long long>(__bfloat162float(__float2bfloat16(257.0f)));
   y[i++] = static_cast<unsigned long long>(__half2float(__float2half(2049.0f)));
   const uint4 loaded = __ldg(reinterpret_cast<const uint4*>(y));

@@ -254,10 +254,4 @@ void run(KernelRecord& kernel, const Configuration& configuration, void (*body)(
   if (failed()) throw std::runtime_error(place + "kernel failed: " + runtime.error);
 }
 
-void allow_dynamic_shared(const void* function, size_t bytes) {
-  for (KernelRecord* record = KernelRecord::first; record != nullptr; record = record->next) {
-    if (record->function == function) record->dynamic_shared_limit = bytes;
-  }
-}
-
 }  // namespace dsr::emulator

@@ -14,8 +14,9 @@ namespace dsr::emulator {
 
 constexpr int kMaxThreads = 1024;  // of a block
 constexpr int kMaxWarps = kMaxThreads / kWarpSize;
-constexpr int kMaxMasks = 32;   // that are in use in one warp at once
-constexpr int kMaxShared = 64;  // shared variables of a block
+constexpr int kMaxMasks = 32;                // that are in use in one warp at once
+constexpr int kMaxShared = 64;               // shared variables of a block
+constexpr size_t kSharedBytes = 227 * 1024;  // of a block, as on compute capability 9.0
 
 enum class State : uint8_t { kReady, kAtBarrier, kAtWarpPrimitive, kDone };
 
