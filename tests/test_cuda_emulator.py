@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import emulated_cuda
+import cuda_emulated
 import pytest
-from emulated_cuda import BUILDS
+from cuda_emulated import BUILDS
 
 pytestmark = pytest.mark.slow
 
@@ -72,25 +72,24 @@ for name, said in ADDRESSES.items():
 
 def sanitizers(build: str) -> None:
     try:
-        emulated_cuda.libraries(build)
-    except emulated_cuda.Missing as missing:
+        cuda_emulated.libraries(build)
+    except cuda_emulated.Missing as missing:
         pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where each build's program and library lie; all are made at once."""
+    """Where each build's program and library lie."""
     folders = {build: tmp_path_factory.mktemp(build) for build in BUILDS}
     try:
         for build, folder in folders.items():
-            emulated_cuda.configure(build, folder)
-    except emulated_cuda.Missing as missing:
+            cuda_emulated.configure(build, folder)
+    except cuda_emulated.Missing as missing:
         pytest.skip(str(missing))
-    making = [emulated_cuda.make(folder, "run_emulator_defects") for folder in folders.values()]
-    for process in making:
-        printed = process.communicate()[0]
-        assert process.returncode == 0, printed
-    return {build: emulated_cuda.output(folder) for build, folder in folders.items()}
+    return {
+        build: cuda_emulated.make(folder, "run_emulator_defects")
+        for build, folder in folders.items()
+    }
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -176,7 +175,7 @@ library.dsr_run_planted(sys.argv[2].encode(), 1)
 """
     result = subprocess.run(
         [sys.executable, "-c", program, built[build] / "libemulator_defects.so", defect],
-        env=emulated_cuda.environment(build),
+        env=cuda_emulated.environment(build),
         capture_output=True,
         text=True,
         timeout=120,
