@@ -133,6 +133,7 @@ void run_block(const Configuration& configuration, uint64_t number) {
   try {
     begin_block_memory(configuration.dynamic_shared_bytes);
     reset_barriers();
+    reset_copies();
     start_threads(configuration);
     while (runtime.ready_count > 0 && !failed()) resume(take_ready());
     if (!failed() && block.live > 0) report_deadlock();

@@ -117,6 +117,9 @@ void reset_barriers();
 void thread_left(const GpuThread& thread);  // those who wait may have waited for it only
 void report_deadlock();
 
+// Asynchronous copies (copies.cpp).
+void reset_copies();
+
 // Memory of a launch, a block and its threads (memory.cpp).
 void begin_memory();
 void begin_block_memory(size_t dynamic_shared_bytes);
