@@ -1,0 +1,100 @@
+"""Which kernels run where, what is refused where there are none, and how show_config says it."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from nn_cases import layer
+
+from dsr_kernels import _native, backends, launch, show_config
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_cuda", None)
+
+
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args, **kwargs) -> ModuleType:
+        if name.partition(".")[0] == "triton":
+            raise ImportError("No module named 'triton'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_each_device_has_its_kernels(without_cuda_kernels) -> None:
+    assert backends.launcher(CPU) is launch
+    pytest.importorskip("triton")
+    from dsr_kernels import triton_launch
+
+    assert backends.launcher(GPU) is triton_launch
+
+
+def test_cuda_kernels_come_before_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ModuleType("dsr_kernels.cuda_launch")
+    monkeypatch.setattr(_native, "_cuda", SimpleNamespace(architectures="80-real,120"))
+    monkeypatch.setitem(sys.modules, "dsr_kernels.cuda_launch", ours)
+    monkeypatch.setattr(sys.modules["dsr_kernels"], "cuda_launch", ours, raising=False)
+    assert backends.launcher(GPU) is ours
+
+
+def test_a_gpu_without_any_kernels_is_refused_in_words(
+    without_cuda_kernels, without_triton
+) -> None:
+    with pytest.raises(NotImplementedError, match=r"on cuda:0, but .* pip install triton, or"):
+        backends.launcher(GPU)
+
+
+def test_other_devices_are_refused_in_words() -> None:
+    with pytest.raises(NotImplementedError, match="on xpu:1, but there are kernels for CPUs and"):
+        backends.launcher(torch.device("xpu", 1))
+
+
+def test_the_ops_ask_for_the_kernels_of_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def launcher(device: torch.device) -> ModuleType:
+        asked.append(device)
+        return launch
+
+    monkeypatch.setattr(backends, "launcher", launcher)
+    layer(4, 6, 3)(torch.randn(1, 4, 5, 5, requires_grad=True)).sum().backward()
+    assert asked == [CPU] * 4
+
+
+def test_show_config_says_what_runs_on_gpus(without_cuda_kernels, capsys) -> None:
+    triton = pytest.importorskip("triton")
+    show_config()
+    assert f"\nCUDA kernels not in this build; Triton {triton.__version__} takes over" in (
+        capsys.readouterr().out
+    )
+
+
+def test_show_config_without_triton(without_cuda_kernels, without_triton, capsys) -> None:
+    show_config()
+    assert "not in this build, and no Triton: sparse modules run on the CPU only" in (
+        capsys.readouterr().out
+    )
+
+
+def test_show_config_of_gpus(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(_native, "_cuda", SimpleNamespace(architectures="80-real,120"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    show_config()
+    printed = capsys.readouterr().out
+    assert "\nCUDA kernels for 80-real,120\nGPU          none that torch can use" in printed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")
+    show_config()
+    assert capsys.readouterr().out.endswith("\nGPU          card 0, card 1\n")
