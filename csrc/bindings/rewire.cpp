@@ -31,7 +31,7 @@ void apply_plan(const cpu::RewirePlan& plan, uint64_t seed, uint32_t step,
 }  // namespace
 
 void bind_rewire(py::module_& m) {
-  py::class_<cpu::RewirePlan> plan(m, "RewirePlan");
+  py::class_<cpu::RewirePlan> plan(m, "RewirePlan", py::module_local());
   plan.def(py::init(&open_plan), py::arg("layers"), py::arg("threads"));
   plan.def("apply", &apply_plan, py::arg("seed"), py::arg("step"), py::arg("outputs"));
   define_decisions(plan);

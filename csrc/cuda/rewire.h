@@ -28,9 +28,10 @@
 // k - j <= r. Both are binary searches; every entry and every grown position is on its own.
 //
 // Only integers are added up atomically, so results do not depend on the order of threads. The host
-// waits for the device twice: for the counts, and for whether every layer could be merged. Decisions
-// are the host's, so a rewire cannot be part of a CUDA graph. Memory is the caller's: 4 bytes for
-// each non-zero, 17 for each grown position, 1 for each 128 of either, and a few hundred per layer.
+// waits for the device twice: for the counts, and for whether every layer could be merged.
+// Decisions are the host's, so a rewire cannot be part of a CUDA graph. Memory is the caller's: 4
+// bytes for each non-zero, 17 for each grown position, 1 for each 128 of either, and a few hundred
+// per layer.
 #pragma once
 
 #include <cstdint>

@@ -45,7 +45,7 @@ struct LayerFindings {
   uint32_t keeper = kNone;  // the first entry of the largest magnitude
   uint32_t bad = kNone;     // the first NaN or infinite entry
   uint32_t broken = 0;      // crow does not rise from 0 to nnz
-  uint32_t unplaced = 0;    // columns do not ascend, or weights have changed since they were counted
+  uint32_t unplaced = 0;  // columns do not ascend, or weights have changed since they were counted
 };
 
 // The cut, and while it is being found: its higher digits, and its rank among those who share them.
@@ -74,8 +74,8 @@ struct RewireTables {
   }
 
   Word* histogram;     // [kDigits] all zero between passes
-  Word* chunk_counts;  // [chunks of entries] (at the cut, below it) in its halves: of the chunk, then
-                       // of the chunks before it in its layer
+  Word* chunk_counts;  // [chunks of entries] (at the cut, below it) in its halves: of the chunk,
+                       // then of the chunks before it in its layer
 
   void carve_scratch(Carver& carver, int64_t chunks) {
     histogram = carver.take<Word>(RewireConfig::kDigits);

@@ -4,6 +4,8 @@
 
 namespace dsr::bindings {
 
+void bind_cuda_rewire(py::module_& m);
+
 void bind_cuda_device(py::module_& m) {
 #ifdef DSR_EMULATE_CUDA
   m.attr("emulated") = true;
@@ -26,4 +28,5 @@ void bind_cuda_device(py::module_& m) {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "GPU kernels of dsr_kernels.";
   dsr::bindings::bind_cuda_device(m);
+  dsr::bindings::bind_cuda_rewire(m);
 }
