@@ -23,10 +23,17 @@ void bind_cuda_device(py::module_& m) {
       "(how many devices can run kernels, why none can).");
 }
 
+#ifdef DSR_EMULATE_CUDA
+void bind_emulator(py::module_& m);
+#endif
+
 }  // namespace dsr::bindings
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "GPU kernels of dsr_kernels.";
   dsr::bindings::bind_cuda_device(m);
   dsr::bindings::bind_cuda_rewire(m);
+#ifdef DSR_EMULATE_CUDA
+  dsr::bindings::bind_emulator(m);
+#endif
 }

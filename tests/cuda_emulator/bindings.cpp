@@ -1,0 +1,58 @@
+// _cuda.emulator: how the emulated threads are ordered, and what ran.
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+#include <string>
+
+#include "runtime/state.h"
+
+namespace dsr::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+// "... [with auto Kernel = dsr::cuda::gather<float, 4>; ...]" -> "dsr::cuda::gather<float, 4>".
+std::string kernel_name(const char* signature) {
+  const std::string text = signature;
+  const std::string marker = "Kernel = ";
+  const size_t begin = text.find(marker) + marker.size();
+  return text.substr(begin, text.rfind(']') - begin);
+}
+
+py::dict kernels() {
+  py::dict launches;
+  for (auto* record = emulator::KernelRecord::first; record != nullptr; record = record->next) {
+    launches[py::str(kernel_name(record->signature))] = record->launches;
+  }
+  return launches;
+}
+
+py::dict stats() {
+  const emulator::Statistics& counted = emulator::runtime.statistics;
+  py::dict result;
+  result["switches"] = counted.switches;
+  result["threads"] = counted.threads;
+  result["blocks"] = counted.blocks;
+  result["launches"] = counted.launches;
+  return result;
+}
+
+}  // namespace
+
+void bind_emulator(py::module_& m) {
+  emulator::configure_from_environment();
+  py::module_ emulator = m.def_submodule("emulator", "The CPU that stands in for a GPU.");
+  emulator.def(
+      "configure",
+      [](uint64_t seed, const std::string& order, double preempt) {
+        emulator::configure(seed, order.c_str(), preempt);
+      },
+      py::arg("seed") = 1, py::arg("order") = "random", py::arg("preempt") = 0.0,
+      "The order of threads and blocks (random, ascending, descending), its seed, and how probably "
+      "a thread gives way at an atomic or a fence.");
+  emulator.def("stats", &stats, "Switches, threads, blocks and launches so far.");
+  emulator.def("kernels", &kernels, "Launches of each compiled kernel instance, 0 included.");
+}
+
+}  // namespace dsr::bindings
