@@ -6,6 +6,7 @@ the two use one pool of threads instead of two that compete.
 
 from __future__ import annotations
 
+import importlib
 from importlib import metadata
 
 import torch
@@ -18,7 +19,19 @@ except ImportError as error:
         f"({error}). Install the package with `pip install .` from its source tree."
     ) from error
 
-__all__ = ["_C", "show_config"]
+try:
+    _cuda = importlib.import_module("dsr_kernels._cuda")
+except ModuleNotFoundError as error:
+    if error.name != "dsr_kernels._cuda":
+        raise
+    _cuda = None  # built without nvcc
+except ImportError as error:
+    raise ImportError(
+        f"dsr_kernels: its GPU kernels dsr_kernels._cuda cannot be loaded ({error}). Install the "
+        "package anew from its source tree: with DSR_CUDA=OFF, to do without them."
+    ) from error
+
+__all__ = ["_C", "_cuda", "show_config"]
 
 
 def version() -> str:
