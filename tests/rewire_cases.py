@@ -31,6 +31,10 @@ class Case:
         momentum = torch.arange(1, len(positions) + 1, dtype=torch.float64)
         return cls(rows, row_length, crow, col, torch.tensor(values, dtype=dtype), momentum)
 
+    def to(self, device) -> Case:
+        tensors = (self.crow, self.col, self.values, self.momentum)
+        return Case(self.rows, self.row_length, *(tensor.to(device) for tensor in tensors))
+
     @property
     def nnz(self) -> int:
         return self.col.numel()
@@ -78,14 +82,18 @@ def decide(plan, *, threshold=None, count=None) -> None:
 
 def apply(plan, cases: list[Case], *, seed=0, step=0) -> list[Case]:
     """The cases after. What the engine does not write stays recognizable: -7."""
+
+    def fresh(like: torch.Tensor, size: int) -> torch.Tensor:
+        return torch.full((size,), -7).to(like)
+
     after = [
         Case(
             case.rows,
             case.row_length,
-            torch.full((case.rows + 1,), -7, dtype=torch.int32),
-            torch.full((nnz,), -7, dtype=torch.int32),
-            torch.full((nnz,), -7, dtype=case.values.dtype),
-            torch.full((nnz,), -7, dtype=case.momentum.dtype),
+            fresh(case.crow, case.rows + 1),
+            fresh(case.col, nnz),
+            fresh(case.values, nnz),
+            fresh(case.momentum, nnz),
         )
         for case, nnz in zip(cases, plan.nnz_after, strict=True)
     ]

@@ -14,11 +14,12 @@
 //   layer      0      1    2            block's number (binary search in [layers + 1] starts)
 //
 // Selection. The sign-free bits of a magnitude (as a double, which holds every float exactly) sort
-// as the magnitude does. Eight passes count one digit of 8 bits each among the entries that agree
-// with the cut's higher digits; after each a single block picks the digit that holds the wanted
-// rank. Nothing of this goes through the host. Then each chunk counts what is below and what is at
-// the cut; scanned over the chunks of a layer, these counts say how many survivors lie before any
-// entry, and of the ties which go, so that rewire_apply has nothing more to scan.
+// as the magnitude does. Eight passes (five if all are floats) count one digit of 8 bits each among
+// the entries that agree with the cut's higher digits; after each a single block picks the digit
+// that holds the wanted rank. Nothing of this goes through the host. Then each chunk counts what is
+// below and what is at the cut; scanned over the chunks of a layer, these counts say how many
+// survivors lie before any entry, and of the ties which go, so that rewire_apply has nothing more
+// to scan.
 //
 // Growth. The ranks of the grown positions among the free ones (Feistel) are sorted within each
 // layer, least significant digit first; as chunks do not span layers, neither does the sort, and
@@ -30,8 +31,7 @@
 // Only integers are added up atomically, so results do not depend on the order of threads. The host
 // waits for the device twice: for the counts, and for whether every layer could be merged.
 // Decisions are the host's, so a rewire cannot be part of a CUDA graph. Memory is the caller's: 4
-// bytes for each non-zero, 17 for each grown position, 1 for each 128 of either, and a few hundred
-// per layer.
+// bytes for each non-zero and 1 for each 128, 17 for each grown position, up to 2 KiB per layer.
 #pragma once
 
 #include <cstdint>

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
     place_grown(RewireTables tables, MoveTables to, const Word* ranks) {
   const Chunk chunk = chunk_of(to.rank_chunks, to.layers);
   if (tables.findings[chunk.layer].unplaced != 0) return;
-  const LayerView& layer = tables.views[chunk.layer];
+  const LayerView layer = tables.views[chunk.layer];
   const LayerMove& move = to.moves[chunk.layer];
   const int64_t end = chunk.end(move.grown);
   for (int64_t i = chunk.begin + threadIdx.x; i < end; i += RewireConfig::kThreads) {
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
     write_crow(RewireTables tables, MoveTables to, const Word* ranks) {
   const Chunk chunk = chunk_of(tables.row_chunks, tables.layers);
   if (tables.findings[chunk.layer].unplaced != 0) return;
-  const LayerView& layer = tables.views[chunk.layer];
+  const LayerView layer = tables.views[chunk.layer];
   const LayerMove& move = to.moves[chunk.layer];
   ranks += move.first_rank;
   const auto rank = [=](int64_t i) { return static_cast<int64_t>(ranks[i]); };

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
     if (mine) to[next[warp][digit] + __popc(before)] = rank;
     __syncwarp();  // all have read where theirs begin
     if (mine && before == 0) next[warp][digit] += __popc(same);
-    __syncwarp();
+    __syncwarp();  // a ballot orders no memory
   }
 }
 

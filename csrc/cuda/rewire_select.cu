@@ -11,6 +11,7 @@ namespace dsr::cuda {
 namespace {
 
 constexpr int kMagnitudeBits = 63;
+constexpr int kFloatZeros = 29;  // low bits of a float's magnitude as a double that are zero
 
 Word bits_of(double magnitude) {
   Word bits;
@@ -108,9 +109,11 @@ Status select_cut(const RewirePlan& plan, int64_t rank) {
   const DeviceGuard guard(plan.queue.device);
   Launches launches(plan);
   const unsigned chunks = chunk_total(plan.host.entry_chunks, plan.host.layers);
-  constexpr int kPasses =
-      (kMagnitudeBits + RewireConfig::kDigitBits - 1) / RewireConfig::kDigitBits;
-  for (int pass = kPasses - 1; pass >= 0; --pass) {
+  const bool doubles =
+      std::any_of(plan.layers.begin(), plan.layers.end(),
+                  [](const RewireLayer& layer) { return layer.type == ValueType::kFloat64; });
+  const int lowest = doubles ? 0 : kFloatZeros / RewireConfig::kDigitBits;
+  for (int pass = (kMagnitudeBits - 1) / RewireConfig::kDigitBits; pass >= lowest; --pass) {
     const int shift = pass * RewireConfig::kDigitBits;
     DSR_LAUNCH((count_digits), chunks, RewireConfig::kThreads, 0, plan.queue.stream, plan.device,
                shift);

@@ -8,7 +8,7 @@ namespace dsr::cuda {
 // A block works on a chunk of crow's rows + 1 elements.
 __global__ void __launch_bounds__(RewireConfig::kThreads) check_crow(RewireTables tables) {
   const Chunk chunk = chunk_of(tables.row_chunks, tables.layers);
-  const LayerView& layer = tables.views[chunk.layer];
+  const LayerView layer = tables.views[chunk.layer];
   const int64_t end = chunk.end(layer.rows + 1);
   bool broken = false;
   for (int64_t row = chunk.begin + threadIdx.x; row < end; row += RewireConfig::kThreads) {
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) check_crow(RewireTable
 __global__ void __launch_bounds__(RewireConfig::kThreads) find_largest(RewireTables tables) {
   constexpr Word kInfinity = Word{0x7ff} << 52;  // NaNs are above it
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
-  const LayerView& layer = tables.views[chunk.layer];
+  const LayerView layer = tables.views[chunk.layer];
   const WarpSpan span = warp_span(chunk, layer.nnz);
   Word largest = 0;
   uint32_t bad = LayerFindings::kNone;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) find_largest(RewireTab
 
 __global__ void __launch_bounds__(RewireConfig::kThreads) find_keeper(RewireTables tables) {
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
-  const LayerView& layer = tables.views[chunk.layer];
+  const LayerView layer = tables.views[chunk.layer];
   LayerFindings& findings = tables.findings[chunk.layer];
   const WarpSpan span = warp_span(chunk, layer.nnz);
   for (int64_t first = span.begin; first < span.end; first += 32) {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
   }
   __syncthreads();
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
-  const LayerView& layer = tables.views[chunk.layer];
+  const LayerView layer = tables.views[chunk.layer];
   const uint32_t keeper = tables.findings[chunk.layer].keeper;
   const Word above = tables.selection->bits >> shift >> RewireConfig::kDigitBits;
   const int64_t end = chunk.end(layer.nnz);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
 __global__ void __launch_bounds__(RewireConfig::kThreads) count_at_cut(RewireTables tables) {
   DSR_SHARED(Word, warp_counts, [RewireConfig::kWarps]);
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
-  const LayerView& layer = tables.views[chunk.layer];
+  const LayerView layer = tables.views[chunk.layer];
   const Word counts = count_span(layer, tables.findings[chunk.layer].keeper, tables.selection->bits,
                                  warp_span(chunk, layer.nnz));
   if (threadIdx.x % 32 == 0) warp_counts[threadIdx.x / 32] = counts;

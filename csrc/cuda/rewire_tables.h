@@ -16,7 +16,7 @@ struct RewireConfig {
   static constexpr int kWarpSpan = kChunk / kWarps;  // consecutive ones: the work of a warp
   static constexpr int kDigitBits = 8;               // of magnitudes and of ranks
   static constexpr int kDigits = 1 << kDigitBits;
-  static constexpr int kScanned = 8;  // counts that a thread scans at a time
+  static constexpr int kScanned = 4;  // counts that a thread scans at a time
 
   static_assert(kThreads % 32 == 0, "a block is whole warps");
   static_assert(kThreads >= 64, "two threads of a block look for the rows of its entries");
