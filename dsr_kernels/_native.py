@@ -42,8 +42,17 @@ def version() -> str:
         return "unknown (not installed)"
 
 
+def triton_version() -> str | None:
+    """The version of Triton, the fallback for GPUs; None where it cannot be imported."""
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
+
+
 def show_config() -> None:
-    """Prints version, instruction set, threads and what is known of CUDA.
+    """Prints version, instruction set, threads, what runs on GPUs and which GPUs torch sees.
 
     Raises:
         ValueError: the environment variable DSR_CPU_ISA names an instruction set that this
@@ -53,4 +62,20 @@ def show_config() -> None:
     print(f"torch        {torch.__version__}")
     print(f"CPU kernels  {_C.isa()} (available: {', '.join(_C.available_isas())})")
     print(f"threads      {torch.get_num_threads()} (torch.set_num_threads governs)")
-    print("CUDA kernels not in this build; sparse modules run on the CPU")
+    print(f"CUDA kernels {_gpu_kernels()}")
+    print(f"GPU          {_gpus()}")
+
+
+def _gpu_kernels() -> str:
+    if _cuda is not None:
+        return f"for {_cuda.architectures}"
+    triton = triton_version()
+    if triton is None:
+        return "not in this build, and no Triton: sparse modules run on the CPU only"
+    return f"not in this build; Triton {triton} takes over on GPUs"
+
+
+def _gpus() -> str:
+    if not torch.cuda.is_available():
+        return "none that torch can use (torch.cuda.is_available() is False)"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

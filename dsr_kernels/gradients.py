@@ -147,7 +147,7 @@ def _are_plain(args: tuple) -> bool:
         elif isinstance(arg, Tensor):
             return False
     return (
-        args[0].is_cpu
+        (args[0].is_cpu or args[0].is_cuda)
         and forward_ad._current_level < 0
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()

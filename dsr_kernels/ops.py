@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import launch
+from . import backends
 from .plans import DTYPE_CODES
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -43,6 +43,7 @@ for _schema in (
 def check_tensors(
     name: str, x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, rows: int
 ) -> None:
+    _check_devices(name, input=x, values=values, bias=bias, crow_indices=crow, col_indices=col)
     _check_activation(name, "input", x, values.dtype)
     if values.dim() != 1 or values.shape != col.shape:
         raise ValueError(
@@ -54,9 +55,14 @@ def check_tensors(
             f"{name}: expected bias of shape ({rows},) and dtype {values.dtype}, "
             f"got {tuple(bias.shape)} and {bias.dtype}"
         )
-    _check_pattern(name, x, crow, col, rows)
-    if values.device != x.device or (bias is not None and bias.device != x.device):
-        raise ValueError(f"{name}: input is on {x.device}, the weights are on {values.device}")
+    _check_pattern(name, crow, col, rows)
+
+
+def _check_devices(name: str, **tensors: Tensor | None) -> None:
+    devices = {what: t.device for what, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        places = ", ".join(f"{what} on {device}" for what, device in devices.items())
+        raise ValueError(f"{name}: expected all arguments on one device, got {places}")
 
 
 def _check_activation(name: str, what: str, x: Tensor, dtype: torch.dtype) -> None:
@@ -72,12 +78,7 @@ def _check_activation(name: str, what: str, x: Tensor, dtype: torch.dtype) -> No
         )
 
 
-def _check_pattern(name: str, x: Tensor, crow: Tensor, col: Tensor, rows: int) -> None:
-    if x.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(
-            f"{name}: input is on {x.device}, but this build of dsr_kernels has CPU kernels only; "
-            "move the model and its inputs to the CPU"
-        )
+def _check_pattern(name: str, crow: Tensor, col: Tensor, rows: int) -> None:
     if crow.dtype != torch.int32 or col.dtype != torch.int32 or crow.shape != (rows + 1,):
         raise ValueError(
             f"{name}: expected int32 crow_indices of shape ({rows + 1},) and int32 col_indices, "
@@ -85,8 +86,6 @@ def _check_pattern(name: str, x: Tensor, crow: Tensor, col: Tensor, rows: int) -
         )
     if not (crow.is_contiguous() and col.is_contiguous()):
         raise ValueError(f"{name}: expected contiguous crow_indices and col_indices")
-    if crow.device != x.device or col.device != x.device:
-        raise ValueError(f"{name}: input is on {x.device}, the pattern is on {crow.device}")
 
 
 def _check_shape(weight_shape: Sequence[int], groups: int) -> None:
@@ -190,14 +189,15 @@ def _grad_weight_output(
 ) -> Tensor:
     check_input(x, weight_shape, groups)
     _check_grad(grad, x.shape[1:], weight_shape, stride, padding, dilation)
-    if grad.shape[0] != x.shape[0] or grad.device != x.device:
+    if grad.shape[0] != x.shape[0]:
         raise ValueError(
-            f"SparseConv2d: expected gradient of the input's batch size {x.shape[0]} on {x.device},"
-            f" got {grad.shape[0]} on {grad.device}"
+            f"SparseConv2d: expected gradient of the input's batch size {x.shape[0]}, "
+            f"got {grad.shape[0]}"
         )
+    _check_devices("SparseConv2d", input=x, gradient=grad, crow_indices=crow, col_indices=col)
     _check_activation("SparseConv2d", "input", x, dtype)
     _check_activation("SparseConv2d", "gradient", grad, dtype)
-    _check_pattern("SparseConv2d", x, crow, col, weight_shape[0])
+    _check_pattern("SparseConv2d", crow, col, weight_shape[0])
     return torch.empty(col.shape, dtype=dtype, device=col.device)
 
 
@@ -207,20 +207,21 @@ def _grad_bias_output(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def conv(*args) -> Tensor:
-    return launch.forward(_forward_output(*args), *args)
+    return backends.launcher(args[0].device).forward(_forward_output(*args), *args)
 
 
 def grad_input(grad, values, crow, col, input_size, *shape) -> Tensor:
     out = _grad_input_output(grad, values, crow, col, input_size, *shape)
-    return launch.grad_input(out, grad, values, crow, col, *shape[:-1])
+    return backends.launcher(grad.device).grad_input(out, grad, values, crow, col, *shape[:-1])
 
 
 def grad_weight(*args) -> Tensor:
-    return launch.grad_weight(_grad_weight_output(*args), *args[:-1])
+    out = _grad_weight_output(*args)
+    return backends.launcher(out.device).grad_weight(out, *args[:-1])
 
 
 def grad_bias(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    return launch.grad_bias(_grad_bias_output(grad, dtype), grad)
+    return backends.launcher(grad.device).grad_bias(_grad_bias_output(grad, dtype), grad)
 
 
 def _empty(x: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:

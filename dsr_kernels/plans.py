@@ -1,4 +1,4 @@
-"""The native plan of each (pattern, geometry), built on first use and kept while the pattern lives.
+"""The plan of each (pattern, geometry), built on first use and kept while the pattern lives.
 
 A plan holds what the kernels derive from a pattern: offset tables, the transposed pattern, blocks.
 It is found by the identity of the index tensors' storages, held by weak references: as long as an
@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,61 +40,11 @@ class Geometry(NamedTuple):
     transposed: bool = False  # a plan for grad-input
 
 
-class _Entry(NamedTuple):
-    plan: _C.ConvPlan
-    crow: StorageWeakRef
-    col: StorageWeakRef
-
-
-class PlanCache:
-    """A bounded map (identity of the pattern, geometry) -> plan; the least recently used goes."""
-
-    def __init__(self, capacity: int = MAX_PLANS) -> None:
-        self.capacity = capacity
-        self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._entries)
+class Plan(Protocol):
+    """A native plan of the CPU, or what another backend derives from a pattern."""
 
     @property
-    def bytes(self) -> int:
-        """Memory the cached plans hold."""
-        return sum(entry.plan.bytes for entry in self._entries.values())
-
-    def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-
-    def get(self, crow: Tensor, col: Tensor, geometry: Geometry) -> _C.ConvPlan:
-        if crow.is_inference() or col.is_inference():
-            return _build(crow, col, geometry)  # inference tensors count no versions
-        key = (*_identity(crow), *_identity(col), geometry)
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
-                return entry.plan
-            self._purge()
-        plan = _build(crow, col, geometry)
-        entry = _Entry(
-            plan, StorageWeakRef(crow.untyped_storage()), StorageWeakRef(col.untyped_storage())
-        )
-        with self._lock:
-            self._entries[key] = entry
-            while len(self._entries) > self.capacity:
-                self._entries.popitem(last=False)
-        return plan
-
-    def _purge(self) -> None:
-        dead = [k for k, e in self._entries.items() if e.crow.expired() or e.col.expired()]
-        for key in dead:
-            del self._entries[key]
-
-
-def _identity(index: Tensor) -> tuple[int, int, int, int]:
-    """What no other live tensor with other contents shares."""
-    return index.untyped_storage()._cdata, index.data_ptr(), index._version, index.numel()
+    def bytes(self) -> int: ...
 
 
 def _build(crow: Tensor, col: Tensor, g: Geometry) -> _C.ConvPlan:
@@ -117,6 +68,70 @@ def _build(crow: Tensor, col: Tensor, g: Geometry) -> _C.ConvPlan:
         g.lanes,
         g.transposed,
     )
+
+
+class _Entry(NamedTuple):
+    plan: Plan
+    crow: StorageWeakRef
+    col: StorageWeakRef
+
+
+class PlanCache:
+    """A bounded map (pattern's identity, builder, key) -> plan; the least recently used goes."""
+
+    def __init__(self, capacity: int = MAX_PLANS) -> None:
+        self.capacity = capacity
+        self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """Memory the cached plans hold."""
+        return sum(entry.plan.bytes for entry in self._entries.values())
+
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+
+    def get(
+        self,
+        crow: Tensor,
+        col: Tensor,
+        key: Hashable,
+        build: Callable[[Tensor, Tensor, Any], Plan] = _build,
+    ) -> Any:
+        """build(crow, col, key), or what it returned before; a plan must not hold crow or col."""
+        if crow.is_inference() or col.is_inference():
+            return build(crow, col, key)  # inference tensors count no versions
+        place = (*_identity(crow), *_identity(col), build, key)
+        with self._lock:
+            entry = self._entries.get(place)
+            if entry is not None:
+                self._entries.move_to_end(place)
+                return entry.plan
+            self._purge()
+        plan = build(crow, col, key)
+        entry = _Entry(
+            plan, StorageWeakRef(crow.untyped_storage()), StorageWeakRef(col.untyped_storage())
+        )
+        with self._lock:
+            self._entries[place] = entry
+            while len(self._entries) > self.capacity:
+                self._entries.popitem(last=False)
+        return plan
+
+    def _purge(self) -> None:
+        dead = [k for k, e in self._entries.items() if e.crow.expired() or e.col.expired()]
+        for key in dead:
+            del self._entries[key]
+
+
+def _identity(index: Tensor) -> tuple[int, int, int, int]:
+    """What no other live tensor with other contents shares."""
+    return index.untyped_storage()._cdata, index.data_ptr(), index._version, index.numel()
 
 
 def geometry(

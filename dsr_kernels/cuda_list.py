@@ -1,0 +1,161 @@
+"""The list of non-zeros in the order in which a GPU kernel takes them, made where the pattern lives.
+
+Plain torch on the pattern's device: no copy to the host, nothing waits, and the same bits anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SLACK = 4  # entries past the last one that a kernel may read ahead
+
+
+class ListKey(NamedTuple):
+    """What the list of a pass depends on besides the pattern."""
+
+    transposed: bool
+    rows: int  # O
+    groups: int
+    source_channels: int  # of one group
+    dest_channels: int  # of one group
+    classes: int  # one more than the pass has, for taps that meet no destination pixel
+    channel_block: int
+    align: int  # segments start at multiples of it
+    tap_class: tuple[int, ...]  # [KH * KW]
+    tap_offset: tuple[int, ...]  # [KH * KW] bytes in a channel's slab
+    tap_plane: tuple[int, ...]  # [KH * KW] bytes from channel to channel in the tap's class
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.source_channels // self.channel_block)
+
+    @property
+    def segments(self) -> int:
+        return self.classes * self.blocks * self.groups * self.dest_channels
+
+
+class _OnDevice:
+    """A plan's tensors, which calls on any stream may read."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = tensors
+        self._stream = self._ready = None
+        if tensors[0].is_cuda:
+            self._stream = torch.cuda.current_stream(tensors[0].device)
+            self._ready = self._stream.record_event()
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self._tensors)
+
+    def wait(self) -> None:
+        """Orders what follows on the current stream after the list was made.
+
+        Nothing to do on the stream that made it, nor in a graph: its capture began with the device
+        idle, and refuses events from outside.
+        """
+        if self._stream is None or torch.cuda.is_current_stream_capturing():
+            return
+        stream = torch.cuda.current_stream(self._tensors[0].device)
+        if stream != self._stream:
+            stream.wait_event(self._ready)
+            for tensor in self._tensors:
+                tensor.record_stream(stream)
+
+
+class NonZeroList(_OnDevice):
+    def __init__(self, offsets: Tensor, value_index: Tensor, bounds: Tensor) -> None:
+        super().__init__(offsets, value_index, bounds)
+        self.offsets = offsets  # [entries] int32: bytes in a slab
+        self.value_index = value_index  # [entries] int32, -1 in the gaps between segments
+        self.bounds = bounds  # [segments, 2] int32: first entry, one past the last
+        self.entries = offsets.numel()
+
+
+class DirectKey(NamedTuple):
+    """As ListKey, for the kernels without a slab."""
+
+    transposed: bool
+    rows: int
+    groups: int
+    source_channels: int
+    dest_channels: int
+    classes: int
+    tap_class: tuple[int, ...]
+    tap_dh: tuple[int, ...]  # [KH * KW] source row of destination row 0
+    tap_dw: tuple[int, ...]
+
+
+class DirectList(_OnDevice):
+    def __init__(self, entries: Tensor, bounds: Tensor) -> None:
+        super().__init__(entries, bounds)
+        self.entries = entries  # [nnz, 4] int32: channel, dh, dw, index of the value
+        self.bounds = bounds  # [segments, 2] int32
+
+
+class _NonZeros(NamedTuple):
+    tap: Tensor  # [nnz] int64
+    source: Tensor  # [nnz] source channel in its group
+    dest: Tensor  # [nnz] destination channel of all groups
+
+
+def build_list(crow: Tensor, col: Tensor, key: ListKey) -> NonZeroList:
+    nonzeros = _take_apart(crow, col, key)
+    device, nnz = col.device, col.numel()
+    tap_class, tap_offset, tap_plane = _tables(device, key.tap_class, key.tap_offset, key.tap_plane)
+    block = nonzeros.source // key.channel_block
+    channels = key.groups * key.dest_channels
+    segment = (tap_class[nonzeros.tap] * key.blocks + block) * channels + nonzeros.dest
+    segment, order, first = _sorted(segment, key.segments)
+    count = first.diff()
+    starts = torch.zeros_like(first)
+    torch.cumsum((count + key.align - 1) // key.align * key.align, 0, out=starts[1:])
+    place = starts[segment] + torch.arange(nnz, device=device) - first[segment]
+    entries = nnz + key.segments * (key.align - 1) + SLACK
+    entries = -(-entries // key.align) * key.align  # a bound: how many there are is on the device
+    offset = tap_offset[nonzeros.tap]
+    offset += nonzeros.source % key.channel_block * tap_plane[nonzeros.tap]
+    offsets = torch.zeros(entries, dtype=torch.int32, device=device)
+    offsets[place] = offset[order].int()
+    value_index = torch.full_like(offsets, -1)
+    value_index[place] = order.int()
+    bounds = torch.stack((starts[:-1], starts[:-1] + count), 1).int()
+    return NonZeroList(offsets, value_index, bounds)
+
+
+def build_direct_list(crow: Tensor, col: Tensor, key: DirectKey) -> DirectList:
+    nonzeros = _take_apart(crow, col, key)
+    tap_class, tap_dh, tap_dw = _tables(col.device, key.tap_class, key.tap_dh, key.tap_dw)
+    channels = key.groups * key.dest_channels
+    segment = tap_class[nonzeros.tap] * channels + nonzeros.dest
+    _, order, first = _sorted(segment, key.classes * channels)
+    tap = nonzeros.tap[order]
+    entries = torch.stack((nonzeros.source[order], tap_dh[tap], tap_dw[tap], order), 1).int()
+    return DirectList(entries, torch.stack((first[:-1], first[1:]), 1).int())
+
+
+def _take_apart(crow: Tensor, col: Tensor, key: ListKey | DirectKey) -> _NonZeros:
+    """Every non-zero's tap and channels, in CSR order."""
+    index = torch.arange(col.numel(), dtype=torch.int32, device=col.device)
+    row = torch.searchsorted(crow, index, right=True) - 1
+    taps = len(key.tap_class)
+    tap, channel = col.long() % taps, col.long() // taps
+    if not key.transposed:
+        return _NonZeros(tap, channel, row)
+    rows_of_group = key.rows // key.groups
+    group = row // rows_of_group
+    return _NonZeros(tap, row % rows_of_group, group * key.dest_channels + channel)
+
+
+def _sorted(segment: Tensor, segments: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(sorted segments, the order that sorts them, keeping equals; [segments + 1] first of each)."""
+    ordered, order = segment.sort(stable=True)
+    numbers = torch.arange(segments + 1, device=segment.device)
+    return ordered, order, torch.searchsorted(ordered, numbers)
+
+
+def _tables(device: torch.device, *tables: tuple[int, ...]) -> Tensor:
+    return torch.tensor(tables).to(device, non_blocking=True)

@@ -1,0 +1,119 @@
+"""A pass of the GPU kernels in words: which source pixels a destination pixel reads.
+
+Forward, grad-weight and grad-input are gathers. Destination pixels fall into classes: one class in
+a forward pass; in a grad-input with stride (s, t), s * t of them, by the remainders of row and
+column, each a gather of its own with the taps that reach it. In a class,
+
+    source row of (destination row j, tap) = first_h + j * row_step + dh(tap),   dh >= 0
+
+and likewise for columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PassClass:
+    """One class of destination pixels."""
+
+    rows: int
+    cols: int
+    dest_h: int  # destination pixel of (0, 0)
+    dest_w: int
+    first_h: int  # source pixel of (0, 0) under the first tap; negative: padding
+    first_w: int
+    taps: tuple[tuple[int, int, int], ...]  # (kh * KW + kw, dh, dw) of the taps that reach it
+
+    @property
+    def reach_h(self) -> int:
+        return max((dh for _, dh, _ in self.taps), default=0)
+
+    @property
+    def reach_w(self) -> int:
+        return max((dw for _, _, dw in self.taps), default=0)
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """Sizes of a pass; channels are those of one group."""
+
+    groups: int
+    source_channels: int
+    dest_channels: int
+    height: int  # of a source image
+    width: int
+    taps: int  # KH * KW
+    row_step: int  # source pixels from one destination position to the next
+    col_step: int
+    dest_step_h: int  # destination pixels from one position to the next
+    dest_step_w: int
+    transposed: bool
+    classes: tuple[PassClass, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_shape(
+    input_size, output_size, weight_shape, stride, padding, dilation, groups
+) -> PassShape:
+    """The pass that reads the input, for forward and grad-weight."""
+    rows, depth, kernel_h, kernel_w = weight_shape
+    taps = tuple(
+        (kh * kernel_w + kw, kh * dilation[0], kw * dilation[1])
+        for kh, kw in itertools.product(range(kernel_h), range(kernel_w))
+    )
+    only = PassClass(*output_size[1:], 0, 0, -padding[0], -padding[2], taps)
+    sizes = groups, depth, rows // groups, *input_size[1:], kernel_h * kernel_w
+    return PassShape(*sizes, *stride, 1, 1, False, (only,))
+
+
+@functools.lru_cache(maxsize=1024)
+def grad_input_shape(
+    input_size, output_size, weight_shape, stride, padding, dilation, groups
+) -> PassShape:
+    """The pass that reads the output's gradient and writes the input's."""
+    rows, depth, kernel_h, kernel_w = weight_shape
+    vertical = _remainders(input_size[1], stride[0], padding[0], kernel_h, dilation[0])
+    horizontal = _remainders(input_size[2], stride[1], padding[2], kernel_w, dilation[1])
+    classes = tuple(
+        PassClass(
+            *(v.count, h.count, v.dest, h.dest, v.first, h.first),
+            tuple((kh * kernel_w + kw, dh, dw) for kh, dh in v.taps for kw, dw in h.taps),
+        )
+        for v, h in itertools.product(vertical, horizontal)
+    )
+    sizes = groups, rows // groups, depth, *output_size[1:], kernel_h * kernel_w
+    return PassShape(*sizes, 1, 1, *stride, True, classes)
+
+
+@dataclass(frozen=True)
+class _Remainder:
+    """The pixels of one dimension with the same (pixel + padding) mod stride."""
+
+    count: int
+    dest: int  # the first of them
+    first: int  # the gradient's pixel that it meets under the first tap
+    taps: tuple[tuple[int, int], ...]  # (tap, distance from the first tap's pixel)
+
+
+def _remainders(size: int, stride: int, padding: int, kernel: int, dilation: int):
+    found = []
+    for remainder in range(stride):
+        # pixel + padding = remainder + stride * j meets output (remainder - k * dilation) / stride + j
+        start = max(0, -(-(padding - remainder) // stride))
+        dest = remainder + stride * start - padding
+        count = -(-(size - dest) // stride)
+        if count <= 0:
+            continue
+        reached = [
+            (k, (remainder - k * dilation) // stride)
+            for k in range(kernel)
+            if (remainder - k * dilation) % stride == 0
+        ]
+        lowest = min((at for _, at in reached), default=0)
+        taps = tuple((k, at - lowest) for k, at in reached)
+        found.append(_Remainder(count, dest, start + lowest, taps))
+    return found

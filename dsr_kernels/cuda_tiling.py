@@ -1,0 +1,281 @@
+"""How a GPU pass is cut into tiles and blocks, by counting what its thread blocks do.
+
+The unit of cost is a wavefront: what the shared memory of a multiprocessor moves in a clock, 128
+bytes. A multiply-add of a warp needs one (half of one in low precision), so the wavefronts of the
+busiest multiprocessor are the time of a pass that keeps up with its shared memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .cuda_pass import PassClass, PassShape
+
+COMPUTE_WARPS = 16  # of a thread block; four more fill slabs
+VECTOR_BYTES = 16
+BANKS = 8  # 16-byte columns of shared memory
+SEGMENT = 30.0  # clocks of a warp to begin a row of a block, beside other warps' work
+FILL_WARPS = 4
+FILL_BATCH = {4: 6, 2: 2}  # vectors that a lane has in flight
+LATENCY = 900.0  # clocks of a load from memory
+STEP = 800.0  # clocks from one slab to the next that belong to no wavefront
+CHUNK_COLS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)  # at most
+# (rows, units): what the kernels of csrc/cuda/gather_*.cu are instantiated for
+GATHER_VARIANTS = {4: ((8, 1), (4, 2), (4, 1)), 2: ((4, 1), (2, 2))}
+GRAD_WEIGHT_UNITS = {4: (2, 1), 2: (2, 1)}
+
+
+class Device(NamedTuple):
+    """What the choice depends on."""
+
+    multiprocessors: int
+    shared_per_block: int  # bytes a block may have
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One class's slab: see csrc/cuda/slab.h."""
+
+    tile_cols: int
+    chunks: int
+    image_rows: int
+    slab_cols: int
+    phase_cols: int
+    pitch: int
+    plane: int
+    positions: int
+    tiles: int
+    conflicts: float  # wavefronts per wavefront's worth of data
+
+    @property
+    def pixels(self) -> int:
+        """Source pixels that are loaded for one tile and channel, margins included."""
+        return self.plane // self.pitch * self.slab_cols
+
+
+@dataclass(frozen=True)
+class GatherTiling:
+    rows: int
+    units: int
+    row_warps: int
+    channel_block: int
+    layouts: tuple[Layout, ...]  # of the classes
+    clocks: float  # modelled
+
+
+@dataclass(frozen=True)
+class GradWeightTiling:
+    units: int
+    channel_block: int
+    tiles_per_split: int
+    layout: Layout
+    clocks: float
+
+    @property
+    def splits(self) -> int:
+        """Parts of the positions that are summed apart; none is empty."""
+        return -(-self.layout.tiles // self.tiles_per_split)
+
+
+@functools.lru_cache(maxsize=1024)
+def choose_gather(*problem) -> GatherTiling | None:
+    """The cheapest of `gather_tilings`; None if no slab fits shared memory."""
+    return min(gather_tilings(*problem), key=lambda tiling: tiling.clocks, default=None)
+
+
+@functools.lru_cache(maxsize=1024)
+def choose_grad_weight(*problem) -> GradWeightTiling | None:
+    """The cheapest of `grad_weight_tilings`; None if no slab fits shared memory."""
+    return min(grad_weight_tilings(*problem), key=lambda tiling: tiling.clocks, default=None)
+
+
+def gather_tilings(
+    shape: PassShape, images: int, density: float, element_size: int, device: Device
+) -> Iterator[GatherTiling]:
+    """What a forward or grad-input pass can do, with its modelled time."""
+    for (rows, units), row_warps in _gather_variants(shape.dest_channels, element_size):
+        tile = COMPUTE_WARPS // row_warps * units * 32
+        served = min(rows * row_warps, shape.dest_channels)
+        layouts = _layouts(shape, images, tile, element_size, served * density)
+        row_blocks = -(-shape.dest_channels // (rows * row_warps)) * shape.groups
+        items = row_blocks * sum(layout.tiles for layout in layouts)
+        rounds = -(-items // device.multiprocessors)
+        plane = max(layout.plane for layout in layouts) * VECTOR_BYTES
+        for channels in _channel_blocks(shape.source_channels, plane, device):
+            tiling = GatherTiling(rows, units, row_warps, channels, layouts, 0.0)
+            work = sum(
+                layout.tiles * _gather_item(shape, c, layout, tiling, density, element_size)
+                for c, layout in zip(shape.classes, layouts, strict=True)
+            )
+            first = _fill_clocks(layouts[0], channels, element_size)
+            clocks = work * row_blocks / items * rounds + first
+            yield dataclasses.replace(tiling, clocks=clocks)
+
+
+def grad_weight_tilings(
+    shape: PassShape, images: int, density: float, element_size: int, device: Device
+) -> Iterator[GradWeightTiling]:
+    """What a grad-weight pass can do, with its modelled time."""
+    (only,) = shape.classes
+    nonzeros = density * shape.dest_channels * len(only.taps)  # per source channel
+    for units in GRAD_WEIGHT_UNITS[element_size]:
+        served = density * shape.dest_channels
+        (layout,) = _layouts(shape, images, units * 32, element_size, served)
+        for channels in _channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
+            blocks = -(-shape.source_channels // channels) * shape.groups
+            per_tile = channels * nonzeros * (units * 4 * layout.conflicts + 2.5)
+            per_tile += shape.dest_channels * (units * VECTOR_BYTES // element_size + SEGMENT / 2)
+            per_tile += _fill(layout, channels, element_size)
+            per_tile = max(per_tile, _fill_clocks(layout, channels, element_size)) + STEP
+            for waves in (1, 2, 4):
+                wanted = max(1, min(layout.tiles, device.multiprocessors * waves // blocks))
+                tiling = GradWeightTiling(units, channels, -(-layout.tiles // wanted), layout, 0.0)
+                splits = tiling.splits
+                rounds = -(-blocks * splits // device.multiprocessors)
+                clocks = per_tile * tiling.tiles_per_split * rounds
+                clocks += _fill_clocks(layout, channels, element_size) / 2 * rounds
+                clocks += splits * blocks * channels * nonzeros * 4 / 1000  # the partial sums
+                yield dataclasses.replace(tiling, clocks=clocks)
+
+
+def _gather_variants(
+    dest_channels: int, element_size: int
+) -> Iterator[tuple[tuple[int, int], int]]:
+    for rows, units in GATHER_VARIANTS[element_size]:
+        for row_warps in (1, 2, 4, 8, 16):
+            if row_warps == 1 or row_warps * rows < 2 * dest_channels:
+                yield (rows, units), row_warps
+
+
+def _gather_item(
+    shape: PassShape,
+    c: PassClass,
+    layout: Layout,
+    tiling: GatherTiling,
+    density: float,
+    element_size: int,
+) -> float:
+    """Clocks of an item of work, all of its blocks of source channels together."""
+    served = min(tiling.rows * tiling.row_warps, shape.dest_channels)  # destination channels
+    lanes = COMPUTE_WARPS // tiling.row_warps * tiling.units  # vectors of positions
+    stores = served * lanes * VECTOR_BYTES / element_size
+    if not c.taps:
+        return stores + STEP
+    nonzeros = served * shape.source_channels * len(c.taps) * density
+    loads = nonzeros * (lanes * 4 * layout.conflicts + COMPUTE_WARPS / tiling.row_warps)
+    blocks = -(-shape.source_channels // tiling.channel_block)
+    loads += blocks * tiling.rows * COMPUTE_WARPS * SEGMENT / 4
+    filled = _fill_clocks(layout, shape.source_channels, element_size)
+    together = loads + _fill(layout, shape.source_channels, element_size)
+    return max(together, filled) + stores + blocks * STEP
+
+
+def _fill(layout: Layout, channels: int, element_size: int) -> float:
+    """Wavefronts of filling a slab: stored vector by vector, but loaded image by image."""
+    steps = -(-layout.pixels // 32)
+    # Lines of memory that 32 lanes touch in one image. Columns of one pixel lie side by side.
+    lines = 0.5 + (max(1.0, 32 / layout.slab_cols) if layout.slab_cols > 1 else 1.0)
+    return steps * channels * (4 + lines * VECTOR_BYTES / element_size)
+
+
+def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
+    """Clocks that the filling warps alone take: what they have in flight, again and again."""
+    in_flight = FILL_BATCH[element_size] * FILL_WARPS  # vectors times 32 lanes
+    return -(-layout.pixels // 32) * channels / in_flight * LATENCY
+
+
+def _channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:
+    """Source channels of a slab, two of which must fit shared memory."""
+    most = min(device.shared_per_block // 2 // plane, channels)
+    if most < 1:
+        return
+    fewest = -(-channels // most)
+    for blocks in {fewest, max(fewest, 2), max(fewest, 4)}:
+        even = -(-channels // blocks)
+        wide = -(-even // 4) * 4  # whole rounds of the warps that fill
+        yield min(wide, most)
+
+
+@functools.lru_cache(maxsize=4096)
+def _layouts(
+    shape: PassShape, images: int, tile: int, element_size: int, served: float
+) -> tuple[Layout, ...]:
+    """The classes' cheapest layouts: few margins, full tiles, long lines, no bank conflicts.
+
+    `served`: the non-zeros that use a vector of a tap, over a thread block's destination channels.
+    """
+    groups = -(-images // (VECTOR_BYTES // element_size))
+    steps = shape.row_step, shape.col_step
+
+    def cheapest(c: PassClass) -> Layout:
+        uses = served * max(1, len(c.taps))
+
+        def cost(layout: Layout) -> float:
+            computed = uses * tile / 32 * 4 * layout.conflicts
+            return layout.tiles * (computed + _fill(layout, 1, element_size))
+
+        widths = {-(-c.cols // -(-c.cols // most)) for most in CHUNK_COLS}
+        options = [o for width in widths for o in _options(c, steps, groups, tile, width)]
+        return min(options, key=cost)
+
+    return tuple(cheapest(c) for c in shape.classes)
+
+
+def _options(
+    c: PassClass, steps: tuple[int, int], groups: int, tile: int, width: int
+) -> Iterator[Layout]:
+    chunks = -(-c.cols // width)
+    image_rows = (c.rows - 1) * steps[0] + c.reach_h + 1
+    slab_cols = (width - 1) * steps[1] + c.reach_w + 1
+    phase_cols = -(-slab_cols // steps[1])
+    phases = min(steps[1], c.reach_w + 1)
+    positions = groups * chunks * c.rows * width
+    tiles = -(-positions // tile)
+    rows = _most_rows(c, steps[0], image_rows, tile, width, groups * chunks)
+    narrowest = phases * phase_cols
+    by_conflicts: dict[float, int] = {}
+    for pitch in range(narrowest, narrowest + BANKS):
+        by_conflicts.setdefault(_conflicts(pitch * steps[0], tile, width), pitch)
+    for conflicts, pitch in by_conflicts.items():
+        plane = rows * pitch | 1  # odd: channels side by side fall into different banks
+        yield Layout(
+            width, chunks, image_rows, slab_cols, phase_cols, pitch, plane, positions, tiles,
+            conflicts,
+        )  # fmt: skip
+
+
+def _most_rows(
+    c: PassClass, row_step: int, image_rows: int, tile: int, width: int, images: int
+) -> int:
+    """Slab rows of the tile that spans most of them."""
+    lines = images * c.rows
+    if tile % width == 0:
+        spanned, stride = tile // width, tile // width
+    else:
+        spanned, stride = (tile - 1) // width + 2, 1
+    spanned = min(spanned, lines)
+
+    def slab_row(line: int) -> int:
+        return line // c.rows * image_rows + line % c.rows * row_step
+
+    period = math.lcm(c.rows, stride)
+    most = max(slab_row(line + spanned - 1) - slab_row(line) for line in range(0, period, stride))
+    return min(most, slab_row(lines - 1)) + c.reach_h + 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _conflicts(line_step: int, tile: int, width: int) -> float:
+    """Wavefronts of a vector load by 8 lanes over whole tiles, 1.0 without bank conflicts."""
+    size = min(math.lcm(tile, width, BANKS), 4096) // BANKS
+    wavefronts = 0
+    for first in range(0, size * BANKS, BANKS):
+        banks = [0] * BANKS
+        for position in range(first, first + BANKS):
+            banks[(position // width * line_step + position % width) % BANKS] += 1
+        wavefronts += max(banks)
+    return wavefronts / size
