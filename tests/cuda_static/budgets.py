@@ -20,7 +20,7 @@ BUDGETS = {
     "arrange_kernel": Budget(8),
     "reduce_splits_kernel": Budget(6, shared=1024),
     "direct_gather_kernel": Budget(5),
-    "direct_grad_weight_kernel": Budget(5, shared=2048),
+    "direct_grad_weight_kernel": Budget(4, shared=2048),
 }
 
 
