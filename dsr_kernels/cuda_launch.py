@@ -189,7 +189,7 @@ def _queue(x: Tensor) -> tuple[int, int]:
 
 
 def _device(x: Tensor) -> cuda_tiling.Device:
-    return _limits(x.device.index) if x.is_cuda else cuda_tiling.Device(132, 232448, 233472)
+    return _limits(x.device.index) if x.is_cuda else cuda_tiling.Device(132, 232448)
 
 
 @functools.lru_cache(maxsize=64)
@@ -198,5 +198,4 @@ def _limits(index: int) -> cuda_tiling.Device:
     return cuda_tiling.Device(
         found.multi_processor_count,
         found.shared_memory_per_block_optin,
-        found.shared_memory_per_multiprocessor,
     )

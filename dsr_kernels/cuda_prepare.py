@@ -72,8 +72,9 @@ def prepare_gather(
         _set_channels(launch, shape, tiling.channel_block)
         launch.row_warps, launch.rows, launch.units = tiling.row_warps, tiling.rows, tiling.units
         launch.dest_step_h, launch.dest_step_w = shape.dest_step_h, shape.dest_step_w
-        launch.lanes_on_channels = _channels_contiguous(source_strides)
-        launch.shared_bytes = _slab_bytes(tiling.channel_block, tiling.layouts)
+        launch.lanes_on_channels = _channels_contiguous(shape, source_strides)
+        launch.slab_bytes = _slab_bytes(tiling.channel_block, tiling.layouts)
+        launch.blocks_limit = device.multiprocessors
         launch.source_strides, launch.dest_strides = source_strides, dest_strides
         part, tiles = numbered[first : first + most], 0
         for slot, (index, (c, layout)) in enumerate(part):
@@ -116,9 +117,10 @@ def prepare_grad_weight(
     _set_channels(launch, shape, tiling.channel_block)
     launch.slab = _slab(shape, shape.classes[0], tiling.layout, images)
     launch.blocks, launch.tiles = key.blocks, tiling.layout.tiles
-    launch.splits, launch.units = tiling.splits, tiling.units
-    launch.lanes_on_channels = _channels_contiguous(source_strides)
-    launch.shared_bytes = _slab_bytes(tiling.channel_block, layouts)
+    launch.tiles_per_split, launch.splits = tiling.tiles_per_split, tiling.splits
+    launch.units = tiling.units
+    launch.lanes_on_channels = _channels_contiguous(shape, source_strides)
+    launch.slab_bytes = _slab_bytes(tiling.channel_block, layouts)
     launch.source_strides, launch.grad_strides = source_strides, grad_strides
     return GradWeightPass(key, _name(dtype), tiling.splits, launch)
 
@@ -220,8 +222,12 @@ def _slab_bytes(channel_block: int, layouts: tuple[Layout, ...]) -> int:
     return channel_block * max(layout.plane for layout in layouts) * VECTOR_BYTES
 
 
-def _channels_contiguous(strides: tuple[int, ...]) -> bool:
-    return strides[1] == 1 and 1 not in strides[2:]
+def _channels_contiguous(shape: PassShape, strides: tuple[int, ...]) -> bool:
+    """Whether lanes that load side by side should be channels: no row or column is contiguous."""
+    _, channel, row, col = strides
+    along_cols = shape.width > 1 and col == 1
+    along_rows = shape.width == 1 and shape.height > 1 and row == 1
+    return channel == 1 and not along_cols and not along_rows
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -16,15 +16,18 @@ from typing import NamedTuple
 
 from .cuda_pass import PassClass, PassShape
 
-WARPS = 8  # of a thread block
+COMPUTE_WARPS = 16  # of a thread block; four more fill slabs
 VECTOR_BYTES = 16
 BANKS = 8  # 16-byte columns of shared memory
-SEGMENT = 10.0  # clocks of a warp's scheduler to begin a row of a block
-FIXED = 3000.0  # clocks of a thread block that belong to no wavefront: its start, its last loads
+SEGMENT = 30.0  # clocks of a warp to begin a row of a block, beside other warps' work
+FILL_WARPS = 4
+FILL_BATCH = {4: 6, 2: 2}  # vectors that a lane has in flight
+LATENCY = 900.0  # clocks of a load from memory
+STEP = 800.0  # clocks from one slab to the next that belong to no wavefront
 CHUNK_COLS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)  # at most
 # (rows, units): what the kernels of csrc/cuda/gather_*.cu are instantiated for
-GATHER_VARIANTS = {4: ((8, 2), (4, 2), (16, 1), (8, 1), (4, 1)), 2: ((8, 1), (4, 2), (4, 1))}
-GRAD_WEIGHT_UNITS = {4: (4, 2, 1), 2: (2, 1)}
+GATHER_VARIANTS = {4: ((8, 1), (4, 2), (4, 1)), 2: ((4, 1), (2, 2))}
+GRAD_WEIGHT_UNITS = {4: (2, 1), 2: (2, 1)}
 
 
 class Device(NamedTuple):
@@ -32,7 +35,6 @@ class Device(NamedTuple):
 
     multiprocessors: int
     shared_per_block: int  # bytes a block may have
-    shared_per_multiprocessor: int
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,14 @@ class GatherTiling:
 class GradWeightTiling:
     units: int
     channel_block: int
-    splits: int
+    tiles_per_split: int
     layout: Layout
     clocks: float
+
+    @property
+    def splits(self) -> int:
+        """Parts of the positions that are summed apart; none is empty."""
+        return -(-self.layout.tiles // self.tiles_per_split)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -92,19 +99,21 @@ def gather_tilings(
 ) -> Iterator[GatherTiling]:
     """What a forward or grad-input pass can do, with its modelled time."""
     for (rows, units), row_warps in _gather_variants(shape.dest_channels, element_size):
-        tile = WARPS // row_warps * units * 32
+        tile = COMPUTE_WARPS // row_warps * units * 32
         served = min(rows * row_warps, shape.dest_channels)
         layouts = _layouts(shape, images, tile, element_size, served * density)
         row_blocks = -(-shape.dest_channels // (rows * row_warps)) * shape.groups
-        blocks = row_blocks * sum(layout.tiles for layout in layouts)
+        items = row_blocks * sum(layout.tiles for layout in layouts)
+        rounds = -(-items // device.multiprocessors)
         plane = max(layout.plane for layout in layouts) * VECTOR_BYTES
-        for residents, channels in _channel_blocks(shape.source_channels, plane, device):
+        for channels in _channel_blocks(shape.source_channels, plane, device):
             tiling = GatherTiling(rows, units, row_warps, channels, layouts, 0.0)
             work = sum(
-                layout.tiles * _gather_block(shape, c, layout, tiling, density, element_size)
+                layout.tiles * _gather_item(shape, c, layout, tiling, density, element_size)
                 for c, layout in zip(shape.classes, layouts, strict=True)
             )
-            clocks = _clocks(work * row_blocks / blocks, blocks, residents, device)
+            first = _fill_clocks(layouts[0], channels, element_size)
+            clocks = work * row_blocks / items * rounds + first
             yield dataclasses.replace(tiling, clocks=clocks)
 
 
@@ -117,31 +126,33 @@ def grad_weight_tilings(
     for units in GRAD_WEIGHT_UNITS[element_size]:
         served = density * shape.dest_channels
         (layout,) = _layouts(shape, images, units * 32, element_size, served)
-        plane = layout.plane * VECTOR_BYTES
-        for residents, channels in _channel_blocks(shape.source_channels, plane, device):
+        for channels in _channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
             blocks = -(-shape.source_channels // channels) * shape.groups
             per_tile = channels * nonzeros * (units * 4 * layout.conflicts + 2.5)
+            per_tile += shape.dest_channels * (units * VECTOR_BYTES // element_size + SEGMENT / 2)
             per_tile += _fill(layout, channels, element_size)
-            per_tile += shape.dest_channels * (units * VECTOR_BYTES // element_size + 12.0)
+            per_tile = max(per_tile, _fill_clocks(layout, channels, element_size)) + STEP
             for waves in (1, 2, 4):
-                target = max(1, device.multiprocessors * residents * waves // blocks)
-                splits = min(layout.tiles, target)
-                tiles = -(-layout.tiles // splits)
-                clocks = _clocks(tiles * (per_tile + 500), blocks * splits, residents, device)
+                wanted = max(1, min(layout.tiles, device.multiprocessors * waves // blocks))
+                tiling = GradWeightTiling(units, channels, -(-layout.tiles // wanted), layout, 0.0)
+                splits = tiling.splits
+                rounds = -(-blocks * splits // device.multiprocessors)
+                clocks = per_tile * tiling.tiles_per_split * rounds
+                clocks += _fill_clocks(layout, channels, element_size) / 2 * rounds
                 clocks += splits * blocks * channels * nonzeros * 4 / 1000  # the partial sums
-                yield GradWeightTiling(units, channels, splits, layout, clocks)
+                yield dataclasses.replace(tiling, clocks=clocks)
 
 
 def _gather_variants(
     dest_channels: int, element_size: int
 ) -> Iterator[tuple[tuple[int, int], int]]:
     for rows, units in GATHER_VARIANTS[element_size]:
-        for row_warps in (1, 2, 4, 8):
+        for row_warps in (1, 2, 4, 8, 16):
             if row_warps == 1 or row_warps * rows < 2 * dest_channels:
                 yield (rows, units), row_warps
 
 
-def _gather_block(
+def _gather_item(
     shape: PassShape,
     c: PassClass,
     layout: Layout,
@@ -149,46 +160,45 @@ def _gather_block(
     density: float,
     element_size: int,
 ) -> float:
-    """Wavefronts of a thread block, all of its blocks of source channels together."""
+    """Clocks of an item of work, all of its blocks of source channels together."""
     served = min(tiling.rows * tiling.row_warps, shape.dest_channels)  # destination channels
-    lanes = WARPS // tiling.row_warps * tiling.units  # vectors of positions
-    nonzeros = served * shape.source_channels * len(c.taps) * density
-    loads = nonzeros * (lanes * 4 * layout.conflicts + WARPS / tiling.row_warps)
-    segments = -(-shape.source_channels // tiling.channel_block) * tiling.rows * WARPS
+    lanes = COMPUTE_WARPS // tiling.row_warps * tiling.units  # vectors of positions
     stores = served * lanes * VECTOR_BYTES / element_size
-    fill = _fill(layout, shape.source_channels if c.taps else 0, element_size)
-    return loads + segments * SEGMENT + stores + fill
+    if not c.taps:
+        return stores + STEP
+    nonzeros = served * shape.source_channels * len(c.taps) * density
+    loads = nonzeros * (lanes * 4 * layout.conflicts + COMPUTE_WARPS / tiling.row_warps)
+    blocks = -(-shape.source_channels // tiling.channel_block)
+    loads += blocks * tiling.rows * COMPUTE_WARPS * SEGMENT / 4
+    filled = _fill_clocks(layout, shape.source_channels, element_size)
+    together = loads + _fill(layout, shape.source_channels, element_size)
+    return max(together, filled) + stores + blocks * STEP
 
 
 def _fill(layout: Layout, channels: int, element_size: int) -> float:
-    """Wavefronts of loading a slab: stored vector by vector, but loaded image by image."""
+    """Wavefronts of filling a slab: stored vector by vector, but loaded image by image."""
     steps = -(-layout.pixels // 32)
     # Lines of memory that 32 lanes touch in one image. Columns of one pixel lie side by side.
     lines = 0.5 + (max(1.0, 32 / layout.slab_cols) if layout.slab_cols > 1 else 1.0)
     return steps * channels * (4 + lines * VECTOR_BYTES / element_size)
 
 
-def _clocks(work: float, blocks: int, residents: int, device: Device) -> float:
-    """Time of `blocks` thread blocks of `work` wavefronts each."""
-    each = -(-blocks // device.multiprocessors)
-    together = min(each, residents)
-    # Alone on its multiprocessor a block does not overlap filling and computing.
-    return each * work * (1.6 if together == 1 else 1.15 if together == 2 else 1.0) + FIXED * (
-        -(-each // together)
-    )
+def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
+    """Clocks that the filling warps alone take: what they have in flight, again and again."""
+    in_flight = FILL_BATCH[element_size] * FILL_WARPS  # vectors times 32 lanes
+    return -(-layout.pixels // 32) * channels / in_flight * LATENCY
 
 
-def _channel_blocks(channels: int, plane: int, device: Device) -> Iterator[tuple[int, int]]:
-    """(thread blocks on a multiprocessor, source channels of a slab): the ways to share memory."""
-    for residents in (2, 1):
-        room = min(device.shared_per_block, device.shared_per_multiprocessor // residents - 1024)
-        most = min(room // plane, channels)
-        if most < 1:
-            continue
-        blocks = -(-channels // most)
+def _channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:
+    """Source channels of a slab, two of which must fit shared memory."""
+    most = min(device.shared_per_block // 2 // plane, channels)
+    if most < 1:
+        return
+    fewest = -(-channels // most)
+    for blocks in {fewest, max(fewest, 2), max(fewest, 4)}:
         even = -(-channels // blocks)
-        wide = -(-even // 8) * 8  # whole rounds of the warps that fill
-        yield residents, min(wide, most)
+        wide = -(-even // 4) * 4  # whole rounds of the warps that fill
+        yield min(wide, most)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -254,9 +264,7 @@ def _most_rows(
         return line // c.rows * image_rows + line % c.rows * row_step
 
     period = math.lcm(c.rows, stride)
-    most = max(
-        slab_row(line + spanned - 1) - slab_row(line) for line in range(0, period, stride)
-    )
+    most = max(slab_row(line + spanned - 1) - slab_row(line) for line in range(0, period, stride))
     return min(most, slab_row(lines - 1)) + c.reach_h + 1
 
 

@@ -3,11 +3,13 @@
 namespace dsr::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kThreads)
+constexpr int kArrangeThreads = 256;
+
+__global__ void __launch_bounds__(kArrangeThreads)
     arrange_kernel(int64_t entries, const int32_t* __restrict__ offsets,
                    const int32_t* __restrict__ value_index, const float* __restrict__ values,
                    int2* __restrict__ list) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kArrangeThreads + threadIdx.x;
   if (i >= entries) return;
   const int index = value_index[i];
   list[i] = make_int2(offsets[i], index < 0 ? 0 : __float_as_int(values[index]));
@@ -19,9 +21,9 @@ Status arrange(Queue queue, int64_t entries, const int32_t* offsets, const int32
                const float* values, void* list) {
   const DeviceGuard guard(queue.device);
   if (entries == 0) return Status::ok();
-  const unsigned blocks = static_cast<unsigned>((entries + kThreads - 1) / kThreads);
-  DSR_LAUNCH((arrange_kernel), dim3(blocks), dim3(kThreads), 0, queue.stream, entries, offsets,
-             value_index, values, static_cast<int2*>(list));
+  const unsigned blocks = static_cast<unsigned>((entries + kArrangeThreads - 1) / kArrangeThreads);
+  DSR_LAUNCH((arrange_kernel), dim3(blocks), dim3(kArrangeThreads), 0, queue.stream, entries,
+             offsets, value_index, values, static_cast<int2*>(list));
   return launched("arrange", std::to_string(entries) + " entries");
 }
 

@@ -36,15 +36,16 @@ struct Gather {
   static constexpr int kMaxClasses = 4;  // of one launch: strides of 2 in both directions
   GatherClass classes[kMaxClasses];
   int32_t class_count;
-  int32_t tiles;                     // of all classes
-  int32_t groups;                    // of the convolution
-  int32_t dest_channels;             // of one group
-  int32_t source_channels;           // of one group
-  int32_t channel_block;             // source channels in a slab
-  int32_t row_warps;                 // 1, 2, 4 or 8 warps side by side along destination channels
+  int32_t tiles;            // of all classes
+  int32_t groups;           // of the convolution
+  int32_t dest_channels;    // of one group
+  int32_t source_channels;  // of one group
+  int32_t channel_block;    // source channels in a slab
+  int32_t row_warps;        // 1, 2, 4, 8 or 16 warps side by side along destination channels
   int32_t dest_step_h, dest_step_w;  // pixels from one destination position to the next
   int32_t lanes_on_channels;         // of the source: its channels are contiguous, not its columns
-  int32_t shared_bytes;
+  int32_t slab_bytes;
+  int32_t blocks_limit;  // thread blocks to launch, at most: what the device runs at once
   Strides4 source_strides, dest_strides;
   int32_t rows, units;  // the kernel's template arguments, see gather.cuh
 };

@@ -8,9 +8,8 @@ Status gather_of<__half>(Queue queue, const Gather& pass, const void* source, co
   const auto run = [&](auto launch) {
     return launch(queue, pass, source, list, bounds, bias, dest);
   };
-  if (pass.rows == 8 && pass.units == 1) return run(launch_gather<__half, 8, 1>);
-  if (pass.rows == 4 && pass.units == 2) return run(launch_gather<__half, 4, 2>);
   if (pass.rows == 4 && pass.units == 1) return run(launch_gather<__half, 4, 1>);
+  if (pass.rows == 2 && pass.units == 2) return run(launch_gather<__half, 2, 2>);
   return Status::error("gather: no kernel of " + std::to_string(pass.rows) + " rows and " +
                        std::to_string(pass.units) + " units");
 }

@@ -8,7 +8,7 @@ std::string shapes_of(const GradWeight& pass) {
          std::to_string(pass.groups * pass.source_channels) + " channels of " +
          std::to_string(s.height) + "x" + std::to_string(s.width) + " against " +
          std::to_string(pass.groups * pass.dest_channels) + " of " + std::to_string(s.rows) + "x" +
-         std::to_string(s.cols) + ", " + std::to_string(pass.shared_bytes) + " bytes of slab";
+         std::to_string(s.cols) + ", " + std::to_string(pass.slab_bytes) + " bytes of slab";
 }
 
 namespace {

@@ -1,9 +1,10 @@
-// The kernels of grad_weight.h.
+// The kernel of grad_weight.h.
 //
-// A block keeps one slab of source channels in shared memory, tile after tile of its split, and all
-// output channels take turns on it. A warp holds a tile of one channel's gradient in registers,
-// kUnits * kVector per lane, and every non-zero of the channel costs as many multiply-adds, all of
-// whose other operands are slab vectors. Eight non-zeros yield eight sums per lane:
+// A thread block keeps one slab of source channels in shared memory, tile after tile of its split,
+// and all output channels take turns on it, while its last warps fill the next tile's slab. A warp
+// holds a tile of one channel's gradient in registers, kUnits * kVector per lane, and every
+// non-zero of the channel costs as many multiply-adds, all of whose other operands are slab
+// vectors. Eight non-zeros yield eight sums per lane:
 //
 //     lane 0    s0 s1 s2 s3 s4 s5 s6 s7        halves change places with the lane 16 away, quarters
 //     lane 1    s0 s1 s2 s3 s4 s5 s6 s7   ->   with the one 8 away, and so on: 9 shuffles, after
@@ -24,9 +25,9 @@ struct GradWeightConfig {
   static constexpr int kUnits = Units;  // positions of a lane
   static constexpr int kVector = Vector<T>::kSize;
   static constexpr int kTile = 32 * Units;
-  static constexpr int kBlocksPerMultiprocessor = 2;
-  static_assert(2 * kUnits * kVector <= 64,
-                "this channel's gradient and the next one's share half of the registers");
+  static constexpr int kBatch =
+      sizeof(T) == 4 ? 4 : 2;  // channels that a filling lane has in flight
+  static_assert(kUnits * kVector <= 16, "a channel's gradient may take a sixth of the registers");
 };
 
 // Lane 4 k: the sum over the warp of s[k].
@@ -62,83 +63,93 @@ __device__ __forceinline__ void load_gradient(const T* const (&at)[Units],
   }
 }
 
+// One channel's non-zeros against its gradient: partial[i] += the sum over the warp's positions.
 template <class T, int Units>
-__global__ void __launch_bounds__(kThreads, 2)
+__device__ __forceinline__ void add_row(const char* slab, const int (&at)[Units],
+                                        const float (&grad)[Units][Vector<T>::kSize],
+                                        const int4* __restrict__ offsets, int2 segment, bool first,
+                                        float* __restrict__ partial) {
+  constexpr int kVector = Vector<T>::kSize;
+  const int lane = threadIdx.x % 32;
+  for (int i = segment.x; i < segment.y; i += 8) {
+    const int4 low = offsets[i / 4], high = offsets[i / 4 + 1];
+    const int offset[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    const bool mine = lane % 4 == 0 && i + lane / 4 < segment.y;
+    float* const to = partial + i + lane / 4;
+    const float before = mine && !first ? *to : 0.f;
+    float sums[8] = {};
+#pragma unroll
+    for (int four = 0; four < 8; four += 4) {
+      if (i + four >= segment.y) continue;  // past the end there are gaps: offset 0, never stored
+#pragma unroll
+      for (int k = four; k < four + 4; ++k) {
+#pragma unroll
+        for (int u = 0; u < Units; ++u) {
+          float x[kVector];
+          load_vector<T>(slab + at[u] + offset[k], x);
+#pragma unroll
+          for (int n = 0; n < kVector; ++n) sums[k] = fmaf(grad[u][n], x[n], sums[k]);
+        }
+      }
+    }
+    const float total = reduce_eight(sums);
+    if (mine) *to = before + total;
+  }
+}
+
+template <class T, int Units>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     grad_weight_kernel(const __grid_constant__ GradWeight pass, const T* __restrict__ source,
                        const T* __restrict__ grad, const int4* __restrict__ offsets,
                        const int2* __restrict__ bounds, float* __restrict__ partial) {
   using Config = GradWeightConfig<T, Units>;
   constexpr int kVector = Config::kVector;
-  DSR_DYNAMIC_SHARED(char, slab);
+  DSR_DYNAMIC_SHARED(char, slabs);
 
   const Slab& s = pass.slab;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const bool fills = warp >= kComputeWarps;
   const int block = blockIdx.x % pass.blocks;
   const int group = blockIdx.x / pass.blocks % pass.groups;
   const int split = blockIdx.x / (pass.blocks * pass.groups);
-  const int first_channel = block * pass.channel_block;
-  const int channels = min(pass.channel_block, pass.source_channels - first_channel);
-  source += (group * pass.source_channels + first_channel) * pass.source_strides.c;
-  grad += group * pass.dest_channels * pass.grad_strides.c;
-  bounds += (block * pass.groups + group) * pass.dest_channels;
-  partial += split * pass.entries;
-
-  const int first_tile = static_cast<int64_t>(pass.tiles) * split / pass.splits;
-  const int last_tile = static_cast<int64_t>(pass.tiles) * (split + 1) / pass.splits;
-  for (int tile = first_tile; tile < last_tile; ++tile) {
-    const int first_position = tile * Config::kTile;
-    const SlabRows slab_rows = rows_of_tile(s, first_position, Config::kTile);
-    int at[Units], images[Units];
-    const T* grad_at[Units];
-#pragma unroll
-    for (int u = 0; u < Units; ++u) {
-      const Position p = position_at(s, first_position + u * 32 + lane);
-      at[u] = p.valid ? slab_byte(s, slab_rows, p) : 0;
-      images[u] = p.valid ? min(kVector, s.images - p.group * kVector) : 0;
-      grad_at[u] = grad + p.group * kVector * pass.grad_strides.n + p.row * pass.grad_strides.h +
-                   (p.chunk * s.tile_cols + p.col) * pass.grad_strides.w;
+  const int first_tile = split * pass.tiles_per_split;
+  const int last_tile = min(first_tile + pass.tiles_per_split, pass.tiles);
+  for (int tile = first_tile - 1; tile < last_tile; ++tile) {
+    char* const into = slabs + (tile & 1) * pass.slab_bytes;
+    const char* const from = slabs + (~tile & 1) * pass.slab_bytes;
+    // All warps fill the first slab; then the first ones have something to compute.
+    const bool started = tile >= first_tile;
+    if (tile + 1 < last_tile && (fills || !started)) {
+      const SlabRows rows = rows_of_tile(s, (tile + 1) * Config::kTile, Config::kTile);
+      const int first_channel = block * pass.channel_block;
+      const int channel = group * pass.source_channels + first_channel;
+      fill_slab<T, Config::kBatch>(
+          s, rows, pass.source_strides, source + channel * pass.source_strides.c,
+          min(pass.channel_block, pass.source_channels - first_channel), pass.lanes_on_channels,
+          started ? warp - kComputeWarps : warp, started ? kFillWarps : kWarps, into);
     }
-    if (tile > first_tile) __syncthreads();
-    fill_slab(s, slab_rows, pass.source_strides, source, channels, pass.lanes_on_channels, slab);
-    float next[Units][kVector];
-    if (warp < pass.dest_channels)
-      load_gradient(grad_at, images, pass.grad_strides.n, warp * pass.grad_strides.c, next);
+    if (started && !fills) {
+      const SlabRows rows = rows_of_tile(s, tile * Config::kTile, Config::kTile);
+      int at[Units], images[Units];
+      const T* grad_at[Units];
+#pragma unroll
+      for (int u = 0; u < Units; ++u) {
+        const Position p = position_at(s, tile * Config::kTile + u * 32 + lane);
+        at[u] = p.valid ? slab_byte(s, rows, p) : 0;
+        images[u] = p.valid ? min(kVector, s.images - p.group * kVector) : 0;
+        grad_at[u] = grad + group * pass.dest_channels * pass.grad_strides.c +
+                     p.group * kVector * pass.grad_strides.n + p.row * pass.grad_strides.h +
+                     (p.chunk * s.tile_cols + p.col) * pass.grad_strides.w;
+      }
+      for (int row = warp; row < pass.dest_channels; row += kComputeWarps) {
+        const int2 segment = bounds[(block * pass.groups + group) * pass.dest_channels + row];
+        float gradient[Units][kVector];
+        load_gradient(grad_at, images, pass.grad_strides.n, row * pass.grad_strides.c, gradient);
+        add_row<T>(from, at, gradient, offsets, segment, tile == first_tile,
+                   partial + split * pass.entries);
+      }
+    }
     __syncthreads();
-
-    for (int row = warp; row < pass.dest_channels; row += kWarps) {
-      float now[Units][kVector];
-#pragma unroll
-      for (int u = 0; u < Units; ++u)
-#pragma unroll
-        for (int n = 0; n < kVector; ++n) now[u][n] = next[u][n];
-      if (row + kWarps < pass.dest_channels) {
-        load_gradient(grad_at, images, pass.grad_strides.n, (row + kWarps) * pass.grad_strides.c,
-                      next);
-      }
-      const int2 segment = bounds[row];
-      for (int i = segment.x; i < segment.y; i += 8) {
-        const int4 low = offsets[i / 4], high = offsets[i / 4 + 1];
-        const int offset[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        const bool mine = lane % 4 == 0 && i + lane / 4 < segment.y;
-        float* const to = partial + i + lane / 4;
-        const float before = mine && tile > first_tile ? *to : 0.f;
-        float sums[8] = {};
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-          if (i + k < segment.y) {
-#pragma unroll
-            for (int u = 0; u < Units; ++u) {
-              float x[kVector];
-              load_vector<T>(slab + at[u] + offset[k], x);
-#pragma unroll
-              for (int n = 0; n < kVector; ++n) sums[k] = fmaf(now[u][n], x[n], sums[k]);
-            }
-          }
-        }
-        const float total = reduce_eight(sums);
-        if (mine) *to = before + total;
-      }
-    }
   }
 }
 

@@ -25,8 +25,9 @@ struct GradWeight {
   int32_t blocks;             // of source channels
   int32_t tiles;              // of positions
   int32_t splits;             // parts of the tiles that are summed apart
+  int32_t tiles_per_split;
   int32_t lanes_on_channels;  // of the source
-  int32_t shared_bytes;
+  int32_t slab_bytes;
   int32_t units;    // the kernel's template argument, see grad_weight.cuh
   int64_t entries;  // of the list
   Strides4 source_strides, grad_strides;

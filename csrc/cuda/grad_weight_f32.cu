@@ -9,7 +9,6 @@ Status grad_weight_of<float>(Queue queue, const GradWeight& pass, const void* so
   const auto run = [&](auto launch) {
     return launch(queue, pass, source, grad, offsets, bounds, partial);
   };
-  if (pass.units == 4) return run(launch_grad_weight<float, 4>);
   if (pass.units == 2) return run(launch_grad_weight<float, 2>);
   if (pass.units == 1) return run(launch_grad_weight<float, 1>);
   return no_kernel(pass);

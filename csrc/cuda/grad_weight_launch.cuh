@@ -15,11 +15,11 @@ template <class T, int Units>
 Status launch_grad_weight(Queue queue, const GradWeight& pass, const void* source, const void* grad,
                           const int32_t* offsets, const int32_t* bounds, float* partial) {
   const Status enough =
-      allow_shared_bytes<&grad_weight_kernel<T, Units>>(queue, pass.shared_bytes, "grad_weight");
+      allow_shared_bytes<&grad_weight_kernel<T, Units>>(queue, 2 * pass.slab_bytes, "grad_weight");
   if (!enough.is_ok()) return enough;
   DSR_LAUNCH((grad_weight_kernel<T, Units>),
              dim3(static_cast<unsigned>(pass.blocks * pass.groups * pass.splits)), dim3(kThreads),
-             pass.shared_bytes, queue.stream, pass, static_cast<const T*>(source),
+             2 * pass.slab_bytes, queue.stream, pass, static_cast<const T*>(source),
              static_cast<const T*>(grad), reinterpret_cast<const int4*>(offsets),
              reinterpret_cast<const int2*>(bounds), partial);
   return launched("grad_weight", shapes_of(pass));

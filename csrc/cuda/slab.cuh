@@ -6,8 +6,14 @@
 
 namespace dsr::cuda {
 
-constexpr int kWarps = 8;
+// A thread block: most warps compute on one slab while the others fill the next one.
+constexpr int kComputeWarps = 16;
+constexpr int kFillWarps = 4;
+constexpr int kWarps = kComputeWarps + kFillWarps;
 constexpr int kThreads = 32 * kWarps;
+// 65,536 registers for 640 threads, in steps of 8 per thread: 96 each, one block per
+// multiprocessor.
+constexpr int kBlocksPerMultiprocessor = 1;
 
 // A destination position, taken apart.
 struct Position {
@@ -50,19 +56,23 @@ __device__ __forceinline__ int slab_byte(const Slab& s, const SlabRows& rows, co
   return ((slab_row(s, p) - rows.first) * s.pitch + p.col) * 16;
 }
 
-// slab[c][row][column] = the vector of that source pixel in channel c, zeros in the margins. Lanes
-// run along columns or, where channels are what is contiguous, along channels; the odd plane keeps
-// the stores of the latter off each other's banks.
-template <class T>
-__device__ void fill_slab(const Slab& s, const SlabRows& rows, const Strides4& strides,
-                          const T* __restrict__ x,  // [N, channels, height, width]
-                          int channels, bool lanes_on_channels, char* slab) {
+// slab[c][row][column] = the vector of that source pixel in channel c, zeros in the margins; by
+// `warps` warps of which this is number `warp`. Lanes run along columns or, where channels are what
+// is contiguous, along channels; the odd plane keeps the stores of the latter off each other's
+// banks. A lane has the loads of kBatch channels in flight before it stores the first of them: as
+// many as the caller's registers allow.
+template <class T, int kBatch>
+__device__ __forceinline__ void fill_slab(const Slab& s, const SlabRows& rows,
+                                          const Strides4& strides,
+                                          const T* __restrict__ x,  // [N, channels, height, width]
+                                          int channels, bool lanes_on_channels, int warp, int warps,
+                                          char* slab) {
   constexpr int kVector = Vector<T>::kSize;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
   const int first_pixel = lanes_on_channels ? warp : lane;
-  const int pixel_step = lanes_on_channels ? kWarps : 32;
+  const int pixel_step = lanes_on_channels ? warps : 32;
   const int first_channel = lanes_on_channels ? lane : warp;
-  const int channel_step = lanes_on_channels ? 32 : kWarps;
+  const int channel_step = lanes_on_channels ? 32 : warps;
   const int pixels = rows.count * s.slab_cols;
   for (int pixel = first_pixel; pixel < pixels; pixel += pixel_step) {
     const int row = s.by_slab_cols.quotient(pixel);
@@ -75,13 +85,21 @@ __device__ void fill_slab(const Slab& s, const SlabRows& rows, const Strides4& s
     const bool inside = h >= 0 && h < s.height && w >= 0 && w < s.width;
     const int count = inside ? min(kVector, s.images - group * kVector) : 0;
     const int step = s.by_col_step.quotient(col);
-    const int place = row * s.pitch + (col - step * s.col_step) * s.phase_cols + step;
-    const T* from = x + group * kVector * strides.n + h * strides.h + w * strides.w;
-#pragma unroll 2  // more would cost registers that the sums of a caller need
-    for (int c = first_channel; c < channels; c += channel_step) {
-      T images[kVector];
-      load_images(from + c * strides.c, strides.n, count, images);
-      store_vector(slab + (c * s.plane + place) * 16, images);
+    char* const to = slab + (row * s.pitch + (col - step * s.col_step) * s.phase_cols + step) * 16;
+    const T* const from = x + group * kVector * strides.n + h * strides.h + w * strides.w;
+    for (int c = first_channel; c < channels; c += kBatch * channel_step) {
+      T images[kBatch][kVector];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int channel = c + j * channel_step;
+        load_images(from + channel * strides.c, strides.n, channel < channels ? count : 0,
+                    images[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int channel = c + j * channel_step;
+        if (channel < channels) store_vector(to + channel * s.plane * 16, images[j]);
+      }
     }
   }
 }
