@@ -15,8 +15,8 @@ class Budget:
 
 
 BUDGETS = {
-    "gather_kernel": Budget(2, slab=True),
-    "grad_weight_kernel": Budget(2, slab=True),
+    "gather_kernel": Budget(1, slab=True),
+    "grad_weight_kernel": Budget(1, slab=True),
     "arrange_kernel": Budget(8),
     "reduce_splits_kernel": Budget(6, shared=1024),
     "direct_gather_kernel": Budget(5),
