@@ -21,7 +21,6 @@ VECTOR_BYTES = 16
 BANKS = 8  # 16-byte columns of shared memory
 SEGMENT = 30.0  # clocks of a warp to begin a row of a block, beside other warps' work
 FILL_WARPS = 4
-FILL_BATCH = {4: 6, 2: 2}  # vectors that a lane has in flight
 LATENCY = 900.0  # clocks of a load from memory
 STEP = 800.0  # clocks from one slab to the next that belong to no wavefront
 CHUNK_COLS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)  # at most
@@ -176,17 +175,23 @@ def _gather_item(
 
 
 def _fill(layout: Layout, channels: int, element_size: int) -> float:
-    """Wavefronts of filling a slab: stored vector by vector, but loaded image by image."""
-    steps = -(-layout.pixels // 32)
+    """Wavefronts of filling a slab, whose vectors come image by image.
+
+    Four-byte elements are stored one by one, four lanes to a bank; smaller ones as whole vectors.
+    """
+    images = VECTOR_BYTES / element_size
     # Lines of memory that 32 lanes touch in one image. Columns of one pixel lie side by side.
     lines = 0.5 + (max(1.0, 32 / layout.slab_cols) if layout.slab_cols > 1 else 1.0)
-    return steps * channels * (4 + lines * VECTOR_BYTES / element_size)
+    stores = 4 * images if element_size == 4 else 4
+    return -(-layout.pixels // 32) * channels * (stores + lines * images)
 
 
 def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
-    """Clocks that the filling warps alone take: what they have in flight, again and again."""
-    in_flight = FILL_BATCH[element_size] * FILL_WARPS  # vectors times 32 lanes
-    return -(-layout.pixels // 32) * channels / in_flight * LATENCY
+    """Clocks that the filling warps alone take: to issue, or for what they have in flight."""
+    steps = -(-layout.pixels // 32) * channels / FILL_WARPS
+    if element_size == 4:
+        return steps * 60 + LATENCY
+    return steps / 4 * LATENCY
 
 
 def _channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:

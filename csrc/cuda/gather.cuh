@@ -23,25 +23,16 @@
 
 namespace dsr::cuda {
 
-// Channels that a filling lane has in flight, as far as its registers go.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kGatherBatch = 3;
-#else
-constexpr int kGatherBatch = 8;
-#endif
-
 template <class T, int Rows, int Units>
 struct GatherConfig {
   static constexpr int kRows = Rows;    // destination channels of a warp
   static constexpr int kUnits = Units;  // positions of a lane
   static constexpr int kVector = Vector<T>::kSize;
-  static constexpr int kBatch = sizeof(T) == 4 ? kGatherBatch : 2;
   static_assert(kRows * kUnits * kVector <= 32, "sums may take a third of a thread's registers");
 };
 
-// One slab's worth: a tile, a set of destination channels, a block of source channels.
+// An item of work: a tile and a set of destination channels.
 struct GatherWork {
-  int item, block;
   int which, first_position;  // the class, and where in it the tile starts
   int group, first_row;       // of the convolution; the set's first channel in it
   int blocks;                 // of source channels, at least one: zeros are stored too
@@ -53,7 +44,6 @@ __device__ __forceinline__ GatherWork gather_work(const Gather& pass, int item, 
   const int tile = item / (row_blocks * pass.groups);
   const int rest = item - tile * row_blocks * pass.groups;
   GatherWork work{};
-  work.item = item;
   while (work.which + 1 < pass.class_count && tile >= pass.classes[work.which + 1].first_tile)
     ++work.which;
   work.first_position = (tile - pass.classes[work.which].first_tile) * tile_size;
@@ -82,24 +72,22 @@ struct Stream {
   int rows;       // the warp's rows that exist
 };
 
-__device__ __forceinline__ Stream open_stream(const Gather& pass, const GatherWork& work,
+__device__ __forceinline__ Stream open_stream(const Gather& pass, const GatherWork& work, int block,
                                               int first_row, const int2* bounds) {
   const int rows = pass.dest_channels - first_row;
   if (rows <= 0 || pass.classes[work.which].blocks == 0) return {0, 0, 0};
-  const int2 first =
-      bounds[pass.classes[work.which].first_segment +
-             (work.block * pass.groups + work.group) * pass.dest_channels + first_row];
+  const int2 first = bounds[pass.classes[work.which].first_segment +
+                            (block * pass.groups + work.group) * pass.dest_channels + first_row];
   return {first.x, first.y, rows};
 }
 
 template <class Config, class T>
 __device__ __forceinline__ void add_block(
-    const Gather& pass, const GatherWork& work, int first_row, const char* slab,
+    const Gather& pass, const GatherWork& work, int block, int first_row, const char* slab,
     const int (&at)[Config::kUnits], const int4* __restrict__ list, const int2* __restrict__ bounds,
     Stream stream, int4 now, float (&sums)[Config::kRows][Config::kUnits][Config::kVector]) {
   const int2* const segments = bounds + pass.classes[work.which].first_segment +
-                               (work.block * pass.groups + work.group) * pass.dest_channels +
-                               first_row;
+                               (block * pass.groups + work.group) * pass.dest_channels + first_row;
   int i = stream.next, end = stream.end;
 #pragma unroll
   for (int r = 0; r < Config::kRows; ++r) {
@@ -151,6 +139,30 @@ __device__ __forceinline__ void store_sums(
   }
 }
 
+// The filling warps' part: one slab ahead of those who compute.
+template <class T>
+__device__ __forceinline__ void fill_slabs(const Gather& pass, int items, int row_block,
+                                           int tile_size, const T* __restrict__ source,
+                                           char* slabs) {
+  const int warp = threadIdx.x / 32 - kComputeWarps;
+  int into = 0;
+  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+    const GatherWork work = gather_work(pass, item, row_block, tile_size);
+    const GatherClass& c = pass.classes[work.which];
+    const SlabRows rows = rows_of_tile(c.slab, work.first_position, tile_size);
+    for (int block = 0; block < work.blocks; ++block, into ^= 1) {
+      if (c.blocks > 0) {
+        const int first_channel = block * pass.channel_block;
+        const int channel = work.group * pass.source_channels + first_channel;
+        fill_slab(c.slab, rows, pass.source_strides, source + channel * pass.source_strides.c,
+                  min(pass.channel_block, pass.source_channels - first_channel),
+                  pass.lanes_on_channels, warp, slabs + into * pass.slab_bytes);
+      }
+      block_barrier();
+    }
+  }
+}
+
 template <class T, int Rows, int Units>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     gather_kernel(const __grid_constant__ Gather pass, int items, const T* __restrict__ source,
@@ -160,71 +172,38 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   using Config = GatherConfig<T, Rows, Units>;
   DSR_DYNAMIC_SHARED(char, slabs);
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const bool fills = warp >= kComputeWarps;
+  const int warp = threadIdx.x / 32;
   const int row_block = pass.row_warps * Rows;
   const int tile_size = kComputeWarps / pass.row_warps * Units * 32;
-  const int my_row = warp % pass.row_warps * Rows;
-  const int my_position = warp / pass.row_warps * Units * 32 + lane;
-
-  float sums[Rows][Units][Config::kVector];
-  GatherWork ahead = gather_work(pass, blockIdx.x, row_block, tile_size);
-  GatherWork work = ahead;
-  bool started = false;
-  Stream stream{};
-  int4 now{};
-  for (int into = 0;; into ^= 1) {
-    // All warps fill the first slab; then the first ones have something to compute.
-    const bool more = ahead.item < items;
-    if (more && (fills || !started) && pass.classes[ahead.which].blocks > 0) {
-      const Slab& s = pass.classes[ahead.which].slab;
-      const int first_channel = ahead.block * pass.channel_block;
-      const int channel = ahead.group * pass.source_channels + first_channel;
-      fill_slab<T, Config::kBatch>(s, rows_of_tile(s, ahead.first_position, tile_size),
-                                   pass.source_strides, source + channel * pass.source_strides.c,
-                                   min(pass.channel_block, pass.source_channels - first_channel),
-                                   pass.lanes_on_channels, started ? warp - kComputeWarps : warp,
-                                   started ? kFillWarps : kWarps, slabs + into * pass.slab_bytes);
+  if (warp >= kComputeWarps) {
+    fill_slabs(pass, items, row_block, tile_size, source, slabs);
+    return;
+  }
+  int into = 0;
+  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+    const GatherWork work = gather_work(pass, item, row_block, tile_size);
+    const Slab& s = pass.classes[work.which].slab;
+    const int first_row = work.first_row + warp % pass.row_warps * Rows;
+    const int my_position =
+        work.first_position + warp / pass.row_warps * Units * 32 + threadIdx.x % 32;
+    const SlabRows rows = rows_of_tile(s, work.first_position, tile_size);
+    int at[Units];
+#pragma unroll
+    for (int u = 0; u < Units; ++u) {
+      const Position p = position_at(s, my_position + u * 32);
+      at[u] = p.valid ? slab_byte(s, rows, p) : 0;
     }
-    if (!fills) {
-      Stream next_stream{};
-      if (more) next_stream = open_stream(pass, ahead, ahead.first_row + my_row, bounds);
-      if (started) {
-        const Slab& s = pass.classes[work.which].slab;
-        const int first_row = work.first_row + my_row;
-        if (work.block == 0) {
-#pragma unroll
-          for (int r = 0; r < Rows; ++r)
-#pragma unroll
-            for (int u = 0; u < Units; ++u)
-#pragma unroll
-              for (int n = 0; n < Config::kVector; ++n) sums[r][u][n] = 0.f;
-        }
-        const SlabRows rows = rows_of_tile(s, work.first_position, tile_size);
-        int at[Units];
-#pragma unroll
-        for (int u = 0; u < Units; ++u) {
-          const Position p = position_at(s, work.first_position + my_position + u * 32);
-          at[u] = p.valid ? slab_byte(s, rows, p) : 0;
-        }
-        if (stream.rows > 0) {
-          add_block<Config, T>(pass, work, first_row, slabs + (into ^ 1) * pass.slab_bytes, at,
-                               list, bounds, stream, now, sums);
-        }
-        if (work.block + 1 == work.blocks) {
-          store_sums<Config, T>(pass, work, first_row, work.first_position + my_position, bias,
-                                dest, sums);
-        }
+    float sums[Rows][Units][Config::kVector] = {};
+    for (int block = 0; block < work.blocks; ++block, into ^= 1) {
+      const Stream stream = open_stream(pass, work, block, first_row, bounds);
+      const int4 now = stream.rows > 0 ? list[stream.next / 2] : int4{};
+      block_barrier();
+      if (stream.rows > 0) {
+        add_block<Config, T>(pass, work, block, first_row, slabs + into * pass.slab_bytes, at, list,
+                             bounds, stream, now, sums);
       }
-      stream = next_stream;
-      if (more && stream.rows > 0) now = list[stream.next / 2];
     }
-    if (!more) break;
-    __syncthreads();
-    started = true;
-    work = ahead;
-    if (++ahead.block == ahead.blocks)
-      ahead = gather_work(pass, ahead.item + gridDim.x, row_block, tile_size);
+    store_sums<Config, T>(pass, work, first_row, my_position, bias, dest, sums);
   }
 }
 

@@ -25,8 +25,6 @@ struct GradWeightConfig {
   static constexpr int kUnits = Units;  // positions of a lane
   static constexpr int kVector = Vector<T>::kSize;
   static constexpr int kTile = 32 * Units;
-  static constexpr int kBatch =
-      sizeof(T) == 4 ? 4 : 2;  // channels that a filling lane has in flight
   static_assert(kUnits * kVector <= 16, "a channel's gradient may take a sixth of the registers");
 };
 
@@ -108,48 +106,54 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
   const Slab& s = pass.slab;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const bool fills = warp >= kComputeWarps;
   const int block = blockIdx.x % pass.blocks;
   const int group = blockIdx.x / pass.blocks % pass.groups;
   const int split = blockIdx.x / (pass.blocks * pass.groups);
   const int first_tile = split * pass.tiles_per_split;
   const int last_tile = min(first_tile + pass.tiles_per_split, pass.tiles);
-  for (int tile = first_tile - 1; tile < last_tile; ++tile) {
-    char* const into = slabs + (tile & 1) * pass.slab_bytes;
-    const char* const from = slabs + (~tile & 1) * pass.slab_bytes;
-    // All warps fill the first slab; then the first ones have something to compute.
-    const bool started = tile >= first_tile;
-    if (tile + 1 < last_tile && (fills || !started)) {
-      const SlabRows rows = rows_of_tile(s, (tile + 1) * Config::kTile, Config::kTile);
-      const int first_channel = block * pass.channel_block;
-      const int channel = group * pass.source_channels + first_channel;
-      fill_slab<T, Config::kBatch>(
-          s, rows, pass.source_strides, source + channel * pass.source_strides.c,
-          min(pass.channel_block, pass.source_channels - first_channel), pass.lanes_on_channels,
-          started ? warp - kComputeWarps : warp, started ? kFillWarps : kWarps, into);
-    }
-    if (started && !fills) {
+  if (warp >= kComputeWarps) {
+    const int first_channel = block * pass.channel_block;
+    const int channel = group * pass.source_channels + first_channel;
+    for (int tile = first_tile; tile < last_tile; ++tile) {
       const SlabRows rows = rows_of_tile(s, tile * Config::kTile, Config::kTile);
-      int at[Units], images[Units];
-      const T* grad_at[Units];
-#pragma unroll
-      for (int u = 0; u < Units; ++u) {
-        const Position p = position_at(s, tile * Config::kTile + u * 32 + lane);
-        at[u] = p.valid ? slab_byte(s, rows, p) : 0;
-        images[u] = p.valid ? min(kVector, s.images - p.group * kVector) : 0;
-        grad_at[u] = grad + group * pass.dest_channels * pass.grad_strides.c +
-                     p.group * kVector * pass.grad_strides.n + p.row * pass.grad_strides.h +
-                     (p.chunk * s.tile_cols + p.col) * pass.grad_strides.w;
-      }
-      for (int row = warp; row < pass.dest_channels; row += kComputeWarps) {
-        const int2 segment = bounds[(block * pass.groups + group) * pass.dest_channels + row];
-        float gradient[Units][kVector];
-        load_gradient(grad_at, images, pass.grad_strides.n, row * pass.grad_strides.c, gradient);
-        add_row<T>(from, at, gradient, offsets, segment, tile == first_tile,
-                   partial + split * pass.entries);
-      }
+      fill_slab(s, rows, pass.source_strides, source + channel * pass.source_strides.c,
+                min(pass.channel_block, pass.source_channels - first_channel),
+                pass.lanes_on_channels, warp - kComputeWarps, slabs + (tile & 1) * pass.slab_bytes);
+      block_barrier();
     }
-    __syncthreads();
+    return;
+  }
+  for (int tile = first_tile; tile < last_tile; ++tile) {
+    const SlabRows rows = rows_of_tile(s, tile * Config::kTile, Config::kTile);
+    int at[Units], images[Units];
+    const T* grad_at[Units];
+#pragma unroll
+    for (int u = 0; u < Units; ++u) {
+      const Position p = position_at(s, tile * Config::kTile + u * 32 + lane);
+      at[u] = p.valid ? slab_byte(s, rows, p) : 0;
+      images[u] = p.valid ? min(kVector, s.images - p.group * kVector) : 0;
+      grad_at[u] = grad + group * pass.dest_channels * pass.grad_strides.c +
+                   p.group * kVector * pass.grad_strides.n + p.row * pass.grad_strides.h +
+                   (p.chunk * s.tile_cols + p.col) * pass.grad_strides.w;
+    }
+    float next[Units][kVector];
+    if (warp < pass.dest_channels)
+      load_gradient(grad_at, images, pass.grad_strides.n, warp * pass.grad_strides.c, next);
+    block_barrier();
+    for (int row = warp; row < pass.dest_channels; row += kComputeWarps) {
+      const int2 segment = bounds[(block * pass.groups + group) * pass.dest_channels + row];
+      float gradient[Units][kVector];
+#pragma unroll
+      for (int u = 0; u < Units; ++u)
+#pragma unroll
+        for (int n = 0; n < kVector; ++n) gradient[u][n] = next[u][n];
+      if (row + kComputeWarps < pass.dest_channels) {
+        load_gradient(grad_at, images, pass.grad_strides.n,
+                      (row + kComputeWarps) * pass.grad_strides.c, next);
+      }
+      add_row<T>(slabs + (tile & 1) * pass.slab_bytes, at, gradient, offsets, segment,
+                 tile == first_tile, partial + split * pass.entries);
+    }
   }
 }
 

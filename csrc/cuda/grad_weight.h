@@ -18,13 +18,13 @@ namespace dsr::cuda {
 struct GradWeight {
   static constexpr int kAlign = 8;  // entries that are reduced together
   Slab slab;
-  int32_t groups;             // of the convolution
-  int32_t dest_channels;      // of one group
-  int32_t source_channels;    // of one group
-  int32_t channel_block;      // source channels in a slab
-  int32_t blocks;             // of source channels
-  int32_t tiles;              // of positions
-  int32_t splits;             // parts of the tiles that are summed apart
+  int32_t groups;           // of the convolution
+  int32_t dest_channels;    // of one group
+  int32_t source_channels;  // of one group
+  int32_t channel_block;    // source channels in a slab
+  int32_t blocks;           // of source channels
+  int32_t tiles;            // of positions
+  int32_t splits;           // parts of the tiles that are summed apart
   int32_t tiles_per_split;
   int32_t lanes_on_channels;  // of the source
   int32_t slab_bytes;

@@ -56,23 +56,66 @@ __device__ __forceinline__ int slab_byte(const Slab& s, const SlabRows& rows, co
   return ((slab_row(s, p) - rows.first) * s.pitch + p.col) * 16;
 }
 
-// slab[c][row][column] = the vector of that source pixel in channel c, zeros in the margins; by
-// `warps` warps of which this is number `warp`. Lanes run along columns or, where channels are what
-// is contiguous, along channels; the odd plane keeps the stores of the latter off each other's
-// banks. A lane has the loads of kBatch channels in flight before it stores the first of them: as
-// many as the caller's registers allow.
-template <class T, int kBatch>
+// A vector of one channel from memory into a slab: images[0], images[stride], ... of `count`
+// images.
+template <class T>
+__device__ __forceinline__ void copy_vector(char* to, const T* from, int64_t stride, int count) {
+#pragma unroll
+  for (int i = 0; i < Vector<T>::kSize; ++i)
+    copy_async(to + i * sizeof(T), from + i * stride, i < count);
+}
+
+// The vectors of a pixel in all of a lane's channels. Four-byte elements go their way while the
+// lane goes on; smaller ones, which cp.async does not know, pass through registers, kBatch channels
+// at once.
+template <class T>
+__device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const T* from,
+                                           const Strides4& strides, int count, int first_channel,
+                                           int channel_step, int channels) {
+  if constexpr (sizeof(T) == 4) {
+    to += first_channel * plane_bytes;
+    from += first_channel * strides.c;
+#pragma unroll 2
+    for (int c = first_channel; c < channels; c += channel_step) {
+      copy_vector(to, from, strides.n, count);
+      to += channel_step * plane_bytes;
+      from += channel_step * strides.c;
+    }
+  } else {
+    constexpr int kBatch = 4;
+    for (int c = first_channel; c < channels; c += kBatch * channel_step) {
+      T images[kBatch][Vector<T>::kSize];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int channel = c + j * channel_step;
+        load_images(from + channel * strides.c, strides.n, channel < channels ? count : 0,
+                    images[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int channel = c + j * channel_step;
+        if (channel < channels) store_vector(to + channel * plane_bytes, images[j]);
+      }
+    }
+  }
+}
+
+// slab[c][row][column] = the vector of that source pixel in channel c, zeros in the margins; by the
+// filling warps, of which this is number `warp`. Lanes run along columns or, where channels are
+// what is contiguous, along channels; the odd plane keeps the stores of the latter off each other's
+// banks.
+template <class T>
 __device__ __forceinline__ void fill_slab(const Slab& s, const SlabRows& rows,
                                           const Strides4& strides,
                                           const T* __restrict__ x,  // [N, channels, height, width]
-                                          int channels, bool lanes_on_channels, int warp, int warps,
+                                          int channels, bool lanes_on_channels, int warp,
                                           char* slab) {
   constexpr int kVector = Vector<T>::kSize;
   const int lane = threadIdx.x % 32;
   const int first_pixel = lanes_on_channels ? warp : lane;
-  const int pixel_step = lanes_on_channels ? warps : 32;
+  const int pixel_step = lanes_on_channels ? kFillWarps : 32;
   const int first_channel = lanes_on_channels ? lane : warp;
-  const int channel_step = lanes_on_channels ? 32 : warps;
+  const int channel_step = lanes_on_channels ? 32 : kFillWarps;
   const int pixels = rows.count * s.slab_cols;
   for (int pixel = first_pixel; pixel < pixels; pixel += pixel_step) {
     const int row = s.by_slab_cols.quotient(pixel);
@@ -85,23 +128,12 @@ __device__ __forceinline__ void fill_slab(const Slab& s, const SlabRows& rows,
     const bool inside = h >= 0 && h < s.height && w >= 0 && w < s.width;
     const int count = inside ? min(kVector, s.images - group * kVector) : 0;
     const int step = s.by_col_step.quotient(col);
-    char* const to = slab + (row * s.pitch + (col - step * s.col_step) * s.phase_cols + step) * 16;
+    const int place = row * s.pitch + (col - step * s.col_step) * s.phase_cols + step;
     const T* const from = x + group * kVector * strides.n + h * strides.h + w * strides.w;
-    for (int c = first_channel; c < channels; c += kBatch * channel_step) {
-      T images[kBatch][kVector];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int channel = c + j * channel_step;
-        load_images(from + channel * strides.c, strides.n, channel < channels ? count : 0,
-                    images[j]);
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int channel = c + j * channel_step;
-        if (channel < channels) store_vector(to + channel * s.plane * 16, images[j]);
-      }
-    }
+    fill_pixel(slab + place * 16, int64_t{16} * s.plane, from, strides, count, first_channel,
+               channel_step, channels);
   }
+  if constexpr (sizeof(T) == 4) wait_for_copies();
 }
 
 }  // namespace dsr::cuda

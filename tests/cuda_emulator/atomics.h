@@ -13,7 +13,7 @@ template <class T, class Change>
 T read_modify_write(T* address, Change change) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "atomics work on 4 or 8 bytes");
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-  maybe_preempt();
+  before_atomic();
   Bits* const bits = reinterpret_cast<Bits*>(address);
   Bits before = __atomic_load_n(bits, __ATOMIC_RELAXED);
   for (;;) {

@@ -1,7 +1,6 @@
 // _cuda.emulator: how the emulated threads are ordered, and what ran.
 #include <pybind11/pybind11.h>
 
-#include <cstring>
 #include <string>
 
 #include "runtime/state.h"
@@ -12,18 +11,10 @@ namespace py = pybind11;
 
 namespace {
 
-// "... [with auto Kernel = dsr::cuda::gather<float, 4>; ...]" -> "dsr::cuda::gather<float, 4>".
-std::string kernel_name(const char* signature) {
-  const std::string text = signature;
-  const std::string marker = "Kernel = ";
-  const size_t begin = text.find(marker) + marker.size();
-  return text.substr(begin, text.rfind(']') - begin);
-}
-
 py::dict kernels() {
   py::dict launches;
   for (auto* record = emulator::KernelRecord::first; record != nullptr; record = record->next) {
-    launches[py::str(kernel_name(record->signature))] = record->launches;
+    launches[py::str(record->name())] = record->launches;
   }
   return launches;
 }

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "atomics.h"
+#include "copies.h"
 #include "intrinsics.h"
 #include "launch.h"
 #include "runtime.h"
@@ -45,3 +46,14 @@
   auto& name = ::dsr::emulator::shared_variable<std::remove_reference_t<T(&) dims>>([] {})
 #define DSR_DYNAMIC_SHARED(T, name) \
   T* const name = static_cast<T*>(::dsr::emulator::current->dynamic_shared)
+
+namespace dsr::cuda {
+
+// As csrc/cuda/compat.h says. One line of source stands for every call of block_barrier.
+inline void block_barrier() { __syncthreads(); }
+inline void copy_async(void* shared, const void* global, bool copies) {
+  ::dsr::emulator::begin_copy(shared, global, copies);
+}
+inline void wait_for_copies() { ::dsr::emulator::wait_for_copies(); }
+
+}  // namespace dsr::cuda

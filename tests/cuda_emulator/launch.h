@@ -1,6 +1,7 @@
 // Launches, and the record of every kernel instance that was compiled.
 #pragma once
 
+#include <string>
 #include <tuple>
 #include <type_traits>
 
@@ -20,6 +21,7 @@ struct KernelRecord {
       : signature(signature), function(function), next(first) {
     first = this;
   }
+  std::string name() const;  // "dsr::cuda::gather<float, 4>"
   static KernelRecord* first;
 };
 
@@ -49,16 +51,16 @@ void launch_with(void (*)(Parameters...), const Configuration& configuration, Wh
   run(Registered<Kernel>::record, configuration, body, &copies, where);
 }
 
-// cudaFuncSetAttribute for the one attribute that a launch depends on.
-void allow_dynamic_shared(const void* function, size_t bytes);
+// Raises what the kernel's launches may ask for; false: no GPU has that much.
+bool allow_dynamic_shared(const void* function, size_t bytes);
 
 }  // namespace dsr::emulator
 
 template <class... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute,
                                  int value) {
-  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    dsr::emulator::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), value);
-  }
-  return cudaSuccess;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  const bool allowed = dsr::emulator::allow_dynamic_shared(function, static_cast<size_t>(value));
+  return allowed ? cudaSuccess : cudaErrorInvalidValue;
 }

@@ -50,8 +50,10 @@ struct Exchange {
 };
 Exchange exchange(unsigned mask, const void* value, int bytes, Where where);
 
+// Atomics order nothing by themselves. What came before a thread's fence, and then its atomic, is
+// seen by a thread that comes with an atomic, and then its own fence, later.
+void before_atomic();
 void fence();
-void maybe_preempt();  // where another thread may go first: before atomics, and at fences
 
 // The block's variable that `key` stands for: filled with 0xff, which is NaN, when the block
 // starts.

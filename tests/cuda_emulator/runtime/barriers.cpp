@@ -1,4 +1,4 @@
-// The block barrier and the meetings of a warp's lanes.
+// The block barrier, the meetings of a warp's lanes, and fences.
 #include "state.h"
 
 namespace dsr::emulator {
@@ -146,9 +146,23 @@ Exchange exchange(unsigned mask, const void* value, int bytes, Where where) {
   return {meeting.slots[turn], meeting.participants[turn]};
 }
 
+// To ThreadSanitizer the atomics are a thread of their own, which learns what was published and
+// passes it on. Before the launch's first fence there is nothing to learn.
+void before_atomic() {
+  maybe_preempt();
+  if (!kThreadSanitizer || !runtime.fenced) return;
+  GpuThread& thread = running();
+  thread_switch(runtime.atomics_fiber);
+  thread.published.acquire();
+  thread.received.release();
+  thread_switch(thread.fiber.tsan_fiber);
+}
+
 void fence() {
-  runtime.fence_clock.acquire();
-  runtime.fence_clock.release();
+  GpuThread& thread = running();
+  runtime.fenced = true;
+  thread.received.acquire();
+  thread.published.release();
   maybe_preempt();
 }
 

@@ -15,7 +15,6 @@ namespace {
 
 constexpr size_t kStackBytes = (kThreadSanitizer ? 32 : 128) * 1024;
 constexpr size_t kStackStride = kStackBytes + 5 * 64;  // tops of stacks lie in different cache sets
-constexpr size_t kSharedBytes = 227 * 1024;            // of a block, at most
 constexpr size_t kAlignment = 128;  // of shared variables, and the gap between two of them
 constexpr size_t kSharedArena = kSharedBytes + (kMaxShared + 2) * 2 * kAlignment;
 
@@ -138,6 +137,14 @@ void check_stack(const GpuThread& thread) {
   if (*static_cast<const uint64_t*>(thread.fiber.stack) != 0) {
     fail("a thread needs more than %zu bytes of stack", kStackBytes);
   }
+}
+
+bool allow_dynamic_shared(const void* function, size_t bytes) {
+  if (bytes > kSharedBytes) return false;
+  for (KernelRecord* record = KernelRecord::first; record != nullptr; record = record->next) {
+    if (record->function == function) record->dynamic_shared_limit = bytes;
+  }
+  return true;
 }
 
 void* shared_memory(SharedKey key, size_t bytes) {

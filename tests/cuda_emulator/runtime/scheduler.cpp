@@ -69,6 +69,29 @@ GpuThread& take_ready() {
   return runtime.threads[rank];
 }
 
+// ThreadSanitizer forgets what a thread did soon after it is destroyed, and reports no race with
+// it: so they are kept until the launch ends or there are too many.
+struct Retired {
+  static constexpr size_t kKept = kThreadSanitizer ? 2048 : 1;
+  void* fibers[kKept];
+  size_t first = 0;
+  size_t count = 0;
+
+  void push(void* fiber) {
+    if (count == kKept) destroy_first();
+    fibers[(first + count++) % kKept] = fiber;
+  }
+  void destroy_first() {
+    thread_destroy(fibers[first]);
+    first = (first + 1) % kKept;
+    --count;
+  }
+  void destroy_all() {
+    while (count > 0) destroy_first();
+  }
+};
+Retired retired;
+
 void end_thread(GpuThread& thread) {
   if (thread.fiber.tsan_fiber == nullptr) return;
   if (failed()) {  // what it has done so far counts as done before all that follows the launch
@@ -76,7 +99,7 @@ void end_thread(GpuThread& thread) {
     runtime.end_clock.release();
     thread_switch(runtime.scheduler.tsan_fiber);
   }
-  thread_destroy(thread.fiber.tsan_fiber);
+  retired.push(thread.fiber.tsan_fiber);
 }
 
 void start_threads(const Configuration& configuration) {
@@ -90,6 +113,8 @@ void start_threads(const Configuration& configuration) {
     thread.block = shape;
     thread.grid = configuration.grid;
     give_stack(thread);
+    thread.published = new_clock();
+    thread.received = new_clock();
     thread.fiber.tsan_fiber = thread_create();
     prepare(thread.fiber, thread_main);
     make_ready(thread);
@@ -108,6 +133,7 @@ void run_block(const Configuration& configuration, uint64_t number) {
   try {
     begin_block_memory(configuration.dynamic_shared_bytes);
     reset_barriers();
+    reset_copies();
     start_threads(configuration);
     while (runtime.ready_count > 0 && !failed()) resume(take_ready());
     if (!failed() && block.live > 0) report_deadlock();
@@ -214,22 +240,19 @@ void run(KernelRecord& kernel, const Configuration& configuration, void (*body)(
   runtime.scheduler.tsan_fiber = thread_current();
   begin_memory();
   runtime.end_clock = new_clock();
-  runtime.fence_clock = new_clock();
+  runtime.atomics_fiber = thread_create();
+  runtime.fenced = false;
   for (const uint64_t block : order_of_blocks(volume(configuration.grid))) {
     run_block(configuration, block);
     if (failed()) break;
   }
   runtime.end_clock.acquire();
+  retired.destroy_all();
+  thread_destroy(runtime.atomics_fiber);
   end_memory();
   ++kernel.launches;
   ++runtime.statistics.launches;
   if (failed()) throw std::runtime_error(place + "kernel failed: " + runtime.error);
-}
-
-void allow_dynamic_shared(const void* function, size_t bytes) {
-  for (KernelRecord* record = KernelRecord::first; record != nullptr; record = record->next) {
-    if (record->function == function) record->dynamic_shared_limit = bytes;
-  }
 }
 
 }  // namespace dsr::emulator

@@ -1,4 +1,4 @@
-// The order in which threads and blocks run.
+// The order in which threads and blocks run, and the names of kernels.
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -28,6 +28,15 @@ void configure(uint64_t seed, const char* order, double preempt) {
   }
   runtime.settings = settings;
   runtime.random_state = seed;
+}
+
+// "... [with auto Kernel = dsr::cuda::gather<float, 4>]" in g++, "Kernel = &dsr::..." in clang++.
+std::string KernelRecord::name() const {
+  const std::string text = signature;
+  const std::string marker = "Kernel = ";
+  size_t begin = text.find(marker) + marker.size();
+  if (text[begin] == '&') ++begin;
+  return text.substr(begin, text.rfind(']') - begin);
 }
 
 void configure_from_environment() {

@@ -14,8 +14,9 @@ namespace dsr::emulator {
 
 constexpr int kMaxThreads = 1024;  // of a block
 constexpr int kMaxWarps = kMaxThreads / kWarpSize;
-constexpr int kMaxMasks = 32;   // that are in use in one warp at once
-constexpr int kMaxShared = 64;  // shared variables of a block
+constexpr int kMaxMasks = 32;                // that are in use in one warp at once
+constexpr int kMaxShared = 64;               // shared variables of a block
+constexpr size_t kSharedBytes = 227 * 1024;  // of a block, as on compute capability 9.0
 
 enum class State : uint8_t { kReady, kAtBarrier, kAtWarpPrimitive, kDone };
 
@@ -24,6 +25,8 @@ struct GpuThread : Thread {
   Where waits_at{"", 0};
   unsigned waits_for = 0;  // the mask of the warp primitive
   Fiber fiber;
+  Clock published;  // what came before its last fence
+  Clock received;   // what others had published when it came with its last atomic
 };
 
 // Two of everything that a barrier uses, taken in turn: a thread that wakes late still finds its
@@ -90,9 +93,10 @@ struct Runtime {
   Fiber scheduler;
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
-  char error[1024];  // empty: none
-  Clock end_clock;   // of the launch
-  Clock fence_clock;
+  char error[1024];               // empty: none
+  Clock end_clock;                // of the launch
+  void* atomics_fiber = nullptr;  // knows all that was published
+  bool fenced = false;            // in this launch
   Settings settings;
   uint64_t random_state = 1;
   Statistics statistics;
@@ -106,11 +110,15 @@ uint64_t random_bits();
 // Scheduling (scheduler.cpp).
 void make_ready(GpuThread& thread);
 void give_way();
+void maybe_preempt();
 
 // Barriers (barriers.cpp).
 void reset_barriers();
 void thread_left(const GpuThread& thread);  // those who wait may have waited for it only
 void report_deadlock();
+
+// Asynchronous copies (copies.cpp).
+void reset_copies();
 
 // Memory of a launch, a block and its threads (memory.cpp).
 void begin_memory();
