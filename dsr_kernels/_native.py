@@ -27,6 +27,11 @@ except ModuleNotFoundError as error:
     if error.name != "dsr_kernels._cuda":
         raise
     _cuda = None  # built without nvcc
+except ImportError as error:
+    raise ImportError(
+        f"dsr_kernels: its GPU kernels dsr_kernels._cuda cannot be loaded ({error}). Install the "
+        "package anew from its source tree: with DSR_CUDA=OFF, to do without them."
+    ) from error
 
 __all__ = ["_C", "_cuda", "show_config"]
 

@@ -31,6 +31,10 @@ class Case:
         momentum = torch.arange(1, len(positions) + 1, dtype=torch.float64)
         return cls(rows, row_length, crow, col, torch.tensor(values, dtype=dtype), momentum)
 
+    def to(self, device) -> Case:
+        tensors = (self.crow, self.col, self.values, self.momentum)
+        return Case(self.rows, self.row_length, *(tensor.to(device) for tensor in tensors))
+
     @property
     def nnz(self) -> int:
         return self.col.numel()
@@ -46,42 +50,50 @@ class Case:
         )
 
 
+def describe(cases: list[Case]) -> list[tuple]:
+    """The layers as every native plan takes them."""
+    return [
+        (
+            f"layer{i}",
+            case.rows,
+            case.row_length,
+            case.nnz,
+            case.crow.data_ptr(),
+            case.col.data_ptr(),
+            case.values.data_ptr(),
+            str(case.values.dtype).removeprefix("torch."),
+            i,
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
 def open_plan(cases: list[Case], threads: int = 1):
-    return _C.RewirePlan(
-        [
-            (
-                f"layer{i}",
-                case.rows,
-                case.row_length,
-                case.nnz,
-                case.crow.data_ptr(),
-                case.col.data_ptr(),
-                case.values.data_ptr(),
-                str(case.values.dtype).removeprefix("torch."),
-                i,
-            )
-            for i, case in enumerate(cases)
-        ],
-        threads,
-    )
+    return _C.RewirePlan(describe(cases), threads)
 
 
-def native_rewire(cases, *, threshold=None, count=None, seed=0, step=0, threads=1):
-    """(cases after, plan). What the engine does not write stays recognizable: -7."""
-    plan = open_plan(cases, threads)
+def decide(plan, *, threshold=None, count=None) -> None:
     if count is None:
         plan.prune_below(threshold)
     else:
         plan.prune_smallest(count)
     plan.grow_proportionally()
+
+
+def apply(plan, cases: list[Case], *, seed=0, step=0) -> list[Case]:
+    """The cases after. What the engine does not write stays recognizable: -7."""
+
+    def fresh(like: torch.Tensor, size: int) -> torch.Tensor:
+        return torch.full((size,), -7).to(like)
+
     after = [
         Case(
             case.rows,
             case.row_length,
-            torch.full((case.rows + 1,), -7, dtype=torch.int32),
-            torch.full((nnz,), -7, dtype=torch.int32),
-            torch.full((nnz,), -7, dtype=case.values.dtype),
-            torch.full((nnz,), -7, dtype=torch.float64),
+            fresh(case.crow, case.rows + 1),
+            fresh(case.col, nnz),
+            fresh(case.values, nnz),
+            fresh(case.momentum, nnz),
         )
         for case, nnz in zip(cases, plan.nnz_after, strict=True)
     ]
@@ -91,7 +103,25 @@ def native_rewire(cases, *, threshold=None, count=None, seed=0, step=0, threads=
         arrays = [(a.data_ptr(), b.data_ptr(), a.element_size()) for a, b in moved]
         outputs.append((new.crow.data_ptr(), new.col.data_ptr(), arrays))
     plan.apply(seed, step, outputs)
-    return after, plan
+    return after
+
+
+def native_rewire(cases, *, seed=0, step=0, threads=1, **how):
+    """(cases after, plan)."""
+    plan = open_plan(cases, threads)
+    decide(plan, **how)
+    return apply(plan, cases, seed=seed, step=step), plan
+
+
+def random_case(rows, row_length, nnz, seed, dtype=torch.float32, grid=None) -> Case:
+    """Normal weights, or (many ties) such of a grid with so many points to 1."""
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randperm(rows * row_length, generator=generator)[:nnz].tolist()
+    case = Case.make(rows, row_length, positions, [0.0] * nnz, dtype)
+    case.values.normal_(generator=generator)
+    if grid is not None:
+        case.values.mul_(grid).round_().div_(grid)
+    return case
 
 
 def reference_rewire(cases, *, threshold=None, count=None, seed=0, step=0):

@@ -7,7 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rewire_cases import Case, layers, native_rewire, open_plan, reference_rewire
+from rewire_cases import (
+    Case,
+    layers,
+    native_rewire,
+    open_plan,
+    random_case,
+    reference_rewire,
+)
 
 from dsr_kernels.rewiring.reference import share_out
 
@@ -82,14 +89,6 @@ def test_one_and_two_threads_agree_bit_for_bit(cases, how_much):
         for a, b in zip(one, native_rewire(cases, threads=threads, **how)[0], strict=True):
             for name in ("crow", "col", "values", "momentum"):
                 assert torch.equal(getattr(a, name), getattr(b, name))
-
-
-def random_case(rows, row_length, nnz, seed, dtype=torch.float32) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-    positions = torch.randperm(rows * row_length, generator=generator)[:nnz].tolist()
-    case = Case.make(rows, row_length, positions, [0.0] * nnz, dtype)
-    case.values.normal_(generator=generator)
-    return case
 
 
 def test_large_layers_of_both_dtypes_equal_the_reference_on_two_threads():

@@ -269,9 +269,14 @@ def test_optimizer_state_of_another_shape_is_refused():
     assert_same(before, snapshot(*parts))
 
 
-def test_a_layer_off_the_cpu_is_refused():
+def test_layers_on_other_devices_are_refused():
     model = make_model()
     rewirer = DSR(model, OPTIMIZERS["sgd"](model.parameters()))
     model[3].col_indices = model[3].col_indices.to("meta")
-    with pytest.raises(ValueError, match="'3': rewiring works on CPU tensors so far, got meta"):
+    with pytest.raises(ValueError, match="'3': expected values and indices on cpu, got one on met"):
         rewirer.rewire()
+    meta = make_model().to("meta")
+    with pytest.raises(ValueError, match="layer '0' and '0': expected them on one device, got cpu"):
+        rewirer.follow(meta)
+    with pytest.raises(ValueError, match="'0': rewiring works on CPU and CUDA tensors, got meta"):
+        DSR(meta, OPTIMIZERS["sgd"](meta.parameters())).rewire()

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "common/rewire_errors.h"
 #include "cpu/rewire.h"
 #include "cpu/rewire_sample.h"
 
@@ -25,14 +26,16 @@ struct Scratch {
 // would cost more. False: the columns of a row are not ascending and in range, or a weight changed
 // since it was judged.
 template <class T>
-bool merge(const RewireLayer& layer, const RewireDecision& decision, double cut, const T* values,
+bool merge(const RewirePlan& plan, int64_t l, const T* values,
            const uint64_t* rank,  // [grown + 1] ascending, the last one larger than any
            int32_t* crow, Scratch& scratch) {
+  const RewireLayer& layer = plan.layers[l];
   int32_t* const new_col = scratch.col.data();
   int32_t* const source = scratch.source.data();
   const int32_t* const old_col = layer.col;
   const int64_t row_length = layer.row_length;
-  const int64_t keeper = decision.keeper, tie_start = decision.tie_start;
+  const double cut = plan.cut;
+  const int64_t keeper = plan.keeper[l], tie_start = plan.tie_start[l];
   int64_t written = 0;
   bool ascending = true;
   crow[0] = 0;
@@ -60,7 +63,7 @@ bool merge(const RewireLayer& layer, const RewireDecision& decision, double cut,
     }
     crow[row + 1] = static_cast<int32_t>(written);
   }
-  return ascending && written == layer.nnz - decision.pruned + decision.grown;
+  return ascending && written == plan.nnz_after(l);
 }
 
 template <class Word>
@@ -84,22 +87,6 @@ void move_array(const RewireArray& array, const int32_t* source, int64_t count) 
     default:
       return move_words<uint64_t>(array, source, count);
   }
-}
-
-std::string check_outputs(const RewirePlan& plan, const std::vector<RewireOutput>& outputs) {
-  if (outputs.size() != plan.layers.size()) {
-    return "outputs: expected one for each of " + std::to_string(plan.layers.size()) +
-           " layers, got " + std::to_string(outputs.size());
-  }
-  for (const RewireOutput& output : outputs) {
-    for (const RewireArray& array : output.arrays) {
-      const int64_t size = array.item_size;
-      if (size != 1 && size != 2 && size != 4 && size != 8) {
-        return "item_size: expected 1, 2, 4 or 8 bytes, got " + std::to_string(size);
-      }
-    }
-  }
-  return {};
 }
 
 }  // namespace
@@ -134,8 +121,7 @@ Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
     }
     mine.samples.ranks[decision.grown] = std::numeric_limits<uint64_t>::max();
     with_values(layer, [&](const auto* values) {
-      sorted[l] = merge(layer, decision, plan.cut, values, mine.samples.ranks.data(),
-                        outputs[l].crow, mine);
+      sorted[l] = merge(plan, l, values, mine.samples.ranks.data(), outputs[l].crow, mine);
     });
     if (!sorted[l]) return;
     std::copy_n(mine.col.data(), plan.nnz_after(l), outputs[l].col);
@@ -144,11 +130,7 @@ Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
     }
   });
   for (int64_t l = 0; l < count; ++l) {
-    if (!sorted[l]) {
-      return Status::error("layer '" + plan.layers[l].name +
-                           "': col_indices are not ascending and in range in every row, or the "
-                           "weights changed during the rewire; nothing was rewired");
-    }
+    if (!sorted[l]) return Status::error(unsorted_or_changed(plan.layers[l]));
   }
   return Status::ok();
 }

@@ -8,12 +8,12 @@
 #include <limits>
 #include <numeric>
 
+#include "common/rewire_errors.h"
 #include "cpu/rewire.h"
 
 namespace dsr::cpu {
 namespace {
 
-constexpr int64_t kMaxNnz = std::numeric_limits<int32_t>::max();
 constexpr int kBinBits =
     15;  // sign-free bits of a double kept as histogram bin: the exponent and 4 of the mantissa
 constexpr int64_t kBins = int64_t{1} << kBinBits;
@@ -29,59 +29,42 @@ int64_t bin_of(double magnitude) {
   return static_cast<int64_t>(bits >> (63 - kBinBits));
 }
 
-std::string quoted(const RewireLayer& layer) { return "layer '" + layer.name + "'"; }
-
 std::string check_pattern(const RewireLayer& layer) {
-  if (layer.rows < 0 || layer.rows > kMaxNnz || layer.row_length < 0 ||
-      layer.row_length > kMaxNnz || layer.nnz < 0 || layer.nnz > kMaxNnz ||
-      layer.nnz > layer.positions()) {
-    return quoted(layer) + ": " + std::to_string(layer.nnz) + " non-zeros do not fit " +
-           std::to_string(layer.rows) + " x " + std::to_string(layer.row_length) +
-           " positions with 32-bit indices";
-  }
+  const std::string error = misfit(layer);
+  if (!error.empty()) return error;
   bool ascending = layer.crow[0] == 0 && layer.crow[layer.rows] == layer.nnz;
   for (int64_t row = 0; row < layer.rows; ++row)
     ascending &= layer.crow[row] <= layer.crow[row + 1];
-  if (!ascending) {
-    return quoted(layer) +
-           ": crow_indices do not rise from 0 to nnz = " + std::to_string(layer.nnz);
-  }
-  return {};
+  return ascending ? std::string() : broken_crow(layer);
 }
 
 std::string describe_entry(const RewireLayer& layer, int64_t entry, double value) {
   const int64_t row =
       std::upper_bound(layer.crow, layer.crow + layer.rows + 1, entry) - layer.crow - 1;
-  return quoted(layer) + ": the weight at row " + std::to_string(row) + ", column " +
-         std::to_string(layer.col[entry]) + " is " + std::to_string(value) +
-         "; nothing was rewired";
+  return not_finite(layer, row, layer.col[entry], value);
 }
 
 template <class T>
-std::string find_keeper(const RewireLayer& layer, const T* values, RewireDecision& decision) {
+std::string find_keeper(const RewireLayer& layer, const T* values, int64_t& keeper) {
   double largest = -1;
   for (int64_t i = 0; i < layer.nnz; ++i) {
     const double m = magnitude(values[i]);
     if (!(m <= std::numeric_limits<double>::max())) return describe_entry(layer, i, values[i]);
     if (m > largest) {
       largest = m;
-      decision.keeper = i;
+      keeper = i;
     }
   }
   return {};
 }
 
-// How many prunable entries of each layer are smaller than plan.cut and how many are equal to it.
-struct Counts {
-  std::vector<int64_t> less, equal;
-};
-
-Counts count_at_cut(const RewirePlan& plan) {
-  Counts counts{std::vector<int64_t>(plan.layers.size()), std::vector<int64_t>(plan.layers.size())};
+CutCounts count_at_cut(const RewirePlan& plan) {
+  CutCounts counts{std::vector<int64_t>(plan.layers.size()),
+                   std::vector<int64_t>(plan.layers.size())};
   const double cut = plan.cut;
   for_each_layer(plan, [&](int64_t l) {
     with_values(plan.layers[l], [&](const auto* values) {
-      const int64_t keeper = plan.decisions[l].keeper;
+      const int64_t keeper = plan.keeper[l];
       int64_t less = 0, equal = 0;
       for (int64_t i = 0; i < plan.layers[l].nnz; ++i) {
         less += magnitude(values[i]) < cut;
@@ -99,20 +82,18 @@ Counts count_at_cut(const RewirePlan& plan) {
 }
 
 // Prunes the last `ties` entries of cut magnitude over all layers, beside everything below it.
-void prune_at_cut(RewirePlan& plan, const Counts& counts, int64_t ties) {
-  for (int64_t l = static_cast<int64_t>(plan.layers.size()) - 1; l >= 0; --l) {
-    RewireDecision& decision = plan.decisions[l];
-    const int64_t mine = std::min(ties, counts.equal[l]);
-    ties -= mine;
-    decision.pruned = counts.less[l] + mine;
-    decision.tie_start = plan.layers[l].nnz;
+void prune_at_cut(RewirePlan& plan, const CutCounts& counts, int64_t ties) {
+  decide_at_cut(plan, counts, ties);
+  for_each_layer(plan, [&](int64_t l) {
     with_values(plan.layers[l], [&](const auto* values) {
-      for (int64_t left = mine; left > 0;) {
-        const int64_t i = --decision.tie_start;
-        left -= i != decision.keeper && magnitude(values[i]) == plan.cut;
+      int64_t i = plan.layers[l].nnz;
+      for (int64_t left = plan.decisions[l].ties; left > 0;) {
+        --i;
+        left -= i != plan.keeper[l] && magnitude(values[i]) == plan.cut;
       }
+      plan.tie_start[l] = i;
     });
-  }
+  });
 }
 
 // How many entries of all layers fall into each bin; keepers do not count.
@@ -122,7 +103,7 @@ std::vector<int64_t> magnitude_histogram(const RewirePlan& plan) {
     with_values(plan.layers[l], [&](const auto* values) {
       int64_t* mine = bins.data() + kBins * omp_get_thread_num();
       for (int64_t i = 0; i < plan.layers[l].nnz; ++i) ++mine[bin_of(magnitude(values[i]))];
-      const int64_t keeper = plan.decisions[l].keeper;
+      const int64_t keeper = plan.keeper[l];
       if (keeper >= 0) --mine[bin_of(magnitude(values[keeper]))];
     });
   });
@@ -137,7 +118,7 @@ void for_each_in_bin(const RewirePlan& plan, int64_t l, int64_t bin, F&& f) {
   with_values(plan.layers[l], [&](const auto* values) {
     for (int64_t i = 0; i < plan.layers[l].nnz; ++i) {
       const double m = magnitude(values[i]);
-      if (bin_of(m) == bin && i != plan.decisions[l].keeper) f(m);
+      if (bin_of(m) == bin && i != plan.keeper[l]) f(m);
     }
   });
 }
@@ -167,18 +148,14 @@ double select_magnitude(const RewirePlan& plan, int64_t rank) {
 
 }  // namespace
 
-int64_t RewirePlan::capacity(int64_t l) const {
-  const RewireLayer& layer = layers[l];
-  if (layer.nnz == 0) return 0;  // a share in proportion to its survivors is zero
-  return std::min(layer.positions(), kMaxNnz) - layer.nnz;
-}
-
 Status rewire_open(RewirePlan& plan, int threads) {
   if (threads < 1)
     return Status::error("threads: expected at least 1, got " + std::to_string(threads));
   plan.threads = threads;
   const int64_t count = static_cast<int64_t>(plan.layers.size());
   plan.decisions.assign(count, {});
+  plan.keeper.assign(count, -1);
+  plan.tie_start.assign(count, 0);
   plan.order.resize(count);
   std::iota(plan.order.begin(), plan.order.end(), 0);
   std::stable_sort(plan.order.begin(), plan.order.end(),
@@ -188,37 +165,34 @@ Status rewire_open(RewirePlan& plan, int threads) {
     errors[l] = check_pattern(plan.layers[l]);
     if (!errors[l].empty()) return;
     with_values(plan.layers[l], [&](const auto* values) {
-      errors[l] = find_keeper(plan.layers[l], values, plan.decisions[l]);
+      errors[l] = find_keeper(plan.layers[l], values, plan.keeper[l]);
     });
   });
-  plan.prunable = plan.room = 0;
-  for (int64_t l = 0; l < count; ++l) {
-    if (!errors[l].empty()) return Status::error(errors[l]);
-    plan.prunable += std::max<int64_t>(plan.layers[l].nnz - 1, 0);
-    plan.room += plan.capacity(l);
+  for (const std::string& error : errors) {
+    if (!error.empty()) return Status::error(error);
   }
+  count_entries(plan);
   return Status::ok();
 }
 
 Status rewire_prune_below(RewirePlan& plan, double threshold) {
-  if (!(threshold >= 0)) {
-    return Status::error("threshold: expected a number >= 0, got " + std::to_string(threshold));
-  }
+  const std::string error = check_threshold(threshold);
+  if (!error.empty()) return Status::error(error);
   plan.cut = threshold;
-  const Counts counts = count_at_cut(plan);
-  plan.below = std::accumulate(counts.less.begin(), counts.less.end(), int64_t{0});
+  const CutCounts counts = count_at_cut(plan);
+  plan.below = counts.all_less();
   if (plan.below > plan.room) return rewire_prune_smallest(plan, plan.room);
   prune_at_cut(plan, counts, 0);
   return Status::ok();
 }
 
 Status rewire_prune_smallest(RewirePlan& plan, int64_t count) {
-  if (count < 0) return Status::error("count: expected >= 0, got " + std::to_string(count));
+  const std::string error = check_count(count);
+  if (!error.empty()) return Status::error(error);
   count = std::min({count, plan.prunable, plan.room});
   plan.cut = count > 0 ? select_magnitude(plan, count - 1) : 0;
-  const Counts counts = count_at_cut(plan);
-  prune_at_cut(plan, counts,
-               count - std::accumulate(counts.less.begin(), counts.less.end(), int64_t{0}));
+  const CutCounts counts = count_at_cut(plan);
+  prune_at_cut(plan, counts, count - counts.all_less());
   return Status::ok();
 }
 

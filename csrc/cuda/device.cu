@@ -1,5 +1,7 @@
 #include "cuda/device.h"
 
+#include <cstring>
+
 #include "cuda/compat.h"
 
 namespace dsr::cuda {
@@ -19,7 +21,28 @@ int device_count(std::string* reason) {
 // The emulator throws where a launch goes wrong.
 Status launched(const char*, const std::string&) { return Status::ok(); }
 
+Status copy_to_device(const Queue&, void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+  return Status::ok();
+}
+
+Status copy_to_host(const Queue&, void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+  return Status::ok();
+}
+
+Status synchronize(const Queue&) { return Status::ok(); }
+
 #else
+
+namespace {
+
+Status done(const char* what, cudaError_t error) {
+  if (error == cudaSuccess) return Status::ok();
+  return Status::error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+}  // namespace
 
 DeviceGuard::DeviceGuard(int device) {
   int current = -1;
@@ -54,6 +77,23 @@ Status launched(const char* op, const std::string& shapes) {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return Status::ok();
   return Status::error(std::string(op) + ": " + cudaGetErrorString(error) + " (" + shapes + ")");
+}
+
+Status copy_to_device(const Queue& queue, void* to, const void* from, size_t bytes) {
+  const DeviceGuard guard(queue.device);
+  return done("copy to the device",
+              cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, queue.stream));
+}
+
+Status copy_to_host(const Queue& queue, void* to, const void* from, size_t bytes) {
+  const DeviceGuard guard(queue.device);
+  return done("copy to the host",
+              cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, queue.stream));
+}
+
+Status synchronize(const Queue& queue) {
+  const DeviceGuard guard(queue.device);
+  return done("wait for the device", cudaStreamSynchronize(queue.stream));
 }
 
 #endif

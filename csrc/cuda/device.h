@@ -1,6 +1,7 @@
 // What launchers share: the stream, the device they run on, and errors in words.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "common/status.h"
@@ -35,5 +36,13 @@ int device_count(std::string* reason);
 
 // The error of the launch just made, if any: "<op>: <CUDA's text> (<shapes>)".
 Status launched(const char* op, const std::string& shapes);
+
+// Copies in the order of the queue. Host memory that is not pinned may be reused at once when
+// copied from, and read after synchronize() when copied to.
+Status copy_to_device(const Queue& queue, void* to, const void* from, size_t bytes);
+Status copy_to_host(const Queue& queue, void* to, const void* from, size_t bytes);
+
+// Waits for all work of the queue, and tells what went wrong in it.
+Status synchronize(const Queue& queue);
 
 }  // namespace dsr::cuda

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsr_kernels import _C
 from dsr_kernels.rewiring.layers import (
     SparseLayer,
     check_same_pattern,
@@ -18,6 +17,7 @@ from dsr_kernels.rewiring.layers import (
     match_followers,
 )
 from dsr_kernels.rewiring.move import Move
+from dsr_kernels.rewiring.plan import open_plan
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
 from dsr_kernels.rewiring.schedule import Schedule, as_int
 
@@ -33,8 +33,8 @@ class Rewirer:
         every: rewire after every so many iterations (default 100).
         schedule: instead of `every`, [(start_iteration, every), ...].
         stop: iterations from this one on are not followed by a rewire.
-        seed: of the grown positions; with the same seed a run repeats bit for bit, for any number
-            of threads.
+        seed: of the grown positions; with the same seed the same weights are rewired in the same
+            way, bit for bit, on any number of threads and on any device.
 
     A rewire that raises has changed nothing.
     """
@@ -81,7 +81,8 @@ class Rewirer:
         """Rewires now.
 
         Raises ValueError naming the layer for NaN or infinite weights and for anything that cannot
-        be moved (foreign optimizer state, tensors off the CPU, averages with another pattern).
+        be moved (foreign optimizer state, tensors on several devices, averages with another
+        pattern); NotImplementedError on a GPU, where this build has no CUDA kernels.
         """
         start = time.perf_counter()
         layers = self._live_layers()
@@ -89,7 +90,7 @@ class Rewirer:
             _check_optimizer(self._optimizer, layers)  # layers may have been thawed since
         for layer in layers:
             layer.check()
-        plan = _C.RewirePlan([_describe(layer) for layer in layers], torch.get_num_threads())
+        plan = open_plan(layers)
         threshold, next_threshold = self._prune(plan)
         self._grow(plan)
         moves = [
@@ -161,11 +162,11 @@ class Rewirer:
 
     # ---- what a method decides ----------------------------------------------------------------
 
-    def _prune(self, plan: _C.RewirePlan) -> tuple[float, float]:
+    def _prune(self, plan: Any) -> tuple[float, float]:
         """Prunes in `plan`; returns the threshold used and the next one. Must not change `self`."""
         raise NotImplementedError(f"{type(self).__name__} does not prune")
 
-    def _grow(self, plan: _C.RewirePlan) -> None:
+    def _grow(self, plan: Any) -> None:
         """Gives as many entries back as were pruned."""
         plan.grow_proportionally()
 
@@ -181,21 +182,6 @@ class Rewirer:
     def _live_layers(self) -> list[SparseLayer]:
         """Frozen layers do not train, so they neither give nor take."""
         return [layer for layer in self._layers if layer.values.requires_grad]
-
-
-def _describe(layer: SparseLayer) -> tuple:
-    crow, col = layer.pattern
-    return (
-        layer.name,
-        layer.module.weight_shape[0],
-        layer.module.row_length,
-        layer.values.numel(),
-        crow.data_ptr(),
-        col.data_ptr(),
-        layer.values.data_ptr(),
-        str(layer.values.dtype).removeprefix("torch."),
-        layer.index,
-    )
 
 
 def _check_optimizer(optimizer: Any, layers: list[SparseLayer]) -> None:

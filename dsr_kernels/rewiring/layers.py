@@ -39,21 +39,25 @@ class SparseLayer:
             raise ValueError(
                 f"layer {self.name!r}: expected float32 or float64 values, got {self.values.dtype}"
             )
-        tensors = [self.values, *self.pattern]
-        for name, other in self.sharers + self.followers:
+        device = self.values.device
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"layer {self.name!r}: rewiring works on CPU and CUDA tensors, got {device}"
+            )
+        others = self.sharers + self.followers
+        for name, module in [(self.name, self.module), *others]:
+            for tensor in (module.values, module.crow_indices, module.col_indices):
+                if tensor.device != device:
+                    raise ValueError(
+                        f"layer {name!r}: expected values and indices on {device}, got one on "
+                        f"{tensor.device}"
+                    )
+                if not tensor.is_contiguous():
+                    raise ValueError(
+                        f"layer {name!r}: expected contiguous tensors, got stride {tensor.stride()}"
+                    )
+        for name, other in others:
             check_same_pattern(self.name, self.module, name, other)
-            tensors += [other.values, other.crow_indices, other.col_indices]
-        for tensor in tensors:
-            if tensor.device.type != "cpu":
-                raise ValueError(
-                    f"layer {self.name!r}: rewiring works on CPU tensors so far, "
-                    f"got {tensor.device}"
-                )
-            if not tensor.is_contiguous():
-                raise ValueError(
-                    f"layer {self.name!r}: expected contiguous tensors, got stride "
-                    f"{tensor.stride()}"
-                )
 
 
 def find_layers(model: nn.Module) -> list[SparseLayer]:
@@ -75,6 +79,11 @@ def find_layers(model: nn.Module) -> list[SparseLayer]:
 
 def check_same_pattern(name: str, module: SparseModule, other: str, twin: SparseModule) -> None:
     """Raises ValueError unless `twin` has its non-zeros exactly where `module` has them."""
+    if module.values.device != twin.values.device:
+        raise ValueError(
+            f"layer {name!r} and {other!r}: expected them on one device, got "
+            f"{module.values.device} and {twin.values.device}"
+        )
     same = (
         module.weight_shape == twin.weight_shape
         and torch.equal(module.crow_indices, twin.crow_indices)
@@ -133,10 +142,10 @@ def optimizer_state(
                 f"expected {tuple(layer.values.shape)}: cannot rewire under "
                 f"{type(optimizer).__name__}"
             )
-        if value.device.type != "cpu":
+        if value.device != layer.values.device:
             raise ValueError(
-                f"optimizer: state {key!r} of layer {layer.name!r} is on {value.device}, "
-                "expected cpu"
+                f"optimizer: state {key!r} of layer {layer.name!r} is on {value.device}, expected "
+                f"{layer.values.device}"
             )
         yield state, key
 

@@ -17,7 +17,7 @@ class Move:
         self, layer: SparseLayer, nnz_after: int, optimizer: torch.optim.Optimizer | None
     ) -> None:
         def successor(tensor: Tensor) -> Tensor:
-            return torch.empty(nnz_after, dtype=tensor.dtype)
+            return torch.empty(nnz_after, dtype=tensor.dtype, device=tensor.device)
 
         self.layer = layer
         self.grad = layer.values.grad

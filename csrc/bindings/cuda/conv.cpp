@@ -49,7 +49,7 @@ void set_strides(Struct& pass, const std::array<int64_t, 4>& s) {
 
 void bind_slab(py::module_& m) {
   using cuda::Slab;
-  py::class_<Slab>(m, "Slab")
+  py::class_<Slab>(m, "Slab", py::module_local())
       .def(py::init<>())
       .def_readwrite("rows", &Slab::rows)
       .def_readwrite("cols", &Slab::cols)
@@ -75,7 +75,7 @@ void bind_slab(py::module_& m) {
 void bind_gather(py::module_& m) {
   using cuda::Gather;
   using cuda::GatherClass;
-  py::class_<GatherClass>(m, "GatherClass")
+  py::class_<GatherClass>(m, "GatherClass", py::module_local())
       .def(py::init<>())
       .def_readwrite("slab", &GatherClass::slab)
       .def_readwrite("dest_h", &GatherClass::dest_h)
@@ -83,7 +83,7 @@ void bind_gather(py::module_& m) {
       .def_readwrite("blocks", &GatherClass::blocks)
       .def_readwrite("first_segment", &GatherClass::first_segment)
       .def_readwrite("first_tile", &GatherClass::first_tile);
-  py::class_<Gather>(m, "Gather")
+  py::class_<Gather>(m, "Gather", py::module_local())
       .def(py::init<>())
       .def_readwrite("class_count", &Gather::class_count)
       .def_readwrite("tiles", &Gather::tiles)
@@ -133,7 +133,7 @@ void bind_gather(py::module_& m) {
 
 void bind_grad_weight(py::module_& m) {
   using cuda::GradWeight;
-  py::class_<GradWeight>(m, "GradWeight")
+  py::class_<GradWeight>(m, "GradWeight", py::module_local())
       .def(py::init<>())
       .def_readwrite("slab", &GradWeight::slab)
       .def_readwrite("groups", &GradWeight::groups)
@@ -171,7 +171,7 @@ void bind_grad_weight(py::module_& m) {
 
 void bind_direct(py::module_& m) {
   using cuda::Direct;
-  py::class_<Direct>(m, "Direct")
+  py::class_<Direct>(m, "Direct", py::module_local())
       .def(py::init<>())
       .def_readwrite("images", &Direct::images)
       .def_readwrite("height", &Direct::height)

@@ -1,20 +1,20 @@
 // How many entries each layer gets back, in exact integer arithmetic.
+#pragma once
+
 #include <algorithm>
+#include <cstdint>
 #include <numeric>
+#include <vector>
 
-#include "cpu/rewire.h"
-
-namespace dsr::cpu {
-namespace {
-
-using Wide = __int128;  // count * survivors may exceed 64 bits
+namespace dsr {
 
 // Shares `total` in proportion to `weight` with share[i] <= capacity[i] and sum(share) == total
 // exactly, for total <= the capacity of positive weights. Layers whose proportional part would
 // overfill them are filled, and what remains is shared among the others by the same rule; the last
 // fractions go to the largest remainders, among equals to the first.
-std::vector<int64_t> share_out(int64_t total, const std::vector<int64_t>& weight,
-                               const std::vector<int64_t>& capacity) {
+inline std::vector<int64_t> share_out(int64_t total, const std::vector<int64_t>& weight,
+                                      const std::vector<int64_t>& capacity) {
+  using Wide = __int128;  // total * weight may exceed 64 bits
   std::vector<int64_t> share(weight.size(), 0), open(weight.size());
   std::iota(open.begin(), open.end(), 0);
   int64_t weights = std::accumulate(weight.begin(), weight.end(), int64_t{0});
@@ -49,23 +49,4 @@ std::vector<int64_t> share_out(int64_t total, const std::vector<int64_t>& weight
   return share;
 }
 
-}  // namespace
-
-Status rewire_grow_proportionally(RewirePlan& plan) {
-  const int64_t count = static_cast<int64_t>(plan.layers.size());
-  std::vector<int64_t> survivors(count), capacity(count);
-  int64_t pruned = 0;
-  for (int64_t l = 0; l < count; ++l) {
-    survivors[l] = plan.layers[l].nnz - plan.decisions[l].pruned;
-    capacity[l] = plan.capacity(l);
-    pruned += plan.decisions[l].pruned;
-  }
-  const std::vector<int64_t> grown = share_out(pruned, survivors, capacity);
-  int64_t total = 0;
-  for (int64_t l = 0; l < count; ++l) total += plan.decisions[l].grown = grown[l];
-  if (total != pruned)
-    return Status::error("rewire: the budget does not add up; please report this");
-  return Status::ok();
-}
-
-}  // namespace dsr::cpu
+}  // namespace dsr

@@ -1,0 +1,83 @@
+// What the rewire plans of all backends look like in Python. A plan borrows the memory of its
+// layers: the caller keeps their tensors until it is done with the plan.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bindings/common.h"
+#include "common/rewire_plan.h"
+
+namespace dsr::bindings {
+
+// name, rows, row_length, nnz, crow, col, values, dtype, stream
+using LayerTuple = std::tuple<std::string, int64_t, int64_t, int64_t, uintptr_t, uintptr_t,
+                              uintptr_t, std::string, uint32_t>;
+// crow, col, [(from, to, item_size), ...]
+using OutputTuple =
+    std::tuple<uintptr_t, uintptr_t, std::vector<std::tuple<uintptr_t, uintptr_t, int64_t>>>;
+
+inline std::vector<RewireLayer> rewire_layers(const std::vector<LayerTuple>& tuples) {
+  std::vector<RewireLayer> layers;
+  for (const auto& [name, rows, row_length, nnz, crow, col, values, dtype, stream] : tuples) {
+    layers.push_back({name, rows, row_length, nnz, pointer<int32_t>(crow), pointer<int32_t>(col),
+                      pointer<void>(values),
+                      element_size(dtype) == 4 ? ValueType::kFloat32 : ValueType::kFloat64,
+                      stream});
+  }
+  return layers;
+}
+
+inline std::vector<RewireOutput> rewire_outputs(const std::vector<OutputTuple>& tuples) {
+  std::vector<RewireOutput> outputs;
+  for (const auto& [crow, col, arrays] : tuples) {
+    outputs.push_back({pointer<int32_t>(crow), pointer<int32_t>(col), {}});
+    for (const auto& [from, to, item_size] : arrays) {
+      outputs.back().arrays.push_back({pointer<void>(from), pointer<void>(to), item_size});
+    }
+  }
+  return outputs;
+}
+
+template <class Plan, class F>
+void define_per_layer(py::class_<Plan>& c, const char* name, F f) {
+  c.def_property_readonly(name, [f](const Plan& plan) {
+    std::vector<int64_t> result;
+    for (size_t l = 0; l < plan.layers.size(); ++l) {
+      result.push_back(f(plan, static_cast<int64_t>(l)));
+    }
+    return result;
+  });
+}
+
+// Everything but opening and applying, which take other arguments on each backend.
+template <class Plan>
+void define_decisions(py::class_<Plan>& c) {
+  c.def(
+      "prune_below",
+      [](Plan& plan, double threshold) {
+        py::gil_scoped_release release;
+        require_ok(rewire_prune_below(plan, threshold));
+      },
+      py::arg("threshold"));
+  c.def(
+      "prune_smallest",
+      [](Plan& plan, int64_t count) {
+        py::gil_scoped_release release;
+        require_ok(rewire_prune_smallest(plan, count));
+      },
+      py::arg("count"));
+  c.def("grow_proportionally", [](Plan& plan) { require_ok(rewire_grow_proportionally(plan)); });
+  c.def_property_readonly("prunable", [](const Plan& plan) { return plan.prunable; });
+  c.def_property_readonly("below", [](const Plan& plan) { return plan.below; });
+  c.def_property_readonly("room", [](const Plan& plan) { return plan.room; });
+  c.def_property_readonly("cut", [](const Plan& plan) { return plan.cut; });
+  define_per_layer(c, "pruned",
+                   [](const Plan& plan, int64_t l) { return plan.decisions[l].pruned; });
+  define_per_layer(c, "grown", [](const Plan& plan, int64_t l) { return plan.decisions[l].grown; });
+  define_per_layer(c, "nnz_after", [](const Plan& plan, int64_t l) { return plan.nnz_after(l); });
+}
+
+}  // namespace dsr::bindings
