@@ -1,6 +1,7 @@
 # make demo: set up, install, train a sparse WRN-28-2 on the embedded data in about two minutes
 # make test: set up, install, run every test
 # make bench: measure this machine, sparse against dense: build/bench-kept.json, pictures, tables
+# make cuda-table: what the compiled GPU kernels take, written into docs/cuda.md
 # make lint: the style checks of continuous integration
 
 PYTHON ?= python3
@@ -9,8 +10,13 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+# How the GPU kernels are built, from the environment: with other options everything is installed again.
+OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench cuda-table clean
+ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
+.PHONY: $(STAMP)
+endif
 
 demo: $(STAMP)
 	$(BIN)/dsr train --recipe wrn28_2-digits --out runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -21,7 +27,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+cuda-table: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m cuda_static.table docs/cuda.md
 
 # Memory stays with the process for both sides: glibc maps blocks of 32 MB and more afresh whatever
 # its threshold says, and so would charge dense and sparse for page faults on every large output.
@@ -42,7 +51,8 @@ $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	echo '$(OPTIONS)' >$(VENV)/.options
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dsr_kernels/_C*.so *.egg-info
+	rm -rf $(VENV) build dsr_kernels/_*.so *.egg-info

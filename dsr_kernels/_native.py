@@ -11,6 +11,8 @@ from importlib import metadata
 
 import torch
 
+from dsr_kernels.devices import cuda_names, why_no_cuda
+
 try:
     from dsr_kernels import _C
 except ImportError as error:
@@ -63,19 +65,17 @@ def show_config() -> None:
     print(f"CPU kernels  {_C.isa()} (available: {', '.join(_C.available_isas())})")
     print(f"threads      {torch.get_num_threads()} (torch.set_num_threads governs)")
     print(f"CUDA kernels {_gpu_kernels()}")
-    print(f"GPU          {_gpus()}")
+    print(f"GPU          {why_no_cuda() or '; '.join(cuda_names())}")
 
 
 def _gpu_kernels() -> str:
+    if _cuda is not None and _cuda.emulated:
+        return "emulated on the CPU"
     if _cuda is not None:
-        return f"for {_cuda.architectures}"
+        version = _cuda.toolkit_version
+        built = f"built with CUDA {version // 1000}.{version % 1000 // 10}"
+        return f"for {_cuda.architectures.replace(',', ', ')} ({built})"
     triton = triton_version()
     if triton is None:
         return "not in this build, and no Triton: sparse modules run on the CPU only"
     return f"not in this build; Triton {triton} takes over on GPUs"
-
-
-def _gpus() -> str:
-    if not torch.cuda.is_available():
-        return "none that torch can use (torch.cuda.is_available() is False)"
-    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

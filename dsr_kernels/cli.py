@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--threads", metavar="N", type=int, help="CPU threads (default: torch's choice)"
     )
-    train.add_argument("--device", choices=["cpu"], default="cpu", help="where to train")
+    train.add_argument("--device", metavar="NAME", help="where to train: cpu, cuda or cuda:N "
+                       "(default: cpu, or what the run began on)")  # fmt: skip
     train.add_argument("--quiet", action="store_true", help="no progress bar, one line an epoch")
     train.add_argument(
         "--no-report", action="store_true", help="leave report.html for `dsr report`"
@@ -115,7 +116,8 @@ def _train(options: argparse.Namespace) -> int:
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads: expected at least 1, got {options.threads}")
     given = {"data_dir": options.data_dir, "compare_dense": options.compare_dense,
-             "quiet": options.quiet or None, "make_report": not options.no_report}  # fmt: skip
+             "quiet": options.quiet or None, "make_report": not options.no_report,
+             "device": options.device}  # fmt: skip
     if options.threads is not None:
         given["threads"] = options.threads
     from dsr_kernels.training import start

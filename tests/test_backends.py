@@ -10,7 +10,7 @@ import pytest
 import torch
 from nn_cases import layer
 
-from dsr_kernels import _native, backends, launch, show_config
+from dsr_kernels import _native, backends, devices, launch, show_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -88,13 +88,33 @@ def test_show_config_without_triton(without_cuda_kernels, without_triton, capsys
 
 
 def test_show_config_of_gpus(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(_native, "_cuda", SimpleNamespace(architectures="80-real,120"))
+    built = {"architectures": "80-real,120", "toolkit_version": 12040, "emulated": False}
+    monkeypatch.setattr(_native, "_cuda", SimpleNamespace(**built))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     show_config()
     printed = capsys.readouterr().out
-    assert "\nCUDA kernels for 80-real,120\nGPU          none that torch can use" in printed
+    assert "\nCUDA kernels for 80-real, 120 (built with CUDA 12.4)\n" in printed
+    assert "\nGPU          no CUDA device: " in printed
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")
+    card = SimpleNamespace(name="card", major=9, minor=0, total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     show_config()
-    assert capsys.readouterr().out.endswith("\nGPU          card 0, card 1\n")
+    listed = "card (compute capability 9.0, 80 GiB)"
+    assert capsys.readouterr().out.endswith(f"\nGPU          {listed}; {listed}\n")
+
+
+def test_why_there_is_no_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have one.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert devices.why_no_cuda() == (
+        f"no CUDA device: this torch ({torch.__version__}) is built without CUDA"
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", no_driver)
+    assert devices.why_no_cuda() == "no CUDA device: Found no NVIDIA driver on your system"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.why_no_cuda() is None

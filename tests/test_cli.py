@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import arguments, train
+from small_runs import arguments, interrupt_at, train
 
 from dsr_kernels.cli import main
 from dsr_kernels.training import recipe as recipes
@@ -77,6 +77,37 @@ def test_wrong_usage_is_one_sentence(capsys, tmp_path):
         capsys, *arguments(Path(out), "rewiring.prune_count=99999")
     )
     assert not (tmp_path / "r/metrics.csv").exists()
+
+
+def test_a_device_that_is_not_there_is_one_sentence(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "r"
+    for name in ("gpu", "cuda:", "cuda:x", "cuda:-1"):
+        message = refused(capsys, *arguments(out), "--device", name)
+        assert f"--device: expected cpu, cuda or cuda:N, got '{name}'" in message
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "--device cuda: no CUDA device: " in refused(capsys, *arguments(out), "--device", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "--device cuda:2: expected a number below 2, the number of CUDA devices" in refused(
+        capsys, *arguments(out), "--device", "cuda:2"
+    )
+    assert not out.exists()
+
+
+def test_a_run_begun_on_a_gpu_goes_on_there_or_where_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2)
+        train(run, "training.epochs=1")
+    about = Run.open(run).read_json("run.json")
+    assert about["machine"]["device"] == "cpu"
+    about["machine"] |= {"device": "cuda:0", "gpu": "NVIDIA H100"}
+    Run.open(run).write_json("run.json", about)
+    capsys.readouterr()
+    assert "--device cuda:0: no CUDA device: " in refused(capsys, "train", "--resume", str(run))
+    assert main(["train", "--resume", str(run), "--device", "cpu", "--no-report"]) == 0
+    assert "the run began on NVIDIA H100: another device rounds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("args", [[], ["trian"], ["train", "--sed", "1"], ["train", "--seed", "x"]])

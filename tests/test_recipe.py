@@ -72,6 +72,8 @@ def test_overrides_are_typed_and_win_over_variants():
         ("training=3", "training is a table: set one of training.epochs"),
         ("method=drs", "method: unknown value 'drs'; did you mean dsr?"),
         ("data.name=fashion-mnist", "unknown value 'fashion-mnist'; did you mean fashion_mnist?"),
+        ("training.precision=bf16", "unknown value 'bf16'; did you mean bfloat16?"),
+        ("training.precision=tf32", "training.precision: unknown value 'tf32'; "),
         ("training.epochs=2.5", "training.epochs: expected a whole number, got 2.5"),
         ("training.epochs=many", "training.epochs: expected a whole number, got 'many'"),
         ("training.epochs=0", "training.epochs: expected a value at least 1, got 0"),

@@ -11,6 +11,8 @@ namespace dsr::cuda {
 DeviceGuard::DeviceGuard(int) {}
 DeviceGuard::~DeviceGuard() {}
 
+int toolkit_version() { return 0; }
+
 int device_count(std::string* reason) {
   reason->clear();
   return 1;
@@ -54,6 +56,8 @@ DeviceGuard::~DeviceGuard() {
   if (previous_ >= 0) cudaSetDevice(previous_);
 }
 
+int toolkit_version() { return CUDART_VERSION; }
+
 int device_count(std::string* reason) {
   int count = 0;  // stays what it is where there is no driver
   const cudaError_t error = cudaGetDeviceCount(&count);
@@ -61,8 +65,11 @@ int device_count(std::string* reason) {
     reason->clear();
     return count;
   }
-  *reason = std::string("no CUDA device: ") +
-            (error == cudaSuccess ? "the driver shows none" : cudaGetErrorString(error));
+  int driver = 0;
+  const char* why = error == cudaSuccess ? "the driver shows none" : cudaGetErrorString(error);
+  if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+    why = "there is no NVIDIA driver";
+  *reason = std::string("no CUDA device: ") + why;
   return 0;
 }
 

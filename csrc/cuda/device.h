@@ -28,6 +28,9 @@ class DeviceGuard {
   int previous_ = -1;
 };
 
+// CUDART_VERSION of the toolkit this was built with, such as 13000; 0 under the emulator.
+int toolkit_version();
+
 // Devices that can run kernels; where there is none, `reason` says why ("no CUDA device: ...").
 int device_count(std::string* reason);
 

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kDirectThreads)
 
 // One block per non-zero; its threads' sums are added as a tree, the same every time.
 template <class T, class S>
-__global__ void __launch_bounds__(kDirectThreads)
+__global__ void __launch_bounds__(kDirectThreads, 4)  // at five, ptxas spills for sm_90
     direct_grad_weight_kernel(const __grid_constant__ Direct pass, int64_t pixels,
                               const T* __restrict__ source, const T* __restrict__ grad,
                               const DirectEntry* __restrict__ entries,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from dsr_kernels.training.data import train_batches
 from dsr_kernels.training.loop import Trainer
+from dsr_kernels.training.placement import autocast, loss_scaler, synchronize
 from dsr_kernels.training.setup import FORMATS, build_model, build_optimizer
 
 
@@ -27,25 +29,42 @@ def against_dense(trainer: Trainer, rounds: int = 7) -> dict[str, Any]:
     sparse = copy.deepcopy(trainer.model)
     steps = {"sparse": _step(trainer, sparse, trainer.format)}
     for layout, memory_format in FORMATS.items():
-        twin = build_model(recipe, data, sparse=False)
+        twin = build_model(recipe, data, sparse=False).to(trainer.device)
         if recipe.model.name != "lenet300":
             twin = twin.to(memory_format=memory_format)
         elif layout != "contiguous":
             continue
         steps[f"dense_{layout}"] = _step(trainer, twin, memory_format)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    batches = train_batches(data, recipe.data, recipe.training.batch_size, recipe.seed, 0)
+    batches = train_batches(
+        data, recipe.data, recipe.training.batch_size, recipe.seed, 0, device=trainer.device
+    )
     images, labels = next(batches)
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step(images, labels)
-            if turn:
-                times[name].append(time.perf_counter() - started)
+    with _free_choice_for_cudnn():
+        for turn in range(rounds + 1):
+            for name, step in steps.items():
+                synchronize(trainer.device)
+                started = time.perf_counter()
+                step(images, labels)
+                synchronize(trainer.device)
+                if turn:
+                    times[name].append(time.perf_counter() - started)
     speeds = {name: len(labels) / statistics.median(seconds) for name, seconds in times.items()}
     dense = max(speed for name, speed in speeds.items() if name != "sparse")
     return {"rounds": rounds, "batch": len(labels), "images_per_second": speeds,
             "sparse_over_best_dense": speeds["sparse"] / dense}  # fmt: skip
+
+
+@contextlib.contextmanager
+def _free_choice_for_cudnn() -> Iterator[None]:
+    """Dense convolutions as fast as they go: the algorithms tried out, deterministic or not."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = True, False
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def _step(
@@ -55,10 +74,16 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = 1e-4  # timed, not trained
     model.train()
+    device, precision = trainer.device, trainer.recipe.training.precision
+    scaler = loss_scaler(device, precision)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images.contiguous(memory_format=memory_format)), labels).backward()
-        optimizer.step()
+        with autocast(device, precision):
+            output = model(images.contiguous(memory_format=memory_format))
+            loss = F.cross_entropy(output, labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return step

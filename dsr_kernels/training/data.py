@@ -17,6 +17,7 @@ import torch
 
 from dsr_kernels.training import readers
 from dsr_kernels.training.errors import UsageError
+from dsr_kernels.training.placement import CPU, move
 from dsr_kernels.training.schema import Data
 
 SPLIT_SEED = 20190515  # fixed, so that runs with different seeds are compared on the same images
@@ -71,7 +72,8 @@ class DataSet:
         """uint8 [B, C, H, W] -> float32 with zero mean and unit deviation per channel of the
         training set.
         """
-        return (images.float() - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+        mean, std = (part.to(images.device).view(1, -1, 1, 1) for part in (self.mean, self.std))
+        return (images.float() - mean) / std
 
 
 def load(settings: Data, data_dir: Path | None = None) -> DataSet:
@@ -164,11 +166,18 @@ def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def train_batches(
-    data: DataSet, settings: Data, batch_size: int, seed: int, epoch: int, start: int = 0
+    data: DataSet,
+    settings: Data,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    device: torch.device = CPU,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches `start`, `start + 1`, ... of one epoch: (normalised float images, labels).
 
     Every epoch is a fresh permutation; the images that do not fill a last batch sit out this epoch.
+    Images travel to the device as bytes and become floats there.
     """
     order = torch.randperm(len(data.train), generator=stream(seed, "order", epoch))
     for batch in range(start, len(order) // batch_size):
@@ -177,13 +186,15 @@ def train_batches(
         if settings.augment != "none":
             generator = stream(seed, "augment", epoch, batch)
             images = crop_flip(images, settings.pad, settings.augment == "crop_flip", generator)
-        yield data.normalize(images), part.labels
+        images, labels = move(device, images, part.labels)
+        yield data.normalize(images), labels
 
 
 def eval_batches(
-    data: DataSet, split: Split, batch_size: int
+    data: DataSet, split: Split, batch_size: int, device: torch.device = CPU
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The whole split in order."""
     for begin in range(0, len(split), batch_size):
         part = slice(begin, begin + batch_size)
-        yield data.normalize(split.images[part]), split.labels[part]
+        images, labels = move(device, split.images[part], split.labels[part])
+        yield data.normalize(images), labels

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from dsr_kernels.models._layers import weight_tensors
+from dsr_kernels.training import placement
 from dsr_kernels.training import recipe as recipes
 from dsr_kernels.training.checkpoint import Checkpoints
 from dsr_kernels.training.data import DataSet, Split, eval_batches, train_batches
@@ -54,6 +55,7 @@ class Trainer:
     recipe: Recipe
     data: DataSet
     quiet: bool | None = None
+    device: torch.device = placement.CPU
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class Trainer:
             )
         self.checkpoints = Checkpoints(self.run.folder / "checkpoints", recipe.checkpoint.keep)
         self.format = FORMATS[recipe.model.memory_format]
-        self.model = build_model(recipe, self.data)
+        self.model = build_model(recipe, self.data).to(self.device)
 
     def start(self) -> None:
         """Takes up the newest checkpoint, or the beginning where there is none."""
@@ -75,6 +77,7 @@ class Trainer:
         state = self.load_weights()
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
         self.optimizer = build_optimizer(self.recipe, self.model)
+        self.scaler = placement.loss_scaler(self.device, self.recipe.training.precision)
         try:
             self.rewirer = build_rewirer(self.recipe, self.model, self.optimizer, self.epoch_length)
         except ValueError as error:
@@ -85,9 +88,12 @@ class Trainer:
             self.records.rewire({"iteration": 0, "epoch": 0}, sparse_layers(self.model))
         else:
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:  # of this device, not the checkpoint's
+                group["fused"] = self.optimizer.defaults["fused"]
+            self.scaler.load_state_dict(state.get("scaler", {}))
             if self.rewirer is not None:
                 self.rewirer.load_state_dict(state["rewirer"])
-            torch.set_rng_state(state["random"])
+            placement.restore_random(self.device, state)
             self.position = Position(**state["position"])
             self.records = Records(
                 self.run.folder, layers, state["lengths"], self.position.iteration
@@ -101,28 +107,12 @@ class Trainer:
         if saved is None:
             return None
         weights, state = saved
-        self._check_recipe(state)
+        self.run.check_state(state, self.recipe, self.data.fingerprint())
         try:
             self.model.load_state_dict(weights)
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}") from None
         return state
-
-    def _check_recipe(self, state: dict[str, Any]) -> None:
-        folder = self.run.folder
-        written = recipes.dump(self.recipe)
-        if state.get("data") != self.data.fingerprint():
-            raise UsageError(
-                f"{folder}: the checkpoint was trained on other data: {state.get('data')}, "
-                f"found {self.data.fingerprint()}"
-            )
-        if state.get("recipe") == written:
-            return
-        theirs = recipes.parse_text(state.get("recipe", ""), f"{folder}: recipe in the checkpoint")
-        found = recipes.difference(self.recipe, theirs)
-        raise UsageError(
-            f"{folder}: the checkpoint was made with another recipe than recipe.toml: {found}"
-        )
 
     def train(self) -> dict[str, Any]:
         """Runs to the end; returns the results. Raises Interrupted or TrainingStopped."""
@@ -145,42 +135,52 @@ class Trainer:
     def _train_epoch(self) -> None:
         now, recipe = self.position, self.recipe
         self.model.train()
-        batches = train_batches(
-            self.data, recipe.data, recipe.training.batch_size, recipe.seed, now.epoch, now.batch
-        )
-        for _ in range(now.batch, self.epoch_length):
-            started = time.perf_counter()
-            images, labels = next(batches)
+        started = time.perf_counter()
+        batches = train_batches(self.data, recipe.data, recipe.training.batch_size, recipe.seed,
+                                now.epoch, now.batch, self.device)  # fmt: skip
+        batch = next(batches, None)
+        while batch is not None:
+            images, labels = batch
             loss, correct = self._iteration(images, labels)
+            batch = next(batches, None)  # while a GPU is still busy with this one
             now.batch += 1
             now.iteration += 1
             now.loss += loss * len(labels)
-            now.correct += correct
+            now.correct += int(correct)  # waits for all that was asked of the device
             now.seen += len(labels)
             now.seconds += time.perf_counter() - started
             speed = now.seen / now.seconds
             self.progress.iteration(now.epoch, now.loss / now.seen, now.correct / now.seen, speed)
             self._safe_point()
+            started = time.perf_counter()
 
-    def _iteration(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+    def _forward(self, images: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"):
+        """(loss, number of images given their label), both still on the device."""
+        with placement.autocast(self.device, self.recipe.training.precision):
+            output = self.model(images.contiguous(memory_format=self.format))
+            loss = F.cross_entropy(output, labels, reduction=reduction)
+        return loss, (output.argmax(1) == labels).sum()
+
+    def _iteration(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
         now, settings = self.position, self.recipe.optimizer
         rate = at(settings.lr, now.epoch + now.batch / self.epoch_length)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        output = self.model(self._to_format(images))
-        loss = F.cross_entropy(output, labels)
+        loss, correct = self._forward(images, labels)
         value = loss.item()
         if not math.isfinite(value):
             self._stop_training(f"the loss became {value}")
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         if settings.l1:
             # The gradient of l1 * sum |w|, which is 0 at the zeros just grown.
             for weight in self.penalized:
                 weight.grad.add_(weight.detach().sign(), alpha=settings.l1)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self._rewire()
-        return value, int((output.argmax(1) == labels).sum())
+        return value, correct
 
     def _rewire(self) -> None:
         if self.rewirer is None:
@@ -204,9 +204,6 @@ class Trainer:
                 "grown": report.grown,
             }
             self.records.rewire(row, sparse_layers(self.model))
-
-    def _to_format(self, images: torch.Tensor) -> torch.Tensor:
-        return images.contiguous(memory_format=self.format)
 
     def _safe_point(self) -> None:
         """Between iterations: stop if asked to, save if due."""
@@ -252,10 +249,11 @@ class Trainer:
         """(mean cross-entropy, accuracy) over a whole split, in evaluation mode."""
         self.model.eval()
         loss, correct = 0.0, 0
-        for images, labels in eval_batches(self.data, split, self.recipe.training.eval_batch_size):
-            output = self.model(self._to_format(images))
-            loss += F.cross_entropy(output, labels, reduction="sum").item()
-            correct += int((output.argmax(1) == labels).sum())
+        size = self.recipe.training.eval_batch_size
+        for images, labels in eval_batches(self.data, split, size, self.device):
+            losses, right = self._forward(images, labels, "sum")
+            loss += losses.item()
+            correct += int(right)
             self._safe_point()
         self.model.train()
         return loss / len(split), correct / len(split)
@@ -272,7 +270,8 @@ class Trainer:
             "position": asdict(now),
             "optimizer": self.optimizer.state_dict(),
             "rewirer": None if self.rewirer is None else self.rewirer.state_dict(),
-            "random": torch.get_rng_state(),
+            "scaler": self.scaler.state_dict(),
+            **placement.random_state(self.device),
             "lengths": self.records.lengths(),
             "data": self.data.fingerprint(),
         }

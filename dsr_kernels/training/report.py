@@ -242,6 +242,8 @@ def _machine(story: Story) -> str:
     rows += [(f"{part} images", f"{n:,}") for part, n in story.about["images"].items()]
     if story.results and "peak_rss_mib" in story.results:
         rows.append(("peak memory of the process", f"{story.results['peak_rss_mib']:,} MiB"))
+    if story.results and "peak_gpu_mib" in story.results:
+        rows.append(("peak memory on the GPU", f"{story.results['peak_gpu_mib']:,} MiB"))
     return f"<div><h2>Machine and data</h2>{_table(rows)}</div>"
 
 

@@ -87,6 +87,21 @@ class Run:
     def recipe(self) -> Recipe:
         return recipes.load(str(self.folder / "recipe.toml"))
 
+    def check_state(self, state: dict[str, Any], recipe: Recipe, data: str) -> None:
+        """UsageError for a checkpoint of another recipe or of other data (its fingerprint)."""
+        if state.get("data") != data:
+            raise UsageError(
+                f"{self.folder}: the checkpoint was trained on other data: {state.get('data')}, "
+                f"found {data}"
+            )
+        where = f"{self.folder}: recipe in the checkpoint"
+        theirs = recipes.parse_text(state.get("recipe", ""), where)
+        if found := recipes.difference(recipe, theirs):
+            raise UsageError(
+                f"{self.folder}: the checkpoint was made with another recipe than recipe.toml: "
+                f"{found}"
+            )
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name
         if not path.is_file():

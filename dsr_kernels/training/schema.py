@@ -60,6 +60,8 @@ class Training:
     batch_size: int = setting(low=2)
     eval_batch_size: int = setting(500, low=1)
     eval_test_every: int = setting(0, low=0)  # epochs between tests; 0: at the end only
+    # Of activations, by autocast; weights and their optimizer state are float32 in any case.
+    precision: str = setting("float32", choices=("float32", "bfloat16", "float16"))
 
 
 @dataclass(kw_only=True)

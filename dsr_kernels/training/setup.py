@@ -16,6 +16,7 @@ from dsr_kernels.nn import named_sparse_modules
 from dsr_kernels.rewiring import DSR, Static
 from dsr_kernels.training.data import DataSet, stream
 from dsr_kernels.training.errors import UsageError
+from dsr_kernels.training.placement import about
 from dsr_kernels.training.schema import Recipe, Schedule
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -42,9 +43,12 @@ def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """One parameter group; weight decay acts on a sparse layer's values as on any dense weight."""
+    """One parameter group; weight decay acts on a sparse layer's values as on any dense weight.
+    The model is where it will be trained: on a GPU one launch updates all parameters.
+    """
     settings = recipe.optimizer
-    options = {"lr": settings.lr[0][1], "weight_decay": settings.weight_decay}
+    options = {"lr": settings.lr[0][1], "weight_decay": settings.weight_decay,
+               "fused": next(model.parameters()).is_cuda or None}  # fmt: skip
     if settings.name == "sgd":
         options |= {"momentum": settings.momentum, "nesterov": settings.nesterov}
         return torch.optim.SGD(model.parameters(), **options)
@@ -138,9 +142,10 @@ def check_processor() -> None:
         raise UsageError(str(error)) from None
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers of a run were measured on."""
     return {
+        **about(device),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from dsr_kernels.training import data as datasets
+from dsr_kernels.training import placement, report
 from dsr_kernels.training import recipe as recipes
-from dsr_kernels.training import report
 from dsr_kernels.training.compare import against_dense
 from dsr_kernels.training.errors import UsageError, require
 from dsr_kernels.training.loop import Trainer
+from dsr_kernels.training.placement import find_device
 from dsr_kernels.training.run import Run
 from dsr_kernels.training.schema import Recipe
 from dsr_kernels.training.setup import check_processor, describe, machine
@@ -25,6 +26,7 @@ def new_run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     `continue_run`.
     """
     # What needs no model is found wrong before the folder exists, all else before training begins.
+    options["device"] = find_device(options.get("device") or "cpu")
     data = _load(recipe, options.get("data_dir"))
     run = Run.create(out, recipe)
     try:
@@ -39,13 +41,14 @@ def continue_run(
     recipe: Recipe | None = None,
     data_dir: Path | None = None,
     make_report: bool = True,
+    device: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Continues the run in `folder` exactly where its newest checkpoint stands. A complete run is
     only compared with its dense twin, if that is asked for.
 
-    A `recipe` given anyway must equal the run's own. `data_dir` and the number of threads default
-    to what the run began with.
+    A `recipe` given anyway must equal the run's own. `data_dir`, the device and the number of
+    threads default to what the run began with.
     """
     run = Run.open(folder)
     own = run.recipe()
@@ -68,10 +71,21 @@ def continue_run(
                   "round differently, and the results will not be bit-identical")  # fmt: skip
         options.setdefault("threads", threads)
     options |= {"data_dir": data_dir, "make_report": make_report}
+    options["device"] = _device_to_continue_on(device, about["machine"] if about else {})
     data = _load(own, data_dir)
     if results is not None:
-        return _compare(run, own, data, results, options.get("threads"), make_report)
+        chosen = {key: options.get(key) for key in ("threads", "device")}
+        return _compare(run, own, data, results, make_report=make_report, **chosen)
     return _train(run, own, data, **options)
+
+
+def _device_to_continue_on(name: str | None, machine: dict[str, Any]) -> torch.device:
+    began = machine.get("device", "cpu")
+    device = find_device(name or began)
+    if machine and placement.about(device).get("gpu") != machine.get("gpu"):
+        print(f"the run began on {machine.get('gpu', 'the CPU')}: another device rounds "
+              "differently, and the results will not be bit-identical")  # fmt: skip
+    return device
 
 
 def _compare(
@@ -79,13 +93,16 @@ def _compare(
     recipe: Recipe,
     data: datasets.DataSet,
     results: dict[str, Any],
+    *,
     threads: int | None,
+    device: torch.device,
     make_report: bool,
 ) -> dict[str, Any]:
     """Times the final weights of a complete run beside its dense twin."""
     if threads is not None:
         torch.set_num_threads(threads)
-    trainer = Trainer(run, recipe, data)
+    placement.use(device)
+    trainer = Trainer(run, recipe, data, device=device)
     if trainer.load_weights() is None:
         raise UsageError(f"--compare-dense: {run.folder} has no checkpoint with its final weights")
     results["against_dense"] = against_dense(trainer)
@@ -117,19 +134,23 @@ def _train(
     quiet: bool | None = None,
     make_report: bool = True,
     threads: int | None = None,
+    device: torch.device = placement.CPU,
 ) -> dict[str, Any]:
     if threads is not None:
         torch.set_num_threads(threads)
-    trainer = Trainer(run, recipe, data, quiet)
+    placement.use(device)
+    trainer = Trainer(run, recipe, data, quiet, device)
     trainer.start()
     model = describe(trainer.model, trainer.optimizer)
     if run.read_json("run.json") is None:
-        about = {"data_dir": data_dir and str(data_dir.resolve()), "machine": machine(),
+        about = {"data_dir": data_dir and str(data_dir.resolve()), "machine": machine(device),
                  "command": sys.argv[1:], "images": _counts(data), "model": model}  # fmt: skip
         run.write_json("run.json", about)
     _announce(recipe, data, model, trainer)
     results = trainer.train()
     results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if device.type == "cuda":
+        results["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
     if compare_dense:
         results["against_dense"] = against_dense(trainer)
     run.write_json("results.json", results)
@@ -158,7 +179,7 @@ def _announce(
         print(
             f"{model['nonzeros']:,} non-zeros in {len(model['layers'])} sparse layers of "
             f"{model['sparse_positions']:,} positions, {model['dense_parameters']:,} dense "
-            f"parameters; {torch.get_num_threads()} threads"
+            f"parameters; {torch.get_num_threads()} threads, {trainer.device}"
         )
     if trainer.position.iteration:
         print(f"continuing after iteration {trainer.position.iteration}", flush=True)

@@ -14,6 +14,7 @@ void bind_cuda_device(py::module_& m) {
   m.attr("emulated") = false;
 #endif
   m.attr("architectures") = DSR_CUDA_ARCHITECTURES;
+  m.attr("toolkit_version") = cuda::toolkit_version();
   m.def(
       "device_count",
       [] {

@@ -1,0 +1,47 @@
+# Finds nvcc and tries it with the host compiler, so that what is wrong with it is one sentence
+# instead of pages. Each function leaves `problem` empty where all is well.
+
+# DSR_CUDA_COMPILER: what CUDACXX names, else the nvcc on PATH, of CUDA_HOME or CUDA_PATH, of /usr/local/cuda.
+function(find_nvcc)
+  set(problem "")
+  if(NOT "$ENV{CUDACXX}" STREQUAL "")
+    find_program(DSR_CUDA_COMPILER "$ENV{CUDACXX}")
+    if(NOT DSR_CUDA_COMPILER)
+      set(problem "there is no '$ENV{CUDACXX}', which the environment variable CUDACXX names")
+    endif()
+  else()
+    find_program(DSR_CUDA_COMPILER nvcc)
+    find_program(DSR_CUDA_COMPILER nvcc PATHS "$ENV{CUDA_HOME}" "$ENV{CUDA_PATH}" /usr/local/cuda PATH_SUFFIXES bin NO_DEFAULT_PATH)
+    if(NOT DSR_CUDA_COMPILER)
+      set(problem "there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
+    endif()
+  endif()
+  mark_as_advanced(DSR_CUDA_COMPILER)
+  set(problem "${problem}" PARENT_SCOPE)
+endfunction()
+
+# Checks the version of DSR_CUDA_COMPILER, then lets it compile and link an empty kernel.
+function(try_nvcc)
+  set(problem "" PARENT_SCOPE)
+  execute_process(COMMAND ${DSR_CUDA_COMPILER} --version OUTPUT_VARIABLE printed ERROR_VARIABLE printed)
+  string(REGEX MATCH "release ([0-9]+[.][0-9]+)" found "${printed}")
+  set(version "${CMAKE_MATCH_1}")
+  if(NOT version VERSION_GREATER_EQUAL 12.0)
+    set(problem "${DSR_CUDA_COMPILER} is of CUDA '${version}', and 12.0 or newer is needed" PARENT_SCOPE)
+    return()
+  endif()
+  set(command ${DSR_CUDA_COMPILER} -std=c++17)
+  if(CMAKE_CUDA_HOST_COMPILER)
+    list(APPEND command -ccbin ${CMAKE_CUDA_HOST_COMPILER})
+  endif()
+  separate_arguments(flags UNIX_COMMAND "$ENV{CUDAFLAGS}")
+  list(APPEND command ${flags} -o try_nvcc try_nvcc.cu)
+  file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/try_nvcc.cu
+    "#include <cuda_bf16.h>\n#include <string>\n__global__ void nothing() {}\nint main() { nothing<<<1, 1>>>(); }\n")
+  execute_process(COMMAND ${command} WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}
+    OUTPUT_VARIABLE printed ERROR_VARIABLE printed RESULT_VARIABLE failed)
+  if(failed)
+    string(REGEX MATCH "[^\n]*(error|fatal|cannot find|No such)[^\n]*" said "${printed}")
+    set(problem "${DSR_CUDA_COMPILER} of CUDA ${version} fails with ${CMAKE_CUDA_HOST_COMPILER}: ${said}" PARENT_SCOPE)
+  endif()
+endfunction()

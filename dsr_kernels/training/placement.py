@@ -1,0 +1,89 @@
+"""Where a run computes, and in what precision: the device, its random numbers, autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dsr_kernels import devices
+from dsr_kernels.training.errors import UsageError
+
+CPU = torch.device("cpu")
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def find_device(name: str) -> torch.device:
+    """The device `name` means, with its number; UsageError where it is not to be had."""
+    kind, colon, number = name.partition(":")
+    if name == "cpu":
+        return CPU
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise UsageError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
+    if reason := devices.why_no_cuda():
+        raise UsageError(f"--device {name}: {reason}")
+    index = int(number) if colon else torch.cuda.current_device()
+    if index >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: expected a number below {torch.cuda.device_count()}, "
+            "the number of CUDA devices"
+        )
+    return torch.device("cuda", index)
+
+
+def use(device: torch.device) -> None:
+    """Makes `device` the current one, and torch's dense layers repeat their bits on it."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.deterministic = True
+
+
+def move(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors on `device`; a GPU fetches them while the CPU goes on."""
+    if device.type == "cpu":
+        return list(tensors)
+    return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until everything asked of `device` is done, as a clock must."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context forward and loss run in."""
+    return torch.autocast(
+        device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision in PRECISIONS
+    )
+
+
+def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Keeps float16 gradients from becoming 0; hands everything through in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of torch's generators, for the checkpoint."""
+    state: dict[str, Any] = {"random": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda_random"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random(device: torch.device, state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["random"])
+    if device.type == "cuda" and "cuda_random" in state:
+        torch.cuda.set_rng_state(state["cuda_random"], device)
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    """The device in the record of a run: what its numbers were measured on."""
+    if device.type == "cpu":
+        return {"device": "cpu"}
+    return {
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda,
+        "tf32": torch.backends.cudnn.allow_tf32,  # of torch's own convolutions in float32
+    }

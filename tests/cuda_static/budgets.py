@@ -1,0 +1,49 @@
+"""What each GPU kernel may use, and what a multiprocessor has to give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The limits of one kernel, for every element type and architecture."""
+
+    blocks: int  # thread blocks that the registers must leave room for on a multiprocessor
+    shared: int = 0  # most bytes of static shared memory
+    slab: bool = False  # takes dynamic shared memory, and only whole 16-byte vectors from and to it
+
+
+BUDGETS = {
+    "gather_kernel": Budget(1, slab=True),
+    "grad_weight_kernel": Budget(1, slab=True),
+    "arrange_kernel": Budget(8),
+    "reduce_splits_kernel": Budget(6, shared=1024),
+    "direct_gather_kernel": Budget(5),
+    "direct_grad_weight_kernel": Budget(4, shared=2048),
+}
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """Limits of one architecture (CUDA C++ Programming Guide, "Compute Capabilities")."""
+
+    threads: int
+    blocks: int
+    shared_of_block: int  # KiB a thread block may have
+    warp_schedulers: int = 4
+    registers_of_scheduler: int = 16384
+
+    def blocks_by_registers(self, registers: int, threads: int) -> int:
+        """Thread blocks that fit: registers are given to warps, 256 at a time."""
+        of_warp = -(-registers * 32 // 256) * 256
+        warps = self.warp_schedulers * (self.registers_of_scheduler // of_warp)
+        return min(warps // -(-threads // 32), self.threads // threads, self.blocks)
+
+
+MULTIPROCESSORS = {
+    80: Multiprocessor(threads=2048, blocks=32, shared_of_block=163),
+    90: Multiprocessor(threads=2048, blocks=32, shared_of_block=227),
+    100: Multiprocessor(threads=2048, blocks=32, shared_of_block=227),
+    120: Multiprocessor(threads=1536, blocks=24, shared_of_block=99),
+}
