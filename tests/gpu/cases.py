@@ -42,7 +42,11 @@ AWKWARD = {
     ),
     "1 x 1, stride 3": ((9, 5, 1, (10, 8), 5), {"stride": 3}),
 }
-SMALL = CASES | BATCHES | AWKWARD
+INTERPRETED = {  # for Triton's interpreter, which takes seconds for each of these
+    "4 x 5": ((2, 3, 3, (4, 5), 2), {"padding": 1, "sparsity": 0.5}),
+    "4 x 5, stride 2": ((2, 4, 3, (4, 5), 1), {"stride": 2, "padding": 1, "groups": 2}),
+}
+SMALL = CASES | BATCHES | AWKWARD | INTERPRETED
 
 # Layers of WRN-28-2 and ResNet-50 at 90 %, and one with a ragged batch.
 LARGE = {
