@@ -21,6 +21,21 @@ BUDGETS = {
     "reduce_splits_kernel": Budget(6, shared=1024),
     "direct_gather_kernel": Budget(5),
     "direct_grad_weight_kernel": Budget(4, shared=2048),
+    "check_crow_kernel": Budget(12),
+    "find_largest_kernel": Budget(12),
+    "find_keeper_kernel": Budget(12),
+    "start_selection_kernel": Budget(12),
+    "count_digits_kernel": Budget(12, shared=1024),
+    "pick_digit_kernel": Budget(12, shared=32),
+    "count_at_cut_kernel": Budget(10, shared=32),
+    "scan_chunks_kernel": Budget(12, shared=32),
+    "sample_ranks_kernel": Budget(12),
+    "count_rank_digits_kernel": Budget(12, shared=1024),
+    "scan_rank_digits_kernel": Budget(12, shared=32),
+    "scatter_ranks_kernel": Budget(10, shared=4096),
+    "move_survivors_kernel": Budget(10, shared=48),
+    "place_grown_kernel": Budget(12),
+    "write_crow_kernel": Budget(12),
 }
 
 
