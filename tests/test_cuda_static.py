@@ -71,7 +71,7 @@ def test_static_shared_memory_is_within_the_budget(kernels: list[Kernel]) -> Non
         assert kernel.shared <= BUDGETS[kernel.name].shared, f"{kernel}: {kernel.shared} bytes"
 
 
-def test_the_code_reads_whole_vectors_and_no_local_memory(
+def test_the_code_reads_slabs_in_vectors_and_no_local_memory(
     module: Path, kernels: list[Kernel]
 ) -> None:
     looked_at = [kernel for kernel in kernels if kernel.architecture == 90]
@@ -82,8 +82,11 @@ def test_the_code_reads_whole_vectors_and_no_local_memory(
         found = code[kernel.symbol]
         assert not [name for name in found if name.startswith(("LDL", "STL"))], str(kernel)
         if BUDGETS[kernel.name].slab:
-            shared = {name for name in found if name.startswith(("LDS", "STS"))}
-            assert shared == {"LDS.128", "STS.128"}, f"{kernel}: {shared}"
+            # Few narrow reads: the places that asynchronous copies go to, none in the inner loop.
+            reads = sum(count for name, count in found.items() if name.startswith("LDS"))
+            assert found["LDS.128"] > reads / 2, f"{kernel}: {found['LDS.128']} of {reads}"
+            written = {name for name in found if name.startswith(("STS", "LDGSTS"))}
+            assert written in ({"STS.128"}, {"LDGSTS.E"}), f"{kernel}: {written}"
             assert any(name.startswith("LDG.E.128") for name in found), str(kernel)
 
 

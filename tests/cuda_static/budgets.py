@@ -11,7 +11,7 @@ class Budget:
 
     blocks: int  # thread blocks that the registers must leave room for on a multiprocessor
     shared: int = 0  # most bytes of static shared memory
-    slab: bool = False  # takes dynamic shared memory, and only whole 16-byte vectors from and to it
+    slab: bool = False  # computes on dynamic shared memory, which it reads in 16-byte vectors
 
 
 BUDGETS = {
@@ -21,6 +21,7 @@ BUDGETS = {
     "reduce_splits_kernel": Budget(6, shared=1024),
     "direct_gather_kernel": Budget(5),
     "direct_grad_weight_kernel": Budget(4, shared=2048),
+    # Selecting what to prune.
     "check_crow_kernel": Budget(12),
     "find_largest_kernel": Budget(12),
     "find_keeper_kernel": Budget(12),
@@ -29,6 +30,7 @@ BUDGETS = {
     "pick_digit_kernel": Budget(12, shared=32),
     "count_at_cut_kernel": Budget(10, shared=32),
     "scan_chunks_kernel": Budget(12, shared=32),
+    # Moving what survives and growing the rest.
     "sample_ranks_kernel": Budget(12),
     "count_rank_digits_kernel": Budget(12, shared=1024),
     "scan_rank_digits_kernel": Budget(12, shared=32),
