@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SLACK = 4  # entries past the last one that a kernel may read ahead
+ALIGN = 2  # segments start at even entries, so that two are loaded at once
+SLACK = 8  # entries past the last one that a kernel may read ahead
 
 
 class ListKey(NamedTuple):
@@ -23,7 +24,6 @@ class ListKey(NamedTuple):
     dest_channels: int  # of one group
     classes: int  # one more than the pass has, for taps that meet no destination pixel
     channel_block: int
-    align: int  # segments start at multiples of it
     tap_class: tuple[int, ...]  # [KH * KW]
     tap_offset: tuple[int, ...]  # [KH * KW] bytes in a channel's slab
     tap_plane: tuple[int, ...]  # [KH * KW] bytes from channel to channel in the tap's class
@@ -112,10 +112,11 @@ def build_list(crow: Tensor, col: Tensor, key: ListKey) -> NonZeroList:
     segment, order, first = _sorted(segment, key.segments)
     count = first.diff()
     starts = torch.zeros_like(first)
-    torch.cumsum((count + key.align - 1) // key.align * key.align, 0, out=starts[1:])
+    torch.cumsum((count + ALIGN - 1) // ALIGN * ALIGN, 0, out=starts[1:])
     place = starts[segment] + torch.arange(nnz, device=device) - first[segment]
-    entries = nnz + key.segments * (key.align - 1) + SLACK
-    entries = -(-entries // key.align) * key.align  # a bound: how many there are is on the device
+    # A bound, since how many segments are empty is known on the device alone.
+    entries = nnz + min(nnz, key.segments) * (ALIGN - 1) + SLACK
+    entries = -(-entries // ALIGN) * ALIGN
     offset = tap_offset[nonzeros.tap]
     offset += nonzeros.source % key.channel_block * tap_plane[nonzeros.tap]
     offsets = torch.zeros(entries, dtype=torch.int32, device=device)

@@ -61,9 +61,9 @@ def prepare_gather(
     tiling = None
     if dtype != torch.float64:
         tiling = choose_gather(shape, images, density, dtype.itemsize, device)
-    if tiling is None:
+    if tiling is None or _sparse_beyond_slabs(shape, tiling.channel_block, density):
         return _direct(shape, images, dtype, source_strides, dest_strides)
-    key = _list_key(shape, tiling.channel_block, tiling.layouts, align=2)
+    key = _list_key(shape, tiling.channel_block, tiling.layouts)
     numbered = list(enumerate(zip(shape.classes, tiling.layouts, strict=True)))
     most = _native._cuda.MAX_CLASSES
     launches = []
@@ -109,10 +109,10 @@ def prepare_grad_weight(
     tiling = None
     if dtype != torch.float64:
         tiling = choose_grad_weight(shape, images, density, dtype.itemsize, device)
-    if tiling is None:
+    if tiling is None or _sparse_beyond_slabs(shape, tiling.channel_block, density):
         return _direct(shape, images, dtype, source_strides, grad_strides)
     layouts = (tiling.layout,)
-    key = _list_key(shape, tiling.channel_block, layouts, _native._cuda.GRAD_WEIGHT_ALIGN)
+    key = _list_key(shape, tiling.channel_block, layouts)
     launch = _native._cuda.GradWeight()
     _set_channels(launch, shape, tiling.channel_block)
     launch.slab = _slab(shape, shape.classes[0], tiling.layout, images)
@@ -123,6 +123,11 @@ def prepare_grad_weight(
     launch.slab_bytes = _slab_bytes(tiling.channel_block, layouts)
     launch.source_strides, launch.grad_strides = source_strides, grad_strides
     return GradWeightPass(key, _name(dtype), tiling.splits, launch)
+
+
+def _sparse_beyond_slabs(shape: PassShape, channel_block: int, density: float) -> bool:
+    """Whether most segments of a list would be empty: it would be longer than the non-zeros."""
+    return density * channel_block * shape.taps < 0.5 and channel_block < shape.source_channels
 
 
 def _as_columns(shape: PassShape, *strides: tuple[int, ...]) -> PassShape:
@@ -166,9 +171,7 @@ def _direct(shape: PassShape, images: int, dtype: torch.dtype, source_strides, d
     return DirectPass(key, _name(dtype), tuple(launches))
 
 
-def _list_key(
-    shape: PassShape, channel_block: int, layouts: tuple[Layout, ...], align: int
-) -> ListKey:
+def _list_key(shape: PassShape, channel_block: int, layouts: tuple[Layout, ...]) -> ListKey:
     layout_of = dict(zip(shape.classes, layouts, strict=True))
 
     def place(c: PassClass, dh: int, dw: int) -> tuple[int, int]:
@@ -176,7 +179,7 @@ def _list_key(
         col = dw % shape.col_step * layout.phase_cols + dw // shape.col_step
         return (dh * layout.pitch + col) * VECTOR_BYTES, layout.plane * VECTOR_BYTES
 
-    return ListKey(*_pattern_fields(shape), channel_block, align, *_by_tap(shape, place))
+    return ListKey(*_pattern_fields(shape), channel_block, *_by_tap(shape, place))
 
 
 def _pattern_fields(shape: PassShape) -> tuple:

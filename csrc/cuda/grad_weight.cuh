@@ -65,26 +65,26 @@ __device__ __forceinline__ void load_gradient(const T* const (&at)[Units],
 template <class T, int Units>
 __device__ __forceinline__ void add_row(const char* slab, const int (&at)[Units],
                                         const float (&grad)[Units][Vector<T>::kSize],
-                                        const int4* __restrict__ offsets, int2 segment, bool first,
+                                        const int2* __restrict__ offsets, int2 segment, bool first,
                                         float* __restrict__ partial) {
   constexpr int kVector = Vector<T>::kSize;
   const int lane = threadIdx.x % 32;
   for (int i = segment.x; i < segment.y; i += 8) {
-    const int4 low = offsets[i / 4], high = offsets[i / 4 + 1];
-    const int offset[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     const bool mine = lane % 4 == 0 && i + lane / 4 < segment.y;
     float* const to = partial + i + lane / 4;
     const float before = mine && !first ? *to : 0.f;
     float sums[8] = {};
 #pragma unroll
     for (int four = 0; four < 8; four += 4) {
-      if (i + four >= segment.y) continue;  // past the end there are gaps: offset 0, never stored
+      if (i + four >= segment.y) continue;  // past the end: sums that nobody stores
+      const int2 low = offsets[(i + four) / 2], high = offsets[(i + four) / 2 + 1];
+      const int offset[4] = {low.x, low.y, high.x, high.y};
 #pragma unroll
       for (int k = four; k < four + 4; ++k) {
 #pragma unroll
         for (int u = 0; u < Units; ++u) {
           float x[kVector];
-          load_vector<T>(slab + at[u] + offset[k], x);
+          load_vector<T>(slab + at[u] + offset[k - four], x);
 #pragma unroll
           for (int n = 0; n < kVector; ++n) sums[k] = fmaf(grad[u][n], x[n], sums[k]);
         }
@@ -98,7 +98,7 @@ __device__ __forceinline__ void add_row(const char* slab, const int (&at)[Units]
 template <class T, int Units>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     grad_weight_kernel(const __grid_constant__ GradWeight pass, const T* __restrict__ source,
-                       const T* __restrict__ grad, const int4* __restrict__ offsets,
+                       const T* __restrict__ grad, const int2* __restrict__ offsets,
                        const int2* __restrict__ bounds, float* __restrict__ partial) {
   using Config = GradWeightConfig<T, Units>;
   constexpr int kVector = Config::kVector;
@@ -140,21 +140,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     }
     const int first_row = row_part * pass.row_block + warp;
     const int last_row = min((row_part + 1) * pass.row_block, pass.dest_channels);
-    float next[Units][kVector];
-    if (first_row < last_row)
-      load_gradient(grad_at, images, pass.grad_strides.n, first_row * pass.grad_strides.c, next);
     block_barrier();
     for (int row = first_row; row < last_row; row += kComputeWarps) {
       const int2 segment = bounds[(block * pass.groups + group) * pass.dest_channels + row];
       float gradient[Units][kVector];
-#pragma unroll
-      for (int u = 0; u < Units; ++u)
-#pragma unroll
-        for (int n = 0; n < kVector; ++n) gradient[u][n] = next[u][n];
-      if (row + kComputeWarps < last_row) {
-        load_gradient(grad_at, images, pass.grad_strides.n,
-                      (row + kComputeWarps) * pass.grad_strides.c, next);
-      }
+      load_gradient(grad_at, images, pass.grad_strides.n, row * pass.grad_strides.c, gradient);
       add_row<T>(slabs + (tile & 1) * pass.slab_bytes, at, gradient, offsets, segment,
                  tile == first_tile, partial + split * pass.entries);
     }

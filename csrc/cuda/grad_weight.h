@@ -1,10 +1,10 @@
 // The gradient of the values at the non-zeros on the GPU:
 //
-//     grad_values[j] = sum over images and positions m of grad_y[row of j, m] * slab[offset of j +
-//     m]
+//     grad_values[j] = sum over images and positions m of
+//                      grad_y[row of j, m] * slab[offset of j + m]
 //
 // The list of non-zeros is ordered by block of source channels, then output channel; each segment
-// (one such pair) starts at a multiple of kAlign entries.
+// (one such pair) starts at an even entry. Up to eight entries past a segment's end are read.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,6 @@
 namespace dsr::cuda {
 
 struct GradWeight {
-  static constexpr int kAlign = 8;  // entries that are reduced together
   Slab slab;
   int32_t groups;           // of the convolution
   int32_t dest_channels;    // of one group

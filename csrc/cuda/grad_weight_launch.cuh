@@ -21,7 +21,7 @@ Status launch_grad_weight(Queue queue, const GradWeight& pass, const void* sourc
   const unsigned blocks = pass.blocks * pass.groups * row_blocks * pass.splits;
   DSR_LAUNCH((grad_weight_kernel<T, Units>), dim3(blocks), dim3(kThreads), 2 * pass.slab_bytes,
              queue.stream, pass, static_cast<const T*>(source), static_cast<const T*>(grad),
-             reinterpret_cast<const int4*>(offsets), reinterpret_cast<const int2*>(bounds),
+             reinterpret_cast<const int2*>(offsets), reinterpret_cast<const int2*>(bounds),
              partial);
   return launched("grad_weight", shapes_of(pass));
 }

@@ -152,7 +152,6 @@ void bind_grad_weight(py::module_& m) {
       .def_property("source_strides", nullptr,
                     &set_strides<GradWeight, &GradWeight::source_strides>)
       .def_property("grad_strides", nullptr, &set_strides<GradWeight, &GradWeight::grad_strides>);
-  m.attr("GRAD_WEIGHT_ALIGN") = GradWeight::kAlign;
   m.def(
       "grad_weight",
       [](QueueTuple queue, const GradWeight& pass, const std::string& dtype, uintptr_t source,
