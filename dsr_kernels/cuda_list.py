@@ -1,4 +1,4 @@
-"""The list of non-zeros in the order in which a GPU kernel takes them, made where the pattern lives.
+"""The list of non-zeros in the order in which a GPU kernel takes them, made where they live.
 
 Plain torch on the pattern's device: no copy to the host, nothing waits, and the same bits anywhere.
 """
@@ -151,7 +151,7 @@ def _take_apart(crow: Tensor, col: Tensor, key: ListKey | DirectKey) -> _NonZero
 
 
 def _sorted(segment: Tensor, segments: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(sorted segments, the order that sorts them, keeping equals; [segments + 1] first of each)."""
+    """(sorted segments, the order that sorts them stably, [segments + 1] first of each)."""
     ordered, order = segment.sort(stable=True)
     numbers = torch.arange(segments + 1, device=segment.device)
     return ordered, order, torch.searchsorted(ordered, numbers)

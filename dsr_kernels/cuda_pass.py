@@ -102,7 +102,8 @@ class _Remainder:
 def _remainders(size: int, stride: int, padding: int, kernel: int, dilation: int):
     found = []
     for remainder in range(stride):
-        # pixel + padding = remainder + stride * j meets output (remainder - k * dilation) / stride + j
+        # Where pixel + padding = remainder + stride * j, tap k meets the output's pixel
+        # (remainder - k * dilation) / stride + j.
         start = max(0, -(-(padding - remainder) // stride))
         dest = remainder + stride * start - padding
         count = -(-(size - dest) // stride)

@@ -118,7 +118,7 @@ def prepare_grad_weight(
     launch.slab = _slab(shape, shape.classes[0], tiling.layout, images)
     launch.blocks, launch.tiles = key.blocks, tiling.layout.tiles
     launch.tiles_per_split, launch.splits = tiling.tiles_per_split, tiling.splits
-    launch.units = tiling.units
+    launch.units, launch.row_block = tiling.units, tiling.row_block
     launch.lanes_on_channels = _channels_contiguous(shape, source_strides)
     launch.slab_bytes = _slab_bytes(tiling.channel_block, layouts)
     launch.source_strides, launch.grad_strides = source_strides, grad_strides

@@ -21,6 +21,7 @@ VECTOR_BYTES = 16
 BANKS = 8  # 16-byte columns of shared memory
 SEGMENT = 30.0  # clocks of a warp to begin a row of a block, beside other warps' work
 FILL_WARPS = 4
+ROW = 700.0  # clocks of a warp to begin an output channel of a grad-weight, alone
 LATENCY = 900.0  # clocks of a load from memory
 STEP = 800.0  # clocks from one slab to the next that belong to no wavefront
 CHUNK_COLS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)  # at most
@@ -71,6 +72,7 @@ class GatherTiling:
 class GradWeightTiling:
     units: int
     channel_block: int
+    row_block: int  # output channels of a thread block
     tiles_per_split: int
     layout: Layout
     clocks: float
@@ -127,19 +129,25 @@ def grad_weight_tilings(
         (layout,) = _layouts(shape, images, units * 32, element_size, served)
         for channels in _channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
             blocks = -(-shape.source_channels // channels) * shape.groups
-            per_tile = channels * nonzeros * (units * 4 * layout.conflicts + 2.5)
-            per_tile += shape.dest_channels * (units * VECTOR_BYTES // element_size + SEGMENT / 2)
-            per_tile += _fill(layout, channels, element_size)
-            per_tile = max(per_tile, _fill_clocks(layout, channels, element_size)) + STEP
-            for waves in (1, 2, 4):
-                wanted = max(1, min(layout.tiles, device.multiprocessors * waves // blocks))
-                tiling = GradWeightTiling(units, channels, -(-layout.tiles // wanted), layout, 0.0)
-                splits = tiling.splits
-                rounds = -(-blocks * splits // device.multiprocessors)
-                clocks = per_tile * tiling.tiles_per_split * rounds
-                clocks += _fill_clocks(layout, channels, element_size) / 2 * rounds
-                clocks += splits * blocks * channels * nonzeros * 4 / 1000  # the partial sums
-                yield dataclasses.replace(tiling, clocks=clocks)
+            fill = _fill(layout, channels, element_size)
+            fill_clocks = _fill_clocks(layout, channels, element_size)
+            for wanted in (1, 2, 4, 8):  # parts of the output channels, where positions are few
+                rows = -(-shape.dest_channels // wanted)
+                loads = rows / shape.dest_channels * channels * nonzeros
+                per_tile = loads * (units * 4 * layout.conflicts + 2.5) + fill
+                per_tile += rows * (units * VECTOR_BYTES // element_size + SEGMENT / 2)
+                per_tile = max(per_tile, fill_clocks, rows / COMPUTE_WARPS * ROW) + STEP
+                parts = blocks * -(-shape.dest_channels // rows)
+                for waves in (1, 2, 4):
+                    splits = max(1, min(layout.tiles, device.multiprocessors * waves // parts))
+                    tiles = -(-layout.tiles // splits)
+                    tiling = GradWeightTiling(units, channels, rows, tiles, layout, 0.0)
+                    rounds = -(-parts * tiling.splits // device.multiprocessors)
+                    clocks = (per_tile * tiles + fill_clocks / 2) * rounds
+                    clocks += (
+                        tiling.splits * blocks * channels * nonzeros * 4 / 1000
+                    )  # partial sums
+                    yield dataclasses.replace(tiling, clocks=clocks)
 
 
 def _gather_variants(
@@ -167,6 +175,7 @@ def _gather_item(
         return stores + STEP
     nonzeros = served * shape.source_channels * len(c.taps) * density
     loads = nonzeros * (lanes * 4 * layout.conflicts + COMPUTE_WARPS / tiling.row_warps)
+    loads *= 1.15 if tiling.units == 1 else 1.0  # as measured: fewer loads in flight
     blocks = -(-shape.source_channels // tiling.channel_block)
     loads += blocks * tiling.rows * COMPUTE_WARPS * SEGMENT / 4
     filled = _fill_clocks(layout, shape.source_channels, element_size)

@@ -60,8 +60,10 @@ CASES = {
 }
 
 
-def conv_and_input(name: str, dtype: torch.dtype = torch.float32) -> tuple[SparseConv2d, Tensor]:
-    (c, o, kernel, size, n), rest = CASES[name]
+def conv_and_input(
+    name: str, dtype: torch.dtype = torch.float32, cases: dict = CASES
+) -> tuple[SparseConv2d, Tensor]:
+    (c, o, kernel, size, n), rest = cases[name]
     conv = layer(c, o, kernel, dtype=dtype, seed=3, **{"sparsity": 0.7, **rest})
     return conv, torch.randn(n, c, *size, dtype=dtype, generator=torch.Generator().manual_seed(7))
 

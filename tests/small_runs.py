@@ -39,15 +39,16 @@ def small(kind: str = "lenet", *changes: str) -> Recipe:
     return recipes.load(base, [*own, *changes])
 
 
-def arguments(out: Path, *changes: str, kind: str = "lenet") -> list[str]:
+def arguments(out: Path, *changes: str, kind: str = "lenet", device: str = "cpu") -> list[str]:
     """The same as arguments of ``dsr``."""
     base, own = (LENET_BASE, LENET) if kind == "lenet" else (WRN_BASE, WRN)
     settings = [part for change in (*own, *changes) for part in ("--set", change)]
-    return ["train", "--quiet", "--no-report", "--recipe", base, "--out", str(out), *settings]
+    options = ["--recipe", base, "--device", device, "--out", str(out)]
+    return ["train", *QUIET, *options, *settings]
 
 
-def train(out: Path, *changes: str, kind: str = "lenet") -> int:
-    return main(arguments(out, *changes, kind=kind))
+def train(out: Path, *changes: str, kind: str = "lenet", device: str = "cpu") -> int:
+    return main(arguments(out, *changes, kind=kind, device=device))
 
 
 def artefacts(run: Path) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ def channels_last(x: Tensor) -> Tensor:
 def sliced(x: Tensor) -> Tensor:
     """The same numbers, no two of them adjacent, among others that must not be read."""
     n, c, h, w = x.shape
-    frame = torch.full((2 * n, c + 1, h + 2, 3 * w), torch.nan, dtype=x.dtype)
+    frame = x.new_full((2 * n, c + 1, h + 2, 3 * w), torch.nan)
     view = frame[::2, 1:, 1:-1, 1::3]
     view.copy_(x)
     return view.requires_grad_(x.requires_grad)
@@ -51,7 +51,7 @@ def sliced(x: Tensor) -> Tensor:
 def cropped(x: Tensor) -> Tensor:
     """The same numbers in rows of a wider image: adjacent, but not from row to row."""
     n, c, h, w = x.shape
-    view = torch.full((n, c, h + 3, w + 5), torch.nan, dtype=x.dtype)[:, :, 2:-1, 3 : 3 + w]
+    view = x.new_full((n, c, h + 3, w + 5), torch.nan)[:, :, 2:-1, 3 : 3 + w]
     view.copy_(x)
     return view
 
@@ -84,7 +84,8 @@ FORMATS = {
 
 def gradient_of(conv, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.randn(conv(x).shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+        grad = torch.randn(conv(x).shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+        return grad.to(x.device)
 
 
 @pytest.mark.parametrize("name", CASES)

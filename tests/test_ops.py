@@ -5,66 +5,33 @@ from __future__ import annotations
 import pytest
 import torch
 from nn_cases import layer
-from op_cases import OPS, grad_like_output, problem
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from op_cases import (
+    OPS,
+    check_against_the_reference,
+    check_derivatives,
+    check_opcheck,
+    problem,
+)
+from torch.autograd import forward_ad, gradcheck
 
 from dsr_kernels import SparseConv2d, SparseLinear, gradients, reference
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_ops_agree_with_the_reference(last):
-    x, values, bias, crow, col, shape = problem(last=last, requires_grad=False)
-    y = OPS.sparse_conv2d(x, values, bias, crow, col, *shape)
-    torch.testing.assert_close(y, reference.sparse_conv2d(x, values, bias, crow, col, *shape))
-    grad = torch.randn_like(y)
-    gx = OPS.sparse_conv2d_grad_input(grad, values, crow, col, x.shape[1:], *shape, last)
-    expected = reference.sparse_conv2d_grad_input(grad, values, crow, col, x.shape[1:], *shape)
-    torch.testing.assert_close(gx, expected)
-    gvalues = OPS.sparse_conv2d_grad_weight(x, grad, crow, col, *shape, torch.float64)
-    expected = reference.sparse_conv2d_grad_weight(x, grad, crow, col, *shape)
-    torch.testing.assert_close(gvalues, expected)
-    gbias = OPS.sparse_conv2d_grad_bias(grad, torch.float64)
-    torch.testing.assert_close(gbias, reference.sparse_conv2d_grad_bias(grad))
+    check_against_the_reference(last)
 
 
 @pytest.mark.parametrize(
     "dtype, last", [(torch.float32, False), (torch.float64, True), (torch.bfloat16, True)]
 )
 def test_opcheck(dtype, last):
-    weights = torch.float32 if dtype == torch.bfloat16 else dtype
-    x, values, bias, crow, col, shape = problem(weights, last)
-    x = x.detach().to(dtype).requires_grad_()
-    grad = grad_like_output(x, values, bias, crow, col, shape)
-    torch.library.opcheck(OPS.sparse_conv2d, (x, values, bias, crow, col, *shape))
-    torch.library.opcheck(OPS.sparse_conv2d, (x, values, None, crow, col, *shape))
-    args = (grad, values, crow, col, x.shape[1:], *shape, last)
-    torch.library.opcheck(OPS.sparse_conv2d_grad_input, args)
-    args = (x, grad, crow, col, *shape, weights)
-    torch.library.opcheck(OPS.sparse_conv2d_grad_weight, args)
-    torch.library.opcheck(OPS.sparse_conv2d_grad_bias, (grad, weights))
+    check_opcheck(dtype, last)
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "dispatcher"])
 def test_gradcheck_to_second_order(direct):
-    x, values, bias, crow, col, shape = problem()
-    conv = gradients.conv if direct else OPS.sparse_conv2d
-    grad_input = gradients.grad_input if direct else OPS.sparse_conv2d_grad_input
-    grad_weight = gradients.grad_weight if direct else OPS.sparse_conv2d_grad_weight
-    grad = grad_like_output(x, values, bias, crow, col, shape)
-
-    def forward(x, values, bias):
-        return conv(x, values, bias, crow, col, *shape)
-
-    def backward_x(grad, values):
-        return grad_input(grad, values, crow, col, x.shape[1:], *shape, False)
-
-    def backward_w(x, grad):
-        return grad_weight(x, grad, crow, col, *shape, torch.float64)
-
-    assert gradcheck(forward, (x, values, bias), fast_mode=not direct)
-    assert gradcheck(backward_x, (grad, values), fast_mode=True)
-    assert gradcheck(backward_w, (x, grad), fast_mode=True)
-    assert gradgradcheck(forward, (x, values, bias), fast_mode=True)
+    check_derivatives(direct)
 
 
 def test_gradcheck_of_the_layers():

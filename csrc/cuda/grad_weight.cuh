@@ -108,7 +108,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int block = blockIdx.x % pass.blocks;
   const int group = blockIdx.x / pass.blocks % pass.groups;
-  const int split = blockIdx.x / (pass.blocks * pass.groups);
+  const int row_blocks = (pass.dest_channels + pass.row_block - 1) / pass.row_block;
+  const int row_part = blockIdx.x / (pass.blocks * pass.groups) % row_blocks;
+  const int split = blockIdx.x / (pass.blocks * pass.groups * row_blocks);
   const int first_tile = split * pass.tiles_per_split;
   const int last_tile = min(first_tile + pass.tiles_per_split, pass.tiles);
   if (warp >= kComputeWarps) {
@@ -136,18 +138,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
                    p.group * kVector * pass.grad_strides.n + p.row * pass.grad_strides.h +
                    (p.chunk * s.tile_cols + p.col) * pass.grad_strides.w;
     }
+    const int first_row = row_part * pass.row_block + warp;
+    const int last_row = min((row_part + 1) * pass.row_block, pass.dest_channels);
     float next[Units][kVector];
-    if (warp < pass.dest_channels)
-      load_gradient(grad_at, images, pass.grad_strides.n, warp * pass.grad_strides.c, next);
+    if (first_row < last_row)
+      load_gradient(grad_at, images, pass.grad_strides.n, first_row * pass.grad_strides.c, next);
     block_barrier();
-    for (int row = warp; row < pass.dest_channels; row += kComputeWarps) {
+    for (int row = first_row; row < last_row; row += kComputeWarps) {
       const int2 segment = bounds[(block * pass.groups + group) * pass.dest_channels + row];
       float gradient[Units][kVector];
 #pragma unroll
       for (int u = 0; u < Units; ++u)
 #pragma unroll
         for (int n = 0; n < kVector; ++n) gradient[u][n] = next[u][n];
-      if (row + kComputeWarps < pass.dest_channels) {
+      if (row + kComputeWarps < last_row) {
         load_gradient(grad_at, images, pass.grad_strides.n,
                       (row + kComputeWarps) * pass.grad_strides.c, next);
       }

@@ -23,6 +23,7 @@ struct GradWeight {
   int32_t source_channels;  // of one group
   int32_t channel_block;    // source channels in a slab
   int32_t blocks;           // of source channels
+  int32_t row_block;        // output channels that a thread block serves
   int32_t tiles;            // of positions
   int32_t splits;           // parts of the tiles that are summed apart
   int32_t tiles_per_split;

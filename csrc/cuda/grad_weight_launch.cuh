@@ -17,11 +17,12 @@ Status launch_grad_weight(Queue queue, const GradWeight& pass, const void* sourc
   const Status enough =
       allow_shared_bytes<&grad_weight_kernel<T, Units>>(queue, 2 * pass.slab_bytes, "grad_weight");
   if (!enough.is_ok()) return enough;
-  DSR_LAUNCH((grad_weight_kernel<T, Units>),
-             dim3(static_cast<unsigned>(pass.blocks * pass.groups * pass.splits)), dim3(kThreads),
-             2 * pass.slab_bytes, queue.stream, pass, static_cast<const T*>(source),
-             static_cast<const T*>(grad), reinterpret_cast<const int4*>(offsets),
-             reinterpret_cast<const int2*>(bounds), partial);
+  const int row_blocks = (pass.dest_channels + pass.row_block - 1) / pass.row_block;
+  const unsigned blocks = pass.blocks * pass.groups * row_blocks * pass.splits;
+  DSR_LAUNCH((grad_weight_kernel<T, Units>), dim3(blocks), dim3(kThreads), 2 * pass.slab_bytes,
+             queue.stream, pass, static_cast<const T*>(source), static_cast<const T*>(grad),
+             reinterpret_cast<const int4*>(offsets), reinterpret_cast<const int2*>(bounds),
+             partial);
   return launched("grad_weight", shapes_of(pass));
 }
 

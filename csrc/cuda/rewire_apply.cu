@@ -80,19 +80,19 @@ Status sample_sorted(const RewirePlan& plan, const Moves& moves, const Word*& so
   sorted = from;
   if (moves.rank_chunks() == 0) return Status::ok();
   Launches launches(plan);
-  DSR_LAUNCH((sample_ranks), moves.rank_chunks(), RewireConfig::kThreads, 0, plan.queue.stream,
-             moves.device, from);
+  DSR_LAUNCH((sample_ranks_kernel), moves.rank_chunks(), RewireConfig::kThreads, 0,
+             plan.queue.stream, moves.device, from);
   launches.check("sample");
   for (int shift = 0; shift < 64 && (moves.most_free - 1) >> shift != 0;
        shift += RewireConfig::kDigitBits) {
-    DSR_LAUNCH((count_rank_digits), moves.rank_chunks(), RewireConfig::kThreads, 0,
+    DSR_LAUNCH((count_rank_digits_kernel), moves.rank_chunks(), RewireConfig::kThreads, 0,
                plan.queue.stream, moves.device, from, shift);
     launches.check("count the digits of ranks");
-    DSR_LAUNCH((scan_rank_digits), plan.host.layers, RewireConfig::kThreads, 0, plan.queue.stream,
-               moves.device);
+    DSR_LAUNCH((scan_rank_digits_kernel), plan.host.layers, RewireConfig::kThreads, 0,
+               plan.queue.stream, moves.device);
     launches.check("scan the digits of ranks");
-    DSR_LAUNCH((scatter_ranks), moves.rank_chunks(), RewireConfig::kThreads, 0, plan.queue.stream,
-               moves.device, from, to, shift);
+    DSR_LAUNCH((scatter_ranks_kernel), moves.rank_chunks(), RewireConfig::kThreads, 0,
+               plan.queue.stream, moves.device, from, to, shift);
     launches.check("sort by a digit of ranks");
     std::swap(from, to);
   }
@@ -105,18 +105,18 @@ Status merge(const RewirePlan& plan, const Moves& moves, const Word* ranks) {
   const unsigned entry_chunks = chunk_total(plan.host.entry_chunks, plan.host.layers);
   const unsigned row_chunks = chunk_total(plan.host.row_chunks, plan.host.layers);
   if (entry_chunks > 0) {
-    DSR_LAUNCH((move_survivors), entry_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
+    DSR_LAUNCH((move_survivors_kernel), entry_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
                plan.device, moves.device, ranks);
     launches.check("move the survivors");
   }
   if (moves.rank_chunks() > 0) {
-    DSR_LAUNCH((place_grown), moves.rank_chunks(), RewireConfig::kThreads, 0, plan.queue.stream,
-               plan.device, moves.device, ranks);
+    DSR_LAUNCH((place_grown_kernel), moves.rank_chunks(), RewireConfig::kThreads, 0,
+               plan.queue.stream, plan.device, moves.device, ranks);
     launches.check("place what grows");
   }
   if (row_chunks > 0) {
-    DSR_LAUNCH((write_crow), row_chunks, RewireConfig::kThreads, 0, plan.queue.stream, plan.device,
-               moves.device, ranks);
+    DSR_LAUNCH((write_crow_kernel), row_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
+               plan.device, moves.device, ranks);
     launches.check("write crow_indices");
   }
   return launches.status;

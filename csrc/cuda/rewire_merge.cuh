@@ -43,7 +43,7 @@ __device__ inline void put_items(const MoveTables& tables, const LayerMove& move
 // A block works on a chunk of entries: survivors go to their new places, and every entry learns how
 // many survivors are before it.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    move_survivors(RewireTables tables, MoveTables to, const Word* ranks) {
+    move_survivors_kernel(RewireTables tables, MoveTables to, const Word* ranks) {
   DSR_SHARED(Word, warp_counts, [RewireConfig::kWarps]);
   DSR_SHARED(int64_t, end_rows, [2]);  // of the chunk's first and last entry
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -112,7 +112,7 @@ __device__ inline int64_t kept_before(const MoveTables& tables, const LayerView&
 // A block works on a chunk of ranks. Before the first entry of a row there are as many free
 // positions as positions less entries.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    place_grown(RewireTables tables, MoveTables to, const Word* ranks) {
+    place_grown_kernel(RewireTables tables, MoveTables to, const Word* ranks) {
   const Chunk chunk = chunk_of(to.rank_chunks, to.layers);
   if (tables.findings[chunk.layer].unplaced != 0) return;
   const LayerView layer = tables.views[chunk.layer];
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
 
 // A block works on a chunk of crow's rows + 1 elements.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    write_crow(RewireTables tables, MoveTables to, const Word* ranks) {
+    write_crow_kernel(RewireTables tables, MoveTables to, const Word* ranks) {
   const Chunk chunk = chunk_of(tables.row_chunks, tables.layers);
   if (tables.findings[chunk.layer].unplaced != 0) return;
   const LayerView layer = tables.views[chunk.layer];

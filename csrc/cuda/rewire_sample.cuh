@@ -7,7 +7,7 @@ namespace dsr::cuda {
 
 // A block works on a chunk of ranks, and so do those below.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    sample_ranks(MoveTables tables, Word* ranks /* [grown of all layers] */) {
+    sample_ranks_kernel(MoveTables tables, Word* ranks /* [grown of all layers] */) {
   const Chunk chunk = chunk_of(tables.rank_chunks, tables.layers);
   const LayerMove& move = tables.moves[chunk.layer];
   const int64_t end = chunk.end(move.grown);
@@ -35,7 +35,8 @@ struct DigitCounts {
 };
 
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    count_rank_digits(MoveTables tables, const Word* ranks /* [grown of all layers] */, int shift) {
+    count_rank_digits_kernel(MoveTables tables, const Word* ranks /* [grown of all layers] */,
+                             int shift) {
   DSR_SHARED(unsigned, counts, [RewireConfig::kDigits]);
   for (int digit = threadIdx.x; digit < RewireConfig::kDigits; digit += RewireConfig::kThreads) {
     counts[digit] = 0;
@@ -55,15 +56,16 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
 }
 
 // A block scans the counts of a layer.
-__global__ void __launch_bounds__(RewireConfig::kThreads) scan_rank_digits(MoveTables tables) {
+__global__ void __launch_bounds__(RewireConfig::kThreads)
+    scan_rank_digits_kernel(MoveTables tables) {
   const DigitCounts all(tables, static_cast<int>(blockIdx.x));
   scan_counts(all.of_layer, all.chunks * RewireConfig::kDigits);
 }
 
 // Moves a chunk's ranks where their digits belong, those of equal digits in the order they are in.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    scatter_ranks(MoveTables tables, const Word* from, Word* to /* [grown of all layers] */,
-                  int shift) {
+    scatter_ranks_kernel(MoveTables tables, const Word* from, Word* to /* [grown of all layers] */,
+                         int shift) {
   constexpr int kWarps = RewireConfig::kWarps;
   DSR_SHARED(unsigned, next, [kWarps][RewireConfig::kDigits]);  // where a warp puts its next rank
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -70,11 +70,12 @@ Status judge(RewirePlan& plan, CutCounts& counts) {
   Launches launches(plan);
   const unsigned chunks = chunk_total(plan.host.entry_chunks, plan.host.layers);
   if (chunks > 0) {
-    DSR_LAUNCH((count_at_cut), chunks, RewireConfig::kThreads, 0, plan.queue.stream, plan.device);
+    DSR_LAUNCH((count_at_cut_kernel), chunks, RewireConfig::kThreads, 0, plan.queue.stream,
+               plan.device);
     launches.check("count at the cut");
   }
   if (plan.host.layers > 0) {
-    DSR_LAUNCH((scan_chunks), plan.host.layers, RewireConfig::kThreads, 0, plan.queue.stream,
+    DSR_LAUNCH((scan_chunks_kernel), plan.host.layers, RewireConfig::kThreads, 0, plan.queue.stream,
                plan.device);
     launches.check("scan the counts");
   }
@@ -96,7 +97,7 @@ Status judge(RewirePlan& plan, CutCounts& counts) {
 Status set_cut(const RewirePlan& plan, double cut, int64_t rank = 0) {
   const DeviceGuard guard(plan.queue.device);
   Launches launches(plan);
-  DSR_LAUNCH((start_selection), 1, RewireConfig::kThreads, 0, plan.queue.stream, plan.device,
+  DSR_LAUNCH((start_selection_kernel), 1, RewireConfig::kThreads, 0, plan.queue.stream, plan.device,
              bits_of(std::fabs(cut)), static_cast<Word>(rank));
   launches.check("start the selection");
   return launches.status;
@@ -115,10 +116,11 @@ Status select_cut(const RewirePlan& plan, int64_t rank) {
   const int lowest = doubles ? 0 : kFloatZeros / RewireConfig::kDigitBits;
   for (int pass = (kMagnitudeBits - 1) / RewireConfig::kDigitBits; pass >= lowest; --pass) {
     const int shift = pass * RewireConfig::kDigitBits;
-    DSR_LAUNCH((count_digits), chunks, RewireConfig::kThreads, 0, plan.queue.stream, plan.device,
-               shift);
+    DSR_LAUNCH((count_digits_kernel), chunks, RewireConfig::kThreads, 0, plan.queue.stream,
+               plan.device, shift);
     launches.check("count the digits of magnitudes");
-    DSR_LAUNCH((pick_digit), 1, RewireConfig::kThreads, 0, plan.queue.stream, plan.device, shift);
+    DSR_LAUNCH((pick_digit_kernel), 1, RewireConfig::kThreads, 0, plan.queue.stream, plan.device,
+               shift);
     launches.check("pick a digit of the cut");
   }
   return launches.status;
@@ -154,14 +156,15 @@ Status rewire_open(RewirePlan& plan) {
   if (!status.is_ok()) return status;
   Launches launches(plan);
   if (row_chunks > 0) {
-    DSR_LAUNCH((check_crow), row_chunks, RewireConfig::kThreads, 0, plan.queue.stream, plan.device);
+    DSR_LAUNCH((check_crow_kernel), row_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
+               plan.device);
     launches.check("check crow_indices");
   }
   if (entry_chunks > 0) {
-    DSR_LAUNCH((find_largest), entry_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
+    DSR_LAUNCH((find_largest_kernel), entry_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
                plan.device);
     launches.check("find the largest weights");
-    DSR_LAUNCH((find_keeper), entry_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
+    DSR_LAUNCH((find_keeper_kernel), entry_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
                plan.device);
     launches.check("find the keepers");
   }

@@ -6,7 +6,7 @@
 namespace dsr::cuda {
 
 // A block works on a chunk of crow's rows + 1 elements.
-__global__ void __launch_bounds__(RewireConfig::kThreads) check_crow(RewireTables tables) {
+__global__ void __launch_bounds__(RewireConfig::kThreads) check_crow_kernel(RewireTables tables) {
   const Chunk chunk = chunk_of(tables.row_chunks, tables.layers);
   const LayerView layer = tables.views[chunk.layer];
   const int64_t end = chunk.end(layer.rows + 1);
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) check_crow(RewireTable
 }
 
 // A block works on a chunk of entries, and so do those below.
-__global__ void __launch_bounds__(RewireConfig::kThreads) find_largest(RewireTables tables) {
+__global__ void __launch_bounds__(RewireConfig::kThreads) find_largest_kernel(RewireTables tables) {
   constexpr Word kInfinity = Word{0x7ff} << 52;  // NaNs are above it
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
   const LayerView layer = tables.views[chunk.layer];
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) find_largest(RewireTab
   if (bad != LayerFindings::kNone) atomicMin(&findings.bad, bad);
 }
 
-__global__ void __launch_bounds__(RewireConfig::kThreads) find_keeper(RewireTables tables) {
+__global__ void __launch_bounds__(RewireConfig::kThreads) find_keeper_kernel(RewireTables tables) {
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
   const LayerView layer = tables.views[chunk.layer];
   LayerFindings& findings = tables.findings[chunk.layer];
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) find_keeper(RewireTabl
 
 // One block. `bits`: of the cut, where it is known.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    start_selection(RewireTables tables, Word bits, Word rank) {
+    start_selection_kernel(RewireTables tables, Word bits, Word rank) {
   for (int digit = threadIdx.x; digit < RewireConfig::kDigits; digit += RewireConfig::kThreads) {
     tables.histogram[digit] = 0;
   }
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
 
 // How many of the prunable entries that agree with the cut above a digit have which digit there.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    count_digits(RewireTables tables, int shift) {
+    count_digits_kernel(RewireTables tables, int shift) {
   DSR_SHARED(unsigned, counts, [RewireConfig::kDigits]);
   for (int digit = threadIdx.x; digit < RewireConfig::kDigits; digit += RewireConfig::kThreads) {
     counts[digit] = 0;
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
 
 // One block: the digit of the cut in which its rank falls. Leaves the histogram at zero.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    pick_digit(RewireTables tables, int shift) {
+    pick_digit_kernel(RewireTables tables, int shift) {
   constexpr int kMine = RewireConfig::kDigits / RewireConfig::kThreads;
   const Word rank = tables.selection->rank;
   Word counts[kMine];
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
   }
 }
 
-__global__ void __launch_bounds__(RewireConfig::kThreads) count_at_cut(RewireTables tables) {
+__global__ void __launch_bounds__(RewireConfig::kThreads) count_at_cut_kernel(RewireTables tables) {
   DSR_SHARED(Word, warp_counts, [RewireConfig::kWarps]);
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
   const LayerView layer = tables.views[chunk.layer];
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) count_at_cut(RewireTab
 }
 
 // A block scans the chunks of a layer.
-__global__ void __launch_bounds__(RewireConfig::kThreads) scan_chunks(RewireTables tables) {
+__global__ void __launch_bounds__(RewireConfig::kThreads) scan_chunks_kernel(RewireTables tables) {
   const int layer = static_cast<int>(blockIdx.x);
   const int64_t first = tables.entry_chunks[layer];
   const Word sum = scan_counts(tables.chunk_counts + first, tables.entry_chunks[layer + 1] - first);

@@ -141,6 +141,7 @@ void bind_grad_weight(py::module_& m) {
       .def_readwrite("source_channels", &GradWeight::source_channels)
       .def_readwrite("channel_block", &GradWeight::channel_block)
       .def_readwrite("blocks", &GradWeight::blocks)
+      .def_readwrite("row_block", &GradWeight::row_block)
       .def_readwrite("tiles", &GradWeight::tiles)
       .def_readwrite("splits", &GradWeight::splits)
       .def_readwrite("tiles_per_split", &GradWeight::tiles_per_split)
