@@ -247,7 +247,7 @@ def _options(
     image_rows = (c.rows - 1) * steps[0] + c.reach_h + 1
     slab_cols = (width - 1) * steps[1] + c.reach_w + 1
     phase_cols = -(-slab_cols // steps[1])
-    phases = min(steps[1], c.reach_w + 1)
+    phases = min(steps[1], slab_cols)
     positions = groups * chunks * c.rows * width
     tiles = -(-positions // tile)
     rows = _most_rows(c, steps[0], image_rows, tile, width, groups * chunks)

@@ -17,6 +17,8 @@ from dsr_kernels.rewiring import plan as plans
 
 DEVICE = torch.device(os.environ.get("DSR_TEST_DEVICE", "cpu"))
 EMULATED = DEVICE.type == "cpu"
+if not EMULATED and DEVICE.index is None:
+    DEVICE = torch.device(DEVICE.type, torch.cuda.current_device())
 DECISIONS = ("prunable", "below", "room", "cut", "pruned", "grown", "nnz_after")
 GUARD = 64  # bytes around a workspace that nobody may write
 

@@ -31,13 +31,11 @@ namespace dsr::cuda {
 // A barrier of the whole block that warps may reach from different places in the code.
 __device__ __forceinline__ void block_barrier() { asm volatile("barrier.sync 0;" ::: "memory"); }
 
-// 4 bytes from global to shared memory, or zeros, while this thread goes on. They are there for
-// this thread after wait_for_copies, for others after a barrier that follows it.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool copies) {
+// 4 bytes from global to shared memory, while this thread goes on. They are there for this thread
+// after wait_for_copies, for others after a barrier that follows it.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  const int bytes = copies ? 4 : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(bytes)
-               : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");

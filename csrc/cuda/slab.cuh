@@ -56,13 +56,19 @@ __device__ __forceinline__ int slab_byte(const Slab& s, const SlabRows& rows, co
   return ((slab_row(s, p) - rows.first) * s.pitch + p.col) * 16;
 }
 
-// A vector of one channel from memory into a slab: images[0], images[stride], ... of `count`
-// images.
+// A vector of one channel from memory into a slab: from[0], from[stride], ... of the first `count`
+// images, zeros after them. A copy of no bytes would do for those, but for its address, which must
+// be valid all the same.
 template <class T>
 __device__ __forceinline__ void copy_vector(char* to, const T* from, int64_t stride, int count) {
 #pragma unroll
-  for (int i = 0; i < Vector<T>::kSize; ++i)
-    copy_async(to + i * sizeof(T), from + i * stride, i < count);
+  for (int i = 0; i < Vector<T>::kSize; ++i) {
+    if (i < count) {
+      copy_async(to + i * sizeof(T), from + i * stride);
+    } else {
+      *reinterpret_cast<T*>(to + i * sizeof(T)) = T(0.f);
+    }
+  }
 }
 
 // The vectors of a pixel in all of a lane's channels. Four-byte elements go their way while the

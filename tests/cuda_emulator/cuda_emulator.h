@@ -51,8 +51,8 @@ namespace dsr::cuda {
 
 // As csrc/cuda/compat.h says. One line of source stands for every call of block_barrier.
 inline void block_barrier() { __syncthreads(); }
-inline void copy_async(void* shared, const void* global, bool copies) {
-  ::dsr::emulator::begin_copy(shared, global, copies);
+inline void copy_async(void* shared, const void* global) {
+  ::dsr::emulator::begin_copy(shared, global);
 }
 inline void wait_for_copies() { ::dsr::emulator::wait_for_copies(); }
 
