@@ -2,6 +2,8 @@
 # make test: set up, install, run every test
 # make bench: measure this machine, sparse against dense: build/bench-kept.json, pictures, tables
 # make cuda-table: what the compiled GPU kernels take, written into docs/cuda.md
+# make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
+# make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
 # make lint: the style checks of continuous integration
 
 PYTHON ?= python3
@@ -17,6 +19,7 @@ OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) 
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
 endif
+.PHONY: demo test lint bench test-gpu test-gpu-sanitizer bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/dsr train --recipe wrn28_2-digits --out runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -40,6 +43,21 @@ bench: $(STAMP)
 	  $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-json=build/bench.json
 	$(BIN)/python benchmarks/summarize.py build/bench.json build/bench-kept.json
 	$(BIN)/python benchmarks/plots.py build/bench-kept.json build/bench-plots
+
+# $(call on_gpu,ARGUMENTS): Python with these. Nothing is installed over a Python that has torch with CUDA already.
+define on_gpu
+@if $(PYTHON) -c 'import torch; assert torch.version.cuda' 2>/dev/null; then python=$(PYTHON); \
+else $(MAKE) $(STAMP) && python=$(BIN)/python; fi && PYTHONPATH=$(CURDIR) $$python $(1)
+endef
+
+test-gpu:
+	$(call on_gpu,-m pytest tests/gpu -m gpu)
+
+test-gpu-sanitizer:
+	$(call on_gpu,tests/gpu/sanitize.py)
+
+bench-gpu:
+	$(call on_gpu,benchmarks/measure_gpu.py build/bench-gpu.json)
 
 $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -64,17 +64,15 @@ def record(
 ) -> dict:
     """What one comparison is worth keeping, as plain JSON.
 
-    `milliseconds` holds the dense runs and "ours". Useful GF/s count the multiply-adds at the
-    non-zeros; GB/s the compulsory traffic: activations read and written, values and indices, once.
+    `milliseconds` holds the dense runs and "ours". GF/s and GB/s are of `Problem.work`.
     """
     layer, ours = problem.layer, milliseconds["ours"]["min"]
-    values, crow, col = problem.sparse[sparsity]
-    x, y, nnz, threads = problem.x, problem.grad, values.numel(), torch.get_num_threads()
+    values, threads = problem.sparse[sparsity][0], torch.get_num_threads()
     kinds = OPERATIONS[:3] if operation == "module" else (operation,)
-    flops = 2 * nnz * y.numel() // layer.out_channels * len(kinds)
-    moved = len(kinds) * (x.nbytes + y.nbytes + values.nbytes + crow.nbytes + col.nbytes)
+    flops, moved = problem.work(operation, sparsity)
     passes = problem.passes(sparsity)
-    written = {"forward": y.nbytes, "grad_input": x.nbytes, "grad_weight": values.nbytes}
+    written = {"forward": problem.grad.nbytes, "grad_input": problem.x.nbytes}
+    written["grad_weight"] = values.nbytes
     peaks = []
     for kind in kinds:
         plan = passes[kind if kind == "grad_input" else "forward"].plan
@@ -86,23 +84,24 @@ def record(
         "batch": layer.batch,
         "operation": operation,
         "sparsity": sparsity,
-        "nnz": nnz,
+        "nnz": values.numel(),
         "ms": milliseconds,
-        "speed-up": _short(best_dense(milliseconds) / ours),
-        "GF/s": _short(flops / ours / 1e6),
-        "share of peak": _short(flops / ours / 1e6 / peak),
-        "GB/s": _short(moved / ours / 1e6),
+        "speed-up": short(best_dense(milliseconds) / ours),
+        "GF/s": short(flops / ours / 1e6),
+        "share of peak": short(flops / ours / 1e6 / peak),
+        "GB/s": short(moved / ours / 1e6),
         "flops": flops,
         "bytes": moved,
         "peak bytes": max(peaks),
-        "max error": _short(problem.error(operation, sparsity)),
+        "max error": short(problem.error(operation, sparsity)),
         "variant": " / ".join(dict.fromkeys(variants)),
         "isa": _C.isa(),
         "threads": threads,
     }
 
 
-def _short(number: float) -> float:
+def short(number: float) -> float:
+    """Four digits of it, as records keep numbers."""
     return float(f"{number:.4g}")
 
 

@@ -23,6 +23,17 @@ LAST = {"memory_format": torch.channels_last}
 IMAGES = 2  # that are computed again in float64
 
 
+def float32_as(precision: str) -> None:
+    """Has torch multiply and convolve float32 on GPUs as it is, "ieee", or rounded to "tf32"."""
+    backends = torch.backends
+    if hasattr(backends.cudnn, "conv"):  # torch 2.9
+        cudnn = backends.cudnn
+        for setting in (backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn):
+            setting.fp32_precision = precision
+    # The older names too: torch refuses to read them where the two disagree.
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 @dataclass(frozen=True)
 class Layer:
     """A convolution, or a linear layer: 1x1 on images of 1x1."""
@@ -65,44 +76,62 @@ class Layer:
 
 
 class Problem:
-    """A layer's tensors: input, output gradient, dense weight, and a sparse weight per sparsity."""
+    """A layer's tensors: input, output gradient, dense weight, and a sparse weight per sparsity.
 
-    def __init__(self, layer: Layer, sparsities: Sequence[float], seed: int = 0) -> None:
-        self.layer, self.generator = layer, torch.Generator().manual_seed(seed)
+    Activations and the dense weight are of `dtype`, the sparse values float32.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        sparsities: Sequence[float],
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.layer, self.device, self.dtype = layer, torch.device(device), dtype
+        self.generator = torch.Generator(self.device).manual_seed(seed)
         n = layer.batch
-        self.x = self._randn(n, layer.in_channels, *layer.size)
-        self.grad = self._randn(n, layer.out_channels, *layer.out_size)
-        self.weight = self._randn(*layer.weight_shape)
-        self.mask = (torch.rand(layer.weight_shape, generator=self.generator) < 0.1).float()
+        self.x = self._randn(n, layer.in_channels, *layer.size).to(dtype)
+        self.grad = self._randn(n, layer.out_channels, *layer.out_size).to(dtype)
+        self.weight = self._randn(*layer.weight_shape).to(dtype)
+        drawn = torch.rand(layer.weight_shape, generator=self.generator, device=self.device)
+        self.mask = (drawn < 0.1).to(dtype)
         self.sparse = {sparsity: self._sparse(sparsity) for sparsity in sparsities}
         self._errors: dict[tuple[str, float], float] = {}
 
     def _randn(self, *size: int) -> Tensor:
-        return torch.randn(size, generator=self.generator)
+        return torch.randn(size, generator=self.generator, device=self.device)
 
     def _sparse(self, sparsity: float) -> tuple[Tensor, Tensor, Tensor]:
         nnz = budget(self.weight.numel(), sparsity)
-        drawn = Topology.random(self.layer.weight_shape, nnz, generator=self.generator)
-        values = torch.randn(nnz, generator=self.generator)
-        return values, drawn.crow_indices, drawn.col_indices
+        drawn = Topology.random(
+            self.layer.weight_shape, nnz, generator=self.generator, device=self.device
+        )
+        return self._randn(nnz), drawn.crow_indices, drawn.col_indices
 
     # --- runs -------------------------------------------------------------------------------------
 
-    def ours(self, operation: str, sparsity: float) -> Callable[[], Tensor | tuple]:
+    def ours(
+        self, operation: str, sparsity: float, last: bool = False
+    ) -> Callable[[], Tensor | tuple]:
         values, crow, col = self.sparse[sparsity]
         x, grad, shape = self.x, self.grad, self.layer.shape
+        if last:
+            x, grad = x.to(**LAST), grad.to(**LAST)
         if operation == "forward":
             return lambda: ops.conv(x, values, None, crow, col, *shape)
         if operation == "grad_input":
             size = tuple(x.shape[1:])
-            return lambda: ops.grad_input(grad, values, crow, col, size, *shape, False)
+            return lambda: ops.grad_input(grad, values, crow, col, size, *shape, last)
         if operation == "grad_weight":
             return lambda: ops.grad_weight(x, grad, crow, col, *shape, values.dtype)
         module = self._sparse_module(values, crow, col)
         return _through_autograd(module, self._flat(x), module.values, self._flat(grad))
 
     def _sparse_module(self, values: Tensor, crow: Tensor, col: Tensor) -> SparseModule:
-        layer, options = self.layer, {"bias": False, "nnz": values.numel()}
+        layer = self.layer
+        options = {"bias": False, "nnz": values.numel(), "device": self.device}
         if layer.linear:
             module = SparseLinear(layer.in_channels, layer.out_channels, **options)
         else:
@@ -140,12 +169,12 @@ class Problem:
         return forward(x, module.weight * mask)
 
     def _dense_module(self, weight: Tensor) -> nn.Module:
-        layer = self.layer
+        layer, options = self.layer, {"bias": False, "device": self.device, "dtype": self.dtype}
         if layer.linear:
-            module = nn.Linear(layer.in_channels, layer.out_channels, bias=False)
+            module = nn.Linear(layer.in_channels, layer.out_channels, **options)
         else:
             sizes = layer.in_channels, layer.out_channels, layer.kernel
-            module = nn.Conv2d(*sizes, layer.stride, layer.padding, bias=False)
+            module = nn.Conv2d(*sizes, layer.stride, layer.padding, **options)
         module.weight = nn.Parameter(weight.clone(memory_format=torch.preserve_format))
         return module
 
@@ -177,6 +206,17 @@ class Problem:
         return self.dense(operation, masked=True, last=like == DENSE[1])
 
     # --- what a result is worth -------------------------------------------------------------------
+
+    def work(self, operation: str, sparsity: float) -> tuple[int, int]:
+        """(flops of the multiply-adds at the non-zeros, bytes of the compulsory traffic).
+
+        The traffic: activations read and written, values and indices, once for each operation.
+        """
+        values, crow, col = self.sparse[sparsity]
+        operations = 3 if operation == "module" else 1
+        flops = 2 * values.numel() * self.grad.numel() // self.layer.out_channels
+        moved = sum(t.nbytes for t in (self.x, self.grad, values, crow, col))
+        return operations * flops, operations * moved
 
     def error(self, operation: str, sparsity: float) -> float:
         """Largest error of a slice against float64, relative to the result's largest element."""

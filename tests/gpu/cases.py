@@ -25,7 +25,7 @@ AWKWARD = {
     "stride (1, 4)": ((3, 5, 3, (7, 26), 9), {"padding": 1, "stride": (1, 4)}),
     "stride 5 beyond the kernel": ((3, 5, 3, (17, 19), 3), {"padding": 1, "stride": 5}),
     "31 x 31, dilated by 3": (
-        (3, 4, 31, (40, 37), 2),
+        (2, 3, 31, (20, 17), 2),
         {"padding": 45, "dilation": 3, "sparsity": 0.97},
     ),
     "dilated by 40": ((2, 3, 3, (90, 83), 2), {"padding": 40, "dilation": 40}),

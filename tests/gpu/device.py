@@ -10,6 +10,8 @@ import os
 import pytest
 import torch
 
+from dsr_kernels.bench_problem import float32_as
+
 
 def _why_not() -> str | None:
     """Why no test of tests/gpu can run here; None where they can."""
@@ -27,17 +29,6 @@ def _why_not() -> str | None:
     return None if count else reason
 
 
-def ieee_float32() -> None:
-    """Lets torch compute float32 in float32: torch's own error is what ours is measured by."""
-    if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-        torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-
-
 DEVICE = torch.device(os.environ.get("DSR_TEST_DEVICE", "cuda"))
 ON_CUDA = DEVICE.type == "cuda"
 if ON_CUDA:
@@ -45,7 +36,7 @@ if ON_CUDA:
     if _reason is not None:
         pytest.skip(f"tests/gpu: {_reason}", allow_module_level=True)
     DEVICE = torch.device("cuda", torch.cuda.current_device())
-    ieee_float32()
+    float32_as("ieee")  # torch's own error is what ours is measured by
 
 cuda_only = pytest.mark.skipif(not ON_CUDA, reason="about CUDA itself")
 

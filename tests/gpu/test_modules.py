@@ -54,23 +54,21 @@ def test_there_and_back_again() -> None:
     assert torch.equal(conv(x), before)
 
 
-def test_built_on_the_device_as_on_the_cpu() -> None:
-    options = {"generator": torch.Generator().manual_seed(3), "sparsity": 0.8}
-    here = SparseConv2d(16, 24, 3, **options)
-    options["generator"].manual_seed(3)
+def test_built_on_the_device() -> None:
+    one, two = (
+        SparseConv2d(16, 24, 3, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(3))
+        for _ in range(2)
+    )
+    assert states_equal(one, two)
     with torch.device(DEVICE):
-        there = SparseLinear(300, 70)
-    assert there.values.device == there.col_indices.device == DEVICE
-    there.topology.validate()
-    there.reset_parameters()
-    assert there.values.abs().max() <= 300**-0.5
-    moved = copy.deepcopy(here).to(DEVICE)
-    moved.topology.validate()
-    assert states_equal(moved.cpu(), here)
+        linear = SparseLinear(300, 70)
     with torch.device("meta"):
         empty = SparseConv2d(16, 24, 3)
     empty.to_empty(device=DEVICE).reset_parameters()
-    empty.topology.validate()
+    for module in one, linear, empty:
+        assert module.values.device == module.col_indices.device == DEVICE
+        module.topology.validate()
+    assert linear.values.abs().max() <= 300**-0.5
     check_layer(empty, torch.randn(2, 16, 5, 5, device=DEVICE))
 
 

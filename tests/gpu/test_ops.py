@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from .device import DEVICE
 
 pytestmark = pytest.mark.gpu
 FLOATS = (torch.float32, torch.bfloat16)
+OTHERS = (torch.float64, torch.float64, torch.float16)
 LAST = {"memory_format": torch.channels_last}
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 floats = pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -32,11 +35,16 @@ def test_tiny(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@dtypes
+@floats
 def test_convolutions(name: str, dtype: torch.dtype) -> None:
     conv, x = on_device(name, dtype)
-    for of in [FORMATS[name][0] for name in ("NCHW", "channels_last")[: 1 + (dtype in FLOATS)]]:
+    for of in FORMATS["NCHW"][0], FORMATS["channels_last"][0]:
         check_layer(conv, of(x), of(gradient_of(conv, x)))
+
+
+@pytest.mark.parametrize("dtype, name", list(zip(cycle(OTHERS), SMALL, strict=False)), ids=str)
+def test_convolutions_in_float64_and_float16(dtype: torch.dtype, name: str) -> None:
+    check_layer(*on_device(name, dtype))
 
 
 @pytest.mark.parametrize("name", LARGE)

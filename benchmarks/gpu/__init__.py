@@ -1,0 +1,1 @@
+"""The parts of measure_gpu.py."""
