@@ -15,11 +15,10 @@ SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find cs
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test lint bench cuda-table clean
+.PHONY: demo test lint bench cuda-table test-gpu test-gpu-sanitizer bench-gpu clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
 endif
-.PHONY: demo test lint bench test-gpu test-gpu-sanitizer bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/dsr train --recipe wrn28_2-digits --out runs/demo-$(shell date +%Y%m%d-%H%M%S)
