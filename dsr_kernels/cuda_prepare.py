@@ -1,9 +1,8 @@
-"""A GPU pass as the kernels take it: the native structs, filled once per sizes and strides."""
+"""A GPU pass as the kernels take it: native structs, filled with its sizes and strides."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,6 @@ class DirectPass:
     launches: tuple[Any, ...]  # _cuda.Direct, one per class
 
 
-@functools.lru_cache(maxsize=2048)
 def prepare_gather(
     shape: PassShape,
     images: int,
@@ -91,7 +89,6 @@ def prepare_gather(
     return GatherPass(key, _name(dtype), tuple(launches))
 
 
-@functools.lru_cache(maxsize=2048)
 def prepare_grad_weight(
     shape: PassShape,
     images: int,
