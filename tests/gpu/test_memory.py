@@ -78,7 +78,7 @@ class LargestStorage(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_no_tensor_has_the_size_of_the_dense_weight(name: str) -> None:
+def test_no_tensor_outside_the_ops_has_the_size_of_the_dense_weight(name: str) -> None:
     make, shape = WIDE[name]
     with LargestStorage() as largest:
         module = make().to(DEVICE)
