@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from cuda_device import DEVICE, kernels
-from nn_cases import layer
+from kernel_cases import AWKWARD, BATCHES, CASES
+from nn_cases import dense_results, layer, within_rule
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d, _native, backends, cuda_launch, cuda_prepare, cuda_tiling
@@ -19,6 +20,13 @@ from dsr_kernels.cuda_tiling import Device, GatherTiling, GradWeightTiling, Layo
 
 TWO = Device(2, 227 << 10)  # two thread blocks, so that each has several items of work
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of activations
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+floats = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+# Fewer non-zeros where there are many channels: the emulator takes its time for each.
+SHAPES = {
+    name: (sizes, {**arguments, "sparsity": 0.95} if sizes[0] * sizes[1] > 2000 else arguments)
+    for name, (sizes, arguments) in (CASES | BATCHES | AWKWARD).items()
+}
 Choice = Callable[..., "GatherTiling | GradWeightTiling | None"]
 
 
@@ -32,7 +40,7 @@ def gpu_kernels(
     starts as NaN, so that what nobody writes shows.
     """
     prepared = cuda_launch._gather_pass, cuda_launch._grad_weight_pass
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_native, "_cuda", kernels())
         patch.setattr(backends, "launcher", lambda _: cuda_launch)
@@ -43,11 +51,13 @@ def gpu_kernels(
         if device is not None:
             patch.setattr(cuda_launch, "_device", lambda _: device)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_num_threads(1)  # torch's own small operations mostly wait for other threads
         for prepare in prepared:  # what they keep belongs to another module or choice
             prepare.cache_clear()
         try:
             yield
         finally:
+            torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
             for prepare in prepared:
                 prepare.cache_clear()
@@ -64,11 +74,46 @@ def conv_and_input(
     return conv.to(DEVICE), x.to(DEVICE, dtype)
 
 
+def forward_and_grad_input(conv: SparseConv2d, x: Tensor, grad: Tensor) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    y = conv.requires_grad_(False)(x)
+    return [y.detach(), *torch.autograd.grad(y, x, grad)]
+
+
+def check_grad_weight(conv: SparseConv2d, x: Tensor, grad: Tensor) -> None:
+    (found,) = torch.autograd.grad(conv(x), conv.values, grad)
+    same, exact = (
+        dense_results(conv, x, grad, d, "cpu")[2] for d in (torch.float32, torch.float64)
+    )
+    assert within_rule(found.cpu(), same, exact)
+
+
+# ---- choices ------------------------------------------------------------------------------------
+
+
 def direct(*_) -> None:
-    """The choice of the kernels without a slab."""
+    """The kernels without a slab."""
 
 
-# ---- all tilings of a pass ----------------------------------------------------------------------
+def small_gather(rows: int, units: int) -> Choice:
+    """This instance, with as few positions to a tile as it can, and several slabs."""
+
+    def choose(*problem):
+        found = [t for t in cuda_tiling.gather_tilings(*problem) if (t.rows, t.units) == variant]
+        return dataclasses.replace(max(found, key=lambda t: t.row_warps), channel_block=2)
+
+    variant = rows, units
+    return choose
+
+
+def small_grad_weight(units: int) -> Choice:
+    """This instance, with several slabs, parts of the output channels and splits."""
+
+    def choose(*problem):
+        found = [t for t in cuda_tiling.grad_weight_tilings(*problem) if t.units == units]
+        return dataclasses.replace(found[0], channel_block=2, row_block=9, tiles_per_split=4)
+
+    return choose
 
 
 def gather_tilings(*problem) -> list[GatherTiling]:
@@ -93,20 +138,23 @@ def _distinct(tilings: list) -> list:
 
 
 class InTurn:
-    """Chooses one tiling of each pass, and knows how many tilings the passes had at most."""
+    """Iterates while any pass has tilings not yet chosen; as a choice, the next of each pass."""
 
     def __init__(self, tilings: Callable[..., list]) -> None:
         self.tilings = tilings
         self.number = 0
-        self.most = 0
+        self.most = 1
+
+    def __iter__(self) -> Iterator[int]:
+        while self.number < self.most:
+            yield self.number
+            self.number += 1
+        assert self.most > 10
 
     def __call__(self, *problem):
         found = self.tilings(*problem)
         self.most = max(self.most, len(found))
         return found[self.number % len(found)]
-
-
-# ---- tilings that nobody would choose -----------------------------------------------------------
 
 
 class AtRandom:

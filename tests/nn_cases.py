@@ -93,7 +93,11 @@ def same_bits(ones: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def check_results(
-    conv: SparseModule, x: Tensor, grad: Tensor, ours: list[Tensor], device: str | torch.device
+    conv: SparseModule,
+    x: Tensor,
+    grad: Tensor,
+    ours: list[Tensor],
+    device: str | torch.device = "cpu",
 ) -> None:
     """`ours`, being [y, gx, gvalues, gbias], the last one where there is a bias, against torch."""
     dtype = torch.float32 if x.dtype in LOW_PRECISION else x.dtype

@@ -1,58 +1,28 @@
-"""The GPU's convolution kernels against torch in float64, under every tiling.
+"""The GPU's convolution kernels on every shape, memory format and type, against torch in float64.
 
-`-k small` picks what the emulator's thread sanitizer build runs in a reasonable time, and `-k "not
-any_"` what its address sanitizer build does.
+Under the tilings that are chosen for a whole GPU; test_cuda_kernels.py has the others.
 """
 
 from __future__ import annotations
 
-import re
 from itertools import cycle
 
 import pytest
 import torch
-from cuda_conv_cases import (
-    DTYPES,
-    TWO,
-    AtRandom,
-    InTurn,
-    conv_and_input,
-    direct,
-    gather_tilings,
-    gpu_kernels,
-    grad_weight_tilings,
-)
-from cuda_device import DEVICE, configure, emulated, kernels
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from kernel_cases import AWKWARD, BATCHES, CASES
+from cuda_conv_cases import DTYPES, SHAPES, conv_and_input, dtypes, floats, gpu_kernels
+from cuda_device import DEVICE
 from nn_cases import (
     check_layer,
-    check_results,
-    layer,
     results,
     same_bits,
     swap_pattern,
     within_rule,
 )
 from op_cases import check_against_the_reference, check_derivatives, check_opcheck
-from test_conv_semantics import convolutions, image
 from test_lanes import FORMAT_CASES, FORMATS, gradient_of
 
-from dsr_kernels import SparseLinear, cuda_tiling, functional, reference
-from dsr_kernels.cuda_tiling import Device
+from dsr_kernels import SparseLinear, functional, reference
 from dsr_kernels.topology import Topology
-
-SHAPES = CASES | BATCHES | AWKWARD
-TYPES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.bfloat16: "__nv_bfloat16",
-    torch.float16: "__half",
-}
-FLOATS = (torch.float32, torch.bfloat16)
-floats = pytest.mark.parametrize("dtype", FLOATS, ids=str)
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -101,13 +71,13 @@ def test_no_images(dtype: torch.dtype, bias: bool) -> None:
         check_layer(conv, x[:0])
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 3), (0, 37), (129, 37), (5, 7, 300), (130, 513)])
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (0, 37), (129, 37), (5, 7, 130), (33, 150)])
 @dtypes
 def test_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weights = torch.float64 if dtype == torch.float64 else torch.float32
     with gpu_kernels():
-        for outputs in (1, 65, 200):
+        for outputs in (1, 65):
             linear = SparseLinear(shape[-1], outputs, sparsity=0.8, dtype=weights).to(DEVICE)
             check_layer(linear, torch.randn(shape).to(DEVICE, dtype))
         if len(shape) == 2:
@@ -119,9 +89,10 @@ def test_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_padding_of_four_sizes(kernel: tuple[int, int], stride: tuple[int, int]) -> None:
     """The op takes more than the module: zeros on any side, here as many as make P * Q = H * W."""
     topology = Topology.random((6, 4, *kernel), 20, device=DEVICE)
+    pattern = topology.crow_indices, topology.col_indices
     x, values, bias = (torch.randn(s).to(DEVICE) for s in ((5, 4, 4, 6), 20, 6))
     for padding in ((0, 0, 0, 0), (0, 4, 0, 0), (0, 0, 0, 12), (1, 0, 2, 3), (0, 3, 4, 0)):
-        args = (x, values, bias, *topology, (6, 4, *kernel), stride, padding)
+        args = (x, values, bias, *pattern, (6, 4, *kernel), stride, padding)
         with gpu_kernels():
             y = functional.sparse_conv2d(*args)
         same, exact = (reference.sparse_conv2d(*(to(a, d) for a in args)) for d in CHECKED)
@@ -159,7 +130,9 @@ def test_ops_agree_with_the_reference(last: bool) -> None:
         check_against_the_reference(last, DEVICE)
 
 
-@pytest.mark.parametrize("dtype, last", zip(DTYPES, cycle((True, False)), strict=False), ids=str)
+@pytest.mark.parametrize(
+    "dtype, last", list(zip(DTYPES, cycle((True, False)), strict=False)), ids=str
+)
 def test_opcheck(dtype: torch.dtype, last: bool) -> None:
     with gpu_kernels():
         check_opcheck(dtype, last, DEVICE)
@@ -187,76 +160,9 @@ def test_autocast(low: torch.dtype) -> None:
 
 @floats
 def test_low_precision_has_the_bits_of_float32_rounded(dtype: torch.dtype) -> None:
-    """Sums run over a channel's non-zeros in the pattern's order, in float32, however cut."""
     for name in ("56 wide", "7 wide", "stride 3", "blocks and stride", "1 x 1"):
         conv, x = conv_and_input(*SHAPES[name], dtype)
-        grad = gradient_of(conv, x)
+        x, grad = x[:9], gradient_of(conv, x[:9])
         with gpu_kernels():
             low, wide = results(conv, x, grad), results(conv, x.float(), grad.float())
         assert same_bits(low[:2], [t.to(dtype) for t in wide[:2]])
-
-
-# ---- tilings ------------------------------------------------------------------------------------
-
-# Between them: all numbers of warps side by side along channels, sets of channels that do not
-# divide, groups, one class and several, several launches, taps that meet nothing.
-TILED = {
-    "many outputs": ((6, 70, 3, (5, 9), 9), {"padding": 1, "sparsity": 0.6}),
-    "many channels, stride 2": ((70, 7, 3, (9, 8), 5), {"padding": 1, "stride": 2}),
-    "groups, stride (2, 3)": (
-        (12, 18, (3, 2), (8, 11), 13),
-        {"padding": 1, "stride": (2, 3), "groups": 3, "sparsity": 0.3},
-    ),
-    "1 x 1, groups": ((20, 36, 1, (9, 11), 17), {"groups": 2, "sparsity": 0.3}),
-}
-
-
-@pytest.mark.parametrize("name", TILED)
-@floats
-def test_every_tiling(name: str, dtype: torch.dtype) -> None:
-    """Those of the gathers give the same bits, too."""
-    conv, x = conv_and_input(*TILED[name], dtype)
-    grad = gradient_of(conv, x)
-    with gpu_kernels():
-        expected = results(conv, x, grad)
-        check_results(conv, x, grad, expected, "cpu")
-    gather, grad_weight = InTurn(gather_tilings), InTurn(grad_weight_tilings)
-    number = 0
-    while number <= max(gather.most, grad_weight.most):
-        gather.number = grad_weight.number = number
-        with gpu_kernels(gather, grad_weight, TWO):
-            found = results(conv, x, grad)
-        assert same_bits(found[:2], expected[:2]), number
-        check_results(conv, x, grad, found, "cpu")
-        number += 1
-    assert number > 50
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kib", [16, 48])
-def test_little_shared_memory(kib: int, name: str) -> None:
-    """Slabs of a channel or two, and none at all where kernels reach far."""
-    conv, x = conv_and_input(*CASES[name])
-    with gpu_kernels(device=Device(2, kib << 10)):
-        check_layer(conv, x[:9])
-
-
-@settings(max_examples=250, deadline=None, derandomize=True)
-@given(
-    case=convolutions(),
-    dtype=st.sampled_from(DTYPES),
-    formats=st.sampled_from(sorted(FORMATS)),
-    kib=st.sampled_from((8, 48, 227)),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_any_shape_and_tiling(case, dtype, formats: str, kib: int, seed: int) -> None:
-    arguments, shape, sparsity = case
-    weights = torch.float64 if dtype == torch.float64 else torch.float32
-    conv = layer(**arguments, sparsity=sparsity, dtype=weights).to(DEVICE)
-    x = image(*shape).to(DEVICE, dtype)
-    of_x, of_grad = FORMATS[formats]
-    grad = of_grad(gradient_of(conv, x))
-    chosen = AtRandom(seed)
-    configure(seed=seed)
-    with gpu_kernels(chosen.gather, chosen.grad_weight, Device(2, kib << 10)):
-        check_layer(conv, of_x(x), grad)
