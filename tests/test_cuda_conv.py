@@ -5,7 +5,7 @@ Under the tilings that are chosen for a whole GPU; test_cuda_kernels.py has the 
 
 from __future__ import annotations
 
-from itertools import cycle
+from itertools import cycle, permutations
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from nn_cases import (
 from op_cases import check_against_the_reference, check_derivatives, check_opcheck
 from test_lanes import FORMAT_CASES, FORMATS, gradient_of
 
-from dsr_kernels import SparseLinear, functional, reference
+from dsr_kernels import SparseLinear, functional, ops, reference
 from dsr_kernels.topology import Topology
 
 
@@ -84,6 +84,15 @@ def test_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
             check_layer(linear, torch.randn(shape[::-1]).to(DEVICE, dtype).t())
 
 
+CHECKED = (torch.float32, torch.float64)
+TYPE_PAIRS = [pair for pair in permutations(DTYPES, 2) if set(pair) != set(CHECKED)]
+
+
+def to(argument, dtype: torch.dtype):
+    floats = torch.is_tensor(argument) and argument.is_floating_point()
+    return argument.to(dtype) if floats else argument
+
+
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 3), (2, 2)])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
 def test_padding_of_four_sizes(kernel: tuple[int, int], stride: tuple[int, int]) -> None:
@@ -95,16 +104,8 @@ def test_padding_of_four_sizes(kernel: tuple[int, int], stride: tuple[int, int])
         args = (x, values, bias, *pattern, (6, 4, *kernel), stride, padding)
         with gpu_kernels():
             y = functional.sparse_conv2d(*args)
-        same, exact = (reference.sparse_conv2d(*(to(a, d) for a in args)) for d in CHECKED)
+            same, exact = (reference.sparse_conv2d(*(to(a, d) for a in args)) for d in CHECKED)
         assert within_rule(y, same, exact), padding
-
-
-CHECKED = (torch.float32, torch.float64)
-
-
-def to(argument, dtype: torch.dtype):
-    floats = torch.is_tensor(argument) and argument.is_floating_point()
-    return argument.to(dtype) if floats else argument
 
 
 @floats
@@ -119,6 +120,30 @@ def test_nan_and_infinity_go_where_they_belong(value: float, dtype: torch.dtype)
     for test in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(test(y).cpu(), test(expected))
     assert not y.isfinite().all()
+
+
+@pytest.mark.parametrize("of_x, of_grad", TYPE_PAIRS, ids=str)
+def test_grad_weight_of_two_types(of_x: torch.dtype, of_grad: torch.dtype) -> None:
+    values = torch.float64 if torch.float64 in (of_x, of_grad) else torch.float32
+    conv, x = conv_and_input((5, 7, 3, (6, 5), 9), {"padding": 1}, values)
+    x, grad = x.to(of_x), gradient_of(conv, x).to(of_grad)
+    args = conv.crow_indices, conv.col_indices, conv.weight_shape, (1, 1), (1,) * 4, (1, 1), 1
+    with gpu_kernels():
+        found = ops.grad_weight(x, grad, *args, values)
+        same, exact = (
+            reference.sparse_conv2d_grad_weight(x.to(d), grad.to(d), *args) for d in CHECKED
+        )
+    assert found.dtype == values
+    assert within_rule(found, same, exact)
+
+
+def test_values_and_bias_that_are_not_contiguous() -> None:
+    conv, x = conv_and_input((5, 6, 3, (6, 5), 9), {"padding": 1})
+    values, bias = conv.values.detach(), conv.bias.detach()
+    apart = [torch.stack((t, t.new_full(t.shape, torch.nan)), 1)[:, 0] for t in (values, bias)]
+    rest = conv.crow_indices, conv.col_indices, conv.weight_shape, (1, 1), (1,) * 4
+    with gpu_kernels():
+        assert torch.equal(functional.sparse_conv2d(x, *apart, *rest), conv(x).detach())
 
 
 # ---- as ops and modules -------------------------------------------------------------------------
