@@ -99,3 +99,18 @@ def test_what_the_budget_leaves_no_time_for_is_named(tmp_path):
     assert kept["layers"] == kept["training"] == kept["other"] == []
     assert "rewires" in kept["left out"] and "1024->1024 linear" in kept["left out"]
     assert "Left out for want of time: rewires, training step WRN-28-2 ours fp32" in done.stdout
+
+
+def test_the_documentation_has_the_cost_model_s_table(tmp_path):
+    page = ROOT / "docs/cuda.md"
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split("<!-- modelled")
+    table, after = rest.split("<!-- end of modelled -->")
+    assert table.count("\n| ") == 16  # a header and every layer of benchmarks/layers.py
+    emptied = tmp_path / "cuda.md"
+    marks = "<!-- modelled: made by `make cuda-model` --><!-- end of modelled -->"
+    emptied.write_text(before + marks + after, encoding="utf-8")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    done = python("-m", "gpu.model", emptied, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert emptied.read_text(encoding="utf-8") == text, "make cuda-model renews it"

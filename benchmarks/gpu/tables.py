@@ -27,7 +27,7 @@ def tables(kept: dict) -> str:
     if kept["other"]:
         times = [(r["name"], r["ms"]["median"], r["ms"]["min"]) for r in kept["other"]]
         rows = [[name, f"{median:.1f}", f"{fastest:.1f}"] for name, median, fastest in times]
-        parts.append(_markdown(["", "ms, median", "ms, fastest"], rows))
+        parts.append(markdown(["", "ms, median", "ms, fastest"], rows))
     if kept["left out"]:
         parts.append("Left out for want of time: " + ", ".join(kept["left out"]))
     return "\n\n".join(parts)
@@ -49,7 +49,7 @@ def family_table(layers: list[dict]) -> str:
                 row.append(f"{geometric_mean(ratios):.2f}x" if ratios else "")
             rows.append(row)
     header = ["geometric means", "times as fast", *(f"{100 * s:g} %" for s in sparsities)]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def layer_table(layers: list[dict]) -> str:
@@ -77,7 +77,7 @@ def layer_table(layers: list[dict]) -> str:
             _percent(one["share of copy"]), _percent(one["share of roofline"]),
             ", ".join(f"{error:.0e}" for error in worst),
         ])  # fmt: skip
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def training_table(training: list[dict]) -> str:
@@ -94,14 +94,14 @@ def training_table(training: list[dict]) -> str:
         ])  # fmt: skip
     header = ["training step", "", "sparsity", "ms, eager", "ms, CUDA graph"]
     header += ["MiB of weights, gradients, momentum", "peak MiB"]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
