@@ -8,6 +8,8 @@ current stream; workspaces are torch's, so memory counters are honest and CUDA g
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,16 +31,14 @@ def forward(
 ) -> Tensor:
     """out [N, O, P, Q] = conv2d(x, W) + bias."""
     x, shape = _subsampled(x, out.shape[2:], *shape)
-    passed = forward_shape(tuple(x.shape[1:]), tuple(out.shape[1:]), *shape)
-    return _gather(out, x, values, bias, crow, col, passed)
+    return _gather(out, x, values, bias, crow, col, forward_shape, x, out, shape)
 
 
 def grad_input(
     out: Tensor, grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, *shape
 ) -> Tensor:
     """out [N, C, H, W] = the gradient of the input, from grad [N, O, P, Q]."""
-    passed = grad_input_shape(tuple(out.shape[1:]), tuple(grad.shape[1:]), *shape)
-    return _gather(out, grad, values, None, crow, col, passed)
+    return _gather(out, grad, values, None, crow, col, grad_input_shape, out, grad, shape)
 
 
 def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor, *shape) -> Tensor:
@@ -46,12 +46,11 @@ def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor,
     if not grad.numel():
         return out.zero_()
     x, shape = _subsampled(x, grad.shape[2:], *shape)
-    passed = forward_shape(tuple(x.shape[1:]), tuple(grad.shape[1:]), *shape)
     kind = torch.promote_types(x.dtype, grad.dtype) if x.dtype != grad.dtype else x.dtype
     kind = out.dtype if out.dtype == torch.float64 else kind
     x, grad = x.to(kind), grad.to(kind)
-    sizes = passed, x.shape[0], _density(col, passed), kind, x.stride(), grad.stride()
-    prepared = prepare_grad_weight(*sizes, _device(x))
+    sizes = tuple(x.shape), tuple(grad.shape), shape, _density(col, shape), kind
+    prepared = _grad_weight_pass(*sizes, x.stride(), grad.stride(), _device(x))
     if isinstance(prepared, DirectPass):
         return _direct_grad_weight(out, x, grad, crow, col, prepared)
     return _slab_grad_weight(out, x, grad, crow, col, prepared)
@@ -69,20 +68,35 @@ def _gather(
     bias: Tensor | None,
     crow: Tensor,
     col: Tensor,
-    passed: PassShape,
+    pass_shape: Callable[..., PassShape],
+    x: Tensor,
+    y: Tensor,
+    shape: tuple,
 ) -> Tensor:
+    """A forward pass (pass_shape: forward_shape) from x to y, or a grad-input from y to x."""
     if not out.numel():
         return out
     kind = values.dtype if values.dtype == torch.float64 else source.dtype
     source = source.to(kind)
     dest = out if out.dtype == kind else torch.empty_like(out, dtype=kind)
-    sizes = passed, source.shape[0], _density(col, passed), kind, source.stride(), dest.stride()
-    prepared = prepare_gather(*sizes, _device(source))
+    sizes = tuple(x.shape), tuple(y.shape), shape, _density(col, shape), kind
+    prepared = _gather_pass(pass_shape, *sizes, source.stride(), dest.stride(), _device(source))
     values = values.contiguous()
     bias = None if bias is None else bias.contiguous()
     run = _direct_gather if isinstance(prepared, DirectPass) else _slab_gather
     run(dest, source, values, bias, crow, col, prepared)
     return out if dest is out else out.copy_(dest)
+
+
+# Keyed by what a call has at hand: passes themselves are large, and slow to hash.
+@functools.lru_cache(maxsize=2048)
+def _gather_pass(pass_shape, x_size, y_size, shape, *how) -> GatherPass | DirectPass:
+    return prepare_gather(pass_shape(x_size[1:], y_size[1:], *shape), x_size[0], *how)
+
+
+@functools.lru_cache(maxsize=2048)
+def _grad_weight_pass(x_size, y_size, shape, *how) -> GradWeightPass | DirectPass:
+    return prepare_grad_weight(forward_shape(x_size[1:], y_size[1:], *shape), x_size[0], *how)
 
 
 def _slab_gather(dest, source, values, bias, crow, col, prepared: GatherPass) -> None:
@@ -129,10 +143,10 @@ def _direct_gather(dest, source, values, bias, crow, col, prepared: DirectPass) 
 def _slab_grad_weight(out, x, grad, crow, col, prepared: GradWeightPass) -> Tensor:
     plan = _plan(crow, col, prepared.key, cuda_list.build_list)
     partial = torch.empty(prepared.splits, plan.entries, dtype=torch.float32, device=x.device)
-    prepared.launch.entries = plan.entries
     _native._cuda.grad_weight(
         _queue(x),
         prepared.launch,
+        plan.entries,
         prepared.dtype,
         x.data_ptr(),
         grad.data_ptr(),
@@ -175,10 +189,9 @@ def _subsampled(x: Tensor, out_size, weight_shape, stride, padding, dilation, gr
     return x, (weight_shape, stride, padding, dilation, groups)
 
 
-def _density(col: Tensor, passed: PassShape) -> float:
+def _density(col: Tensor, shape: tuple) -> float:
     """Rounded, so that a rewire that moves a few non-zeros does not change the tiling."""
-    numel = passed.groups * passed.dest_channels * passed.source_channels * passed.taps
-    return float(f"{col.numel() / numel:.1g}")
+    return float(f"{col.numel() / math.prod(shape[0]):.1g}")
 
 
 def _queue(x: Tensor) -> tuple[int, int]:

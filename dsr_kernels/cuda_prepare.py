@@ -1,9 +1,8 @@
-"""A GPU pass as the kernels take it: the native structs, filled once per sizes and strides."""
+"""A GPU pass as the kernels take it: native structs, filled with its sizes and strides."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,6 @@ class DirectPass:
     launches: tuple[Any, ...]  # _cuda.Direct, one per class
 
 
-@functools.lru_cache(maxsize=2048)
 def prepare_gather(
     shape: PassShape,
     images: int,
@@ -91,7 +89,6 @@ def prepare_gather(
     return GatherPass(key, _name(dtype), tuple(launches))
 
 
-@functools.lru_cache(maxsize=2048)
 def prepare_grad_weight(
     shape: PassShape,
     images: int,
@@ -135,12 +132,14 @@ def _as_columns(shape: PassShape, *strides: tuple[int, ...]) -> PassShape:
 
     Tiles of such columns hold just the pixels they compute, and run on across images.
     """
-    (only, *others), pixels = shape.classes, shape.height * shape.width
-    pointwise = not others and shape.taps == 1 and only.rows * only.cols == pixels
+    (only, *others), size = shape.classes, (shape.height, shape.width)
+    steps = {shape.row_step, shape.col_step, shape.dest_step_h, shape.dest_step_w}
+    pointwise = not others and shape.taps == 1 and steps == {1} and (only.rows, only.cols) == size
     if not pointwise or only.first_h or only.first_w or shape.width == 1:
         return shape
     if any(s[2] != shape.width * s[3] for s in strides):
         return shape
+    pixels = shape.height * shape.width
     column = PassClass(pixels, 1, 0, 0, 0, 0, only.taps)
     return dataclasses.replace(shape, height=pixels, width=1, classes=(column,))
 

@@ -103,6 +103,8 @@ def gather_tilings(
         tile = COMPUTE_WARPS // row_warps * units * 32
         served = min(rows * row_warps, shape.dest_channels)
         layouts = _layouts(shape, images, tile, element_size, served * density)
+        if not layouts:
+            continue
         row_blocks = -(-shape.dest_channels // (rows * row_warps)) * shape.groups
         items = row_blocks * sum(layout.tiles for layout in layouts)
         rounds = -(-items // device.multiprocessors)
@@ -126,7 +128,10 @@ def grad_weight_tilings(
     nonzeros = density * shape.dest_channels * len(only.taps)  # per source channel
     for units in GRAD_WEIGHT_UNITS[element_size]:
         served = density * shape.dest_channels
-        (layout,) = _layouts(shape, images, units * 32, element_size, served)
+        layouts = _layouts(shape, images, units * 32, element_size, served)
+        if not layouts:
+            continue
+        (layout,) = layouts
         for channels in _channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
             blocks = -(-shape.source_channels // channels) * shape.groups
             fill = _fill(layout, channels, element_size)
@@ -221,6 +226,8 @@ def _layouts(
 ) -> tuple[Layout, ...]:
     """The classes' cheapest layouts: few margins, full tiles, long lines, no bank conflicts.
 
+    None at all if there are more positions than the kernels count.
+
     `served`: the non-zeros that use a vector of a tap, over a thread block's destination channels.
     """
     groups = -(-images // (VECTOR_BYTES // element_size))
@@ -237,7 +244,8 @@ def _layouts(
         options = [o for width in widths for o in _options(c, steps, groups, tile, width)]
         return min(options, key=cost)
 
-    return tuple(cheapest(c) for c in shape.classes)
+    most = max(groups * c.cols * ((c.rows - 1) * steps[0] + c.reach_h + 1) for c in shape.classes)
+    return tuple(cheapest(c) for c in shape.classes) if 2 * most < 2**31 else ()
 
 
 def _options(

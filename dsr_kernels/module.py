@@ -170,8 +170,13 @@ class SparseModule(nn.Module):
     def _draw_parameters(self, generator: torch.Generator | None) -> None:
         bound = 1 / math.sqrt(self.row_length)
         for parameter in (self.values, self.bias):
-            if parameter is not None:
+            if parameter is None:
+                continue
+            if generator is None or parameter.is_meta or generator.device == parameter.device:
                 parameter.uniform_(-bound, bound, generator=generator)
+            else:  # the numbers of a generator of another device, such as the CPU's
+                drawn = torch.empty_like(parameter, device=generator.device)
+                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     # --- checkpoints ---
 

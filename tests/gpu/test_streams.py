@@ -92,10 +92,10 @@ def small_model(seed: int = 0) -> nn.Module:
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
-    loss = (model(x) - 1).square().mean()
+    loss = (model(x).float() - 1).square().mean()
     loss.backward()
     optimizer.step()
-    return loss.detach().float()
+    return loss.detach()
 
 
 def captured(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:

@@ -10,14 +10,22 @@ from small_runs import QUIET, artefacts, interrupt_at, rows, train
 from dsr_kernels.cli import main
 
 from .device import DEVICE
+from .stand_ins import use_where_missing
 
 pytestmark = pytest.mark.gpu
 KINDS = ["lenet", "wrn"]
 KIND = DEVICE.type
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _packages():
+    with pytest.MonkeyPatch.context() as patch:
+        use_where_missing(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> dict[str, Path]:
+def finished(_packages, tmp_path_factory) -> dict[str, Path]:
     """An uninterrupted run of each kind, to compare with."""
     runs = {kind: tmp_path_factory.mktemp(kind) / "run" for kind in KINDS}
     for kind, run in runs.items():

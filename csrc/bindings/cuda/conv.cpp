@@ -148,25 +148,25 @@ void bind_grad_weight(py::module_& m) {
       .def_readwrite("lanes_on_channels", &GradWeight::lanes_on_channels)
       .def_readwrite("slab_bytes", &GradWeight::slab_bytes)
       .def_readwrite("units", &GradWeight::units)
-      .def_readwrite("entries", &GradWeight::entries)
       .def_property("source_strides", nullptr,
                     &set_strides<GradWeight, &GradWeight::source_strides>)
       .def_property("grad_strides", nullptr, &set_strides<GradWeight, &GradWeight::grad_strides>);
   m.def(
       "grad_weight",
-      [](QueueTuple queue, const GradWeight& pass, const std::string& dtype, uintptr_t source,
-         uintptr_t grad, uintptr_t offsets, uintptr_t value_index, uintptr_t bounds,
-         uintptr_t partial, uintptr_t grad_values) {
+      [](QueueTuple queue, GradWeight pass, int64_t entries, const std::string& dtype,
+         uintptr_t source, uintptr_t grad, uintptr_t offsets, uintptr_t value_index,
+         uintptr_t bounds, uintptr_t partial, uintptr_t grad_values) {
         const auto element = element_named(dtype);
+        pass.entries = entries;  // the rest belongs to sizes, this to the pattern
         py::gil_scoped_release release;
         require_ok(cuda::grad_weight(queue_of(queue), pass, element, pointer<void>(source),
                                      pointer<void>(grad), pointer<int32_t>(offsets),
                                      pointer<int32_t>(value_index), pointer<int32_t>(bounds),
                                      pointer<float>(partial), pointer<float>(grad_values)));
       },
-      py::arg("queue"), py::arg("pass"), py::arg("dtype"), py::arg("source"), py::arg("grad"),
-      py::arg("offsets"), py::arg("value_index"), py::arg("bounds"), py::arg("partial"),
-      py::arg("grad_values"));
+      py::arg("queue"), py::arg("pass"), py::arg("entries"), py::arg("dtype"), py::arg("source"),
+      py::arg("grad"), py::arg("offsets"), py::arg("value_index"), py::arg("bounds"),
+      py::arg("partial"), py::arg("grad_values"));
 }
 
 void bind_direct(py::module_& m) {
