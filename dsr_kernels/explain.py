@@ -167,8 +167,8 @@ def explain(model: nn.Module, input_shape: Sequence[int]) -> Explanation:
     for module, name in layers.items():
         if module.crow_indices.is_cuda:
             raise ValueError(
-                f"model: expected a model on the CPU, whose kernels this is about, but layer {name!r} "
-                f"is on {module.crow_indices.device}; explain copy.deepcopy(model).cpu()"
+                "model: expected a model on the CPU, whose kernels this is about, but layer "
+                f"{name!r} is on {module.crow_indices.device}; explain copy.deepcopy(model).cpu()"
             )
     threads, peak = torch.get_num_threads(), _C.peak_gflops(torch.get_num_threads())
     rows: list[LayerPass] = []
