@@ -9,15 +9,10 @@ from typing import Any
 import torch
 
 from . import _native
+from .cuda_layout import VECTOR_BYTES, Layout
 from .cuda_list import DirectKey, ListKey
 from .cuda_pass import PassClass, PassShape
-from .cuda_tiling import (
-    VECTOR_BYTES,
-    Device,
-    Layout,
-    choose_gather,
-    choose_grad_weight,
-)
+from .cuda_tiling import Device, choose_gather, choose_grad_weight
 
 
 @dataclass(frozen=True)
