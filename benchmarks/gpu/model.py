@@ -19,12 +19,13 @@ from dsr_kernels.bench_problem import Layer
 from dsr_kernels.cuda_pass import PassShape, forward_shape, grad_input_shape
 from dsr_kernels.cuda_tiling import Device, choose_gather, choose_grad_weight
 
+from .pages import renew
 from .tables import markdown
 from .yardsticks import SHARED_BYTES_PER_CLOCK
 
 BEGIN, END = "<!-- modelled: made by `make cuda-model` -->", "<!-- end of modelled -->"
 DENSITY = 0.1
-BYTES = 4  # of an activation
+BYTES = 4  # of an activation, in the table
 PRECISIONS = ("fp32", "TF32")
 
 
@@ -51,10 +52,10 @@ def passes(layer: Layer) -> tuple[PassShape, PassShape]:
     return forward_shape(*sizes, *layer.shape), grad_input_shape(*sizes, *layer.shape)
 
 
-def microseconds(layer: Layer, gpu: Gpu) -> list[float]:
+def microseconds(layer: Layer, gpu: Gpu, element_size: int = BYTES) -> list[float]:
     """Of forward, grad-input and grad-weight."""
     forward, grad_input = passes(layer)
-    call = layer.batch, DENSITY, BYTES, gpu.device
+    call = layer.batch, DENSITY, element_size, gpu.device
     chosen = (
         choose_gather(forward, *call),
         choose_gather(grad_input, *call),
@@ -102,16 +103,5 @@ def table() -> str:
     return markdown(header, rows)
 
 
-def section() -> str:
-    """What stands between the two marks."""
-    return "\n".join([BEGIN, table(), END])
-
-
-def main(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    page.write_text(before + section() + rest.split(END)[1], encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    renew(Path(sys.argv[1]), BEGIN, END, table())
