@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
-from types import ModuleType
 
-import cuda_emulated
 import pytest
 import torch
+from cuda_device import DEVICE, EMULATED, kernels
 from rewire_cases import Case, apply, decide, describe, open_plan
 
 from dsr_kernels import _native
 from dsr_kernels.rewiring import plan as plans
 
-DEVICE = torch.device(os.environ.get("DSR_TEST_DEVICE", "cpu"))
-EMULATED = DEVICE.type == "cpu"
-if not EMULATED and DEVICE.index is None:
-    DEVICE = torch.device(DEVICE.type, torch.cuda.current_device())
 DECISIONS = ("prunable", "below", "room", "cut", "pruned", "grown", "nnz_after")
 GUARD = 64  # bytes around a workspace that nobody may write
-
-emulated = pytest.mark.skipif(not EMULATED, reason="about the emulated kernels")
-
-
-def kernels() -> ModuleType:
-    return cuda_emulated.load() if EMULATED else _native._cuda
-
-
-def configure(**how) -> None:
-    """How the emulator orders threads and blocks."""
-    if EMULATED:
-        kernels().emulator.configure(**how)
 
 
 class Workspaces:

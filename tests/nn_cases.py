@@ -70,12 +70,34 @@ def check_layer(
     x = x if x.requires_grad else x.detach().requires_grad_()
     y = conv(x)
     grad = torch.randn_like(y) if grad is None else grad
+    check_results(conv, x, grad, [y.detach(), *gradients(conv, x, y, grad)], device)
+
+
+def gradients(conv: SparseModule, x: Tensor, y: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """(gx, gvalues) and, with a bias, gbias, from y = conv(x)."""
     inputs = [x, conv.values] + ([] if conv.bias is None else [conv.bias])
-    check_results(conv, x, grad, [y.detach(), *torch.autograd.grad(y, inputs, grad)], device)
+    return torch.autograd.grad(y, inputs, grad)
+
+
+def results(conv: SparseModule, x: Tensor, grad: Tensor) -> list[Tensor]:
+    """[y, gx, gvalues] and, with a bias, gbias."""
+    x = x.detach().requires_grad_()
+    y = conv(x)
+    return [y.detach(), *gradients(conv, x, y, grad)]
+
+
+def same_bits(ones: list[Tensor], others: list[Tensor]) -> bool:
+    """Of finite numbers."""
+    pairs = zip(ones, others, strict=True)
+    return all(a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
 def check_results(
-    conv: SparseModule, x: Tensor, grad: Tensor, ours: list[Tensor], device: str | torch.device
+    conv: SparseModule,
+    x: Tensor,
+    grad: Tensor,
+    ours: list[Tensor],
+    device: str | torch.device = "cpu",
 ) -> None:
     """`ours`, being [y, gx, gvalues, gbias], the last one where there is a bias, against torch."""
     dtype = torch.float32 if x.dtype in LOW_PRECISION else x.dtype

@@ -11,15 +11,8 @@ import math
 
 import pytest
 import torch
-from cuda_rewire_cases import (
-    DEVICE,
-    Workspaces,
-    assert_equals_cpu,
-    configure,
-    emulated,
-    kernels,
-    open_cuda,
-)
+from cuda_device import DEVICE, configure, emulated, kernels
+from cuda_rewire_cases import Workspaces, assert_equals_cpu, open_cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewire_cases import Case, apply, decide, layers, open_plan, random_case

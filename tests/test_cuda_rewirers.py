@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cuda_rewire_cases import DEVICE, emulated, gpu_rewires, same_bits
+from cuda_device import DEVICE, emulated
+from cuda_rewire_cases import gpu_rewires, same_bits
 from test_rewire_state import OPTIMIZERS, make_model, train
 from torch import nn
 

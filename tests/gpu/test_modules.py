@@ -8,14 +8,13 @@ from io import BytesIO
 import pytest
 import torch
 import torch.nn.functional as F
-from nn_cases import ARGUMENTS, check_layer, layer, states_equal
+from nn_cases import ARGUMENTS, check_layer, layer, same_bits, states_equal
 from op_cases import OPS, problem
 from torch import nn
 
 from dsr_kernels import SparseConv2d, SparseLinear, densify, explain, sparsify
 from dsr_kernels.models import wrn_28
 
-from .cases import same_bits
 from .device import DEVICE, ON_CUDA, cuda_only
 
 pytestmark = pytest.mark.gpu

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nn_cases import layer
+from nn_cases import layer, results, same_bits
 from test_lanes import FORMATS, gradient_of
 from torch import Tensor, nn
 
 from dsr_kernels import SparseConv2d, SparseLinear, plans
 
-from .cases import DTYPES, LARGE, on_device, results, same_bits
+from .cases import DTYPES, LARGE, on_device
 from .device import DEVICE, ON_CUDA, cuda_only, side_stream, synchronize
 
 pytestmark = pytest.mark.gpu

@@ -9,13 +9,13 @@ import os
 
 import pytest
 import torch
-from nn_cases import check_results, layer
+from nn_cases import check_results, layer, same_bits
 from test_lanes import FORMATS, gradient_of
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
 
-from .cases import INTERPRETED, on_device, same_bits
+from .cases import INTERPRETED, on_device
 from .device import DEVICE, ON_CUDA
 
 pytestmark = pytest.mark.gpu
