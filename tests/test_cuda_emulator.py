@@ -38,7 +38,13 @@ MEETINGS = {
     "shuffle_from_absent_lane": r"shuffle reads lane 20, which took no part",
     "divergent_vote": r"lanes of warp 0 meet at different warp primitives",
     "shared_memory_not_asked_for": r"102400 bytes of dynamic shared .* allowed 49152",
+    "copy_never_waited_for": r"the thread left the kernel before waiting for 2 of its copies",
     "empty_grid": r"a grid has 1 to .* blocks; got \(0, 1, 1\)",
+}
+COPIES = {  # of the two accesses in a race, the thread build names the later one
+    "copy_waited_for_too_late": "wait_after_barrier",
+    "copy_read_without_barrier": "share_copies",
+    "copy_begun_too_early": "copy_over",
 }
 ADDRESSES = {
     "global_read_out_of_bounds": r"heap-buffer-overflow .*memory.cu:\d+ in copy",
@@ -48,10 +54,12 @@ ADDRESSES = {
     "misaligned_vector_load": r"memory.cu:\d+:\d+: runtime error: .* misaligned address",
     "signed_overflow": r"memory.cu:\d+:\d+: runtime error: signed integer overflow",
     "shift_out_of_range": r"memory.cu:\d+:\d+: runtime error: shift exponent 32 is too large",
+    "copy_from_out_of_bounds": r"heap-buffer-overflow .*copies.h:\d+ in .*wait_for_copies",
     "register_array_overrun": r"memory.cu:\d+:\d+: runtime error: index 8 out of bounds",
 }
 FINDINGS: dict[str, dict[str, str]] = {
     "uninitialised_shared": dict.fromkeys(BUILDS, WRONG),
+    "copy_read_before_the_wait": dict.fromkeys(BUILDS, WRONG),
     "two_atomics_for_one": {"plain": WRONG, "address": WRONG},
     # Rows overlap: also a race, and a wrong result.
     "shared_row_overrun": {
@@ -64,6 +72,10 @@ for name, (shows, kernel) in RACES.items():
     FINDINGS[name] = {"thread": RACE.format(file="races.cu", kernel=kernel)}
     if shows:
         FINDINGS[name] |= {"plain": WRONG, "address": WRONG}
+for name, kernel in COPIES.items():
+    begun_or_waited_for = r"copies.h:\d+ in .*(begin_copy|wait_for_copies)"
+    race = rf"ThreadSanitizer: data race .*(copies.cu:\d+ in {kernel}|{begun_or_waited_for})"
+    FINDINGS[name] = {"plain": WRONG, "address": WRONG, "thread": race}
 for name, said in MEETINGS.items():
     FINDINGS[name] = dict.fromkeys(BUILDS, said)
 for name, said in ADDRESSES.items():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from itertools import cycle
 
@@ -36,6 +37,7 @@ from nn_cases import check_layer, check_results, layer, results, same_bits
 from test_conv_semantics import convolutions, image
 from test_lanes import FORMATS, gradient_of
 
+from dsr_kernels import cuda_tiling
 from dsr_kernels.cuda_tiling import GATHER_VARIANTS, GRAD_WEIGHT_UNITS, Device
 
 # Between them: all numbers of warps side by side along channels, sets of channels that do not
@@ -168,3 +170,44 @@ def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
     after = instances()
     kinds = {TYPES[dtype], ""} if slabs else {TYPES[dtype]}
     assert not [name for name in after if name[1] in kinds and after[name] == before[name]]
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+def replaced(choose, **fields):
+    return lambda *problem: dataclasses.replace(choose(*problem), **fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_instances_that_are_not_compiled_are_named(dtype: torch.dtype) -> None:
+    conv, x = conv_and_input(*SMALL, dtype)
+    for rows, units in ((4, 3), (16, 1)):
+        gather = replaced(cuda_tiling.choose_gather, rows=rows, units=units)
+        message = f"gather: no kernel of {rows} rows and {units} units"
+        with gpu_kernels(gather=gather), pytest.raises(ValueError, match=message):
+            conv(x)
+    grad_weight = replaced(cuda_tiling.choose_grad_weight, units=3)
+    with gpu_kernels(grad_weight=grad_weight):
+        y = conv(x)
+        with pytest.raises(ValueError, match="grad_weight: no kernel of 3 units"):
+            y.sum().backward()
+
+
+def test_slabs_beyond_shared_memory_are_named() -> None:
+    conv, x = conv_and_input((64, 4, 3, (60, 60), 5), {"padding": 1})
+    gather = replaced(cuda_tiling.choose_gather, channel_block=64)
+    message = r"gather: invalid argument \(\d{6,} bytes of shared memory\)"
+    with gpu_kernels(gather=gather), pytest.raises(ValueError, match=message):
+        conv(x)
+
+
+def test_too_many_items_of_work_are_named() -> None:
+    native = kernels()
+    launch = native.Gather()
+    launch.rows, launch.units, launch.row_warps = 8, 1, 1
+    launch.groups, launch.dest_channels, launch.tiles = 1, 9, 2**30
+    with pytest.raises(ValueError, match=r"gather: too many tiles \(0 images, 0 channels of 0x0"):
+        native.gather((0, 0), launch, "float32", 0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="dtype: expected 'float32', 'bfloat16' or 'float16', got"):
+        native.gather((0, 0), launch, "float64", 0, 0, 0, 0, 0)

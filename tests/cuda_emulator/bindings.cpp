@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cuda/fast_divisor.h"
 #include "runtime/state.h"
 
 namespace dsr::bindings {
@@ -42,6 +43,12 @@ void bind_emulator(py::module_& m) {
       py::arg("seed") = 1, py::arg("order") = "random", py::arg("preempt") = 0.0,
       "The order of threads and blocks (random, ascending, descending), its seed, and how probably "
       "a thread gives way at an atomic or a fence.");
+  emulator.def(
+      "quotient",
+      [](uint32_t dividend, uint32_t divisor) {
+        return cuda::FastDivisor(divisor).quotient(dividend);
+      },
+      py::arg("dividend"), py::arg("divisor"), "dividend / divisor as the kernels compute it.");
   emulator.def("stats", &stats, "Switches, threads, blocks and launches so far.");
   emulator.def("kernels", &kernels, "Launches of each compiled kernel instance, 0 included.");
 }

@@ -24,6 +24,7 @@ inline std::vector<int> counting(int n, int start = 0) {
 extern const std::vector<Case> kRaces;
 extern const std::vector<Case> kMeetings;
 extern const std::vector<Case> kMemory;
+extern const std::vector<Case> kCopies;
 extern const std::vector<Case> kPrimitives;
 
 }  // namespace dsr::emulator::defects

@@ -42,6 +42,7 @@ size_t chunk_used;
 
 // Memory that is handed out once in a launch.
 char* fresh(size_t bytes) {
+  chunk_used = (chunk_used + kAlignment - 1) / kAlignment * kAlignment;
   if (chunk_count == 0 || chunk_used + bytes > kChunkBytes) {
     char* pages = nullptr;
     if (chunk_count < kMaxChunks) {

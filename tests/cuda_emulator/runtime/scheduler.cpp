@@ -33,6 +33,7 @@ void thread_main() {
   runtime.body(runtime.argument);
   GpuThread& thread = running();
   check_stack(thread);
+  check_copies(thread);
   runtime.end_clock.release();
   thread.state = State::kDone;
   thread_left(thread);

@@ -119,6 +119,7 @@ void report_deadlock();
 
 // Asynchronous copies (copies.cpp).
 void reset_copies();
+void check_copies(const GpuThread& thread);  // none may be left when a thread ends
 
 // Memory of a launch, a block and its threads (memory.cpp).
 void begin_memory();
