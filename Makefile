@@ -2,6 +2,8 @@
 # make test: set up, install, run every test
 # make bench: measure this machine, sparse against dense: build/bench-kept.json, pictures, tables
 # make cuda-table: what the compiled GPU kernels take, written into docs/cuda.md
+# make cuda-model: what the cost model expects of them on GPUs that are not here, written there too
+# make gpu-tables: what the kept JSON of an H200 says, written into README.md and docs/cuda.md
 # make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
 # make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
 # make lint: the style checks of continuous integration
@@ -15,7 +17,7 @@ SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find cs
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test lint bench cuda-table test-gpu test-gpu-sanitizer bench-gpu clean
+.PHONY: demo test lint bench cuda-table cuda-model gpu-tables test-gpu test-gpu-sanitizer bench-gpu clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
 endif
@@ -33,6 +35,12 @@ lint: $(STAMP)
 
 cuda-table: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m cuda_static.table docs/cuda.md
+
+cuda-model: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.model docs/cuda.md
+
+gpu-tables: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.measured benchmarks/results/h200.json README.md docs/cuda.md
 
 # Memory stays with the process for both sides: glibc maps blocks of 32 MB and more afresh whatever
 # its threshold says, and so would charge dense and sparse for page faults on every large output.

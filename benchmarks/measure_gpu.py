@@ -28,6 +28,7 @@ from summarize import lines_of
 from dsr_kernels.bench_problem import OPERATIONS, Layer
 
 QUICK_SPARSITIES = (0.9, 0.98)
+LAYERS_SHARE = 0.6  # of the budget, after which the training steps have their turn
 
 
 class Run:
@@ -49,8 +50,9 @@ class Run:
             **{name: [] for name in ("layers", "training", "memory", "other", "left out")},
         }
 
-    def out_of_time(self, what: str) -> bool:
-        spent = time.monotonic() - self.start > self.options.seconds
+    def out_of_time(self, what: str, share: float = 1.0) -> bool:
+        """Whether this share of the budget is spent; notes what is left out for it."""
+        spent = time.monotonic() - self.start > share * self.options.seconds
         if spent:
             self.kept["left out"].append(what)
         return spent
@@ -68,7 +70,7 @@ class Run:
             if self.clock.device.type == "cpu":
                 layer = _small(layer)
             wanted = [o for o in OPERATIONS[:3] if self.wanted(f"{family} {layer} {o}")]
-            if not wanted or self.out_of_time(str(layer)):
+            if not wanted or self.out_of_time(str(layer), LAYERS_SHARE):
                 continue
             found = layer_records.records(
                 layer, wanted, sparsities, self.clock, self.kept["machine"]
@@ -121,8 +123,8 @@ def main() -> int:
         parser.error(f"no CUDA device that torch {torch.__version__} can use")
     run = Run(options)
     run.rewires()
-    run.training()
     run.layers()
+    run.training()
     run.save()
     print(tables(json.loads(options.json.read_text())))
     print(f"\n{time.monotonic() - run.start:.0f} s; {options.json}")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from . import _native
+from .cuda_layout import VECTOR_BYTES, Layout
 from .cuda_list import DirectKey, ListKey
 from .cuda_pass import PassClass, PassShape
 from .cuda_tiling import (
-    VECTOR_BYTES,
     Device,
-    Layout,
+    GatherTiling,
+    GradWeightTiling,
     choose_gather,
     choose_grad_weight,
 )
@@ -52,14 +54,9 @@ def prepare_gather(
     device: Device,
 ) -> GatherPass | DirectPass:
     """The launches of a forward or grad-input pass: with slabs where they fit, else direct."""
-    columns = _as_columns(shape, source_strides, dest_strides)
-    if columns is not shape:
-        shape = columns
-        source_strides, dest_strides = _along(source_strides), _along(dest_strides)
-    tiling = None
-    if dtype != torch.float64:
-        tiling = choose_gather(shape, images, density, dtype.itemsize, device)
-    if tiling is None or _sparse_beyond_slabs(shape, tiling.channel_block, density):
+    shape, source_strides, dest_strides = _as_columns(shape, source_strides, dest_strides)
+    tiling = _slab_tiling(choose_gather, shape, images, density, dtype, device)
+    if tiling is None:
         return _direct(shape, images, dtype, source_strides, dest_strides)
     key = _list_key(shape, tiling.channel_block, tiling.layouts)
     numbered = list(enumerate(zip(shape.classes, tiling.layouts, strict=True)))
@@ -99,14 +96,9 @@ def prepare_grad_weight(
     device: Device,
 ) -> GradWeightPass | DirectPass:
     """The launch of a grad-weight pass: with slabs where they fit, else direct."""
-    columns = _as_columns(shape, source_strides, grad_strides)
-    if columns is not shape:
-        shape = columns
-        source_strides, grad_strides = _along(source_strides), _along(grad_strides)
-    tiling = None
-    if dtype != torch.float64:
-        tiling = choose_grad_weight(shape, images, density, dtype.itemsize, device)
-    if tiling is None or _sparse_beyond_slabs(shape, tiling.channel_block, density):
+    shape, source_strides, grad_strides = _as_columns(shape, source_strides, grad_strides)
+    tiling = _slab_tiling(choose_grad_weight, shape, images, density, dtype, device)
+    if tiling is None:
         return _direct(shape, images, dtype, source_strides, grad_strides)
     layouts = (tiling.layout,)
     key = _list_key(shape, tiling.channel_block, layouts)
@@ -122,32 +114,47 @@ def prepare_grad_weight(
     return GradWeightPass(key, _name(dtype), tiling.splits, launch)
 
 
-def _sparse_beyond_slabs(shape: PassShape, channel_block: int, density: float) -> bool:
-    """Whether most segments of a list would be empty: it would be longer than the non-zeros."""
-    return density * channel_block * shape.taps < 0.5 and channel_block < shape.source_channels
+def _slab_tiling(
+    choose: Callable,
+    shape: PassShape,
+    images: int,
+    density: float,
+    dtype: torch.dtype,
+    device: Device,
+) -> GatherTiling | GradWeightTiling | None:
+    """The tiling that `choose` finds; None where the direct kernels are to run.
+
+    Those do float64, slabs that do not fit, and patterns so sparse that most segments of a list
+    would be empty: it would be longer than the non-zeros.
+    """
+    if dtype == torch.float64:
+        return None
+    tiling = choose(shape, images, density, dtype.itemsize, device)
+    if tiling is None or tiling.channel_block == shape.source_channels:
+        return tiling
+    return tiling if density * tiling.channel_block * shape.taps >= 0.5 else None
 
 
-def _as_columns(shape: PassShape, *strides: tuple[int, ...]) -> PassShape:
+def _as_columns(
+    shape: PassShape, source_strides: tuple[int, ...], dest_strides: tuple[int, ...]
+) -> tuple[PassShape, tuple[int, ...], tuple[int, ...]]:
     """A pointwise pass sees an image as one column of pixels where memory does.
 
     Tiles of such columns hold just the pixels they compute, and run on across images.
     """
+    unchanged = shape, source_strides, dest_strides
     (only, *others), size = shape.classes, (shape.height, shape.width)
     steps = {shape.row_step, shape.col_step, shape.dest_step_h, shape.dest_step_w}
     pointwise = not others and shape.taps == 1 and steps == {1} and (only.rows, only.cols) == size
     if not pointwise or only.first_h or only.first_w or shape.width == 1:
-        return shape
-    if any(s[2] != shape.width * s[3] for s in strides):
-        return shape
+        return unchanged
+    (n, c, h, w), (dest_n, dest_c, dest_h, dest_w) = source_strides, dest_strides
+    if h != shape.width * w or dest_h != shape.width * dest_w:
+        return unchanged
     pixels = shape.height * shape.width
     column = PassClass(pixels, 1, 0, 0, 0, 0, only.taps)
-    return dataclasses.replace(shape, height=pixels, width=1, classes=(column,))
-
-
-def _along(strides: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of images taken as columns: a row is a pixel."""
-    n, c, _, w = strides
-    return n, c, w, w
+    shape = dataclasses.replace(shape, height=pixels, width=1, classes=(column,))
+    return shape, (n, c, w, w), (dest_n, dest_c, dest_w, dest_w)
 
 
 def _direct(shape: PassShape, images: int, dtype: torch.dtype, source_strides, dest_strides):

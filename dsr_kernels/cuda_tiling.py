@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from . import cuda_layout
+from .cuda_layout import VECTOR_BYTES, Layout
 from .cuda_pass import PassClass, PassShape
 
 COMPUTE_WARPS = 16  # of a thread block; four more fill slabs
-VECTOR_BYTES = 16
-BANKS = 8  # 16-byte columns of shared memory
 SEGMENT = 30.0  # clocks of a warp to begin a row of a block, beside other warps' work
 FILL_WARPS = 4
 ROW = 700.0  # clocks of a warp to begin an output channel of a grad-weight, alone
 LATENCY = 900.0  # clocks of a load from memory
 STEP = 800.0  # clocks from one slab to the next that belong to no wavefront
-CHUNK_COLS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)  # at most
 # (rows, units): what the kernels of csrc/cuda/gather_*.cu are instantiated for
 GATHER_VARIANTS = {4: ((8, 1), (4, 2), (4, 1)), 2: ((4, 1), (2, 2))}
 GRAD_WEIGHT_UNITS = {4: (2, 1), 2: (2, 1)}
@@ -35,27 +33,6 @@ class Device(NamedTuple):
 
     multiprocessors: int
     shared_per_block: int  # bytes a block may have
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One class's slab: see csrc/cuda/slab.h."""
-
-    tile_cols: int
-    chunks: int
-    image_rows: int
-    slab_cols: int
-    phase_cols: int
-    pitch: int
-    plane: int
-    positions: int
-    tiles: int
-    conflicts: float  # wavefronts per wavefront's worth of data
-
-    @property
-    def pixels(self) -> int:
-        """Source pixels that are loaded for one tile and channel, margins included."""
-        return self.plane // self.pitch * self.slab_cols
 
 
 @dataclass(frozen=True)
@@ -102,7 +79,9 @@ def gather_tilings(
     for (rows, units), row_warps in _gather_variants(shape.dest_channels, element_size):
         tile = COMPUTE_WARPS // row_warps * units * 32
         served = min(rows * row_warps, shape.dest_channels)
-        layouts = _layouts(shape, images, tile, element_size, served * density)
+        layouts = cuda_layout.layouts(shape, images, tile, element_size, served * density)
+        if not layouts:
+            continue
         row_blocks = -(-shape.dest_channels // (rows * row_warps)) * shape.groups
         items = row_blocks * sum(layout.tiles for layout in layouts)
         rounds = -(-items // device.multiprocessors)
@@ -115,7 +94,7 @@ def gather_tilings(
             )
             first = _fill_clocks(layouts[0], channels, element_size)
             clocks = work * row_blocks / items * rounds + first
-            yield dataclasses.replace(tiling, clocks=clocks)
+            yield dataclasses.replace(tiling, clocks=clocks * _crowding(channels * plane))
 
 
 def grad_weight_tilings(
@@ -126,10 +105,13 @@ def grad_weight_tilings(
     nonzeros = density * shape.dest_channels * len(only.taps)  # per source channel
     for units in GRAD_WEIGHT_UNITS[element_size]:
         served = density * shape.dest_channels
-        (layout,) = _layouts(shape, images, units * 32, element_size, served)
+        layouts = cuda_layout.layouts(shape, images, units * 32, element_size, served)
+        if not layouts:
+            continue
+        (layout,) = layouts
         for channels in _channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
             blocks = -(-shape.source_channels // channels) * shape.groups
-            fill = _fill(layout, channels, element_size)
+            fill = cuda_layout.fill(layout, channels, element_size)
             fill_clocks = _fill_clocks(layout, channels, element_size)
             for wanted in (1, 2, 4, 8):  # parts of the output channels, where positions are few
                 rows = -(-shape.dest_channels // wanted)
@@ -147,6 +129,7 @@ def grad_weight_tilings(
                     clocks += (
                         tiling.splits * blocks * channels * nonzeros * 4 / 1000
                     )  # partial sums
+                    clocks *= _crowding(channels * layout.plane * VECTOR_BYTES)
                     yield dataclasses.replace(tiling, clocks=clocks)
 
 
@@ -179,20 +162,13 @@ def _gather_item(
     blocks = -(-shape.source_channels // tiling.channel_block)
     loads += blocks * tiling.rows * COMPUTE_WARPS * SEGMENT / 4
     filled = _fill_clocks(layout, shape.source_channels, element_size)
-    together = loads + _fill(layout, shape.source_channels, element_size)
+    together = loads + cuda_layout.fill(layout, shape.source_channels, element_size)
     return max(together, filled) + stores + blocks * STEP
 
 
-def _fill(layout: Layout, channels: int, element_size: int) -> float:
-    """Wavefronts of filling a slab, whose vectors come image by image.
-
-    Four-byte elements are stored one by one, four lanes to a bank; smaller ones as whole vectors.
-    """
-    images = VECTOR_BYTES / element_size
-    # Lines of memory that 32 lanes touch in one image. Columns of one pixel lie side by side.
-    lines = 0.5 + (max(1.0, 32 / layout.slab_cols) if layout.slab_cols > 1 else 1.0)
-    stores = 4 * images if element_size == 4 else 4
-    return -(-layout.pixels // 32) * channels * (stores + lines * images)
+def _crowding(slab: int) -> float:
+    """What it costs, as measured, that two slabs leave the lists no room in the cache."""
+    return 1.08 if 2 * slab > 180_000 else 1.0
 
 
 def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
@@ -213,83 +189,3 @@ def _channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:
         even = -(-channels // blocks)
         wide = -(-even // 4) * 4  # whole rounds of the warps that fill
         yield min(wide, most)
-
-
-@functools.lru_cache(maxsize=4096)
-def _layouts(
-    shape: PassShape, images: int, tile: int, element_size: int, served: float
-) -> tuple[Layout, ...]:
-    """The classes' cheapest layouts: few margins, full tiles, long lines, no bank conflicts.
-
-    `served`: the non-zeros that use a vector of a tap, over a thread block's destination channels.
-    """
-    groups = -(-images // (VECTOR_BYTES // element_size))
-    steps = shape.row_step, shape.col_step
-
-    def cheapest(c: PassClass) -> Layout:
-        uses = served * max(1, len(c.taps))
-
-        def cost(layout: Layout) -> float:
-            computed = uses * tile / 32 * 4 * layout.conflicts
-            return layout.tiles * (computed + _fill(layout, 1, element_size))
-
-        widths = {-(-c.cols // -(-c.cols // most)) for most in CHUNK_COLS}
-        options = [o for width in widths for o in _options(c, steps, groups, tile, width)]
-        return min(options, key=cost)
-
-    return tuple(cheapest(c) for c in shape.classes)
-
-
-def _options(
-    c: PassClass, steps: tuple[int, int], groups: int, tile: int, width: int
-) -> Iterator[Layout]:
-    chunks = -(-c.cols // width)
-    image_rows = (c.rows - 1) * steps[0] + c.reach_h + 1
-    slab_cols = (width - 1) * steps[1] + c.reach_w + 1
-    phase_cols = -(-slab_cols // steps[1])
-    phases = min(steps[1], slab_cols)
-    positions = groups * chunks * c.rows * width
-    tiles = -(-positions // tile)
-    rows = _most_rows(c, steps[0], image_rows, tile, width, groups * chunks)
-    narrowest = phases * phase_cols
-    by_conflicts: dict[float, int] = {}
-    for pitch in range(narrowest, narrowest + BANKS):
-        by_conflicts.setdefault(_conflicts(pitch * steps[0], tile, width), pitch)
-    for conflicts, pitch in by_conflicts.items():
-        plane = rows * pitch | 1  # odd: channels side by side fall into different banks
-        yield Layout(
-            width, chunks, image_rows, slab_cols, phase_cols, pitch, plane, positions, tiles,
-            conflicts,
-        )  # fmt: skip
-
-
-def _most_rows(
-    c: PassClass, row_step: int, image_rows: int, tile: int, width: int, images: int
-) -> int:
-    """Slab rows of the tile that spans most of them."""
-    lines = images * c.rows
-    if tile % width == 0:
-        spanned, stride = tile // width, tile // width
-    else:
-        spanned, stride = (tile - 1) // width + 2, 1
-    spanned = min(spanned, lines)
-
-    def slab_row(line: int) -> int:
-        return line // c.rows * image_rows + line % c.rows * row_step
-
-    period = math.lcm(c.rows, stride)
-    most = max(slab_row(line + spanned - 1) - slab_row(line) for line in range(0, period, stride))
-    return min(most, slab_row(lines - 1)) + c.reach_h + 1
-
-
-@functools.lru_cache(maxsize=4096)
-def _conflicts(line_step: int, tile: int, width: int) -> float:
-    """Wavefronts of a vector load by 8 lanes over whole tiles, 1.0 without bank conflicts."""
-    size = min(math.lcm(tile, width, BANKS), 4096) // BANKS
-    wavefronts = 0
-    for first in range(0, size * BANKS, BANKS):
-        banks = [0] * BANKS
-        for position in range(first, first + BANKS):
-            banks[(position // width * line_step + position % width) % BANKS] += 1
-        wavefronts += max(banks)
-    return wavefronts / size

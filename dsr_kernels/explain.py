@@ -155,7 +155,7 @@ def explain(model: nn.Module, input_shape: Sequence[int]) -> Explanation:
     mode, gradients and torch's random numbers stay as they are. Takes 0.1 s for the peak.
 
     Raises TypeError if `model` or `input_shape` is of the wrong type, ValueError if a size is below
-    1, if `model` has no sparse layer, or if it does not accept the shape.
+    1, if `model` has no sparse layer or is on a GPU, or if it does not accept the shape.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -164,6 +164,12 @@ def explain(model: nn.Module, input_shape: Sequence[int]) -> Explanation:
     layers = {m: name for name, m in model.named_modules() if isinstance(m, SparseModule)}
     if not layers:
         raise ValueError("model: expected at least one sparse layer, got none; see sparsify()")
+    for module, name in layers.items():
+        if module.crow_indices.is_cuda:
+            raise ValueError(
+                "model: expected a model on the CPU, whose kernels this is about, but layer "
+                f"{name!r} is on {module.crow_indices.device}; explain copy.deepcopy(model).cpu()"
+            )
     threads, peak = torch.get_num_threads(), _C.peak_gflops(torch.get_num_threads())
     rows: list[LayerPass] = []
     called = set()

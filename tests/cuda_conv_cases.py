@@ -14,9 +14,18 @@ from kernel_cases import AWKWARD, BATCHES, CASES
 from nn_cases import dense_results, layer, within_rule
 from torch import Tensor
 
-from dsr_kernels import SparseConv2d, _native, backends, cuda_launch, cuda_prepare, cuda_tiling
+from dsr_kernels import (
+    SparseConv2d,
+    _native,
+    backends,
+    cuda_launch,
+    cuda_layout,
+    cuda_prepare,
+    cuda_tiling,
+)
+from dsr_kernels.cuda_layout import Layout
 from dsr_kernels.cuda_pass import PassShape
-from dsr_kernels.cuda_tiling import Device, GatherTiling, GradWeightTiling, Layout
+from dsr_kernels.cuda_tiling import Device, GatherTiling, GradWeightTiling
 
 TWO = Device(2, 227 << 10)  # two thread blocks, so that each has several items of work
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of activations
@@ -185,18 +194,18 @@ class AtRandom:
         return most and GradWeightTiling(tiling.units, most, rows, tiles, layout, 0.0)
 
     def _layouts(self, shape: PassShape, images: int, size: int, tile: int) -> tuple[Layout, ...]:
-        groups = -(-images // (cuda_tiling.VECTOR_BYTES // size))
+        groups = -(-images // (cuda_layout.VECTOR_BYTES // size))
         steps = shape.row_step, shape.col_step
 
         def layout(c) -> Layout:
             width = self.random.randint(1, c.cols)
-            return self.random.choice(list(cuda_tiling._options(c, steps, groups, tile, width)))
+            return self.random.choice(list(cuda_layout.options_of(c, steps, groups, tile, width)))
 
         return tuple(layout(c) for c in shape.classes)
 
     def _channels(
         self, shape: PassShape, layouts: tuple[Layout, ...], device: Device
     ) -> int | None:
-        plane = max(layout.plane for layout in layouts) * cuda_tiling.VECTOR_BYTES
+        plane = max(layout.plane for layout in layouts) * cuda_layout.VECTOR_BYTES
         most = min(device.shared_per_block // 2 // plane, shape.source_channels)
         return self.random.randint(1, most) if most else None

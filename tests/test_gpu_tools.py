@@ -34,6 +34,8 @@ def test_the_gpu_tests_run_on_the_cpu():
     args = ("-m", "pytest", "tests/gpu", "-m", "gpu and sanitizer", "-q", "-k", "depthwise")
     done = python(*args, DSR_TEST_DEVICE="cpu")
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
+    done = python("-m", "pytest", "tests/gpu/test_page.py", "-q", DSR_TEST_DEVICE="cpu")
+    assert done.returncode == 0 and "1 passed, 1 skipped" in done.stdout, done.stdout
 
 
 SANITIZER = """#!/bin/sh
@@ -98,4 +100,39 @@ def test_what_the_budget_leaves_no_time_for_is_named(tmp_path):
     kept = json.loads((tmp_path / "none.json").read_text())
     assert kept["layers"] == kept["training"] == kept["other"] == []
     assert "rewires" in kept["left out"] and "1024->1024 linear" in kept["left out"]
-    assert "Left out for want of time: rewires, training step WRN-28-2 ours fp32" in done.stdout
+    assert "Left out for want of time: rewires, 32->32 3x3 @32x32, " in done.stdout
+
+
+def test_the_documentation_has_the_cost_model_s_table(tmp_path):
+    page = ROOT / "docs/cuda.md"
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split("<!-- modelled")
+    table, after = rest.split("<!-- end of modelled -->")
+    assert table.count("\n| ") == 16  # a header and every layer of benchmarks/layers.py
+    emptied = tmp_path / "cuda.md"
+    marks = "<!-- modelled: made by `make cuda-model` --><!-- end of modelled -->"
+    emptied.write_text(before + marks + after, encoding="utf-8")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    done = python("-m", "gpu.model", emptied, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert emptied.read_text(encoding="utf-8") == text, "make cuda-model renews it"
+
+
+def test_the_documentation_has_what_was_measured(tmp_path):
+    begin, end = "<!-- measured: made by `make gpu-tables` -->", "<!-- end of measured -->"
+    rows = {"README.md": "\n| WRN-28-2 training step, 90 / 95 % | ",
+            "docs/cuda.md": "\n| WRN-28-2, batch 128 | ours fp32 | 90 % | "}  # fmt: skip
+    emptied = []
+    for name, row in rows.items():
+        before, rest = (ROOT / name).read_text(encoding="utf-8").split(begin)
+        table, after = rest.split(end)
+        assert row in table
+        emptied.append(tmp_path / Path(name).name)
+        emptied[-1].write_text(before + begin + end + after, encoding="utf-8")
+    kept = ROOT / "benchmarks/results/h200.json"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    done = python("-m", "gpu.measured", kept, *emptied, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    for name, page in zip(rows, emptied, strict=True):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert page.read_text(encoding="utf-8") == text, "make gpu-tables renews it"

@@ -25,12 +25,20 @@ def tables(kept: dict) -> str:
     if kept["training"]:
         parts.append(training_table(kept["training"]))
     if kept["other"]:
-        times = [(r["name"], r["ms"]["median"], r["ms"]["min"]) for r in kept["other"]]
-        rows = [[name, f"{median:.1f}", f"{fastest:.1f}"] for name, median, fastest in times]
-        parts.append(_markdown(["", "ms, median", "ms, fastest"], rows))
+        parts.append(other_table(kept["other"]))
     if kept["left out"]:
-        parts.append("Left out for want of time: " + ", ".join(kept["left out"]))
+        parts.append(left_out(kept))
     return "\n\n".join(parts)
+
+
+def other_table(other: list[dict]) -> str:
+    times = [(r["name"], r["ms"]["median"], r["ms"]["min"]) for r in other]
+    rows = [[name, f"{median:.1f}", f"{fastest:.1f}"] for name, median, fastest in times]
+    return markdown(["", "ms, median", "ms, fastest"], rows)
+
+
+def left_out(kept: dict) -> str:
+    return "Left out for want of time: " + ", ".join(kept["left out"])
 
 
 def family_table(layers: list[dict]) -> str:
@@ -39,17 +47,20 @@ def family_table(layers: list[dict]) -> str:
     rows = []
     for family in dict.fromkeys(r["family"] for r in layers):
         for dtype, precision, words in PAIRS:
-            row = [family, words]
-            for sparsity in sparsities:
-                ratios = [
-                    r["speed-up"][precision]
-                    for r in layers
-                    if (r["family"], r["dtype"], r["sparsity"]) == (family, dtype, sparsity)
-                ]
-                row.append(f"{geometric_mean(ratios):.2f}x" if ratios else "")
-            rows.append(row)
+            means = mean_ratios(layers, family, dtype, precision)
+            cells = [f"{means[s]:.2f}x" if s in means else "" for s in sparsities]
+            rows.append([family, words, *cells])
     header = ["geometric means", "times as fast", *(f"{100 * s:g} %" for s in sparsities)]
-    return _markdown(header, rows)
+    return markdown(header, rows)
+
+
+def mean_ratios(layers: list[dict], family: str, dtype: str, precision: str) -> dict[float, float]:
+    """The geometric mean of a family's speed-ups over dense, by sparsity."""
+    ratios: dict[float, list[float]] = {}
+    for r in layers:
+        if (r["family"], r["dtype"]) == (family, dtype):
+            ratios.setdefault(r["sparsity"], []).append(r["speed-up"][precision])
+    return {sparsity: geometric_mean(ratios[sparsity]) for sparsity in sorted(ratios)}
 
 
 def layer_table(layers: list[dict]) -> str:
@@ -77,7 +88,7 @@ def layer_table(layers: list[dict]) -> str:
             _percent(one["share of copy"]), _percent(one["share of roofline"]),
             ", ".join(f"{error:.0e}" for error in worst),
         ])  # fmt: skip
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def training_table(training: list[dict]) -> str:
@@ -94,14 +105,14 @@ def training_table(training: list[dict]) -> str:
         ])  # fmt: skip
     header = ["training step", "", "sparsity", "ms, eager", "ms, CUDA graph"]
     header += ["MiB of weights, gradients, momentum", "peak MiB"]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 

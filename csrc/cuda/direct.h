@@ -1,6 +1,8 @@
 // Forward, grad-input and grad-weight without a slab, for what the slab kernels do not do: float64,
-// and kernels whose reach does not fit shared memory. One thread per destination pixel, every
-// operand from global memory, every bound tested.
+// kernels whose reach does not fit shared memory, passes of more positions than 32 bits count, and
+// layers so sparse that slabs would be mostly idle. A gather has a thread per destination element,
+// a grad-weight a block per non-zero; every operand comes from global memory, every bound is
+// tested.
 #pragma once
 
 #include <cstdint>

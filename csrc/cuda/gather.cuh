@@ -3,9 +3,9 @@
 // A thread block stays on its multiprocessor and takes one item of work after another: a tile of
 // positions and a set of destination channels. Sixteen warps compute on one slab,
 //
-//     warp 0    channels 0 .. kRows - 1            each lane: kUnits positions, kVector images
-//     each, warp 1    channels kRows .. 2 * kRows - 1    kRows * kUnits * kVector sums in registers
-//     ...                                          (row_warps < 16: the others take more positions)
+//     warp 0    channels 0 .. kRows - 1           a lane: kUnits positions of kVector images each,
+//     warp 1    channels kRows .. 2 * kRows - 1   kRows * kUnits * kVector sums in registers
+//     ...                                         (row_warps < 16: the others take more positions)
 //
 // while four fill the next one, of the same item's next source channels or of the next item:
 //
@@ -13,9 +13,9 @@
 //     compute | 0 | 1 | 2 | 3 ...
 //
 // What a multiply-add reads from shared memory, 4 bytes (2 in low precision) of 128 a clock, bounds
-// the kernel: all else is arranged so that the loads are whole 16-byte vectors free of bank
-// conflicts. The non-zeros of a warp are one stream, read two at a time and one step ahead, the
-// same for all lanes.
+// the kernel: all else is arranged so that the loads are whole 16-byte vectors, free of bank
+// conflicts where the layout can be (dsr_kernels/cuda_tiling.py). The non-zeros of a warp are one
+// stream, read two at a time and one step ahead, the same for all lanes.
 #pragma once
 
 #include "cuda/gather.h"

@@ -1,15 +1,15 @@
 // The kernel of grad_weight.h.
 //
-// A thread block keeps one slab of source channels in shared memory, tile after tile of its split,
-// and all output channels take turns on it, while its last warps fill the next tile's slab. A warp
-// holds a tile of one channel's gradient in registers, kUnits * kVector per lane, and every
-// non-zero of the channel costs as many multiply-adds, all of whose other operands are slab
-// vectors. Eight non-zeros yield eight sums per lane:
+// A thread block has a block of source channels, row_block output channels and a split of the
+// positions. It keeps one slab in shared memory, tile after tile of its split, and its output
+// channels take turns on it, while its last warps fill the next tile's slab. A warp holds a tile of
+// one channel's gradient in registers, kUnits * kVector per lane, and every non-zero of the channel
+// costs as many multiply-adds, all of whose other operands are slab vectors. Eight non-zeros yield
+// eight sums per lane:
 //
-//     lane 0    s0 s1 s2 s3 s4 s5 s6 s7        halves change places with the lane 16 away, quarters
-//     lane 1    s0 s1 s2 s3 s4 s5 s6 s7   ->   with the one 8 away, and so on: 9 shuffles, after
-//     which
-//     ...                                      lane 4 k holds the sum of non-zero k over the warp.
+//     lane 0    s0 s1 s2 s3 s4 s5 s6 s7        halves change places with the lane 16 away,
+//     lane 1    s0 s1 s2 s3 s4 s5 s6 s7   ->   quarters with the one 8 away, and so on: 9 shuffles,
+//     ...                                      and lane 4 k has the warp's sum for non-zero k.
 //
 // It is added to the split's partial sum, which no other thread touches; the splits are summed in a
 // fixed order by a second kernel. No atomics: the same bits every time.

@@ -1,7 +1,7 @@
 // One rewire on a GPU, bit for bit the CPU's (csrc/cpu/rewire.h): the same entries go, the same
 // positions grow, and what a plan reports is the same.
 //
-//   rewire_open      uploads what the layers hold; checks them, finds each layer's keeper
+//   rewire_open      uploads where the layers' arrays are; checks them, finds each one's keeper
 //   rewire_prune_*   decides what goes; raises what rewire_open's kernels have found wrong
 //   rewire_grow_*    decides how many come back, in which layer: on the host (common/rewire_plan.h)
 //   rewire_apply     samples, merges, and writes the new patterns and arrays
@@ -18,8 +18,8 @@
 // the entries that agree with the cut's higher digits; after each a single block picks the digit
 // that holds the wanted rank. Nothing of this goes through the host. Then each chunk counts what is
 // below and what is at the cut; scanned over the chunks of a layer, these counts say how many
-// survivors lie before any entry, and of the ties which go, so that rewire_apply has nothing more
-// to scan.
+// survivors lie before any entry, and of the ties which go, so that rewire_apply has no more
+// entries to scan.
 //
 // Growth. The ranks of the grown positions among the free ones (Feistel) are sorted within each
 // layer, least significant digit first; as chunks do not span layers, neither does the sort, and
@@ -29,9 +29,10 @@
 // k - j <= r. Both are binary searches; every entry and every grown position is on its own.
 //
 // Only integers are added up atomically, so results do not depend on the order of threads. The host
-// waits for the device twice: for the counts, and for whether every layer could be merged.
-// Decisions are the host's, so a rewire cannot be part of a CUDA graph. Memory is the caller's: 4
-// bytes for each non-zero and 1 for each 128, 17 for each grown position, up to 2 KiB per layer.
+// waits for the device twice: for the counts (once more where less than the threshold asks for may
+// go), and for whether every layer could be merged. Decisions are the host's, so a rewire cannot be
+// part of a CUDA graph. Memory is the caller's: 4 bytes for each non-zero and 1 for each 128, 17
+// for each grown position, up to 2 KiB per layer.
 #pragma once
 
 #include <cstdint>

@@ -19,7 +19,6 @@ struct RewireConfig {
   static constexpr int kScanned = 4;  // counts that a thread scans at a time
 
   static_assert(kThreads % 32 == 0, "a block is whole warps");
-  static_assert(kThreads >= 64, "two threads of a block look for the rows of its entries");
   static_assert(kWarpSpan % 32 == 0, "a warp's work is whole steps of 32");
   static_assert(kDigits % kThreads == 0, "every thread has as many digits");
 };

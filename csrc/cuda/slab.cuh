@@ -57,8 +57,8 @@ __device__ __forceinline__ int slab_byte(const Slab& s, const SlabRows& rows, co
 }
 
 // A vector of one channel from memory into a slab: from[0], from[stride], ... of the first `count`
-// images, zeros after them. A copy of no bytes would do for those, but for its address, which must
-// be valid all the same.
+// images, zeros after them. Those are stored: cp.async fills with zeros too, but faults where its
+// address is not mapped, and a margin's may not be.
 template <class T>
 __device__ __forceinline__ void copy_vector(char* to, const T* from, int64_t stride, int count) {
 #pragma unroll
@@ -107,9 +107,9 @@ __device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const 
 }
 
 // slab[c][row][column] = the vector of that source pixel in channel c, zeros in the margins; by the
-// filling warps, of which this is number `warp`. Lanes run along columns or, where channels are
-// what is contiguous, along channels; the odd plane keeps the stores of the latter off each other's
-// banks.
+// filling warps, of which this is number `warp`. Lanes run along columns and rows or, where
+// channels are what is contiguous, along channels; the odd plane keeps the stores of the latter off
+// each other's banks.
 template <class T>
 __device__ __forceinline__ void fill_slab(const Slab& s, const SlabRows& rows,
                                           const Strides4& strides,

@@ -6,12 +6,11 @@
 //
 // and a block takes as many consecutive ones as a tile has. A position stands for kVector images at
 // once (as many as fit 16 bytes): element n of a vector is image group * kVector + n, so every tap,
-// stride and width reads aligned 16-byte vectors and neither padding nor alignment costs anything.
+// stride and width reads aligned 16-byte vectors, and padding costs zeros in the slab, no test.
 //
-//     slab of one channel:   row 0   v v v v v v v v . .      v: kVector images of one source pixel
-//     (pitch vectors a row)  row 1   v v v v v v v v . .      columns of one stride phase lie
-//     together
-//                            row 2   v v v v v v v v . .
+//     slab of one channel:   row 0   v v v v v v v v . .      v: kVector images of a source pixel
+//     (pitch vectors a row)  row 1   v v v v v v v v . .      the columns of one phase of the
+//                            row 2   v v v v v v v v . .      column stride lie side by side
 //
 // The slab holds whole rows of chunks, margins included: those from the tile's first row to the
 // last one that its last row reaches. Where an image ends inside a tile, the next image's rows

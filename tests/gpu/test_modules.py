@@ -12,10 +12,10 @@ from nn_cases import ARGUMENTS, check_layer, layer, same_bits, states_equal
 from op_cases import OPS, problem
 from torch import nn
 
-from dsr_kernels import SparseConv2d, SparseLinear, densify, sparsify
+from dsr_kernels import SparseConv2d, SparseLinear, densify, explain, sparsify
 from dsr_kernels.models import wrn_28
 
-from .device import DEVICE, ON_CUDA
+from .device import DEVICE, ON_CUDA, cuda_only
 
 pytestmark = pytest.mark.gpu
 ELSEWHERE = "cpu" if ON_CUDA else "meta"
@@ -64,6 +64,9 @@ def test_built_on_the_device() -> None:
     with torch.device("meta"):
         empty = SparseConv2d(16, 24, 3)
     empty.to_empty(device=DEVICE).reset_parameters()
+    from_cpu = SparseConv2d(16, 24, 3, device=DEVICE, generator=torch.Generator().manual_seed(3))
+    on_cpu = SparseConv2d(16, 24, 3, generator=torch.Generator().manual_seed(3))
+    assert states_equal(from_cpu.cpu(), on_cpu)
     for module in one, linear, empty:
         assert module.values.device == module.col_indices.device == DEVICE
         module.topology.validate()
@@ -217,3 +220,10 @@ def test_errors_name_the_layer_and_the_argument() -> None:
     ):
         with pytest.raises(error, match=message):
             module(x.to(DEVICE))
+
+
+@cuda_only
+def test_explain_is_about_the_cpu() -> None:
+    model, x = model_and_input()
+    with pytest.raises(ValueError, match=r"on the CPU.*is on cuda"):
+        explain(model.to(DEVICE), x.shape)
