@@ -53,7 +53,10 @@ bench: $(STAMP)
 
 # $(call on_gpu,ARGUMENTS): Python with these. Nothing is installed over a Python that has torch with CUDA already.
 define on_gpu
-@if $(PYTHON) -c 'import torch; assert torch.version.cuda' 2>/dev/null; then python=$(PYTHON); \
+@if $(PYTHON) -c 'import torch; assert torch.version.cuda' 2>/dev/null; then \
+  python=$(PYTHON); \
+  PYTHONPATH=$(CURDIR) $(PYTHON) -c 'import dsr_kernels, pytest' 2>/dev/null || \
+  { echo 'this runs in the source tree, which is not built for $(PYTHON): first $(PYTHON) -m pip install --editable ".[dev]"'; exit 1; }; \
 else $(MAKE) $(STAMP) && python=$(BIN)/python; fi && PYTHONPATH=$(CURDIR) $$python $(1)
 endef
 

@@ -142,4 +142,6 @@ def main(build: str, folder: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4 or sys.argv[1] not in LIBRARIES:
+        sys.exit(f"usage: {sys.argv[0]} {'|'.join(LIBRARIES)} FOLDER PYTHON-ARGUMENTS...")
     sys.exit(main(*sys.argv[1:]))
