@@ -189,9 +189,11 @@ def test_the_choice_is_made_once(conv: Conv, images: int) -> None:
         assert choose(*problem) is choose(*problem)
 
 
-def test_no_tiling_where_no_slab_fits() -> None:
+def test_no_tiling_where_no_slab_fits_or_positions_need_more_than_32_bits() -> None:
     conv = Conv((20, 20), (9, 9), (1, 1), (8, 8, 8, 8), (2, 2), 2, 3)
     for shape in conv.passes():
         assert cuda_tiling.choose_gather(shape, 3, 0.3, 4, DEVICES[0]) is not None
         assert cuda_tiling.choose_gather(shape, 3, 0.3, 4, DEVICES[1]) is None
-    assert cuda_tiling.choose_grad_weight(conv.passes()[0], 3, 0.3, 4, DEVICES[1]) is None
+        assert cuda_tiling.choose_gather(shape, 2**25, 0.3, 4, DEVICES[0]) is None
+    for images, device in ((3, DEVICES[1]), (2**25, DEVICES[0])):
+        assert cuda_tiling.choose_grad_weight(conv.passes()[0], images, 0.3, 4, device) is None

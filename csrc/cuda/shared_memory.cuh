@@ -18,6 +18,7 @@ Status allow_shared_bytes(Queue queue, int bytes, const char* op) {
   const cudaError_t error =
       cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) {
+    launched(op, "");  // takes the error, which whoever launches next would find
     return Status::error(std::string(op) + ": " + cudaGetErrorString(error) + " (" +
                          std::to_string(bytes) + " bytes of shared memory)");
   }
