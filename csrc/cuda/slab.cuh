@@ -57,8 +57,8 @@ __device__ __forceinline__ int slab_byte(const Slab& s, const SlabRows& rows, co
 }
 
 // A vector of one channel from memory into a slab: from[0], from[stride], ... of the first `count`
-// images, zeros after them. Those are stored: cp.async fills with zeros too, but faults where its
-// address is not mapped, and a margin's may not be.
+// images, zeros after them. Those are stored: cp.async fills with zeros too, but a margin's address
+// may not be mapped.
 template <class T>
 __device__ __forceinline__ void copy_vector(char* to, const T* from, int64_t stride, int count) {
 #pragma unroll
