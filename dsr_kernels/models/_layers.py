@@ -39,7 +39,7 @@ class LayerFactory:
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
         """A convolution of the kind the paper makes sparse; 'same'-sized at stride 1, no bias."""
         if not self.sparse:
-            return self.dense_conv(inputs, outputs, kernel, stride)
+            return _sparsifiable(self.dense_conv(inputs, outputs, kernel, stride))
         return SparseConv2d(
             inputs, outputs, kernel, stride, kernel // 2, bias=False, **self.sparse_options
         )
@@ -54,7 +54,7 @@ class LayerFactory:
     def linear(self, inputs: int, outputs: int, bias: bool) -> nn.Module:
         """A fully connected layer of the kind that the paper makes sparse."""
         if not self.sparse:
-            return skip_init(nn.Linear, inputs, outputs, bias=bias, **self.options)
+            return _sparsifiable(skip_init(nn.Linear, inputs, outputs, bias=bias, **self.options))
         return SparseLinear(inputs, outputs, bias=bias, **self.sparse_options)
 
     def dense_linear(self, inputs: int, outputs: int) -> nn.Module:
@@ -66,6 +66,19 @@ class LayerFactory:
 
     def norm1d(self, channels: int) -> nn.Module:
         return nn.BatchNorm1d(channels, **self.options)
+
+
+def _sparsifiable(module: nn.Module) -> nn.Module:
+    """Notes on a layer of the dense twin that it stands for a sparse one."""
+    module.sparsifiable = True
+    return module
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times the width multiplier, rounded to the nearest integer, at least 1."""
+    if width <= 0:
+        raise ValueError(f"width: expected a positive number, got {width}")
+    return max(1, round(channels * width))
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:

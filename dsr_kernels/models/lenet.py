@@ -5,24 +5,27 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsr_kernels.models._layers import LayerFactory, initialize_
+from dsr_kernels.models._layers import LayerFactory, initialize_, scaled
 
 
 class LeNet300100(nn.Module):
     """784 -> 300 -> 100 -> 10 without biases; BN after every layer, the output included (the
     paper's choice).
 
-    All three layers are sparse. Input: [B, ...] with ``in_features`` numbers an image; output: [B,
-    num_classes].
+    All three layers are sparse; `width` multiplies 300 and 100. Input: [B, ...] with
+    ``in_features`` numbers an image; output: [B, num_classes].
     """
 
-    def __init__(self, layers: LayerFactory, in_features: int, num_classes: int) -> None:
+    def __init__(
+        self, layers: LayerFactory, in_features: int, num_classes: int, width: float = 1.0
+    ) -> None:
         super().__init__()
-        self.fc1 = layers.linear(in_features, 300, bias=False)
-        self.bn1 = layers.norm1d(300)
-        self.fc2 = layers.linear(300, 100, bias=False)
-        self.bn2 = layers.norm1d(100)
-        self.fc3 = layers.linear(100, num_classes, bias=False)
+        first, second = scaled(300, width), scaled(100, width)
+        self.fc1 = layers.linear(in_features, first, bias=False)
+        self.bn1 = layers.norm1d(first)
+        self.fc2 = layers.linear(first, second, bias=False)
+        self.bn2 = layers.norm1d(second)
+        self.fc3 = layers.linear(second, num_classes, bias=False)
         self.bn3 = layers.norm1d(num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,6 +38,7 @@ class LeNet300100(nn.Module):
 def lenet_300_100(
     sparsity: float = 0.9,
     *,
+    width: float = 1.0,
     in_features: int = 784,
     num_classes: int = 10,
     sparse: bool = True,
@@ -47,6 +51,6 @@ def lenet_300_100(
     At the usual sizes: 266,200 positions in sparse tensors and 820 dense parameters (BN).
     """
     layers = LayerFactory(sparse, sparsity, generator, device, dtype)
-    model = LeNet300100(layers, in_features, num_classes)
+    model = LeNet300100(layers, in_features, num_classes, width)
     initialize_(model, generator)
     return model

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dsr_kernels.models._layers import LayerFactory, initialize_
+from dsr_kernels.models._layers import LayerFactory, initialize_, scaled
 
 
 class WideBlock(nn.Module):
@@ -38,16 +38,17 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self, layers: LayerFactory, widths: tuple[int, int, int], in_channels: int, num_classes: int
+        self, layers: LayerFactory, width: float, in_channels: int, num_classes: int
     ) -> None:
         super().__init__()
         self.stem = layers.dense_conv(in_channels, 16, 3)
         inputs = 16
-        for group, (width, stride) in enumerate(zip(widths, (1, 2, 2), strict=True), start=1):
-            blocks = [WideBlock(layers, inputs, width, stride)]
-            blocks += [WideBlock(layers, width, width, 1) for _ in range(3)]
+        for group, (base, stride) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
+            outputs = scaled(base, width)
+            blocks = [WideBlock(layers, inputs, outputs, stride)]
+            blocks += [WideBlock(layers, outputs, outputs, 1) for _ in range(3)]
             self.add_module(f"group{group}", nn.Sequential(*blocks))
-            inputs = width
+            inputs = outputs
         self.bn = layers.norm(inputs)
         self.fc = layers.dense_linear(inputs, num_classes)
 
@@ -75,10 +76,7 @@ def wrn_28(
     fractional width rounds each group's channels to the nearest integer (the paper's thin dense
     baselines).
     """
-    if width <= 0:
-        raise ValueError(f"width: expected a positive number, got {width}")
     layers = LayerFactory(sparse, sparsity, generator, device, dtype)
-    widths = tuple(max(1, round(base * width)) for base in (16, 32, 64))
-    model = WideResNet(layers, widths, in_channels, num_classes)
+    model = WideResNet(layers, width, in_channels, num_classes)
     initialize_(model, generator)
     return model

@@ -1,0 +1,53 @@
+"""Thin dense networks, a baseline of the paper: a sparse network's parameters, spent on a narrower
+dense one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from dsr_kernels.models._layers import weight_tensors
+from dsr_kernels.topology import budget
+
+STEPS = 1000  # widths are multiples of 1 / STEPS
+
+
+def learnable(model: nn.Module) -> int:
+    """Learnable parameters of a model, of which a sparse layer has its non-zeros."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def learnable_if_sparse(twin: nn.Module, sparsity: float) -> int:
+    """Learnable parameters of the network whose dense twin is `twin`, were it built with
+    `sparsity`. The twin may be on the meta device.
+    """
+    kept = learnable(twin)
+    for _, module, weight in weight_tensors(twin):
+        if getattr(module, "sparsifiable", False):
+            kept -= weight.numel() - budget(weight.numel(), sparsity)
+    return kept
+
+
+def thin_width(build: Callable[[float], nn.Module], usual: float, sparsity: float) -> float:
+    """The largest multiple of 0.001 up to `usual` with which the dense network has at most as many
+    learnable parameters as the sparse network of the usual width.
+
+    `build` gives the dense twin of a width, on the meta device for speed. ValueError where even the
+    narrowest network has more parameters.
+    """
+    allowed = learnable_if_sparse(build(usual), sparsity)
+    fits, above = 0, round(usual * STEPS) + 1  # in steps; the count never falls as the width grows
+    while above - fits > 1:
+        middle = (fits + above) // 2
+        if learnable(build(middle / STEPS)) <= allowed:
+            fits = middle
+        else:
+            above = middle
+    if not fits:
+        raise ValueError(
+            f"sparsity: the sparse network has {allowed:,} parameters at {sparsity}, and the "
+            f"narrowest dense one {learnable(build(1 / STEPS)):,}; expected a lower sparsity"
+        )
+    return fits / STEPS
