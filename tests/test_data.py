@@ -219,5 +219,5 @@ def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
         datasets.load(Data(name="digits", validation=1437))
     with pytest.raises(UsageError, match=r"data\.pad: expected less than the image side, got 8"):
         datasets.load(Data(name="digits", validation=0, augment="crop", pad=8))
-    with pytest.raises(UsageError, match=r"data\.image_size is for digits only"):
+    with pytest.raises(UsageError, match=r"data\.image_size is for digits and imagenet only"):
         datasets.load(Data(name="mnist", validation=0, image_size=32), tmp_path)

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory, and the batches cut from them.
+"""Data sets, and the batches cut from them: uint8 tensors in memory here, files in images.py.
 
 Everything random is drawn from a stream named by (seed, purpose, epoch, batch): there is no
 generator state to save, and a run resumed in the middle of an epoch sees the very images it would
@@ -7,40 +7,88 @@ have seen.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import functools
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from dsr_kernels.training import readers
+from dsr_kernels.training import image_files, images, readers
 from dsr_kernels.training.errors import UsageError
 from dsr_kernels.training.placement import CPU, move
 from dsr_kernels.training.schema import Data
+from dsr_kernels.training.streams import Batches, Draw, stream
 
+TENSOR_AUGMENTS = ("none", "crop_flip", "crop")
 SPLIT_SEED = 20190515  # fixed, so that runs with different seeds are compared on the same images
 
 
-def stream(seed: int, *path: object) -> torch.Generator:
-    """A generator of its own for each purpose, derived from the seed by a hash."""
-    digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+class Split(Protocol):
+    """One part of a data set: its labels, and batches of uint8 images [B, C, H, W] with labels."""
+
+    labels: torch.Tensor  # [N] int64
+    classes: int
+    image_shape: tuple[int, int, int]  # (C, H, W)
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: torch.Tensor) -> Split:
+        """The images `index`, in this order, as a split of their own."""
+
+    def fingerprint(self) -> str:
+        """Tells these images from others."""
+
+    def train_batches(
+        self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw
+    ) -> Batches:
+        """A batch for each row of `chunks` [batches, B], numbers of images; the first of them is
+        batch `first` of its epoch. `draw` gives the random stream of a number.
+        """
+
+    def eval_batches(self, batch_size: int) -> Batches:
+        """All images in order, unchanged."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images and labels of one part of a data set."""
+class TensorSplit:
+    """Images and labels of one part of a data set, in memory."""
 
     images: torch.Tensor  # [N, C, H, W] uint8
     labels: torch.Tensor  # [N] int64
+    classes: int = 10
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: torch.Tensor) -> Split:
-        return Split(self.images[index], self.labels[index])
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    def take(self, index: torch.Tensor) -> TensorSplit:
+        return TensorSplit(self.images[index], self.labels[index], self.classes)
+
+    def fingerprint(self) -> str:
+        sums = [zlib.crc32(part.contiguous().numpy()) for part in (self.images, self.labels)]
+        return f"crc {sums[0]:08x} {sums[1]:08x}"
+
+    def train_batches(
+        self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw
+    ) -> Batches:
+        """As `Split` says; `draw` is called with the number of each batch."""
+        for batch, chunk in enumerate(chunks, start=first):
+            images = self.images[chunk]
+            if settings.augment != "none":
+                flip = settings.augment == "crop_flip"
+                images = crop_flip(images, settings.pad, flip, draw(batch))
+            yield images, self.labels[chunk]
+
+    def eval_batches(self, batch_size: int) -> Batches:
+        for begin in range(0, len(self), batch_size):
+            part = slice(begin, begin + batch_size)
+            yield self.images[part], self.labels[part]
 
 
 @dataclass(frozen=True)
@@ -53,20 +101,20 @@ class DataSet:
     train: Split
     validation: Split | None
     test: Split
-    classes: int
     mean: torch.Tensor  # [C] in 0..255
     std: torch.Tensor  # [C]
 
     @property
+    def classes(self) -> int:
+        return self.train.classes
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.images.shape[1:])
+        return self.train.image_shape
 
     def fingerprint(self) -> str:
         """Tells whether a run is resumed on the images it was begun with."""
-        sums = [
-            zlib.crc32(part.contiguous().numpy()) for part in (self.train.images, self.train.labels)
-        ]
-        return f"{self.name}, {len(self.train)} training images, crc {sums[0]:08x} {sums[1]:08x}"
+        return f"{self.name}, {len(self.train)} training images, {self.train.fingerprint()}"
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] -> float32 with zero mean and unit deviation per channel of the
@@ -78,14 +126,15 @@ class DataSet:
 
 def load(settings: Data, data_dir: Path | None = None) -> DataSet:
     """The data set the recipe names; one clear UsageError where files are missing or damaged."""
+    _check_settings(settings)
     if settings.name == "digits":
-        images, labels = readers.digits(settings.image_size)
-        test, rest = stratified(torch.from_numpy(labels), 360)
-        full = _split(images, labels)
+        full = _split(*readers.digits(settings.image_size))
+        test, rest = stratified(full.labels, 360)
         train, test = full.take(rest), full.take(test)
+    elif settings.name == "imagenet":
+        listings = image_files.find(data_dir)
+        train, test = images.splits(*listings, settings.image_size, settings.workers)
     else:
-        if settings.image_size:
-            raise UsageError(f"recipe: data.image_size is for digits only, not for {settings.name}")
         train, test = (_split(*part) for part in readers.READERS[settings.name](data_dir))
     validation = None
     if settings.validation:
@@ -96,18 +145,33 @@ def load(settings: Data, data_dir: Path | None = None) -> DataSet:
             )
         held, rest = stratified(train.labels, settings.validation)
         train, validation = train.take(rest), train.take(held)
-    height, width = train.images.shape[2:]
+    if settings.name == "imagenet":
+        return DataSet(settings.name, train, validation, test, *images.moments())
+    height, width = train.image_shape[1:]
     if settings.augment != "none" and settings.pad >= min(height, width):
         raise UsageError(
             f"recipe: data.pad: expected less than the image side, got {settings.pad} "
             f"for {height}x{width}"
         )
-    mean, std = moments(train.images)
-    return DataSet(settings.name, train, validation, test, 10, mean, std)
+    return DataSet(settings.name, train, validation, test, *moments(train.images))
 
 
-def _split(images, labels) -> Split:
-    return Split(torch.from_numpy(images), torch.from_numpy(labels).long())
+def _check_settings(settings: Data) -> None:
+    """What the name of a data set forbids."""
+    if settings.image_size and settings.name not in ("digits", "imagenet"):
+        raise UsageError(
+            f"recipe: data.image_size is for digits and imagenet only, not for {settings.name}"
+        )
+    fitting = ("none", images.AUGMENT) if settings.name == "imagenet" else TENSOR_AUGMENTS
+    if settings.augment not in fitting:
+        raise UsageError(
+            f"recipe: data.augment: expected one of {', '.join(fitting)} for {settings.name}, "
+            f"got {settings.augment}"
+        )
+
+
+def _split(images, labels) -> TensorSplit:
+    return TensorSplit(torch.from_numpy(images), torch.from_numpy(labels).long())
 
 
 def stratified(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,28 +237,30 @@ def train_batches(
     epoch: int,
     start: int = 0,
     device: torch.device = CPU,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Batches:
     """Batches `start`, `start + 1`, ... of one epoch: (normalised float images, labels).
 
     Every epoch is a fresh permutation; the images that do not fill a last batch sit out this epoch.
     Images travel to the device as bytes and become floats there.
     """
     order = torch.randperm(len(data.train), generator=stream(seed, "order", epoch))
-    for batch in range(start, len(order) // batch_size):
-        part = data.train.take(order[batch * batch_size : (batch + 1) * batch_size])
-        images = part.images
-        if settings.augment != "none":
-            generator = stream(seed, "augment", epoch, batch)
-            images = crop_flip(images, settings.pad, settings.augment == "crop_flip", generator)
-        images, labels = move(device, images, part.labels)
-        yield data.normalize(images), labels
+    count = len(order) // batch_size
+    chunks = order[start * batch_size : count * batch_size].view(-1, batch_size)
+    draw = functools.partial(stream, seed, "augment", epoch)
+    batches = data.train.train_batches(settings, chunks, start, draw)
+    yield from _on_device(data, batches, device)
 
 
 def eval_batches(
     data: DataSet, split: Split, batch_size: int, device: torch.device = CPU
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Batches:
     """The whole split in order."""
-    for begin in range(0, len(split), batch_size):
-        part = slice(begin, begin + batch_size)
-        images, labels = move(device, split.images[part], split.labels[part])
-        yield data.normalize(images), labels
+    yield from _on_device(data, split.eval_batches(batch_size), device)
+
+
+def _on_device(data: DataSet, batches: Batches, device: torch.device) -> Batches:
+    """Normalised there; closing this iterator closes `batches`."""
+    with contextlib.closing(batches):
+        for images, labels in batches:
+            images, labels = move(device, images, labels)
+            yield data.normalize(images), labels

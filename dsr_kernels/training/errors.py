@@ -25,14 +25,14 @@ class Interrupted(Exception):
         self.exit_code = exit_code
 
 
-def require(module: str, purpose: str):
+def require(module: str, purpose: str, extra: str = "train"):
     """Imports an optional dependency, or says which extra brings it."""
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError:
-        package = module.split(".")[0]
+        package = {"PIL": "pillow"}.get(name := module.split(".")[0], name)
         raise UsageError(
-            f'{purpose} needs {package}, which is not installed: pip install "dsr_kernels[train]"'
+            f'{purpose} needs {package}, which is not installed: pip install "dsr_kernels[{extra}]"'
         ) from None

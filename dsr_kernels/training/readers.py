@@ -24,6 +24,8 @@ ADVICE = {
     "or name their folder with --data-dir",
     "cifar10": "put cifar-10-python.tar.gz, or the folder cifar-10-batches-py from it, into one "
     "of these, or name its folder with --data-dir",
+    "imagenet": "expected train/CLASS/*.jpg and val/CLASS/*.jpg, or train-*.tar and val-*.tar with "
+    "members KEY.jpg and KEY.cls, in one of these; name their folder with --data-dir",
 }
 CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 CIFAR_TRAIN, CIFAR_TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]

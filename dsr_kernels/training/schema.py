@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 from dsr_kernels.training.errors import UsageError
 
 Schedule = list[tuple[float, float]]  # (first epoch, value) pairs; epochs may be fractions
+DENSE = ("dense", "thin_dense")  # methods whose model has no sparse layers
 
 
 def setting(default: Any = dataclasses.MISSING, *, choices=None, low=None, high=None, below=None):
@@ -29,19 +30,22 @@ def setting(default: Any = dataclasses.MISSING, *, choices=None, low=None, high=
 
 @dataclass(kw_only=True)
 class Model:
-    name: str = setting(choices=("wrn28", "lenet300", "resnet50"))
+    name: str = setting(choices=("wrn28", "lenet300", "resnet18", "resnet50"))
     sparsity: float = setting(0.9, low=0.0, below=1.0)
-    width: float = setting(2.0, low=0.01)  # WRN only
+    # Multiplies the channels; 0: wrn28 2, others 1, and for thin_dense what the sparsity leaves.
+    width: float = setting(0.0, low=0.0)
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
 
 
 @dataclass(kw_only=True)
 class Data:
-    name: str = setting(choices=("digits", "fashion_mnist", "mnist", "cifar10"))
+    name: str = setting(choices=("digits", "fashion_mnist", "mnist", "cifar10", "imagenet"))
     validation: int = setting(low=0)  # images held out of the training set, stratified by class
-    augment: str = setting("none", choices=("none", "crop_flip", "crop"))
+    augment: str = setting("none", choices=("none", "crop_flip", "crop", "resized_crop_flip"))
     pad: int = setting(4, low=0)  # reflection padding before the random crop
-    image_size: int = setting(0, low=0)  # digits: side to upsample 8x8 to; 0: as stored
+    # digits: side to upsample 8x8 to, 0: as stored; imagenet: side of the crops, 0: 224.
+    image_size: int = setting(0, low=0)
+    workers: int = setting(4, low=0)  # imagenet: processes that decode images; 0: none
 
 
 @dataclass(kw_only=True)
@@ -85,12 +89,12 @@ class Checkpoint:
 @dataclass(kw_only=True)
 class Recipe:
     """One resolved recipe. `method`: dsr, static (the same sparse layers, never rewired), dense
-    (the twin).
+    (the twin), thin_dense (a twin so narrow that it has no more parameters than the sparse model).
     """
 
     name: str = setting("")
     description: str = setting("")
-    method: str = setting("dsr", choices=("dsr", "static", "dense"))
+    method: str = setting("dsr", choices=("dsr", "static", "dense", "thin_dense"))
     seed: int = setting(0, low=0, high=2**63 - 1)
     model: Model = setting()
     data: Data = setting()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import platform
@@ -14,32 +15,54 @@ from dsr_kernels import _native, models
 from dsr_kernels.models._layers import weight_shape
 from dsr_kernels.nn import named_sparse_modules
 from dsr_kernels.rewiring import DSR, Static
-from dsr_kernels.training.data import DataSet, stream
+from dsr_kernels.training.data import DataSet
 from dsr_kernels.training.errors import UsageError
 from dsr_kernels.training.placement import about
-from dsr_kernels.training.schema import Recipe, Schedule
+from dsr_kernels.training.schema import DENSE, Recipe, Schedule
+from dsr_kernels.training.streams import stream
 
+USUAL_WIDTHS = {"wrn28": 2.0}  # 1 for all others
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn.Module:
-    """The recipe's model for the images of `data`; its dense twin for method dense or
-    ``sparse=False``.
+    """The recipe's model for the images of `data`; its dense twin for the methods of dense models
+    or ``sparse=False``.
     """
-    channels, height, width = data.image_shape
-    options: dict[str, Any] = {
+    options = {
         "sparsity": recipe.model.sparsity,
-        "num_classes": data.classes,
-        "sparse": recipe.method != "dense" if sparse is None else sparse,
+        "sparse": recipe.method not in DENSE if sparse is None else sparse,
         "generator": stream(recipe.seed, "init"),
     }
+    model = _network(recipe, data, model_width(recipe, data), **options)
     if recipe.model.name == "lenet300":
-        return models.lenet_300_100(in_features=channels * height * width, **options)
-    if recipe.model.name == "wrn28":
-        model = models.wrn_28(recipe.model.width, in_channels=channels, **options)
-    else:
-        model = models.resnet50(in_channels=channels, **options)
+        return model
     return model.to(memory_format=FORMATS[recipe.model.memory_format])
+
+
+def model_width(recipe: Recipe, data: DataSet) -> float:
+    """The width multiplier of the recipe's model: its own, the model's usual one or, for
+    thin_dense, the largest that the sparse model's number of parameters allows.
+    """
+    if recipe.model.width:
+        return recipe.model.width
+    usual = USUAL_WIDTHS.get(recipe.model.name, 1.0)
+    if recipe.method != "thin_dense":
+        return usual
+    twin = functools.partial(_network, recipe, data, sparse=False, device="meta")
+    try:
+        return models.thin_width(twin, usual, recipe.model.sparsity)
+    except ValueError as error:
+        raise UsageError(f"recipe: model.{error}") from None
+
+
+def _network(recipe: Recipe, data: DataSet, width: float, **options: Any) -> nn.Module:
+    channels, height, wide = data.image_shape
+    options |= {"width": width, "num_classes": data.classes}
+    if recipe.model.name == "lenet300":
+        return models.lenet_300_100(in_features=channels * height * wide, **options)
+    build = {"wrn28": models.wrn_28, "resnet18": models.resnet18, "resnet50": models.resnet50}
+    return build[recipe.model.name](in_channels=channels, **options)
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -60,7 +83,7 @@ def build_rewirer(
     recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
 ) -> DSR | Static | None:
     """The recipe's rewiring with its epochs turned into iterations; None for a dense model."""
-    if recipe.method == "dense":
+    if recipe.method in DENSE:
         return None
     if recipe.method == "static":
         return Static(model, optimizer)
