@@ -40,6 +40,7 @@ def against_dense(trainer: Trainer, rounds: int = 7) -> dict[str, Any]:
         data, recipe.data, recipe.training.batch_size, recipe.seed, 0, device=trainer.device
     )
     images, labels = next(batches)
+    batches.close()  # or workers would go on reading beside the clock
     with _free_choice_for_cudnn():
         for turn in range(rounds + 1):
             for name, step in steps.items():

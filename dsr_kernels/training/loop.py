@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,8 @@ from dsr_kernels.training.checkpoint import Checkpoints
 from dsr_kernels.training.data import DataSet, Split, eval_batches, train_batches
 from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
 from dsr_kernels.training.finite import first_non_finite
+from dsr_kernels.training.measures import hits, measures, named
+from dsr_kernels.training.position import Position
 from dsr_kernels.training.progress import Progress
 from dsr_kernels.training.records import Records
 from dsr_kernels.training.run import Run, resume_command
@@ -29,22 +32,6 @@ from dsr_kernels.training.setup import (
     sparse_layers,
 )
 from dsr_kernels.training.signals import StopRequest
-
-
-@dataclass
-class Position:
-    """Where training stands, and the sums of the epoch under way."""
-
-    epoch: int = 0
-    batch: int = 0  # of this epoch, done
-    iteration: int = 0  # of the whole run, done
-    loss: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    seconds: float = 0.0
-
-    def next_epoch(self) -> Position:
-        return Position(epoch=self.epoch + 1, iteration=self.iteration)
 
 
 @dataclass
@@ -67,6 +54,7 @@ class Trainer:
                 f"{len(self.data.train)} training images"
             )
         self.checkpoints = Checkpoints(self.run.folder / "checkpoints", recipe.checkpoint.keep)
+        self.measures = measures(self.data.classes)
         self.format = FORMATS[recipe.model.memory_format]
         self.model = build_model(recipe, self.data).to(self.device)
 
@@ -84,7 +72,7 @@ class Trainer:
             raise UsageError(f"recipe: rewiring.{error}") from None
         layers = list(sparse_layers(self.model))
         if state is None:
-            self.records = Records(self.run.folder, layers)
+            self.records = Records(self.run.folder, layers, top5="top5" in self.measures)
             self.records.rewire({"iteration": 0, "epoch": 0}, sparse_layers(self.model))
         else:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -96,8 +84,9 @@ class Trainer:
             placement.restore_random(self.device, state)
             self.position = Position(**state["position"])
             self.records = Records(
-                self.run.folder, layers, state["lengths"], self.position.iteration
-            )
+                self.run.folder, layers, state["lengths"], self.position.iteration,
+                top5="top5" in self.measures,
+            )  # fmt: skip
         self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
 
@@ -138,28 +127,25 @@ class Trainer:
         started = time.perf_counter()
         batches = train_batches(self.data, recipe.data, recipe.training.batch_size, recipe.seed,
                                 now.epoch, now.batch, self.device)  # fmt: skip
-        batch = next(batches, None)
-        while batch is not None:
-            images, labels = batch
-            loss, correct = self._iteration(images, labels)
-            batch = next(batches, None)  # while a GPU is still busy with this one
-            now.batch += 1
-            now.iteration += 1
-            now.loss += loss * len(labels)
-            now.correct += int(correct)  # waits for all that was asked of the device
-            now.seen += len(labels)
-            now.seconds += time.perf_counter() - started
-            speed = now.seen / now.seconds
-            self.progress.iteration(now.epoch, now.loss / now.seen, now.correct / now.seen, speed)
-            self._safe_point()
-            started = time.perf_counter()
+        with contextlib.closing(batches):
+            batch = next(batches, None)
+            while batch is not None:
+                images, labels = batch
+                loss, correct = self._iteration(images, labels)
+                batch = next(batches, None)  # while a GPU is still busy with this one
+                correct = int(correct)  # waits for all that was asked of the device
+                now.add(loss, correct, len(labels), time.perf_counter() - started)
+                self.progress.iteration(now.epoch, now.loss / now.seen, now.correct / now.seen,
+                                        now.seen / now.seconds)  # fmt: skip
+                self._safe_point()
+                started = time.perf_counter()
 
     def _forward(self, images: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"):
-        """(loss, number of images given their label), both still on the device."""
+        """(loss, output [B, classes]), both still on the device."""
         with placement.autocast(self.device, self.recipe.training.precision):
             output = self.model(images.contiguous(memory_format=self.format))
             loss = F.cross_entropy(output, labels, reduction=reduction)
-        return loss, (output.argmax(1) == labels).sum()
+        return loss, output
 
     def _iteration(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
         now, settings = self.position, self.recipe.optimizer
@@ -167,7 +153,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, correct = self._forward(images, labels)
+        loss, output = self._forward(images, labels)
         value = loss.item()
         if not math.isfinite(value):
             self._stop_training(f"the loss became {value}")
@@ -180,7 +166,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._rewire()
-        return value, correct
+        return value, hits(output, labels)
 
     def _rewire(self) -> None:
         if self.rewirer is None:
@@ -233,10 +219,10 @@ class Trainer:
             "nonzeros": sum(sparse_layers(self.model).values()) or None,
         }
         if self.data.validation is not None:
-            row["validation_loss"], row["validation_accuracy"] = self.evaluate(self.data.validation)
+            row |= named("validation", self.evaluate(self.data.validation))
         every = recipe.training.eval_test_every
         if every and (now.epoch + 1) % every == 0:
-            row["test_loss"], row["test_accuracy"] = self.evaluate(self.data.test)
+            row |= named("test", self.evaluate(self.data.test))
         speed = now.seen / now.seconds
         timing = {"epoch": now.epoch + 1, "iteration": now.iteration, "train_seconds": now.seconds,
                   "images": now.seen, "images_per_second": speed}  # fmt: skip
@@ -245,18 +231,21 @@ class Trainer:
         self.position = now.next_epoch()
 
     @torch.no_grad()
-    def evaluate(self, split: Split) -> tuple[float, float]:
-        """(mean cross-entropy, accuracy) over a whole split, in evaluation mode."""
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """All `measures` over a whole split, in evaluation mode."""
         self.model.eval()
-        loss, correct = 0.0, 0
+        sums = dict.fromkeys(self.measures, 0)
         size = self.recipe.training.eval_batch_size
-        for images, labels in eval_batches(self.data, split, size, self.device):
-            losses, right = self._forward(images, labels, "sum")
-            loss += losses.item()
-            correct += int(right)
-            self._safe_point()
+        with contextlib.closing(eval_batches(self.data, split, size, self.device)) as batches:
+            for images, labels in batches:
+                loss, output = self._forward(images, labels, "sum")
+                sums["loss"] += loss.item()
+                sums["accuracy"] += int(hits(output, labels))
+                if "top5" in sums:
+                    sums["top5"] += int(hits(output, labels, 5))
+                self._safe_point()
         self.model.train()
-        return loss / len(split), correct / len(split)
+        return {name: total / len(split) for name, total in sums.items()}
 
     def save(self) -> None:
         """A checkpoint of this very moment, unless there is one or a weight has gone bad."""
@@ -293,5 +282,4 @@ class Trainer:
 
     def _results(self) -> dict[str, Any]:
         """The test set, once, at the very end."""
-        loss, accuracy = self.evaluate(self.data.test)
-        return {"test_loss": loss, "test_accuracy": accuracy, "test_images": len(self.data.test)}
+        return {**named("test", self.evaluate(self.data.test)), "test_images": len(self.data.test)}

@@ -44,6 +44,8 @@ class Progress:
         for part in ("validation", "test"):
             if row.get(f"{part}_accuracy") is not None:
                 line += f"  {part} {row[f'{part}_accuracy']:.2%}"
+            if row.get(f"{part}_top5") is not None:
+                line += f" (top-5 {row[f'{part}_top5']:.2%})"
         self.say(f"{line}  {speed:.0f} images/s")
 
     def say(self, line: str) -> None:

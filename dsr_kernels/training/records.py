@@ -11,7 +11,9 @@ from typing import Any
 from dsr_kernels.training.errors import UsageError
 
 METRICS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "validation_loss",
-           "validation_accuracy", "test_loss", "test_accuracy", "nonzeros")  # fmt: skip
+           "validation_accuracy", "validation_top5", "test_loss", "test_accuracy", "test_top5",
+           "nonzeros")  # fmt: skip
+WITHOUT_TOP5 = tuple(name for name in METRICS if not name.endswith("top5"))
 TIMINGS = ("epoch", "iteration", "train_seconds", "images", "images_per_second")
 REWIRES = ("iteration", "epoch", "threshold", "next_threshold", "pruned", "grown", "nonzeros")
 
@@ -107,9 +109,10 @@ class Records:
         layers: list[str],
         lengths: Mapping[str, int] | None = None,
         resumed_at: int | None = None,
+        top5: bool = False,
     ) -> None:
         columns = {
-            "metrics": METRICS,
+            "metrics": METRICS if top5 else WITHOUT_TOP5,
             "timings": TIMINGS,
             "rewires": REWIRES + tuple(f"nonzeros:{name}" for name in layers),
         }

@@ -154,6 +154,8 @@ def _tiles(story: Story) -> str:
     if story.results:
         images = story.results["test_images"]
         tiles.append((f"{story.results['test_accuracy']:.2%}", f"test accuracy, {images:,} images"))
+        if "test_top5" in story.results:
+            tiles.append((f"{story.results['test_top5']:.2%}", "test top-5 accuracy"))
     else:
         done = f"epoch {story.last_epoch:.0f} of {story.recipe.training.epochs}"
         tiles.append((done, "unfinished run"))
@@ -223,13 +225,13 @@ def _memory(story: Story) -> str:
 def _epochs(story: Story) -> str:
     """The last rows of metrics.csv."""
     keys = ("epoch", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
-            "test_accuracy")  # fmt: skip
+            "validation_top5", "test_accuracy", "test_top5")  # fmt: skip
     kept = [key for key in keys if any(row.get(key) is not None for row in story.metrics)]
 
     def show(key: str, value: float | None) -> str:
         if value is None:
             return ""
-        return f"{value:.2%}" if key.endswith("accuracy") else f"{value:.4g}"
+        return f"{value:.2%}" if key.endswith(("accuracy", "top5")) else f"{value:.4g}"
 
     rows = [tuple(show(key, row.get(key)) for key in kept) for row in story.metrics[-12:]]
     head = tuple(key.replace("_", " ") for key in kept)

@@ -18,7 +18,7 @@ from dsr_kernels.training.loop import Trainer
 from dsr_kernels.training.placement import find_device
 from dsr_kernels.training.run import Run
 from dsr_kernels.training.schema import Recipe
-from dsr_kernels.training.setup import check_processor, describe, machine
+from dsr_kernels.training.setup import check_processor, describe, machine, model_width
 
 
 def new_run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def continue_run(
         raise UsageError(f"--resume: the run has another recipe: {found}")
     results = run.read_json("results.json")
     if results is not None:
-        print(f"{folder} is complete: test accuracy {results['test_accuracy']:.2%}")
+        print(f"{folder} is complete: {_accuracy(results)}")
         if not options.get("compare_dense"):
             if make_report:
                 report.write(run)
@@ -142,6 +142,7 @@ def _train(
     trainer = Trainer(run, recipe, data, quiet, device)
     trainer.start()
     model = describe(trainer.model, trainer.optimizer)
+    model["width"] = model_width(recipe, data)
     if run.read_json("run.json") is None:
         about = {"data_dir": data_dir and str(data_dir.resolve()), "machine": machine(device),
                  "command": sys.argv[1:], "images": _counts(data), "model": model}  # fmt: skip
@@ -154,12 +155,17 @@ def _train(
     if compare_dense:
         results["against_dense"] = against_dense(trainer)
     run.write_json("results.json", results)
-    print(f"test accuracy {results['test_accuracy']:.2%} on {results['test_images']} images")
+    print(f"{_accuracy(results)} on {results['test_images']} images")
     if compare_dense:
         _tell_speeds(results)
     if make_report:
         print(f"report: {report.write(run)}")
     return results
+
+
+def _accuracy(results: dict[str, Any]) -> str:
+    top5 = f" (top-5 {results['test_top5']:.2%})" if "test_top5" in results else ""
+    return f"test accuracy {results['test_accuracy']:.2%}{top5}"
 
 
 def _counts(data: datasets.DataSet) -> dict[str, int]:
@@ -181,5 +187,8 @@ def _announce(
             f"{model['sparse_positions']:,} positions, {model['dense_parameters']:,} dense "
             f"parameters; {torch.get_num_threads()} threads, {trainer.device}"
         )
+    else:
+        print(f"dense, width {model['width']:g}: {model['learnable']:,} parameters; "
+              f"{torch.get_num_threads()} threads, {trainer.device}")  # fmt: skip
     if trainer.position.iteration:
         print(f"continuing after iteration {trainer.position.iteration}", flush=True)
