@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import signal
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +28,7 @@ AUGMENT = "resized_crop_flip"
 SIDE = 224
 RESIZED = 256 / 224  # shorter side before the central crop, as a multiple of the crop's side
 AREA, ASPECT, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of RandomResizedCrop
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1
 
 
@@ -177,26 +181,44 @@ def _read(chunks: _Chunks, workers: int) -> Batches:
     """The batches in order. Closing the iterator ends the workers."""
     made = map(chunks.__getitem__, range(len(chunks)))
     if workers and len(chunks):
+        made = _start_workers(chunks, min(workers, len(chunks)))
+    try:
+        for result in made:
+            if isinstance(result, UsageError):
+                raise result
+            yield result
+    finally:
+        made = result = None  # the workers end now, even where a traceback keeps this frame
+
+
+def _start_workers(chunks: _Chunks, workers: int) -> Iterator:
+    with warnings.catch_warnings():
+        # More workers than cores is for the user to choose, who may have slow disks.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
         loader = DataLoader(
             chunks,
             batch_size=None,  # each chunk is a batch already
-            num_workers=min(workers, len(chunks)),
-            worker_init_fn=_block_signals,
+            num_workers=workers,
+            worker_init_fn=_heed_the_parent_only,
             generator=torch.Generator(),  # or it draws from torch's own
         )
-        before = _block_signals()  # a worker has it from its first moment on
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the workers
         try:
-            made = iter(loader)
+            return iter(loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    for result in made:
-        if isinstance(result, UsageError):
-            raise result
-        yield result
 
 
-def _block_signals(_worker: int = 0) -> set[int]:
+def _heed_the_parent_only(_worker: int) -> None:
     """A Ctrl-C or SIGTERM to the whole group of processes must not end a worker: the run needs it
-    to come to a safe point, and ends it itself. Returns what was blocked before.
+    to come to a safe point. Only a SIGTERM that the run itself sends does.
     """
-    return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
