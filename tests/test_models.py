@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dsr_kernels.models import lenet_300_100, resnet50, wrn_28
+from dsr_kernels.models import lenet_300_100, resnet18, resnet50, wrn_28
 from dsr_kernels.models._layers import weight_shape, weight_tensors
 from dsr_kernels.nn import SparseConv2d, SparseLinear, named_sparse_modules
 
@@ -54,7 +54,17 @@ def test_lenet_is_sparse_throughout_and_has_no_biases():
     assert isinstance(list(model.modules())[-1], nn.BatchNorm1d)
 
 
-@pytest.mark.parametrize("build", [lenet_300_100, wrn_28, resnet50])
+def test_resnet18_has_the_known_parameter_count():
+    model = resnet18(0.9)
+    positions, dense, _ = counts(model)
+    assert positions + dense == 11_689_512 and (positions, dense) == (11_497_472, 192_040)
+    for name, module, _ in weight_tensors(model):
+        sparse = isinstance(module, (SparseConv2d, SparseLinear))
+        assert sparse == (name != "stem" and "downsample" not in name), name
+    assert model.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("build", [lenet_300_100, wrn_28, resnet18, resnet50])
 def test_dense_twin_has_the_same_layers_and_shapes(build):
     sparse, dense = build(sparsity=0.98), build(sparse=False)
     shapes = [{name: weight_shape(m) for name, m, _ in weight_tensors(x)} for x in (sparse, dense)]
@@ -156,3 +166,5 @@ def test_wrong_arguments_name_themselves():
         wrn_28(2, 1.5)
     with pytest.raises(ValueError, match="width: expected a positive number, got 0"):
         wrn_28(0)
+    with pytest.raises(ValueError, match="width: expected a positive number, got -1"):
+        lenet_300_100(width=-1)

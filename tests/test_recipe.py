@@ -31,13 +31,32 @@ def test_lenet_mnist_is_the_papers():
     assert r.rewiring.prune_count == 600
     assert r.rewiring.every == [(0, 100), (25, 200), (50, 400), (75, 800)]
     assert r.rewiring.stop_epoch == 90
-    for method in ("dense", "static"):
+    for method in ("dense", "thin_dense", "static"):
         variant = recipes.load("lenet300-mnist", [f"method={method}"])
         assert (variant.optimizer.weight_decay, variant.optimizer.l1) == (1e-4, 0)
 
 
+def test_resnet50_imagenet_is_the_papers():
+    r = recipes.load("resnet50-imagenet")
+    assert (r.method, r.model.name, r.model.width, r.model.sparsity) == ("dsr", "resnet50", 0, 0.9)
+    assert (r.data.name, r.data.augment, r.data.image_size) == ("imagenet", "resized_crop_flip", 0)
+    assert (r.training.epochs, r.training.batch_size) == (100, 256)
+    assert r.optimizer.lr == [(0, 0.1), (30, 0.01), (60, 0.001), (90, 0.0001)]
+    assert (r.optimizer.momentum, r.optimizer.nesterov) == (0.9, True)
+    assert (r.optimizer.weight_decay, r.optimizer.l1) == (1e-4, 0)
+    assert (r.rewiring.prune_count, r.rewiring.stop_epoch) == (400_000, 95)
+    assert r.rewiring.every == [(0, 1000), (25, 2000), (50, 4000), (75, 8000)]
+    assert (r.rewiring.initial_threshold, r.rewiring.tolerance) == (1e-3, 0.1)
+    for method, width in (("static", 0), ("thin_dense", 0.46)):
+        variant = recipes.load("resnet50-imagenet", [f"method={method}"])
+        assert (variant.training.epochs, variant.model.width) == (200, width)
+        assert variant.optimizer.lr == [(0, 0.1), (60, 0.01), (120, 0.001), (180, 0.0001)]
+    thin = recipes.load("wrn28_2-cifar10", ["method=thin_dense"])
+    assert (thin.model.width, thin.training.epochs) == (0.75, 400)
+
+
 @pytest.mark.parametrize("name", recipes.names())
-@pytest.mark.parametrize("method", ["dsr", "static", "dense"])
+@pytest.mark.parametrize("method", ["dsr", "static", "dense", "thin_dense"])
 def test_dump_and_load_give_the_same_recipe(name, method, tmp_path):
     recipe = recipes.load(name, [f"method={method}", "optimizer.l1=1.5e-7"], seed=7)
     path = tmp_path / "recipe.toml"

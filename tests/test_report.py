@@ -97,7 +97,7 @@ def test_a_report_of_an_unfinished_run(tmp_path, capsys):
     assert main(["report", str(folder)]) == 0
 
 
-@pytest.mark.parametrize("method,plots", [("dense", 2), ("static", 3)])
+@pytest.mark.parametrize("method,plots", [("dense", 2), ("thin_dense", 2), ("static", 3)])
 def test_reports_of_runs_without_rewires(tmp_path, method, plots):
     folder = tmp_path / "run"
     assert train(folder, f"method={method}", "training.epochs=1") == 0

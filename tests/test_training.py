@@ -144,7 +144,7 @@ def test_channels_last_is_resumed_exactly(tmp_path):
     assert artefacts(tmp_path / "parts") == artefacts(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("method", ["static", "dense"])
+@pytest.mark.parametrize("method", ["static", "dense", "thin_dense"])
 def test_other_methods_train_and_resume(method, tmp_path):
     changes = (f"method={method}", "training.epochs=2")
     assert train(tmp_path / "whole", *changes) == 0
