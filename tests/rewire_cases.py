@@ -101,7 +101,7 @@ def apply(plan, cases: list[Case], *, seed=0, step=0) -> list[Case]:
     for old, new in zip(cases, after, strict=True):
         moved = [(old.values, new.values), (old.momentum, new.momentum)]
         arrays = [(a.data_ptr(), b.data_ptr(), a.element_size()) for a, b in moved]
-        outputs.append((new.crow.data_ptr(), new.col.data_ptr(), arrays))
+        outputs.append((new.crow.data_ptr(), new.col.data_ptr(), arrays, 0))
     plan.apply(seed, step, outputs)
     return after
 

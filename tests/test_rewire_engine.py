@@ -205,7 +205,7 @@ def test_weights_that_change_between_pruning_and_applying_are_noticed():
     case.values.fill_(1.0)
     crow, col = torch.empty(11, dtype=torch.int32), torch.empty(50, dtype=torch.int32)
     with pytest.raises(ValueError, match="the weights changed during the rewire"):
-        plan.apply(0, 0, [(crow.data_ptr(), col.data_ptr(), [])])
+        plan.apply(0, 0, [(crow.data_ptr(), col.data_ptr(), [], 0)])
 
 
 def test_regrowth_is_uniform_over_the_free_positions():

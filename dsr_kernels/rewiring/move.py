@@ -44,6 +44,7 @@ class Move:
             crow.data_ptr(),
             col.data_ptr(),
             [(old.data_ptr(), new.data_ptr(), new.element_size()) for old, new in arrays],
+            0,
         )
 
     def make(self) -> None:
