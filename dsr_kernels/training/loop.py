@@ -17,6 +17,7 @@ from dsr_kernels.training.checkpoint import Checkpoints
 from dsr_kernels.training.data import DataSet, Split, eval_batches, train_batches
 from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
 from dsr_kernels.training.finite import first_non_finite
+from dsr_kernels.training.methods import build_rewirer
 from dsr_kernels.training.progress import Progress
 from dsr_kernels.training.records import Records
 from dsr_kernels.training.run import Run, resume_command
@@ -25,7 +26,6 @@ from dsr_kernels.training.setup import (
     FORMATS,
     build_model,
     build_optimizer,
-    build_rewirer,
     sparse_layers,
 )
 from dsr_kernels.training.signals import StopRequest

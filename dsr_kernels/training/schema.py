@@ -14,6 +14,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from dsr_kernels.rewiring import METHODS
+from dsr_kernels.rewiring.allocation import ALLOCATIONS
+from dsr_kernels.rewiring.gmp import SCOPES
+from dsr_kernels.rewiring.layerwise import GROWTHS
+from dsr_kernels.rewiring.schedule import KINDS
+from dsr_kernels.topology import DISTRIBUTIONS
 from dsr_kernels.training.errors import UsageError
 
 Schedule = list[tuple[float, float]]  # (first epoch, value) pairs; epochs may be fractions
@@ -32,6 +38,8 @@ class Model:
     name: str = setting(choices=("wrn28", "lenet300", "resnet50"))
     sparsity: float = setting(0.9, low=0.0, below=1.0)
     width: float = setting(2.0, low=0.01)  # WRN only
+    distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
+    granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": dsr and static
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
 
 
@@ -66,13 +74,32 @@ class Training:
 
 @dataclass(kw_only=True)
 class Rewiring:
-    every: Schedule = setting([])  # (first epoch, iterations between rewires)
+    """What the methods are told; each takes the keys that are named after it."""
+
+    every: Schedule = setting([])  # (first epoch, iterations between rewires); deepr: every one
+    stop_epoch: float = setting(0.0, low=0.0)  # no rewire from this epoch on; 0: never stops
+    # dsr
     prune_count: int = setting(0, low=0)  # N_p, weights to prune a rewire; 0: use prune_fraction
     prune_fraction: float = setting(0.0, low=0.0, below=1.0)
-    stop_epoch: float = setting(0.0, low=0.0)  # no rewire from this epoch on; 0: never stops
     threshold: str = setting("adaptive", choices=("adaptive", "exact"))
     initial_threshold: float = setting(1e-3, low=0.0)
     tolerance: float = setting(0.1, low=0.0, below=1.0)
+    allocation: str = setting("R", choices=ALLOCATIONS)
+    power: float = setting(1.0)
+    # set, rigl, snfs: the share of each layer that goes, and how it falls until stop_epoch
+    fraction: float = setting(0.0, low=0.0, below=1.0)
+    fraction_schedule: str = setting("", choices=("", *KINDS))  # "": the method's own
+    final_fraction: float = setting(0.0, low=0.0, below=1.0)
+    growth: str = setting("", choices=("", *GROWTHS))  # "": the method's own
+    # deepr
+    temperature: float = setting(1e-5, low=0.0)
+    final_temperature: float = setting(1e-15, low=0.0)
+    eta: float = setting(0.01, low=0.0)
+    l1: float = setting(1e-5, low=0.0)
+    # gmp: from begin_epoch to stop_epoch, down to model.sparsity
+    begin_epoch: float = setting(0.0, low=0.0)
+    density_schedule: str = setting("cubic", choices=("cubic", "exponential"))
+    scope: str = setting("layer", choices=SCOPES)
 
 
 @dataclass(kw_only=True)
@@ -84,13 +111,11 @@ class Checkpoint:
 
 @dataclass(kw_only=True)
 class Recipe:
-    """One resolved recipe. `method`: dsr, static (the same sparse layers, never rewired), dense
-    (the twin).
-    """
+    """One resolved recipe. `method`: one of `dsr_kernels.rewiring`, or dense (the twin)."""
 
     name: str = setting("")
     description: str = setting("")
-    method: str = setting("dsr", choices=("dsr", "static", "dense"))
+    method: str = setting("dsr", choices=(*METHODS, "dense"))
     seed: int = setting(0, low=0, high=2**63 - 1)
     model: Model = setting()
     data: Data = setting()
