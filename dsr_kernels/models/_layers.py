@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule
+from dsr_kernels.distribution import layer_nnz
+from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
+from dsr_kernels.topology import Topology
 
 
 class LayerFactory:
@@ -66,6 +68,28 @@ class LayerFactory:
 
     def norm1d(self, channels: int) -> nn.Module:
         return nn.BatchNorm1d(channels, **self.options)
+
+
+def lay_out_(
+    model: nn.Module,
+    sparsity: float,
+    distribution: str,
+    granularity: str,
+    generator: torch.Generator | None,
+) -> None:
+    """Draws the model's sparse patterns and all its weights anew.
+
+    distribution: "uniform", "er" or "erk", see distribution.layer_nnz. granularity: "weight", or
+    "kernel" for whole k x k kernels, as many as each layer's share holds.
+    """
+    layers = named_sparse_modules(model)
+    counts = layer_nnz([module.weight_shape for _, module in layers], sparsity, distribution)
+    draw = Topology.random_kernels if granularity == "kernel" else Topology.random
+    for (_, module), nnz in zip(layers, counts, strict=True):
+        drawn = draw(module.weight_shape, nnz, generator=generator, device=module.values.device)
+        values = torch.empty(drawn.nnz, dtype=module.values.dtype, device=module.values.device)
+        module.replace_topology(drawn.crow_indices, drawn.col_indices, values)
+    initialize_(model, generator)
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:

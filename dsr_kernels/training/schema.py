@@ -14,12 +14,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from dsr_kernels.distribution import DISTRIBUTIONS
 from dsr_kernels.rewiring import METHODS
 from dsr_kernels.rewiring.allocation import ALLOCATIONS
 from dsr_kernels.rewiring.gmp import SCOPES
 from dsr_kernels.rewiring.layerwise import GROWTHS
 from dsr_kernels.rewiring.schedule import KINDS
-from dsr_kernels.topology import DISTRIBUTIONS
 from dsr_kernels.training.errors import UsageError
 
 Schedule = list[tuple[float, float]]  # (first epoch, value) pairs; epochs may be fractions
