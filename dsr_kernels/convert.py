@@ -154,8 +154,8 @@ def _share_out(
     fixed: Mapping[int, int],
     dense: int | None,
 ) -> list[int]:
-    """Non-zeros of each layer. `dense`: weights that stay dense and count with the others; None: the
-    sparsity is that of the layers not `fixed` alone.
+    """Non-zeros of each layer. `dense`: weights that stay dense and count with the others; if None,
+    the sparsity is that of the layers not `fixed` alone.
     """
     check_distribution(distribution)
     free = [i for i in range(len(shapes)) if i not in fixed]

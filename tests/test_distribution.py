@@ -23,11 +23,11 @@ def nonzeros(model: nn.Module) -> int:
 
 
 def test_too_few_weights_are_refused_with_what_can_be_reached():
-    with pytest.raises(ValueError, match="reachable: a sparsity from 0 to 0.9$"):
+    with pytest.raises(ValueError, match=r"reachable: a sparsity from 0 to 0\.9$"):
         apportion(1, [10, 10], [10, 10])
-    with pytest.raises(ValueError, match=r"reachable: a sparsity from 0 to 0\.99729"):
+    with pytest.raises(ValueError, match=r"reachable: a sparsity from 0 to 0\.997302"):
         dsr_kernels.sparsify(small_model(), 0.999)
-    dsr_kernels.sparsify(small_model(), 0.99729)  # the end of the range named is in reach
+    dsr_kernels.sparsify(small_model(), 0.997302)  # the end of the range named is in reach
 
 
 def test_a_uniform_sparsity_must_leave_every_layer_a_weight():
@@ -40,7 +40,7 @@ def test_a_uniform_sparsity_must_leave_every_layer_a_weight():
     )
 
 
-@given(st.sampled_from(["uniform", "er", "erk"]), st.floats(0.3, 0.95))
+@given(st.sampled_from(["uniform", "er", "erk"]), st.floats(0.2, 0.66))
 def test_sparsity_over_the_whole_model_counts_dense_layers(distribution, sparsity):
     dense = small_model()
     total = sum(m.weight.numel() for m in dense if hasattr(m, "weight"))
@@ -56,8 +56,8 @@ def test_excluded_layers_can_be_too_big_for_a_sparsity():
     with pytest.raises(ValueError) as caught:
         dsr_kernels.sparsify(small_model(), 0.95, exclude=["1"], over="model")
     assert str(caught.value) == (
-        "sparsity: 0.95 of all 1112 weights cannot be met: 576 of them stay in layers that are dense "
-        "or have a sparsity of their own; reachable: a sparsity from 0 to 0.480215"
+        "sparsity: 0.95 of all 1112 weights cannot be met: 576 of them stay in layers that are "
+        "dense or have a sparsity of their own; reachable: a sparsity from 0 to 0.480215"
     )
     model = dsr_kernels.sparsify(small_model(), 0.480215, exclude=["1"], over="model")
     assert [module.nnz for _, module in named_sparse_modules(model)] == [1, 1]

@@ -82,7 +82,7 @@ def lay_out_(
     distribution: "uniform", "er" or "erk", see distribution.layer_nnz. granularity: "weight", or
     "kernel" for whole k x k kernels, as many as each layer's share holds.
     """
-    layers = named_sparse_modules(model)
+    layers = list(named_sparse_modules(model))
     counts = layer_nnz([module.weight_shape for _, module in layers], sparsity, distribution)
     draw = Topology.random_kernels if granularity == "kernel" else Topology.random
     for (_, module), nnz in zip(layers, counts, strict=True):
