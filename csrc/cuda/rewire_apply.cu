@@ -22,12 +22,13 @@ struct Moves {
 };
 
 ArrayMove move_of(const RewireArray& array) {
-  const auto together = reinterpret_cast<uintptr_t>(array.from) |
-                        reinterpret_cast<uintptr_t>(array.to) |
-                        static_cast<uintptr_t>(array.item_size);
-  int unit = 8;
-  while (together % unit != 0) unit /= 2;
-  return {array.from, array.to, unit, array.item_size / unit};
+  const int64_t size = array.item_size;
+  const auto addresses =
+      reinterpret_cast<intptr_t>(array.from) | reinterpret_cast<intptr_t>(array.to);
+  const bool is_unit = size == 1 || size == 2 || size == 4 || size == 8;
+  if (is_unit && addresses % size == 0) return {array.from, array.to, size, 1};
+  const int64_t unit = (addresses | size) % 4 == 0 ? 4 : 1;
+  return {array.from, array.to, unit, size / unit};
 }
 
 void describe_moves(const RewirePlan& plan, uint64_t seed, uint32_t step,

@@ -14,12 +14,18 @@ __device__ inline int64_t row_of(const int32_t* crow /* [rows + 1] */, int64_t f
 
 template <class Unit>
 __device__ void put(const ArrayMove& array, int64_t to, int64_t from) {
-  Unit* const target = static_cast<Unit*>(array.to) + to * array.units;
-  if (from < 0) {
-    for (int64_t u = 0; u < array.units; ++u) target[u] = 0;
-  } else {
-    const Unit* const source = static_cast<const Unit*>(array.from) + from * array.units;
-    for (int64_t u = 0; u < array.units; ++u) target[u] = source[u];
+  static_cast<Unit*>(array.to)[to] =
+      from < 0 ? Unit{0} : static_cast<const Unit*>(array.from)[from];
+}
+
+// The same for an item of several units. Not unrolled: the registers are needed elsewhere.
+template <class Unit>
+__device__ void put_block(const ArrayMove& array, int64_t to, int64_t from) {
+  Unit* target = static_cast<Unit*>(array.to) + to * array.units;
+  const Unit* source = static_cast<const Unit*>(array.from) + (from < 0 ? 0 : from * array.units);
+#pragma unroll 1
+  for (int64_t left = array.units; left > 0; --left, ++target, ++source) {
+    *target = from < 0 ? Unit{0} : *source;
   }
 }
 
@@ -29,6 +35,11 @@ __device__ inline void put_items(const MoveTables& tables, const LayerMove& move
                                  int64_t from) {
   for (int64_t a = 0; a < move.arrays; ++a) {
     const ArrayMove& array = tables.arrays[move.first_array + a];
+    if (array.units > 1) {
+      array.unit_size == 4 ? put_block<uint32_t>(array, to, from)
+                           : put_block<uint8_t>(array, to, from);
+      continue;
+    }
     switch (array.unit_size) {
       case 1:
         put<uint8_t>(array, to, from);
@@ -52,7 +63,7 @@ __device__ inline bool is_moved(const LayerMove& move, const LayerFindings& find
 
 // A block works on a chunk of entries: survivors go to their new places, and every entry learns how
 // many survivors are before it.
-__global__ void __launch_bounds__(RewireConfig::kThreads)
+__global__ void __launch_bounds__(RewireConfig::kThreads, 10)  // else ptxas spills for 12 blocks
     move_survivors_kernel(RewireTables tables, MoveTables to, const Word* ranks) {
   DSR_SHARED(Word, warp_counts, [RewireConfig::kWarps]);
   DSR_SHARED(int64_t, end_rows, [2]);  // of the chunk's first and last entry

@@ -102,13 +102,12 @@ struct LayerMove {
   int64_t first_array, arrays;
 };
 
-// An item is moved in so many units of 1, 2, 4 or 8 bytes: the largest that it is whole multiples
-// of, and that its addresses are.
+// An item is one unit of 1, 2, 4 or 8 bytes, or several of 4 bytes or of 1, as its size and its
+// addresses allow.
 struct ArrayMove {
   const void* from;  // [nnz][units]
   void* to;          // [kept + grown][units]
-  int unit_size;
-  int64_t units;
+  int64_t unit_size, units;
 };
 
 struct MoveTables {
