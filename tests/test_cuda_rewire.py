@@ -92,6 +92,12 @@ def test_small_layers_one_by_one():
     assert_equals_cpu(cases, counts=[600, 9, 5, 0], grown=grown, ranks=ranks, skip=True)
 
 
+def test_given_ranks_of_more_digits_than_sampled_ones():
+    cases = [random_case(4, 5, 7, 0), random_case(40, 2000, 300, 1)]
+    ranks = list(range(3, 79_000, 97))
+    assert_equals_cpu(cases, counts=[2, 100], grown=[4, len(ranks)], ranks=[None, ranks])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [1, 700, 1023, 1024, 1999, 3000, 4095, 5000])
 def test_ties_are_cut_anywhere(count, dtype):
