@@ -73,6 +73,17 @@ class Rewiring:
     threshold: str = setting("adaptive", choices=("adaptive", "exact"))
     initial_threshold: float = setting(1e-3, low=0.0)
     tolerance: float = setting(0.1, low=0.0, below=1.0)
+    record_exploration: bool = setting(
+        False
+    )  # a bit for each position ever active
+
+
+@dataclass(kw_only=True)
+class Start:
+    """What a run begins with instead of its own initialisation; see training/origin.py."""
+
+    run: str = setting("")  # folder of a finished run; "": none
+    take: str = setting("weights", choices=("weights", "structure", "structure_and_init"))
 
 
 @dataclass(kw_only=True)
@@ -98,6 +109,7 @@ class Recipe:
     training: Training = setting()
     rewiring: Rewiring = field(default_factory=Rewiring)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    start: Start = field(default_factory=Start)
 
 
 def convert(kind: type, table: Any, path: str = "") -> Any:
