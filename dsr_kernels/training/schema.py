@@ -73,9 +73,7 @@ class Rewiring:
     threshold: str = setting("adaptive", choices=("adaptive", "exact"))
     initial_threshold: float = setting(1e-3, low=0.0)
     tolerance: float = setting(0.1, low=0.0, below=1.0)
-    record_exploration: bool = setting(
-        False
-    )  # a bit for each position ever active
+    record_exploration: bool = setting(False)  # a bit for each position ever active
 
 
 @dataclass(kw_only=True)
