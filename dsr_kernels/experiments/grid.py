@@ -220,7 +220,7 @@ def _method(name: str, tables: dict[str, Any], sparsities: list[float]) -> Metho
     if source and "start.run" in settings:
         raise UsageError(f"{where}: give one of start.from and start.run, not both")
     at = {}
-    for level, changes in levels.items():
+    for level in levels:
         here = f'[method.{name}.at."{level}"]'
         known = {str(sparsity): sparsity for sparsity in sparsities}
         if level not in known:

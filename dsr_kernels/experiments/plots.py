@@ -31,12 +31,10 @@ def write(results: Results, rows: list[Row]) -> None:
     """Makes OUT/plots/*.png again, from the finished cells; UsageError without matplotlib."""
     matplotlib = require("matplotlib", "the plots of an experiment")
     matplotlib.use("Agg")
-    stories = {cell.name: Story.read(Run.open(results.folder.run_of(cell)))
-               for cell in results.cells if results.folder.done(cell)}  # fmt: skip
     folder = results.folder.path / "plots"
     folder.mkdir(exist_ok=True)
     with matplotlib.rc_context(style.STYLE):
-        for name, figure in _draw(results, rows, stories).items():
+        for name, figure in _draw(results, rows, _stories(results)).items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
             write_atomically(folder / f"{name}.png", buffer.getvalue())
@@ -59,6 +57,11 @@ def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figu
         if explored:
             figures[f"exploration-{sparsity:g}"] = exploration(results, explored, sparsity)
     return figures
+
+
+def _stories(results: Results) -> Stories:
+    done = (cell for cell in results.cells if results.folder.done(cell))
+    return {cell.name: Story.read(Run.open(results.folder.run_of(cell))) for cell in done}
 
 
 def _by_method(results: Results, stories: Stories, sparsity: float) -> dict[str, list[Story]]:
@@ -97,10 +100,11 @@ def accuracy(results: Results, rows: list[Row]) -> Figure:
         points = [(level, found) for level in levels
                   if (found := summarize(rows, method, level, ACCURACY))]  # fmt: skip
         if points:
-            axes.errorbar([1 - level for level, _ in points],
-                          [100 * found.mean for _, found in points],
-                          [100 * (found.deviation or 0) for _, found in points],
-                          marker="o", ms=4, capsize=3, elinewidth=1.2, label=method, **look)  # fmt: skip
+            density = [1 - level for level, _ in points]
+            means = [100 * found.mean for _, found in points]
+            spreads = [100 * (found.deviation or 0) for _, found in points]
+            axes.errorbar(density, means, spreads, marker="o", ms=4, capsize=3, elinewidth=1.2,
+                          label=method, **look)  # fmt: skip
     _sparsity_axis(axes, levels)
     figure.legend(loc="outside right upper")
     return figure
@@ -116,22 +120,21 @@ def _sparsity_axis(axes, levels: list[float]) -> None:
 
 def epochs(results: Results, here: dict[str, list[Story]], sparsity: float) -> Figure:
     """Accuracy after each epoch, mean over the seeds: validation's, or what else was recorded."""
-    parts = ("validation", "test", "train")
-    runs = [story for stories in here.values() for story in stories]
-    part = next(p for p in parts if p == "train" or all(
-        row.get(f"{p}_accuracy") is not None for story in runs for row in story.metrics))  # fmt: skip
+    metrics = [row for stories in here.values() for story in stories for row in story.metrics]
+    parts = [part for part in ("validation", "test", "train")
+             if all(row.get(f"{part}_accuracy") is not None for row in metrics)]  # fmt: skip
+    part = parts[0]
     title = f"{part.capitalize()} accuracy at {100 * sparsity:g} % sparsity"
     figure, axes = style.new_axes(title, "epoch", f"{part} accuracy (%)", 4.6)
-    shown: list[float] = []
+    tops, ends = [], []
     for method, stories in here.items():
         points = _mean_over_seeds(stories, "metrics", f"{part}_accuracy")
         axes.plot(*zip(*points, strict=True), label=method, **_look(results, method))
-        shown += [value for _, value in points]
-    # What is learnt in the first epochs would squeeze the differences of the last.
-    low = statistics.quantiles(shown, n=10)[0] if len(shown) > 20 else min(shown)
-    axes.set_ylim(
-        low - 0.1 * (max(shown) - low) - 0.05, max(shown) + 0.1 * (max(shown) - low) + 0.05
-    )
+        tops.append(max(value for _, value in points))
+        ends.append(points[-1][1])
+    # Every curve's end is in the picture; the first epochs would squeeze what differs there.
+    margin = 0.25 * (max(tops) - min(ends)) + 0.2
+    axes.set_ylim(min(ends) - margin, max(tops) + margin / 2)
     style.whole_epochs(axes)
     figure.legend(loc="outside right upper")
     return figure
@@ -178,10 +181,11 @@ def nonzeros(here: dict[str, Story], sparsity: float) -> Figure:
         axes.set_title(method, fontsize=11)
         style.log_axis(axes.yaxis, axes.set_yscale)
         style.whole_epochs(axes)
+        axes.set_xlabel("epoch")
+        axes.tick_params(labelbottom=True)  # a panel may have none below it
     for axes in panels[len(here) :]:
         axes.set_visible(False)
     figure.suptitle(f"Non-zeros of each layer at {100 * sparsity:g} % sparsity", weight="bold")
-    figure.supxlabel("epoch", fontsize=10.5)
     if len(names) <= style.FEW:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center",
                       ncols=style.FEW)  # fmt: skip

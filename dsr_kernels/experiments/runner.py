@@ -19,6 +19,7 @@ from dsr_kernels.training.run import LOG
 from dsr_kernels.training.signals import StopRequest
 
 POLL_SECONDS = 0.1
+TRAIN = (sys.executable, "-m", "dsr_kernels", "train", "--quiet", "--no-report")
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _libc = ctypes.CDLL(None)
 
@@ -105,7 +106,7 @@ class Runner:
         for cell in list(self.waiting):
             if cell.needs in self.failures:
                 self.waiting.remove(cell)
-                reason = f"it starts from {cell.needs}, which {self.failures[cell.needs][0]}"
+                reason = f"it starts from {cell.needs} ({self.failures[cell.needs][0]})"
                 self._fail(cell, SKIPPED, reason)
             elif len(self.running) < self.options.jobs and self._ready(cell):
                 self.waiting.remove(cell)
@@ -120,12 +121,11 @@ class Runner:
         run.mkdir(parents=True, exist_ok=True)
         which = ["--resume", str(run)] if resumed else [
             "--recipe", str(self.folder.recipe_of(cell)), "--out", str(run)]  # fmt: skip
-        command = [sys.executable, "-m", "dsr_kernels", "train", "--quiet", "--no-report", *which]
         with (run / LOG).open("ab") as log:
             begin = log.seek(0, os.SEEK_END)
             # A session of its own: Ctrl-C in a terminal must reach it once, from us.
             child = subprocess.Popen(
-                [*command, *self.options.of(resumed)], stdin=subprocess.DEVNULL, stdout=log,
+                [*TRAIN, *which, *self.options.of(resumed)], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
         return Process(cell, child, run / LOG, begin)
