@@ -211,6 +211,7 @@ def test_a_run_that_an_older_process_still_holds_is_waited_for(play):
     assert {row["status"] for row in table(play.out).values()} == {"done"}
 
 
+@pytest.mark.slow
 def test_killed_with_sigkill_it_continues_to_the_same_result(tmp_path):
     """The real thing: the experiment dies, its cell with it; both go on, bit for bit."""
     grid = tmp_path / "g.toml"
