@@ -77,18 +77,18 @@ class Rewiring:
 
 
 @dataclass(kw_only=True)
+class Checkpoint:
+    every_seconds: float = setting(120.0, low=0.0)  # 0: not by time
+    every_iterations: int = setting(0, low=0)  # 0: not by count
+    keep: int = setting(2, low=1)
+
+
+@dataclass(kw_only=True)
 class Start:
     """What a run begins with instead of its own initialisation; see training/origin.py."""
 
     run: str = setting("")  # folder of a finished run; "": none
     take: str = setting("weights", choices=("weights", "structure", "structure_and_init"))
-
-
-@dataclass(kw_only=True)
-class Checkpoint:
-    every_seconds: float = setting(120.0, low=0.0)  # 0: not by time
-    every_iterations: int = setting(0, low=0)  # 0: not by count
-    keep: int = setting(2, low=1)
 
 
 @dataclass(kw_only=True)
