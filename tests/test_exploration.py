@@ -76,6 +76,24 @@ def test_real_rewires_explore_what_they_grow():
     assert len(seen) > 2 * 180
 
 
+def test_what_is_active_between_two_records_counts_too(tmp_path, monkeypatch):
+    """DeepR rewires after every iteration and reports now and then."""
+    real = DSR.step
+
+    def step(self) -> None:
+        real(self)
+
+    monkeypatch.setattr(DSR, "step", step)
+    on = ("rewiring.record_exploration=true", "training.epochs=1")
+    assert train(tmp_path / "silent", *on) == 0
+    monkeypatch.undo()
+    assert train(tmp_path / "told", *on) == 0
+    assert len(rows(tmp_path / "silent", "rewires")) == 1 < len(rows(tmp_path / "told", "rewires"))
+    silent, told = (Checkpoints(tmp_path / name / "checkpoints").load_latest()[1]["exploration"]
+                    for name in ("silent", "told"))  # fmt: skip
+    assert all(torch.equal(silent[key], told[key]) for key in told)
+
+
 def test_a_run_records_it_only_when_asked_and_resumes_exactly(tmp_path):
     on = "rewiring.record_exploration=true"
     assert train(tmp_path / "plain") == 0

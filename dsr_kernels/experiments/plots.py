@@ -46,8 +46,7 @@ def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figu
         figures["accuracy"] = accuracy(results, rows)
     for sparsity in results.grid.sparsities:
         here = _by_method(results, stories, sparsity)
-        rewired = {name: runs[0] for name, runs in here.items()
-                   if len(runs[0].rewires) > 1 and runs[0].layers}  # fmt: skip
+        rewired = {name: runs[0] for name, runs in here.items() if _moves(runs[0])}
         explored = {name: runs for name, runs in here.items()
                     if runs[0].rewires[0].get("exploration") is not None}  # fmt: skip
         if here:
@@ -156,10 +155,16 @@ def exploration(results: Results, here: dict[str, list[Story]], sparsity: float)
         points.append((max(stories[0].last_epoch, points[-1][0]), points[-1][1]))
         x, y = zip(*points, strict=True)
         axes.step(x, y, where="post", label=method, **_look(results, method))
-    axes.set_ylim(bottom=0)
+    style.log_axis(axes.yaxis, axes.set_yscale)
     style.whole_epochs(axes)
     figure.legend(loc="outside right upper")
     return figure
+
+
+def _moves(story: Story) -> bool:
+    """Whether layers gain or lose non-zeros in this run; within a layer SET, too, moves them."""
+    names = [f"nonzeros:{layer['name']}" for layer in story.layers]
+    return any(row[name] != story.rewires[0][name] for row in story.rewires for name in names)
 
 
 def nonzeros(here: dict[str, Story], sparsity: float) -> Figure:

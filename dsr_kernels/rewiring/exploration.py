@@ -27,6 +27,7 @@ class Exploration:
                         device=layer.values.device)
             for layer in self._layers
         ]  # fmt: skip
+        self._counted: list[Tensor | None] = [None] * len(self._layers)  # the last patterns
         self._active = 0
 
     @property
@@ -35,8 +36,14 @@ class Exploration:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Counts the present patterns, in O(non-zeros). Call it after each rewire."""
-        for layer, bitmap in zip(self._layers, self._bitmaps, strict=True):
+        """Counts the present patterns, in O(non-zeros) of the layers that have changed since the
+        last call. Call it after each iteration that may have rewired: what comes and goes between
+        two calls is not seen.
+        """
+        for index, (layer, bitmap) in enumerate(zip(self._layers, self._bitmaps, strict=True)):
+            if self._counted[index] is layer.module.col_indices:
+                continue
+            self._counted[index] = layer.module.col_indices
             positions = layer.module.topology.linear_positions()
             # The positions of a byte are neighbours, and distinct: their bits add up to its mask.
             byte, group = (positions >> 3).unique_consecutive(return_inverse=True)

@@ -73,6 +73,8 @@ class Trainer:
         wanted = self.recipe.rewiring.record_exploration and bool(layers)
         self.exploration = Exploration(self.model) if wanted else None
         if state is None:
+            if wanted:
+                self.exploration.update()
             self.records = Records(self.run.folder, layers, exploration=wanted)
             self._record_rewire({"iteration": 0, "epoch": 0})
         else:
@@ -184,6 +186,8 @@ class Trainer:
             raise RuntimeError(
                 f"rewiring failed at iteration {self.position.iteration + 1}"
             ) from error
+        if self.exploration is not None:
+            self.exploration.update()
         if report is not None:
             now = self.position
             row = {
@@ -198,7 +202,6 @@ class Trainer:
 
     def _record_rewire(self, row: dict[str, Any]) -> None:
         if self.exploration is not None:
-            self.exploration.update()
             row["exploration"] = self.exploration.rate
         self.records.rewire(row, sparse_layers(self.model))
 
