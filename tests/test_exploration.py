@@ -27,7 +27,8 @@ def two_layers() -> torch.nn.Sequential:
                 min_size=1, max_size=6), st.data())  # fmt: skip
 def test_the_rate_is_that_of_sets(patterns, data):
     model = two_layers()
-    exploration, seen = Exploration(model), [set(), set()]
+    exploration = Exploration(model)
+    seen = [set(layer.topology.linear_positions().tolist()) for layer in model]
     reload_after = data.draw(st.integers(0, len(patterns) - 1))
     for step, pattern in enumerate(patterns):
         for layer, positions, ever in zip(model, pattern, seen, strict=True):

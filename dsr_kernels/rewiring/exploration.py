@@ -17,7 +17,7 @@ class Exploration:
     (a 90 % sparse layer's values and indices take 0.8 bytes for each position).
 
     Args:
-        model: holds the sparse modules; their present pattern is not counted until `update`.
+        model: holds the sparse modules; their present patterns are the first to count.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,6 +29,7 @@ class Exploration:
         ]  # fmt: skip
         self._counted: list[Tensor | None] = [None] * len(self._layers)  # the last patterns
         self._active = 0
+        self.update()
 
     @property
     def rate(self) -> float:

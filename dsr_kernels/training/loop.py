@@ -73,8 +73,6 @@ class Trainer:
         wanted = self.recipe.rewiring.record_exploration and bool(layers)
         self.exploration = Exploration(self.model) if wanted else None
         if state is None:
-            if wanted:
-                self.exploration.update()
             self.records = Records(self.run.folder, layers, exploration=wanted)
             self._record_rewire({"iteration": 0, "epoch": 0})
         else:
