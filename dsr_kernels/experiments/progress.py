@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-BAR = "{n_fmt}/{total_fmt} cells |{bar}|{postfix} [{elapsed}]"
+BAR = "|{bar}| {n_fmt}/{total_fmt} cells{postfix} [{elapsed}]"
 
 
 class Progress:

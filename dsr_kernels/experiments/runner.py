@@ -33,10 +33,10 @@ class Options:
     data_dir: Path | None = None
     device: str | None = None
 
-    def of(self, resumed: bool) -> list[str]:
-        """As arguments of `dsr train`."""
+    def of(self, run: Path) -> list[str]:
+        """As arguments of `dsr train` for the run in that folder."""
         threads = self.threads
-        if threads is None and not resumed:
+        if threads is None and not (run / "run.json").is_file():  # where its own number is
             threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
         pairs = {"--threads": threads, "--data-dir": self.data_dir, "--device": self.device}
         given = ((name, str(value)) for name, value in pairs.items() if value is not None)
@@ -117,15 +117,15 @@ class Runner:
         return needed and not self.folder.busy(cell)
 
     def _start(self, cell: Cell) -> Process:
-        run, resumed = self.folder.run_of(cell), self.folder.begun(cell)
+        run = self.folder.run_of(cell)
         run.mkdir(parents=True, exist_ok=True)
-        which = ["--resume", str(run)] if resumed else [
+        which = ["--resume", str(run)] if self.folder.begun(cell) else [
             "--recipe", str(self.folder.recipe_of(cell)), "--out", str(run)]  # fmt: skip
         with (run / LOG).open("ab") as log:
             begin = log.seek(0, os.SEEK_END)
             # A session of its own: Ctrl-C in a terminal must reach it once, from us.
             child = subprocess.Popen(
-                [*TRAIN, *which, *self.options.of(resumed)], stdin=subprocess.DEVNULL, stdout=log,
+                [*TRAIN, *which, *self.options.of(run)], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
         return Process(cell, child, run / LOG, begin)
