@@ -1,8 +1,7 @@
 """Run by test_experiment_runner.py in place of `dsr train`: leaves what a run leaves, in no time.
 
-Its seed and sparsity are in the recipe; `DSR_FAKE` names what a cell is to do, as JSON:
-{"fail": {name: message}, "sleep": {name: seconds}}. Writes one line a start and an end to
-OUT/events.
+`DSR_FAKE` says what a cell is to do, as JSON: {"fail": {name: message}, "sleep": {name: seconds}}.
+Each start and end is a line in OUT/events.
 """
 
 import fcntl

@@ -199,8 +199,7 @@ class Trainer:
             self._record_rewire(row)
 
     def _record_rewire(self, row: dict[str, Any]) -> None:
-        if self.exploration is not None:
-            row["exploration"] = self.exploration.rate
+        row["exploration"] = self.exploration and self.exploration.rate
         self.records.rewire(row, sparse_layers(self.model))
 
     def _safe_point(self) -> None:
@@ -270,11 +269,10 @@ class Trainer:
             "rewirer": None if self.rewirer is None else self.rewirer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **placement.random_state(self.device),
+            "exploration": self.exploration and self.exploration.state_dict(),
             "lengths": self.records.lengths(),
             "data": self.data.fingerprint(),
         }
-        if self.exploration is not None:
-            state["exploration"] = self.exploration.state_dict()
         self.checkpoints.save(now.iteration, self.model.state_dict(), state)
         self.saved_at, self.saved_time = self._moment(), time.monotonic()
 
