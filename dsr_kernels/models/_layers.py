@@ -119,12 +119,16 @@ def initialize_(model: nn.Module, generator: torch.Generator | None) -> None:
     bias 0.
     """
     for _, module, weight in weight_tensors(model):
-        shape = weight_shape(module)
-        if len(shape) == 4:
-            outputs, _, height, width = shape
-            weight.normal_(0.0, math.sqrt(2.0 / (height * width * outputs)), generator=generator)
-        else:
-            bound = 1.0 / math.sqrt(shape[1])
-            weight.uniform_(-bound, bound, generator=generator)
-            if module.bias is not None:
-                module.bias.uniform_(-bound, bound, generator=generator)
+        draw_(weight, weight_shape(module), generator)
+        if isinstance(module, (nn.Linear, SparseLinear)) and module.bias is not None:
+            draw_(module.bias, weight_shape(module), generator)
+
+
+def draw_(tensor: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> None:
+    """Fills `tensor`, of any size, as if of a weight of `shape`: `initialize_`'s distribution."""
+    if len(shape) == 4:
+        outputs, _, height, width = shape
+        tensor.normal_(0.0, math.sqrt(2.0 / (height * width * outputs)), generator=generator)
+    else:
+        bound = 1.0 / math.sqrt(shape[1])
+        tensor.uniform_(-bound, bound, generator=generator)

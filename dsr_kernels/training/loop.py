@@ -11,13 +11,15 @@ import torch
 from torch.nn import functional as F
 
 from dsr_kernels.models._layers import weight_tensors
-from dsr_kernels.training import placement
+from dsr_kernels.rewiring.exploration import Exploration
+from dsr_kernels.training import origin, placement
 from dsr_kernels.training import recipe as recipes
 from dsr_kernels.training.checkpoint import Checkpoints
 from dsr_kernels.training.data import DataSet, Split, eval_batches, train_batches
 from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
 from dsr_kernels.training.finite import first_non_finite
 from dsr_kernels.training.methods import build_rewirer
+from dsr_kernels.training.position import Position
 from dsr_kernels.training.progress import Progress
 from dsr_kernels.training.records import Records
 from dsr_kernels.training.run import Run, resume_command
@@ -29,22 +31,6 @@ from dsr_kernels.training.setup import (
     sparse_layers,
 )
 from dsr_kernels.training.signals import StopRequest
-
-
-@dataclass
-class Position:
-    """Where training stands, and the sums of the epoch under way."""
-
-    epoch: int = 0
-    batch: int = 0  # of this epoch, done
-    iteration: int = 0  # of the whole run, done
-    loss: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    seconds: float = 0.0
-
-    def next_epoch(self) -> Position:
-        return Position(epoch=self.epoch + 1, iteration=self.iteration)
 
 
 @dataclass
@@ -75,6 +61,7 @@ class Trainer:
         torch.manual_seed(self.recipe.seed)
         # The pattern first: optimizer state belongs to the non-zeros of the checkpoint.
         state = self.load_weights()
+        self.origin = None if state else origin.take_over(self.recipe, self.model, self.data)
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
         self.optimizer = build_optimizer(self.recipe, self.model)
         self.scaler = placement.loss_scaler(self.device, self.recipe.training.precision)
@@ -83,9 +70,11 @@ class Trainer:
         except ValueError as error:
             raise UsageError(f"recipe: rewiring.{error}") from None
         layers = list(sparse_layers(self.model))
+        wanted = self.recipe.rewiring.record_exploration and bool(layers)
+        self.exploration = Exploration(self.model) if wanted else None
         if state is None:
-            self.records = Records(self.run.folder, layers)
-            self.records.rewire({"iteration": 0, "epoch": 0}, sparse_layers(self.model))
+            self.records = Records(self.run.folder, layers, exploration=wanted)
+            self._record_rewire({"iteration": 0, "epoch": 0})
         else:
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:  # of this device, not the checkpoint's
@@ -94,9 +83,11 @@ class Trainer:
             if self.rewirer is not None:
                 self.rewirer.load_state_dict(state["rewirer"])
             placement.restore_random(self.device, state)
+            if wanted:
+                self.exploration.load_state_dict(state["exploration"])
             self.position = Position(**state["position"])
             self.records = Records(
-                self.run.folder, layers, state["lengths"], self.position.iteration
+                self.run.folder, layers, state["lengths"], self.position.iteration, wanted
             )
         self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
@@ -193,6 +184,8 @@ class Trainer:
             raise RuntimeError(
                 f"rewiring failed at iteration {self.position.iteration + 1}"
             ) from error
+        if self.exploration is not None:
+            self.exploration.update()
         if report is not None:
             now = self.position
             row = {
@@ -203,7 +196,11 @@ class Trainer:
                 "pruned": report.pruned,
                 "grown": report.grown,
             }
-            self.records.rewire(row, sparse_layers(self.model))
+            self._record_rewire(row)
+
+    def _record_rewire(self, row: dict[str, Any]) -> None:
+        row["exploration"] = self.exploration and self.exploration.rate
+        self.records.rewire(row, sparse_layers(self.model))
 
     def _safe_point(self) -> None:
         """Between iterations: stop if asked to, save if due."""
@@ -272,6 +269,7 @@ class Trainer:
             "rewirer": None if self.rewirer is None else self.rewirer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **placement.random_state(self.device),
+            "exploration": self.exploration and self.exploration.state_dict(),
             "lengths": self.records.lengths(),
             "data": self.data.fingerprint(),
         }

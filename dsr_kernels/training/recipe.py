@@ -93,6 +93,11 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {key}: expected {expected}, got {raw!r}") from None
 
 
+def override(key: str, value: Any) -> str:
+    """``key=value`` as `load` takes it, from a value as TOML gives it."""
+    return f"{key}={value if isinstance(value, str) else _toml(value)}"
+
+
 def _assign(table: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:

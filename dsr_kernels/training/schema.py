@@ -100,6 +100,7 @@ class Rewiring:
     begin_epoch: float = setting(0.0, low=0.0)
     density_schedule: str = setting("cubic", choices=("cubic", "exponential"))
     scope: str = setting("layer", choices=SCOPES)
+    record_exploration: bool = setting(False)  # a bit for each position ever active
 
 
 @dataclass(kw_only=True)
@@ -107,6 +108,14 @@ class Checkpoint:
     every_seconds: float = setting(120.0, low=0.0)  # 0: not by time
     every_iterations: int = setting(0, low=0)  # 0: not by count
     keep: int = setting(2, low=1)
+
+
+@dataclass(kw_only=True)
+class Start:
+    """What a run begins with instead of its own initialisation; see training/origin.py."""
+
+    run: str = setting("")  # folder of a finished run; "": none
+    take: str = setting("weights", choices=("weights", "structure", "structure_and_init"))
 
 
 @dataclass(kw_only=True)
@@ -123,6 +132,7 @@ class Recipe:
     training: Training = setting()
     rewiring: Rewiring = field(default_factory=Rewiring)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    start: Start = field(default_factory=Start)
 
 
 def convert(kind: type, table: Any, path: str = "") -> Any:
