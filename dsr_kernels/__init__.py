@@ -2,10 +2,11 @@
 
 from ._native import show_config
 from .convert import densify, sparsify
+from .distribution import layer_nnz
 from .explain import Explanation, explain
 from .nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
 from .summary import summary
-from .topology import Topology, layer_nnz
+from .topology import Topology
 
 __all__ = [
     "Explanation",

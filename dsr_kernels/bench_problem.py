@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .distribution import budget
 from .explain import Pass, passes
 from .module import SparseModule
 from .nn import SparseConv2d, SparseLinear
 from .reference import to_dense
-from .topology import Topology, budget
+from .topology import Topology
 
 OPERATIONS = ("forward", "grad_input", "grad_weight", "module")
 DENSE = ("dense NCHW", "dense channels_last")

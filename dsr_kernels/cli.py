@@ -1,7 +1,7 @@
-"""The command ``dsr``: train, report, bench, info.
+"""The command ``dsr``: train, report, experiment, bench, info.
 
-Exit codes: 0 done, 1 the system failed (a full disk), 2 wrong usage or input, 3 training stopped by
-a non-finite loss or weight, 130 after Ctrl-C, 143 after SIGTERM.
+Exit codes: 0 done, 1 the system failed (a full disk) or a cell of an experiment did, 2 wrong usage
+or input, 3 training stopped by a non-finite loss or weight, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="RUN", type=Path)
     report.set_defaults(run=_report)
 
+    _add_experiment(commands)
+
     bench = commands.add_parser(
         "bench",
         help="time one layer, sparse against dense",
@@ -96,6 +98,29 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="show version, instruction set, threads and devices")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_experiment(commands) -> None:
+    experiment = commands.add_parser(
+        "experiment",
+        help="run a grid: methods x sparsities x seeds",
+        description="Runs a grid of recipes, each cell as a process, and puts what they show into "
+        "tables and plots. The same command again continues it: finished cells stay, failed ones "
+        "are tried anew.",
+        epilog="example: dsr experiment lenet300-fashion_mnist --jobs 2 --out runs/lenet",
+    )
+    add = experiment.add_argument
+    add("name", metavar="NAME", nargs="?", help="a grid by name, or a TOML file by path")
+    add("--list", action="store_true", help="show the grids and stop")
+    add("--out", metavar="DIR", type=Path, help="folder of the experiment (default: runs/NAME)")
+    add("--jobs", metavar="N", type=int, default=1, help="cells at a time (default: 1)")
+    add("--threads", metavar="N", type=int, help="CPU threads of each (default: cores / jobs)")
+    add("--data-dir", metavar="DIR", type=Path, help="where the data set's files are")
+    add("--device", metavar="NAME", help="where to train: cpu, cuda or cuda:N (default: cpu)")
+    add("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a value in every cell, as in training.epochs=5 (repeatable)")  # fmt: skip
+    add("--report", action="store_true", help="only make tables and plots again")
+    experiment.set_defaults(run=_experiment)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -150,6 +175,12 @@ def _report(options: argparse.Namespace) -> int:
 
     print(report.write(Run.open(options.folder)))
     return 0
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    from dsr_kernels.experiments import command
+
+    return command.run(options)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from .dense import METHODS, why_not
+from .distribution import budget, check_distribution, distribute, reachable
 from .nn import SparseConv2d, SparseLinear, SparseModule
-from .topology import apportion, budget, layer_nnz
 
 KINDS: dict[type[nn.Module], type[SparseModule]] = {
     nn.Conv2d: SparseConv2d,
@@ -30,6 +30,7 @@ def sparsify(
     *,
     exclude: Iterable[str] = (),
     overrides: Mapping[str, float] | None = None,
+    over: str = "converted",
     keep: str = "random",
     inplace: bool = False,
     generator: torch.Generator | None = None,
@@ -37,15 +38,20 @@ def sparsify(
     """A model whose nn.Conv2d and nn.Linear layers are sparse; the given one is left as it was.
 
     Together the converted layers keep exactly floor((1 - sparsity) * N) of their N weights, shared
-    out by `distribution` ('uniform', 'er' or 'erk', see topology.layer_nnz) and chosen at 'random'
-    or by 'magnitude'; they keep the dense layers' values there. `exclude` leaves layers dense and
-    `overrides` gives layers a sparsity of their own, outside that budget: both name layers by glob
-    ('layer4.*', or a container for all that is in it). A glob that fits no layer is an error; a
-    layer that cannot be converted stays dense with a warning. `inplace=True` changes the given
-    model (the result is what is returned: another object if the model is itself a layer).
+    out by `distribution` ('uniform', 'er' or 'erk', see distribution.layer_nnz) and chosen at
+    'random' or by 'magnitude'; they keep the dense layers' values there. keep='kernels' takes whole
+    kernels at random, as many as the shares hold. `exclude` leaves layers dense and `overrides`
+    gives layers a sparsity of their own, outside that budget: both name layers by glob ('layer4.*',
+    or a container for all that is in it). With over='model', N counts the weights of all
+    convolutions and linear layers, and the layers that stay dense or have a sparsity of their own
+    are made up for by the others. A glob that fits no layer is an error, and so is a sparsity out
+    of reach; a layer that cannot be converted stays dense with a warning. `inplace=True` changes
+    the given model (the result is what is returned: another object if the model is a layer itself).
     """
     if keep not in METHODS:
         raise ValueError(f"keep: expected one of {METHODS}, got {keep!r}")
+    if over not in ("converted", "model"):
+        raise ValueError(f"over: expected 'converted' or 'model', got {over!r}")
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
     model = model if inplace else copy.deepcopy(model)
     layers, kept_dense = _choose_layers(model, exclude)
@@ -54,12 +60,13 @@ def sparsify(
         raise ValueError("sparsify: the model has no nn.Conv2d or nn.Linear to convert")
     shapes = [module.weight.shape for module in layers.values()]
     fixed = {i: budget(shapes[i].numel(), s) for i, s in own.items()}
-    counts = _share_out(shapes, sparsity, distribution, fixed)
+    modules = dict(model.named_modules())
+    dense = sum(modules[name].weight.numel() for name in kept_dense) if over == "model" else None
+    counts = _share_out(shapes, sparsity, distribution, fixed, dense)
     replacements = {}
     for module, nnz in zip(layers.values(), counts, strict=True):
         twin = KINDS[type(module)]
         replacements[module] = twin.from_dense(module, nnz=nnz, method=keep, generator=generator)
-    modules = dict(model.named_modules())
     for name, reason in kept_dense.items():
         modules[name].kept_dense = reason  # for summary()
     return _replace(model, replacements)
@@ -141,18 +148,32 @@ def _fits(glob: str, name: str) -> bool:
 
 
 def _share_out(
-    shapes: list[torch.Size], sparsity: float, distribution: str, fixed: Mapping[int, int]
+    shapes: list[torch.Size],
+    sparsity: float,
+    distribution: str,
+    fixed: Mapping[int, int],
+    dense: int | None,
 ) -> list[int]:
-    """layer_nnz, but with an exact total for the uniform distribution too."""
-    counts = layer_nnz(shapes, sparsity, distribution, fixed)
+    """Non-zeros of each layer. `dense`: weights that stay dense and count with the others; if None,
+    the sparsity is that of the layers not `fixed` alone.
+    """
+    check_distribution(distribution)
     free = [i for i in range(len(shapes)) if i not in fixed]
-    if distribution == "uniform" and free:
-        sizes = [shapes[i].numel() for i in free]
-        for i, count in zip(
-            free, apportion(budget(sum(sizes), sparsity), sizes, sizes), strict=True
-        ):
-            counts[i] = count
-    return counts
+    sizes = [shapes[i].numel() for i in free]
+    total = budget(sum(sizes), sparsity) if free else 0
+    if dense is not None:
+        taken = dense + sum(fixed.values())
+        every = dense + sum(shape.numel() for shape in shapes)
+        total = budget(every, sparsity) - taken
+        if not len(free) <= total <= sum(sizes):
+            raise ValueError(
+                f"sparsity: {sparsity} of all {every} weights cannot be met: {taken} of them stay "
+                "in layers that are dense or have a sparsity of their own; reachable: "
+                f"{reachable(taken + len(free), taken + sum(sizes), every)}"
+            )
+    shared = distribute([shapes[i] for i in free], total, distribution) if free else []
+    counts = dict(fixed) | dict(zip(free, shared, strict=True))
+    return [counts[i] for i in range(len(shapes))]
 
 
 def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .distribution import budget
 from .module import SparseModule
 from .plans import DTYPE_CODES
 from .reference import at_pattern
-from .topology import Topology, budget
+from .topology import Topology
 
-METHODS = ("magnitude", "random")
+METHODS = ("magnitude", "random", "kernels")
 
 
 def why_not(module: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -49,7 +50,9 @@ def choose_topology(
     method: str,
     generator: torch.Generator | None,
 ) -> Topology:
-    """The pattern from_dense keeps: a mask's, or `nnz` entries by magnitude or at random."""
+    """The pattern from_dense keeps: a mask's, or `nnz` entries by magnitude or at random, or as
+    many whole kernels at random as hold no more than `nnz`.
+    """
     given = [n for n, v in (("sparsity", sparsity), ("nnz", nnz), ("mask", mask)) if v is not None]
     if len(given) != 1:
         raise ValueError(
@@ -67,6 +70,8 @@ def choose_topology(
     nnz = budget(weight.numel(), sparsity) if nnz is None else nnz
     if method == "random":
         return Topology.random(weight.shape, nnz, generator=generator, device=weight.device)
+    if method == "kernels":
+        return Topology.random_kernels(weight.shape, nnz, generator=generator, device=weight.device)
     return Topology.from_dense_magnitude(weight, nnz)
 
 

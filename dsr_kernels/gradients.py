@@ -24,6 +24,24 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import ops
 
+# Who wants to see what a weight's gradient is made of, by the address of the values.
+_watchers: dict[int, Callable] = {}
+
+
+def watch(values: Tensor, watcher: Callable) -> None:
+    """Has `watcher(x, grad, *shape)` called in every backward pass of a layer in eager mode.
+
+    x [N, C, H, W] and grad [N, O, P, Q] are its input and its output's gradient, `shape` is
+    (weight_shape, stride, padding, dilation, groups); a linear layer is a 1x1 convolution of 1x1
+    images. Methods that grow where the gradient is large find it by this. A compiled backward pass
+    has no such calls.
+    """
+    _watchers[values.data_ptr()] = watcher
+
+
+def unwatch(values: Tensor) -> None:
+    _watchers.pop(values.data_ptr(), None)
+
 
 class _Conv(torch.autograd.Function):
     @staticmethod
@@ -43,6 +61,8 @@ class _Conv(torch.autograd.Function):
             gx = grad_input(grad, values, crow, col, ctx.input_size, *ctx.shape, ctx.last)
         if wants_values:
             gvalues = grad_weight(x, grad, crow, col, *ctx.shape, values.dtype)
+            if _watchers and (watcher := _watchers.get(values.data_ptr())) is not None:
+                watcher(x.detach(), grad.detach(), *ctx.shape)
         if wants_bias:
             gbias = grad_bias(grad, values.dtype)
         return None, gx, gvalues, gbias, *[None] * len(rest)

@@ -16,8 +16,9 @@ import torch.compiler.config
 from torch import Tensor, nn
 
 from . import reference, state
+from .distribution import budget
 from .plans import DTYPE_CODES
-from .topology import Topology, budget, check_nnz, check_pattern, check_shape
+from .topology import Topology, check_nnz, check_pattern, check_shape
 
 
 def _let_nnz_vary() -> None:

@@ -1,4 +1,4 @@
-"""Where the non-zeros of a weight sit, and how many each layer gets.
+"""Where the non-zeros of a weight sit.
 
 A weight of shape (O, I/groups, KH, KW), or (O, I), is a CSR matrix of O rows whose columns run over
 (i * KH + kh) * KW + kw. `crow_indices` [O + 1] and `col_indices` [nnz] are int32 and sorted in each
@@ -8,10 +8,9 @@ row; only positions are counted in 64 bits, so a weight may have more than 2**31
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -19,21 +18,6 @@ from torch import Tensor
 from ._native import _C
 
 INT32_MAX = 2**31 - 1
-DISTRIBUTIONS = ("uniform", "er", "erk")
-
-
-def exact_fraction(value: float, name: str = "sparsity") -> Fraction:
-    """The decimal number the caller wrote: 0.9 is 9/10, not the binary number just above it."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
-    if not 0 <= value < 1:
-        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
-    return value if isinstance(value, Fraction) else Fraction(str(value))
-
-
-def budget(numel: int, sparsity: float) -> int:
-    """floor((1 - sparsity) * numel), and at least 1: how many non-zeros `numel` weights get."""
-    return max(1, math.floor((1 - exact_fraction(sparsity)) * numel))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +91,24 @@ class Topology:
         row_length = math.prod(shape[1:])
         _C.sample_pattern(shape[0], row_length, nnz, seed, crow.data_ptr(), col.data_ptr())
         return cls(shape, crow.to(device), col.to(device))
+
+    @classmethod
+    def random_kernels(
+        cls,
+        weight_shape: Sequence[int],
+        nnz: int,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Topology:
+        """Whole KH x KW kernels, uniform over the weight: as many as `nnz` holds, at least one."""
+        shape = check_shape(weight_shape)
+        check_nnz(shape, nnz)
+        size = math.prod(shape[2:])
+        kernels = cls.random(shape[:2], max(1, nnz // size), generator=generator, device=device)
+        steps = torch.arange(size, dtype=torch.int32, device=kernels.col_indices.device)
+        col = (kernels.col_indices[:, None] * size + steps).flatten()
+        return cls(shape, kernels.crow_indices * size, col)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Topology:
@@ -212,82 +214,3 @@ def check_pattern(weight_shape: Sequence[int], crow: Tensor, col: Tensor) -> Non
             "col_indices: expected strictly ascending columns in each row, "
             f"got {col[where].item()} after {col[where - 1].item()} at position {where}"
         )
-
-
-def apportion(total: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
-    """Split `total` in proportion to `weights`, each share between 1 and its capacity, exactly.
-
-    Shares above their capacity are cut to it and what they leave is shared out by the same rule;
-    the last units go to the largest remainders; a layer left with none takes one from the largest.
-    """
-    if not len(capacities) <= total <= sum(capacities):
-        raise ValueError(
-            f"sparsity: {total} non-zeros cannot be shared by {len(capacities)} layers that hold "
-            f"from 1 to all of their {sum(capacities)} weights together"
-        )
-    shares = [0] * len(capacities)
-    rest = list(range(len(capacities)))
-    while full := [i for i in rest if total * weights[i] >= capacities[i] * _mass(weights, rest)]:
-        for i in full:
-            shares[i] = capacities[i]
-            total -= capacities[i]
-        rest = [i for i in rest if not shares[i]]
-    if rest:
-        mass = _mass(weights, rest)
-        for i in rest:
-            shares[i] = total * weights[i] // mass
-        left = total - sum(shares[i] for i in rest)
-        for i in sorted(rest, key=lambda i: (-(total * weights[i] % mass), i))[:left]:
-            shares[i] += 1
-    for i in range(len(shares)):
-        if not shares[i]:
-            shares[shares.index(max(shares))] -= 1
-            shares[i] = 1
-    return shares
-
-
-def _mass(weights: Sequence[int], layers: Sequence[int]) -> int:
-    return sum(weights[i] for i in layers)
-
-
-def _share_weights(shape: tuple[int, ...], distribution: str) -> int:
-    """What a layer's number of non-zeros is proportional to, before capacities.
-
-    Erdos-Renyi (Mocanu et al. 2018): density ~ (n_in + n_out) / (n_in * n_out). With the kernel,
-    ERK (Evci et al. 2020, section 3): ~ (n_in + n_out + kh + kw) / (n_in * n_out * kh * kw).
-    """
-    if distribution == "er":
-        return (shape[0] + shape[1]) * math.prod(shape[2:])
-    return sum(shape)
-
-
-def layer_nnz(
-    shapes: Sequence[Sequence[int]],
-    sparsity: float,
-    distribution: str = "uniform",
-    fixed: Mapping[int, int] | None = None,
-) -> list[int]:
-    """How many non-zeros each weight of `shapes` gets.
-
-    uniform: floor((1 - sparsity) * N_l) in each layer, as in the paper. er, erk: together exactly
-    floor((1 - sparsity) * sum N_l), shared out by Erdos-Renyi densities; a layer that would need a
-    density above 1 becomes dense and the others share the rest. Layers in `fixed` (index -> nnz)
-    stand outside: neither their weights nor their non-zeros enter the budget of the others.
-    """
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution: expected one of {DISTRIBUTIONS}, got {distribution!r}")
-    checked = [check_shape(shape) for shape in shapes]
-    fixed = dict(fixed or {})
-    for index, nnz in fixed.items():
-        check_nnz(checked[index], nnz)
-    free = [i for i in range(len(checked)) if i not in fixed]
-    sizes = [math.prod(checked[i]) for i in free]
-    if distribution == "uniform":
-        counts = [budget(size, sparsity) for size in sizes]
-    elif free:
-        weights = [_share_weights(checked[i], distribution) for i in free]
-        counts = apportion(budget(sum(sizes), sparsity), weights, sizes)
-    else:
-        counts = []
-    shared = dict(zip(free, counts, strict=True))
-    return [fixed[i] if i in fixed else shared[i] for i in range(len(checked))]

@@ -16,7 +16,7 @@ from dsr_kernels import (
     sparsify,
     summary,
 )
-from dsr_kernels.topology import budget
+from dsr_kernels.distribution import budget
 
 
 class Block(nn.Module):

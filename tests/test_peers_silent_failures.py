@@ -17,8 +17,8 @@ from nn_cases import check_layer, layer
 from torch import nn
 
 from dsr_kernels import SparseConv2d, SparseLinear, layer_nnz, named_sparse_modules, sparsify
+from dsr_kernels.distribution import budget
 from dsr_kernels.rewiring import DSR
-from dsr_kernels.topology import budget
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 9, 11, 13, 15, 17])

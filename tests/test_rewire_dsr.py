@@ -50,7 +50,7 @@ def below(model: nn.Module, threshold: float) -> int:
         ({"prune_count": 2.5}, "prune_count: expected an integer"),
         ({"prune_count": 10**6}, "prune_count: expected at most the model's 728 non-zeros"),
         ({"prune_fraction": 0.1, "prune_count": 5}, "at most one of them, got 0.1 and 5"),
-        ({"threshold": "topk"}, "threshold: expected 'adaptive' or 'exact', got 'topk'"),
+        ({"threshold": "topk"}, "threshold: unknown value 'topk'; expected one of adaptive, exact"),
         ({"initial_threshold": 0.0}, "initial_threshold: expected a finite number > 0"),
         ({"tolerance": 1.0}, r"tolerance: expected a number in \[0, 1\), got 1.0"),
         ({"every": 0}, "every: expected an integer of at least 1, got 0"),

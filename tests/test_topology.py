@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsr_kernels.topology import Topology, apportion, budget, exact_fraction, layer_nnz
+from dsr_kernels.distribution import apportion, budget, exact_fraction, layer_nnz
+from dsr_kernels.topology import Topology
 
 SHAPE = (3, 2, 2, 2)  # rows of 8
 

@@ -16,7 +16,8 @@ from dsr_kernels.cli import main
 from dsr_kernels.training import data as datasets
 from dsr_kernels.training import loop
 from dsr_kernels.training.checkpoint import Checkpoints
-from dsr_kernels.training.setup import build_model, build_optimizer, in_iterations
+from dsr_kernels.training.methods import in_iterations
+from dsr_kernels.training.setup import build_model, build_optimizer
 
 KINDS = ["lenet", "wrn"]
 

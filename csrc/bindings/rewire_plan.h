@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings/common.h"
+#include "common/rewire_decide.h"
 #include "common/rewire_plan.h"
 
 namespace dsr::bindings {
@@ -15,9 +16,9 @@ namespace dsr::bindings {
 // name, rows, row_length, nnz, crow, col, values, dtype, stream
 using LayerTuple = std::tuple<std::string, int64_t, int64_t, int64_t, uintptr_t, uintptr_t,
                               uintptr_t, std::string, uint32_t>;
-// crow, col, [(from, to, item_size), ...]
-using OutputTuple =
-    std::tuple<uintptr_t, uintptr_t, std::vector<std::tuple<uintptr_t, uintptr_t, int64_t>>>;
+// crow, col, [(from, to, item_size), ...], ranks; all zero and empty: the layer stays as it is
+using OutputTuple = std::tuple<uintptr_t, uintptr_t,
+                               std::vector<std::tuple<uintptr_t, uintptr_t, int64_t>>, uintptr_t>;
 
 inline std::vector<RewireLayer> rewire_layers(const std::vector<LayerTuple>& tuples) {
   std::vector<RewireLayer> layers;
@@ -32,8 +33,8 @@ inline std::vector<RewireLayer> rewire_layers(const std::vector<LayerTuple>& tup
 
 inline std::vector<RewireOutput> rewire_outputs(const std::vector<OutputTuple>& tuples) {
   std::vector<RewireOutput> outputs;
-  for (const auto& [crow, col, arrays] : tuples) {
-    outputs.push_back({pointer<int32_t>(crow), pointer<int32_t>(col), {}});
+  for (const auto& [crow, col, arrays, ranks] : tuples) {
+    outputs.push_back({pointer<int32_t>(crow), pointer<int32_t>(col), {}, pointer<int64_t>(ranks)});
     for (const auto& [from, to, item_size] : arrays) {
       outputs.back().arrays.push_back({pointer<void>(from), pointer<void>(to), item_size});
     }
@@ -64,16 +65,31 @@ void define_decisions(py::class_<Plan>& c) {
       py::arg("threshold"));
   c.def(
       "prune_smallest",
-      [](Plan& plan, int64_t count) {
+      [](Plan& plan, int64_t count, bool regrown) {
         py::gil_scoped_release release;
-        require_ok(rewire_prune_smallest(plan, count));
+        require_ok(rewire_prune_smallest(plan, count, regrown));
       },
-      py::arg("count"));
+      py::arg("count"), py::arg("regrown") = true);
+  c.def(
+      "prune_smallest_each",
+      [](Plan& plan, const std::vector<int64_t>& counts) {
+        py::gil_scoped_release release;
+        require_ok(rewire_prune_smallest_each(plan, counts));
+      },
+      py::arg("counts"));
+  c.def(
+      "grow",
+      [](Plan& plan, const std::vector<int64_t>& grown) { require_ok(rewire_grow(plan, grown)); },
+      py::arg("grown"));
   c.def("grow_proportionally", [](Plan& plan) { require_ok(rewire_grow_proportionally(plan)); });
   c.def_property_readonly("prunable", [](const Plan& plan) { return plan.prunable; });
   c.def_property_readonly("below", [](const Plan& plan) { return plan.below; });
   c.def_property_readonly("room", [](const Plan& plan) { return plan.room; });
-  c.def_property_readonly("cut", [](const Plan& plan) { return plan.cut; });
+  c.def_property_readonly("cut", [](const Plan& plan) { return plan.cut(); });
+  c.def_property_readonly("cuts", [](const Plan& plan) { return plan.cuts; });
+  c.def_property_readonly("below_each", [](const Plan& plan) { return plan.below_each; });
+  define_per_layer(c, "nnz", [](const Plan& plan, int64_t l) { return plan.layers[l].nnz; });
+  define_per_layer(c, "capacity", [](const Plan& plan, int64_t l) { return plan.capacity(l); });
   define_per_layer(c, "pruned",
                    [](const Plan& plan, int64_t l) { return plan.decisions[l].pruned; });
   define_per_layer(c, "grown", [](const Plan& plan, int64_t l) { return plan.decisions[l].grown; });

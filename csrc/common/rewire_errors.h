@@ -46,20 +46,54 @@ inline std::string check_count(int64_t count) {
   return "count: expected >= 0, got " + std::to_string(count);
 }
 
-inline std::string check_outputs(const RewirePlan& plan, const std::vector<RewireOutput>& outputs) {
-  if (outputs.size() != plan.layers.size()) {
-    return "outputs: expected one for each of " + std::to_string(plan.layers.size()) +
-           " layers, got " + std::to_string(outputs.size());
+inline std::string check_one_each(const RewirePlan& plan, const char* name, size_t got) {
+  if (got == plan.layers.size()) return {};
+  return std::string(name) + ": expected one for each of " + std::to_string(plan.layers.size()) +
+         " layers, got " + std::to_string(got);
+}
+
+// How many entries to prune in each layer.
+inline std::string check_counts(const RewirePlan& plan, const std::vector<int64_t>& counts) {
+  std::string error = check_one_each(plan, "counts", counts.size());
+  for (size_t l = 0; error.empty() && l < counts.size(); ++l) {
+    error = check_count(counts[l]);
+    if (!error.empty()) error = quoted(plan.layers[l]) + ": " + error;
   }
-  for (const RewireOutput& output : outputs) {
-    for (const RewireArray& array : output.arrays) {
-      const int64_t size = array.item_size;
-      if (size != 1 && size != 2 && size != 4 && size != 8) {
-        return "item_size: expected 1, 2, 4 or 8 bytes, got " + std::to_string(size);
+  return error;
+}
+
+// How many entries to grow in each layer.
+inline std::string check_growth(const RewirePlan& plan, const std::vector<int64_t>& grown) {
+  const std::string error = check_one_each(plan, "grown", grown.size());
+  if (!error.empty()) return error;
+  for (size_t l = 0; l < grown.size(); ++l) {
+    const int64_t capacity = plan.capacity(static_cast<int64_t>(l));
+    if (grown[l] >= 0 && grown[l] <= capacity) continue;
+    return quoted(plan.layers[l]) + ": expected to grow between 0 and its " +
+           std::to_string(capacity) + " free positions, got " + std::to_string(grown[l]);
+  }
+  return {};
+}
+
+inline std::string check_outputs(const RewirePlan& plan, const std::vector<RewireOutput>& outputs) {
+  const std::string error = check_one_each(plan, "outputs", outputs.size());
+  if (!error.empty()) return error;
+  for (size_t l = 0; l < outputs.size(); ++l) {
+    if (outputs[l].crow == nullptr && plan.changes(static_cast<int64_t>(l))) {
+      return quoted(plan.layers[l]) + ": expected memory for its new pattern, got none";
+    }
+    for (const RewireArray& array : outputs[l].arrays) {
+      if (array.item_size < 1) {
+        return "item_size: expected at least 1 byte, got " + std::to_string(array.item_size);
       }
     }
   }
   return {};
+}
+
+inline std::string bad_ranks(const RewireLayer& layer) {
+  return quoted(layer) +
+         ": the ranks of what grows do not ascend among its free positions; nothing was rewired";
 }
 
 }  // namespace dsr

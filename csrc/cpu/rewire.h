@@ -4,7 +4,7 @@
 //   plan.layers = ...   what every layer holds now; that memory outlives the plan
 //   rewire_open         checks the weights, finds each layer's keeper
 //   rewire_prune_*      decides what goes
-//   rewire_grow_*       decides how many come back, in which layer (common/rewire_plan.h)
+//   rewire_grow_*       decides how many come back, in which layer (common/rewire_decide.h)
 //   rewire_apply        writes the new patterns and arrays, of nnz_after() entries
 //
 // Nothing a caller holds is changed: outputs are new memory. Every result is independent of the
@@ -37,12 +37,17 @@ Status rewire_open(RewirePlan& plan, int threads);
 // more back.
 Status rewire_prune_below(RewirePlan& plan, double threshold);
 
-// Prunes exactly min(count, plan.prunable, plan.room) entries: the smallest magnitudes of all
-// layers together, among equals the later ones (by layer, then by position).
-Status rewire_prune_smallest(RewirePlan& plan, int64_t count);
+// Prunes exactly min(count, plan.prunable) entries, and no more than plan.room if as many are to be
+// regrown: the smallest magnitudes of all layers together, among equals the later ones (by layer,
+// then by position).
+Status rewire_prune_smallest(RewirePlan& plan, int64_t count, bool regrown);
 
-// Samples the grown positions uniformly outside the old support and merges. `step` numbers the
-// rewires of a run.
+// Prunes exactly counts[l] entries of each layer, but never its keeper: the smallest, among equals
+// the later ones.
+Status rewire_prune_smallest_each(RewirePlan& plan, const std::vector<int64_t>& counts);
+
+// Grows at the given ranks or samples positions uniformly outside the old support, and merges.
+// `step` numbers the rewires of a run.
 Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
                     const std::vector<RewireOutput>& outputs);
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "common/rewire_errors.h"
@@ -34,7 +35,7 @@ bool merge(const RewirePlan& plan, int64_t l, const T* values,
   int32_t* const source = scratch.source.data();
   const int32_t* const old_col = layer.col;
   const int64_t row_length = layer.row_length;
-  const double cut = plan.cut;
+  const double cut = plan.cuts[l];
   const int64_t keeper = plan.keeper[l], tie_start = plan.tie_start[l];
   int64_t written = 0;
   bool ascending = true;
@@ -76,6 +77,18 @@ void move_words(const RewireArray& array, const int32_t* source, int64_t count) 
   }
 }
 
+void move_blocks(const RewireArray& array, const int32_t* source, int64_t count) {
+  const char* from = static_cast<const char*>(array.from);
+  char* to = static_cast<char*>(array.to);
+  for (int64_t i = 0; i < count; ++i, to += array.item_size) {
+    if (source[i] >= 0) {
+      std::memcpy(to, from + source[i] * array.item_size, array.item_size);
+    } else {
+      std::memset(to, 0, array.item_size);
+    }
+  }
+}
+
 void move_array(const RewireArray& array, const int32_t* source, int64_t count) {
   switch (array.item_size) {  // all-zero bits are zero in every floating-point type
     case 1:
@@ -84,9 +97,32 @@ void move_array(const RewireArray& array, const int32_t* source, int64_t count) 
       return move_words<uint16_t>(array, source, count);
     case 4:
       return move_words<uint32_t>(array, source, count);
-    default:
+    case 8:
       return move_words<uint64_t>(array, source, count);
+    default:
+      return move_blocks(array, source, count);
   }
+}
+
+// The first `grown` ranks, ascending, and a last one larger than any; false if given ones do not
+// fit.
+bool fill_ranks(const RewirePlan& plan, int64_t l, uint64_t seed, uint32_t step,
+                const int64_t* given, SampleBuffers& buffers) {
+  const RewireLayer& layer = plan.layers[l];
+  const int64_t grown = plan.decisions[l].grown, free = layer.positions() - layer.nnz;
+  if (given != nullptr) {
+    int64_t previous = -1;
+    for (int64_t i = 0; i < grown; ++i) {
+      if (given[i] <= previous || given[i] >= free) return false;
+      buffers.ranks[i] = static_cast<uint64_t>(previous = given[i]);
+    }
+  } else if (grown > 0) {
+    const Feistel permutation =
+        Feistel::make(static_cast<uint64_t>(free), seed, step, layer.stream, Purpose::kGrowth);
+    sample_sorted(permutation, grown, buffers);
+  }
+  buffers.ranks[grown] = std::numeric_limits<uint64_t>::max();
+  return true;
 }
 
 }  // namespace
@@ -108,29 +144,30 @@ Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
     s.col.resize(most_steps + 1);
     s.source.resize(most_steps + 1);
   }
-  std::vector<char> sorted(count);
+  std::vector<std::string> errors(count);
   for_each_layer(plan, [&](int64_t l) {
+    if (outputs[l].crow == nullptr) return;  // it stays as it is
     const RewireLayer& layer = plan.layers[l];
-    const RewireDecision& decision = plan.decisions[l];
     Scratch& mine = scratch[omp_get_thread_num()];
-    if (decision.grown > 0) {
-      const Feistel permutation =
-          Feistel::make(static_cast<uint64_t>(layer.positions() - layer.nnz), seed, step,
-                        layer.stream, Purpose::kGrowth);
-      sample_sorted(permutation, decision.grown, mine.samples);
+    if (!fill_ranks(plan, l, seed, step, outputs[l].ranks, mine.samples)) {
+      errors[l] = bad_ranks(layer);
+      return;
     }
-    mine.samples.ranks[decision.grown] = std::numeric_limits<uint64_t>::max();
+    bool merged = false;
     with_values(layer, [&](const auto* values) {
-      sorted[l] = merge(plan, l, values, mine.samples.ranks.data(), outputs[l].crow, mine);
+      merged = merge(plan, l, values, mine.samples.ranks.data(), outputs[l].crow, mine);
     });
-    if (!sorted[l]) return;
+    if (!merged) {
+      errors[l] = unsorted_or_changed(layer);
+      return;
+    }
     std::copy_n(mine.col.data(), plan.nnz_after(l), outputs[l].col);
     for (const RewireArray& array : outputs[l].arrays) {
       move_array(array, mine.source.data(), plan.nnz_after(l));
     }
   });
-  for (int64_t l = 0; l < count; ++l) {
-    if (!sorted[l]) return Status::error(unsorted_or_changed(plan.layers[l]));
+  for (const std::string& error : errors) {
+    if (!error.empty()) return Status::error(error);
   }
   return Status::ok();
 }

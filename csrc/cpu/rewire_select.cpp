@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 
+#include "common/rewire_decide.h"
 #include "common/rewire_errors.h"
 #include "cpu/rewire.h"
 
@@ -61,9 +62,9 @@ std::string find_keeper(const RewireLayer& layer, const T* values, int64_t& keep
 CutCounts count_at_cut(const RewirePlan& plan) {
   CutCounts counts{std::vector<int64_t>(plan.layers.size()),
                    std::vector<int64_t>(plan.layers.size())};
-  const double cut = plan.cut;
   for_each_layer(plan, [&](int64_t l) {
     with_values(plan.layers[l], [&](const auto* values) {
+      const double cut = plan.cuts[l];
       const int64_t keeper = plan.keeper[l];
       int64_t less = 0, equal = 0;
       for (int64_t i = 0; i < plan.layers[l].nnz; ++i) {
@@ -81,15 +82,14 @@ CutCounts count_at_cut(const RewirePlan& plan) {
   return counts;
 }
 
-// Prunes the last `ties` entries of cut magnitude over all layers, beside everything below it.
-void prune_at_cut(RewirePlan& plan, const CutCounts& counts, int64_t ties) {
-  decide_at_cut(plan, counts, ties);
+// Finds where the pruned entries of cut magnitude begin: they are the layer's last ones.
+void find_ties(RewirePlan& plan) {
   for_each_layer(plan, [&](int64_t l) {
     with_values(plan.layers[l], [&](const auto* values) {
       int64_t i = plan.layers[l].nnz;
       for (int64_t left = plan.decisions[l].ties; left > 0;) {
         --i;
-        left -= i != plan.keeper[l] && magnitude(values[i]) == plan.cut;
+        left -= i != plan.keeper[l] && magnitude(values[i]) == plan.cuts[l];
       }
       plan.tie_start[l] = i;
     });
@@ -146,6 +146,18 @@ double select_magnitude(const RewirePlan& plan, int64_t rank) {
   return candidates[rank];
 }
 
+// The `rank`-th smallest prunable magnitude of one layer (from 0).
+double select_in_layer(const RewirePlan& plan, int64_t l, int64_t rank) {
+  std::vector<double> magnitudes(plan.layers[l].nnz);
+  with_values(plan.layers[l], [&](const auto* values) {
+    std::transform(values, values + magnitudes.size(), magnitudes.begin(),
+                   [](auto value) { return magnitude(value); });
+  });
+  magnitudes.erase(magnitudes.begin() + plan.keeper[l]);
+  std::nth_element(magnitudes.begin(), magnitudes.begin() + rank, magnitudes.end());
+  return magnitudes[rank];
+}
+
 }  // namespace
 
 Status rewire_open(RewirePlan& plan, int threads) {
@@ -156,6 +168,8 @@ Status rewire_open(RewirePlan& plan, int threads) {
   plan.decisions.assign(count, {});
   plan.keeper.assign(count, -1);
   plan.tie_start.assign(count, 0);
+  plan.set_cut(0);
+  plan.below_each.assign(count, 0);
   plan.order.resize(count);
   std::iota(plan.order.begin(), plan.order.end(), 0);
   std::stable_sort(plan.order.begin(), plan.order.end(),
@@ -178,21 +192,38 @@ Status rewire_open(RewirePlan& plan, int threads) {
 Status rewire_prune_below(RewirePlan& plan, double threshold) {
   const std::string error = check_threshold(threshold);
   if (!error.empty()) return Status::error(error);
-  plan.cut = threshold;
+  plan.set_cut(threshold);
   const CutCounts counts = count_at_cut(plan);
+  plan.below_each = counts.less;
   plan.below = counts.all_less();
-  if (plan.below > plan.room) return rewire_prune_smallest(plan, plan.room);
-  prune_at_cut(plan, counts, 0);
+  if (plan.below > plan.room) return rewire_prune_smallest(plan, plan.room, true);
+  decide_at_cut(plan, counts, 0);
+  find_ties(plan);
   return Status::ok();
 }
 
-Status rewire_prune_smallest(RewirePlan& plan, int64_t count) {
+Status rewire_prune_smallest(RewirePlan& plan, int64_t count, bool regrown) {
   const std::string error = check_count(count);
   if (!error.empty()) return Status::error(error);
-  count = std::min({count, plan.prunable, plan.room});
-  plan.cut = count > 0 ? select_magnitude(plan, count - 1) : 0;
+  count = std::min(count, plan.prunable);
+  if (regrown) count = std::min(count, plan.room);
+  plan.set_cut(count > 0 ? select_magnitude(plan, count - 1) : 0);
   const CutCounts counts = count_at_cut(plan);
-  prune_at_cut(plan, counts, count - counts.all_less());
+  decide_at_cut(plan, counts, count - counts.all_less());
+  find_ties(plan);
+  return Status::ok();
+}
+
+Status rewire_prune_smallest_each(RewirePlan& plan, const std::vector<int64_t>& counts) {
+  const std::string error = check_counts(plan, counts);
+  if (!error.empty()) return Status::error(error);
+  const std::vector<int64_t> wanted = limit_to_prunable(plan, counts);
+  plan.set_cut(0);
+  for_each_layer(plan, [&](int64_t l) {
+    if (wanted[l] > 0) plan.cuts[l] = select_in_layer(plan, l, wanted[l] - 1);
+  });
+  decide_at_cuts(plan, count_at_cut(plan), wanted);
+  find_ties(plan);
   return Status::ok();
 }
 

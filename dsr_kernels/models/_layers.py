@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule
+from dsr_kernels.distribution import layer_nnz
+from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
+from dsr_kernels.topology import Topology
 
 
 class LayerFactory:
@@ -81,6 +83,28 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
+def lay_out_(
+    model: nn.Module,
+    sparsity: float,
+    distribution: str,
+    granularity: str,
+    generator: torch.Generator | None,
+) -> None:
+    """Draws the model's sparse patterns and all its weights anew.
+
+    distribution: "uniform", "er" or "erk", see distribution.layer_nnz. granularity: "weight", or
+    "kernel" for whole k x k kernels, as many as each layer's share holds.
+    """
+    layers = list(named_sparse_modules(model))
+    counts = layer_nnz([module.weight_shape for _, module in layers], sparsity, distribution)
+    draw = Topology.random_kernels if granularity == "kernel" else Topology.random
+    for (_, module), nnz in zip(layers, counts, strict=True):
+        drawn = draw(module.weight_shape, nnz, generator=generator, device=module.values.device)
+        values = torch.empty(drawn.nnz, dtype=module.values.dtype, device=module.values.device)
+        module.replace_topology(drawn.crow_indices, drawn.col_indices, values)
+    initialize_(model, generator)
+
+
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Shape of the weight the layer stands for, sparse or dense; None for other modules."""
     if isinstance(module, SparseModule):
@@ -108,12 +132,16 @@ def initialize_(model: nn.Module, generator: torch.Generator | None) -> None:
     bias 0.
     """
     for _, module, weight in weight_tensors(model):
-        shape = weight_shape(module)
-        if len(shape) == 4:
-            outputs, _, height, width = shape
-            weight.normal_(0.0, math.sqrt(2.0 / (height * width * outputs)), generator=generator)
-        else:
-            bound = 1.0 / math.sqrt(shape[1])
-            weight.uniform_(-bound, bound, generator=generator)
-            if module.bias is not None:
-                module.bias.uniform_(-bound, bound, generator=generator)
+        draw_(weight, weight_shape(module), generator)
+        if isinstance(module, (nn.Linear, SparseLinear)) and module.bias is not None:
+            draw_(module.bias, weight_shape(module), generator)
+
+
+def draw_(tensor: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> None:
+    """Fills `tensor`, of any size, as if of a weight of `shape`: `initialize_`'s distribution."""
+    if len(shape) == 4:
+        outputs, _, height, width = shape
+        tensor.normal_(0.0, math.sqrt(2.0 / (height * width * outputs)), generator=generator)
+    else:
+        bound = 1.0 / math.sqrt(shape[1])
+        tensor.uniform_(-bound, bound, generator=generator)

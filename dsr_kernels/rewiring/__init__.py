@@ -7,12 +7,47 @@
         optimizer.zero_grad()
         rewirer.step()  # counts the iteration, rewires when one is due
 
-A method is a policy (`dsr.py`, `static.py`) on top of one engine (`engine.py`).
+A method is a policy in a file of its own on top of one engine (`engine.py`):
+
+    DSR     dsr.py     smallest of all layers; random, where weights survive   Mostafa & Wang 2019
+    Static  static.py  nothing
+    SET     set.py     smallest of each layer; random, in the same layer       Mocanu et al. 2018
+    DeepR   deepr.py   those that change sign; random, in the same layer       Bellec et al. 2018
+    RigL    rigl.py    smallest of each layer; by gradient, in the same layer  Evci et al. 2020
+    SNFS    snfs.py    smallest of each layer; by gradient and momentum        Dettmers & Z. 2019
+    GMP     gmp.py     smallest, on a schedule; nothing grows                  Zhu & Gupta 2017
 """
 
+from dsr_kernels.rewiring.deepr import DeepR
 from dsr_kernels.rewiring.dsr import DSR
 from dsr_kernels.rewiring.engine import Rewirer
+from dsr_kernels.rewiring.gmp import GMP
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
+from dsr_kernels.rewiring.rigl import RigL
+from dsr_kernels.rewiring.set import SET
+from dsr_kernels.rewiring.snfs import SNFS
 from dsr_kernels.rewiring.static import Static
 
-__all__ = ["DSR", "LayerReport", "RewireReport", "Rewirer", "Static"]
+METHODS = {
+    "dsr": DSR,
+    "static": Static,
+    "set": SET,
+    "deepr": DeepR,
+    "rigl": RigL,
+    "snfs": SNFS,
+    "gmp": GMP,
+}
+
+__all__ = [
+    "DSR",
+    "GMP",
+    "METHODS",
+    "SET",
+    "SNFS",
+    "DeepR",
+    "LayerReport",
+    "RewireReport",
+    "Rewirer",
+    "RigL",
+    "Static",
+]

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsr_kernels.rewiring.allocation import ALLOCATIONS, growth_weights, share_in_blocks
+from dsr_kernels.rewiring.blocks import prune_weights, use_kernels
 from dsr_kernels.rewiring.engine import Rewirer
-from dsr_kernels.rewiring.schedule import as_int
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.schedule import as_int, check_choice
 
 DEFAULT_FRACTION = 0.1
 
@@ -34,6 +37,14 @@ class DSR(Rewirer):
             paper. "exact" prunes exactly the N_p smallest, found by selection over all layers.
         initial_threshold: H of the first rewire ("adaptive").
         tolerance: see `threshold`.
+        allocation: what a layer's share of the growth is in proportion to: "R", its survivors, as
+            in the paper; for comparison "M" and "N", its non-zeros and its positions, "K", what it
+            has lost, and "anti", 1 / R.
+        power: with "R", the survivors are raised to it.
+        granularity: "weight", or "kernel": a convolution's k x k weights of one input and one
+            output channel come and go together, judged by their mean magnitude. N_p and the budget
+            count weights all the same. Where kernels of several sizes leave a remainder, it is
+            carried over to the next rewire.
         every, schedule, stop, seed: see `Rewirer`.
 
     Raises ValueError for arguments out of range, a model without trainable sparse modules, and an
@@ -50,6 +61,9 @@ class DSR(Rewirer):
         threshold: str = "adaptive",
         initial_threshold: float = 1e-3,
         tolerance: float = 0.1,
+        allocation: str = "R",
+        power: float = 1.0,
+        granularity: str = "weight",
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
         stop: int | None = None,
@@ -60,8 +74,13 @@ class DSR(Rewirer):
             raise ValueError("optimizer: expected the optimizer of the model's values, got None")
         if self.nnz == 0:
             raise ValueError("model: expected a trainable sparse module, all of them are frozen")
-        if threshold not in ("adaptive", "exact"):
-            raise ValueError(f"threshold: expected 'adaptive' or 'exact', got {threshold!r}")
+        check_choice(threshold, "threshold", ("adaptive", "exact"))
+        check_choice(allocation, "allocation", ALLOCATIONS)
+        check_choice(granularity, "granularity", ("weight", "kernel"))
+        if not (allocation == "R" and math.isfinite(power)) and power != 1:
+            raise ValueError(
+                f"power: expected a finite number, and 1 unless allocation is 'R', got {power!r}"
+            )
         if not 0 < initial_threshold < math.inf:
             raise ValueError(
                 f"initial_threshold: expected a finite number > 0, got {initial_threshold!r}"
@@ -71,14 +90,47 @@ class DSR(Rewirer):
         self.mode = threshold
         self.threshold = float(initial_threshold) if threshold == "adaptive" else 0.0
         self.tolerance = float(tolerance)
+        self.allocation, self.power = allocation, float(power)
+        self.owed = self._left_over = 0  # weights of the budget that no whole kernel could hold
+        if granularity == "kernel":
+            use_kernels(self._layers)
         self.prune_count = _target(prune_fraction, prune_count, self.nnz)
 
-    def _prune(self, plan: Any) -> tuple[float, float]:
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
         if self.mode == "exact":
-            plan.prune_smallest(self.prune_count)
+            prune_weights(plan, layers, self.prune_count)
             return plan.cut, plan.cut
         plan.prune_below(self.threshold)
-        return self.threshold, self._adapted(plan.below, plan.prunable)
+        below = sum(n * layer.block for n, layer in zip(plan.below_each, layers, strict=True))
+        prunable = sum(max(layer.values.numel() - layer.block, 0) for layer in layers)
+        return self.threshold, self._adapted(below, prunable)
+
+    def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
+        if self._in_paper_form(layers):
+            plan.grow_proportionally()
+            return
+        blocks = [layer.block for layer in layers]
+        nnz, pruned, capacity = (
+            [n * block for n, block in zip(numbers, blocks, strict=True)]
+            for numbers in (plan.nnz, plan.pruned, plan.capacity)
+        )
+        survivors = [m - k for m, k in zip(nnz, pruned, strict=True)]
+        sizes = [layer.module.numel for layer in layers]
+        weights = growth_weights(self.allocation, self.power, nnz, pruned, sizes)
+        total = sum(pruned) + self.owed
+        grown = share_in_blocks(total, weights, survivors, capacity, blocks)
+        plan.grow([g // block for g, block in zip(grown, blocks, strict=True)])
+        self._left_over = total - sum(grown)
+
+    def _in_paper_form(self, layers: list[SparseLayer]) -> bool:
+        single = all(layer.block == 1 for layer in layers)
+        return single and self.allocation == "R" and self.power == 1
+
+    def _wanted(self, layers: list[SparseLayer]) -> int:
+        return super()._wanted(layers) + self.owed - self._left_over
+
+    def _rewired(self, layers: list[SparseLayer]) -> None:
+        self.owed = self._left_over
 
     def _adapted(self, below: int, prunable: int) -> float:
         """H of the next rewire, when `below` of `prunable` weights lay below this one's.
@@ -93,7 +145,12 @@ class DSR(Rewirer):
         return self.threshold
 
     def _policy_state(self) -> dict[str, Any]:
-        return {"mode": self.mode, "threshold": self.threshold, "prune_count": self.prune_count}
+        return {
+            "mode": self.mode,
+            "threshold": self.threshold,
+            "prune_count": self.prune_count,
+            "owed": self.owed,
+        }
 
     def _load_policy_state(self, state: dict[str, Any]) -> None:
         if state["mode"] != self.mode:
@@ -103,7 +160,9 @@ class DSR(Rewirer):
         threshold = float(state["threshold"])
         if not 0 <= threshold < math.inf or (self.mode == "adaptive" and threshold == 0):
             raise ValueError(f"threshold: expected a finite number > 0, got {threshold!r}")
-        self.prune_count = as_int(state["prune_count"], "prune_count", 1)
+        prune_count, owed = as_int(state["prune_count"], "prune_count", 1), state["owed"]
+        self.owed = self._left_over = as_int(owed, "owed", 0)
+        self.prune_count = prune_count
         self.threshold = threshold
 
 

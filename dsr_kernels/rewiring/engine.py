@@ -8,24 +8,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsr_kernels.rewiring.layers import (
     SparseLayer,
+    check_optimizer,
     check_same_pattern,
     find_layers,
     match_followers,
 )
-from dsr_kernels.rewiring.move import Move
+from dsr_kernels.rewiring.move import Move, commit
 from dsr_kernels.rewiring.plan import open_plan
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
 from dsr_kernels.rewiring.schedule import Schedule, as_int
 
 STATE_VERSION = 1
+Ranks = list[Tensor | None]  # of each layer: [grown] int64, which of its free positions; None: any
 
 
 class Rewirer:
-    """Base of the methods, which say what to prune (`_prune`) and how to share growth (`_grow`).
+    """Base of the methods, which say what goes (`_prune`) and what comes back (`_grow`).
 
     Args:
         model: holds the sparse modules.
@@ -52,7 +54,7 @@ class Rewirer:
         self._layers = find_layers(model)
         self._optimizer = optimizer
         if optimizer is not None:
-            _check_optimizer(optimizer, self._layers)
+            check_optimizer(optimizer, self._layers)
         self.schedule = Schedule.make(every, schedule, stop)
         self.seed = as_int(seed, "seed", 0)
         if self.seed >= 2**64:
@@ -63,19 +65,23 @@ class Rewirer:
 
     @property
     def nnz(self) -> int:
-        """Non-zeros of all trainable sparse layers: conserved by every rewire."""
+        """Non-zeros of all trainable sparse layers."""
         return sum(layer.values.numel() for layer in self._live_layers())
 
     def step(self) -> RewireReport | None:
         """Counts a finished iteration (call it after `optimizer.step()`); rewires if one is due."""
         self.iteration += 1
-        if not self.schedule.due(self.iteration):
-            return None
         try:
-            return self.rewire()
+            report = self.rewire() if self.due(self.iteration) else None
         except BaseException:
             self.iteration -= 1
             raise
+        self._iteration_done()
+        return report
+
+    def due(self, iteration: int) -> bool:
+        """Whether a rewire follows the iteration that is the so-many-th to finish."""
+        return self.schedule.due(iteration)
 
     def rewire(self) -> RewireReport:
         """Rewires now.
@@ -87,34 +93,31 @@ class Rewirer:
         start = time.perf_counter()
         layers = self._live_layers()
         if self._optimizer is not None:
-            _check_optimizer(self._optimizer, layers)  # layers may have been thawed since
+            check_optimizer(self._optimizer, layers)  # layers may have been thawed since
         for layer in layers:
-            layer.check()
-        plan = open_plan(layers)
-        threshold, next_threshold = self._prune(plan)
-        self._grow(plan)
+            layer.check(self._optimizer)
+        plan = open_plan(layers, self._judged(layers))
+        threshold, next_threshold = self._prune(plan, layers)
+        ranks = self._grow(plan, layers) or [None] * len(layers)
+        self._check_balance(plan, layers)
         moves = [
-            Move(layer, nnz, self._optimizer)
-            for layer, nnz in zip(layers, plan.nnz_after, strict=True)
+            Move(layer, after, self._optimizer, self._entry_state(layer))
+            if pruned or grown
+            else None
+            for layer, pruned, grown, after in zip(
+                layers, plan.pruned, plan.grown, plan.nnz_after, strict=True
+            )
         ]
-        plan.apply(self.seed, self.rewires, [move.output() for move in moves])
-        report = RewireReport(
-            step=self.iteration,
-            threshold=threshold,
-            next_threshold=next_threshold,
-            pruned=sum(plan.pruned),
-            grown=sum(plan.grown),
-            layers=[
-                LayerReport(layer.name, layer.values.numel(), pruned, grown, after)
-                for layer, pruned, grown, after in zip(
-                    layers, plan.pruned, plan.grown, plan.nnz_after, strict=True
-                )
-            ],
-            seconds=0.0,
-        )
-        _commit(moves)
+        outputs = [
+            move.output(chosen) if move else Move.NOTHING
+            for move, chosen in zip(moves, ranks, strict=True)
+        ]
+        plan.apply(self.seed, self.rewires, outputs)
+        report = self._report(plan, layers, threshold, next_threshold)
+        commit([move for move in moves if move])
         self.threshold = next_threshold
         self.rewires += 1
+        self._rewired(layers)
         return dataclasses.replace(report, seconds=time.perf_counter() - start)
 
     def follow(self, model: nn.Module) -> None:
@@ -133,7 +136,9 @@ class Rewirer:
             layer.followers += [(copy.name, copy.module), *copy.sharers]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings: what a resumed run needs beside model and optimizer."""
+        """Numbers, strings and, of some methods, tensors: what a resumed run needs beside model and
+        optimizer.
+        """
         return {
             "version": STATE_VERSION,
             "method": type(self).__name__,
@@ -144,7 +149,8 @@ class Rewirer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken. The schedule stays the one given at construction.
+        """Continues where `state_dict` was taken, once model and optimizer have been loaded. The
+        schedule stays the one given at construction.
 
         Raises ValueError for a state of another version, method or mode, or with other keys.
         """
@@ -159,16 +165,38 @@ class Rewirer:
         self.iteration = numbers["iteration"]
         self.rewires = numbers["rewires"]
         self.seed = numbers["seed"]
+        self._iteration_done()
 
     # ---- what a method decides ----------------------------------------------------------------
 
-    def _prune(self, plan: Any) -> tuple[float, float]:
+    def _judged(self, layers: list[SparseLayer]) -> list[Tensor]:
+        """Of each layer one number per entry (or block): the smaller its magnitude, the sooner it
+        goes.
+        """
+        return [layer.magnitudes() for layer in layers]
+
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
         """Prunes in `plan`; returns the threshold used and the next one. Must not change `self`."""
         raise NotImplementedError(f"{type(self).__name__} does not prune")
 
-    def _grow(self, plan: Any) -> None:
-        """Gives as many entries back as were pruned."""
+    def _grow(self, plan: Any, layers: list[SparseLayer]) -> Ranks | None:
+        """Gives entries back; returns which free positions grow, None for random ones."""
         plan.grow_proportionally()
+        return None
+
+    def _wanted(self, layers: list[SparseLayer]) -> int:
+        """How many non-zeros there must be after a rewire: as many as before."""
+        return sum(layer.values.numel() for layer in layers)
+
+    def _entry_state(self, layer: SparseLayer) -> list[tuple[dict[str, Any], str]]:
+        """Tensors with a number per entry that move with the survivors: (where held, key)."""
+        return []
+
+    def _rewired(self, layers: list[SparseLayer]) -> None:
+        """After a rewire has been made."""
+
+    def _iteration_done(self) -> None:
+        """Between iterations, also after a state has been loaded."""
 
     def _policy_state(self) -> dict[str, Any]:
         """The method's part of `state_dict`."""
@@ -183,30 +211,28 @@ class Rewirer:
         """Frozen layers do not train, so they neither give nor take."""
         return [layer for layer in self._layers if layer.values.requires_grad]
 
-
-def _check_optimizer(optimizer: Any, layers: list[SparseLayer]) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for layer in layers:
-        if layer.values.requires_grad and id(layer.values) not in held:
-            raise ValueError(
-                f"optimizer: expected it to hold the values of layer {layer.name!r}, it does not; "
-                "build it from model.parameters() after the model has become sparse, or freeze the "
-                "layer with requires_grad_(False)"
+    def _check_balance(self, plan: Any, layers: list[SparseLayer]) -> None:
+        after = sum(n * layer.block for n, layer in zip(plan.nnz_after, layers, strict=True))
+        wanted = self._wanted(layers)
+        if after != wanted:
+            raise RuntimeError(
+                f"rewire: {after} non-zeros would be left, expected {wanted}; nothing was rewired, "
+                "please report this"
             )
 
-
-def _commit(moves: list[Move]) -> None:
-    """Makes all moves or, if one fails, none."""
-    made: list[Move] = []
-    try:
-        for move in moves:
-            made.append(move)
-            move.make()
-    except BaseException:
-        for move in reversed(made):
-            move.undo()
-        raise
+    def _report(
+        self, plan: Any, layers: list[SparseLayer], threshold: float, next_threshold: float
+    ) -> RewireReport:
+        rows = [
+            LayerReport(layer.name, layer.values.numel(), *(layer.block * n for n in counts))
+            for layer, *counts in zip(layers, plan.pruned, plan.grown, plan.nnz_after, strict=True)
+        ]
+        return RewireReport(
+            step=self.iteration,
+            threshold=threshold,
+            next_threshold=next_threshold,
+            pruned=sum(row.pruned for row in rows),
+            grown=sum(row.grown for row in rows),
+            layers=rows,
+            seconds=0.0,
+        )

@@ -24,6 +24,7 @@ class SparseLayer:
     module: SparseModule
     sharers: list[tuple[str, SparseModule]] = field(default_factory=list)
     followers: list[tuple[str, SparseModule]] = field(default_factory=list)
+    block: int = 1  # weights that come and go together: a kernel's k x k, or each on its own
 
     @property
     def values(self) -> nn.Parameter:
@@ -33,8 +34,21 @@ class SparseLayer:
     def pattern(self) -> Pattern:
         return self.module.crow_indices, self.module.col_indices
 
-    def check(self) -> None:
-        """Raises ValueError where the native engine could not work on this layer."""
+    @property
+    def pattern_of_blocks(self) -> Pattern:
+        """The pattern with a block for an entry: of a whole-kernel layer, [O + 1] and [kernels]."""
+        crow, col = self.pattern
+        if self.block == 1:
+            return crow, col
+        return crow // self.block, col[:: self.block] // self.block
+
+    def magnitudes(self) -> Tensor:
+        """What an entry is judged by: its value, of a block the mean of |w|."""
+        values = self.values.detach()
+        return values if self.block == 1 else values.abs().view(-1, self.block).mean(1)
+
+    def check(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Raises ValueError where this layer or its optimizer state could not be rewired."""
         if self.values.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"layer {self.name!r}: expected float32 or float64 values, got {self.values.dtype}"
@@ -58,6 +72,42 @@ class SparseLayer:
                     )
         for name, other in others:
             check_same_pattern(self.name, self.module, name, other)
+        self._check_blocks()
+        for _ in optimizer_state(optimizer, self):  # which raises
+            pass
+
+    def _check_blocks(self) -> None:
+        if self.block == 1:
+            return
+        crow, col = self.pattern
+        whole = not (crow % self.block).any() and not col.numel() % self.block
+        if whole:
+            blocks = col.view(-1, self.block)
+            steps = torch.arange(self.block, dtype=col.dtype, device=col.device)
+            whole = not (blocks[:, 0] % self.block).any()
+            whole = whole and bool((blocks == blocks[:, :1] + steps).all())
+        if not whole:
+            height, width = self.module.weight_shape[2:]
+            raise ValueError(
+                f"layer {self.name!r}: expected whole {height}x{width} kernels, present or absent "
+                "as one; build the model with granularity='kernel'"
+            )
+
+
+def check_optimizer(optimizer: Any, layers: list[SparseLayer]) -> None:
+    """Raises unless it is an optimizer and holds the values of every layer that trains."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for layer in layers:
+        if layer.values.requires_grad and id(layer.values) not in held:
+            raise ValueError(
+                f"optimizer: expected it to hold the values of layer {layer.name!r}, it does not; "
+                "build it from model.parameters() after the model has become sparse, or freeze the "
+                "layer with requires_grad_(False)"
+            )
 
 
 def find_layers(model: nn.Module) -> list[SparseLayer]:

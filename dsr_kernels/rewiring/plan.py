@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dsr_kernels import _C, _native
 from dsr_kernels.rewiring.layers import SparseLayer
@@ -12,15 +13,31 @@ from dsr_kernels.rewiring.layers import SparseLayer
 CPU = torch.device("cpu")
 
 
-def open_plan(layers: list[SparseLayer]) -> Any:
+def open_plan(layers: list[SparseLayer], judged: list[Tensor]) -> Any:
     """A `RewirePlan` of `_C` or `_cuda`: the same methods and the same results, bit for bit.
 
-    It refers to the layers' tensors, which must stay as they are until it has been applied. Raises
+    `judged` holds what each layer's entries (or blocks) are judged by. The plan keeps that and the
+    patterns; they must stay as they are until it has been applied. Raises
     ValueError for layers on several devices, for NaN and infinite weights (`_cuda`: when the plan
     prunes); NotImplementedError for layers on a GPU where this build has no CUDA kernels.
     """
     device = _common_device(layers)
-    return _open_on_cpu(layers) if device.type == "cpu" else _open_on_gpu(layers, device)
+    described = [_describe(layer, score) for layer, score in zip(layers, judged, strict=True)]
+    layer_tuples = [layer for layer, _ in described]
+    on_cpu = device.type == "cpu"
+    plan = _open_on_cpu(layer_tuples) if on_cpu else _open_on_gpu(layer_tuples, device)
+    return _Plan(plan, [kept for _, kept in described])
+
+
+class _Plan:
+    """The native plan, and the tensors whose addresses it has."""
+
+    def __init__(self, native: Any, kept: list) -> None:
+        self._native = native
+        self._kept = kept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._native, name)
 
 
 def _common_device(layers: list[SparseLayer]) -> torch.device:
@@ -34,11 +51,11 @@ def _common_device(layers: list[SparseLayer]) -> torch.device:
     return layers[0].values.device if layers else CPU
 
 
-def _open_on_cpu(layers: list[SparseLayer]) -> _C.RewirePlan:
-    return _C.RewirePlan([_describe(layer) for layer in layers], torch.get_num_threads())
+def _open_on_cpu(layers: list[tuple]) -> _C.RewirePlan:
+    return _C.RewirePlan(layers, torch.get_num_threads())
 
 
-def _open_on_gpu(layers: list[SparseLayer], device: torch.device) -> Any:
+def _open_on_gpu(layers: list[tuple], device: torch.device) -> Any:
     if _native._cuda is None:
         raise NotImplementedError(
             f"rewiring layers on {device} needs the CUDA kernels, which this build of dsr_kernels "
@@ -51,8 +68,7 @@ def _open_on_gpu(layers: list[SparseLayer], device: torch.device) -> Any:
         workspaces.append(torch.empty(size, dtype=torch.uint8, device=device))
         return workspaces[-1].data_ptr()
 
-    described = [_describe(layer) for layer in layers]
-    return _native._cuda.RewirePlan(described, *_queue(device), allocate)
+    return _native._cuda.RewirePlan(layers, *_queue(device), allocate)
 
 
 def _queue(device: torch.device) -> tuple[int, int]:
@@ -62,16 +78,18 @@ def _queue(device: torch.device) -> tuple[int, int]:
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
-def _describe(layer: SparseLayer) -> tuple:
-    crow, col = layer.pattern
-    return (
+def _describe(layer: SparseLayer, judged: Tensor) -> tuple[tuple, list[Tensor]]:
+    """What the native plan is told of a layer, and the tensors that must live as long as it."""
+    crow, col = layer.pattern_of_blocks
+    described = (
         layer.name,
         layer.module.weight_shape[0],
-        layer.module.row_length,
-        layer.values.numel(),
+        layer.module.row_length // layer.block,
+        col.numel(),
         crow.data_ptr(),
         col.data_ptr(),
-        layer.values.data_ptr(),
-        str(layer.values.dtype).removeprefix("torch."),
+        judged.data_ptr(),
+        str(judged.dtype).removeprefix("torch."),
         layer.index,
     )
+    return described, [crow, col, judged]

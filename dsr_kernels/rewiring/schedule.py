@@ -1,13 +1,16 @@
-"""When to rewire."""
+"""When to rewire, and values that change while training goes on."""
 
 from __future__ import annotations
 
+import difflib
 import itertools
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+KINDS = ("constant", "cosine", "cubic", "exponential")
 DEFAULT_EVERY = 100  # the paper's interval at the start of training
 
 
@@ -82,3 +85,50 @@ class Schedule:
             if start < finished:
                 every = interval
         return every is not None and finished % every == 0
+
+
+@dataclass(frozen=True)
+class Anneal:
+    """A value that goes from `start` to `end` between the iterations `begin` and `begin + length`.
+
+    With u the share of the way, limited to [0, 1]:
+    constant: start; cosine: end + (start - end) (1 + cos(pi u)) / 2 (RigL's drop fraction);
+    cubic: end + (start - end) (1 - u)^3 (Zhu & Gupta 2017, eq. 1);
+    exponential: start (end / start)^u.
+    """
+
+    kind: str
+    start: float
+    end: float = 0.0
+    begin: int = 0
+    length: int = 1
+
+    def __post_init__(self) -> None:
+        check_choice(self.kind, "schedule", KINDS)
+        if self.kind == "exponential" and not (self.start > 0 and self.end > 0):
+            raise ValueError(
+                "schedule: an exponential one needs a start and an end above 0, got "
+                f"{self.start} and {self.end}"
+            )
+        as_int(self.length, "length", 1)
+
+    def at(self, iteration: int) -> float:
+        u = min(max((iteration - self.begin) / self.length, 0.0), 1.0)
+        if self.kind == "constant" or u == 0:
+            return self.start
+        if u == 1:
+            return self.end
+        if self.kind == "cosine":
+            return self.end + (self.start - self.end) * (1 + math.cos(math.pi * u)) / 2
+        if self.kind == "cubic":
+            return self.end + (self.start - self.end) * (1 - u) ** 3
+        return self.start * (self.end / self.start) ** u
+
+
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
+    """Raises ValueError with the closest choice."""
+    if value in choices:
+        return
+    close = difflib.get_close_matches(str(value), choices, 1, 0.6)
+    tail = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(choices)}"
+    raise ValueError(f"{name}: unknown value {value!r}; {tail}")

@@ -12,13 +12,15 @@ import torch
 from torch.nn import functional as F
 
 from dsr_kernels.models._layers import weight_tensors
-from dsr_kernels.training import placement
+from dsr_kernels.rewiring.exploration import Exploration
+from dsr_kernels.training import origin, placement
 from dsr_kernels.training import recipe as recipes
 from dsr_kernels.training.checkpoint import Checkpoints
 from dsr_kernels.training.data import DataSet, Split, eval_batches, train_batches
 from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
 from dsr_kernels.training.finite import first_non_finite
 from dsr_kernels.training.measures import hits, measures, named
+from dsr_kernels.training.methods import build_rewirer
 from dsr_kernels.training.position import Position
 from dsr_kernels.training.progress import Progress
 from dsr_kernels.training.records import Records
@@ -28,7 +30,6 @@ from dsr_kernels.training.setup import (
     FORMATS,
     build_model,
     build_optimizer,
-    build_rewirer,
     sparse_layers,
 )
 from dsr_kernels.training.signals import StopRequest
@@ -63,6 +64,7 @@ class Trainer:
         torch.manual_seed(self.recipe.seed)
         # The pattern first: optimizer state belongs to the non-zeros of the checkpoint.
         state = self.load_weights()
+        self.origin = None if state else origin.take_over(self.recipe, self.model, self.data)
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
         self.optimizer = build_optimizer(self.recipe, self.model)
         self.scaler = placement.loss_scaler(self.device, self.recipe.training.precision)
@@ -71,9 +73,12 @@ class Trainer:
         except ValueError as error:
             raise UsageError(f"recipe: rewiring.{error}") from None
         layers = list(sparse_layers(self.model))
+        wanted = self.recipe.rewiring.record_exploration and bool(layers)
+        self.exploration = Exploration(self.model) if wanted else None
+        top5 = "top5" in self.measures
         if state is None:
-            self.records = Records(self.run.folder, layers, top5="top5" in self.measures)
-            self.records.rewire({"iteration": 0, "epoch": 0}, sparse_layers(self.model))
+            self.records = Records(self.run.folder, layers, exploration=wanted, top5=top5)
+            self._record_rewire({"iteration": 0, "epoch": 0})
         else:
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:  # of this device, not the checkpoint's
@@ -82,11 +87,12 @@ class Trainer:
             if self.rewirer is not None:
                 self.rewirer.load_state_dict(state["rewirer"])
             placement.restore_random(self.device, state)
+            if wanted:
+                self.exploration.load_state_dict(state["exploration"])
             self.position = Position(**state["position"])
             self.records = Records(
-                self.run.folder, layers, state["lengths"], self.position.iteration,
-                top5="top5" in self.measures,
-            )  # fmt: skip
+                self.run.folder, layers, state["lengths"], self.position.iteration, wanted, top5
+            )
         self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
 
@@ -179,6 +185,8 @@ class Trainer:
             raise RuntimeError(
                 f"rewiring failed at iteration {self.position.iteration + 1}"
             ) from error
+        if self.exploration is not None:
+            self.exploration.update()
         if report is not None:
             now = self.position
             row = {
@@ -189,7 +197,11 @@ class Trainer:
                 "pruned": report.pruned,
                 "grown": report.grown,
             }
-            self.records.rewire(row, sparse_layers(self.model))
+            self._record_rewire(row)
+
+    def _record_rewire(self, row: dict[str, Any]) -> None:
+        row["exploration"] = self.exploration and self.exploration.rate
+        self.records.rewire(row, sparse_layers(self.model))
 
     def _safe_point(self) -> None:
         """Between iterations: stop if asked to, save if due."""
@@ -261,6 +273,7 @@ class Trainer:
             "rewirer": None if self.rewirer is None else self.rewirer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **placement.random_state(self.device),
+            "exploration": self.exploration and self.exploration.state_dict(),
             "lengths": self.records.lengths(),
             "data": self.data.fingerprint(),
         }

@@ -55,7 +55,7 @@ def draw(story: Story) -> dict[str, Figure]:
         return figures
 
 
-def _axes(title: str, x: str, y: str, height: float = 3.8):
+def new_axes(title: str, x: str, y: str, height: float = 3.8):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, height), dpi=130, layout="constrained")
@@ -74,10 +74,10 @@ def _curves(axes, story: Story, kind: str, scale: float) -> None:
             marker = "o" if len(points) <= 30 else None
             axes.plot(*zip(*points, strict=True), color=color, label=part, marker=marker, ms=4)
     _lr_steps(axes, story)
-    _whole_epochs(axes)
+    whole_epochs(axes)
 
 
-def _legend(axes, place: str) -> None:
+def legend(axes, place: str) -> None:
     if axes.get_legend_handles_labels()[0]:  # none before the first epoch
         axes.legend(loc=place)
 
@@ -90,36 +90,36 @@ def _lr_steps(axes, story: Story) -> None:
             axes.axvline(epoch, color=GREY, lw=1, ls=(0, (2, 3)), zorder=0, label=label)
 
 
-def _whole_epochs(axes) -> None:
+def whole_epochs(axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def accuracy(story: Story) -> Figure:
-    figure, axes = _axes("Accuracy", "epoch", "accuracy (%)")
+    figure, axes = new_axes("Accuracy", "epoch", "accuracy (%)")
     _curves(axes, story, "accuracy", 100.0)
     if story.results:
         final = 100 * story.results["test_accuracy"]
         if not any(row.get("test_accuracy") is not None for row in story.metrics):
             last = story.metrics[-1]["epoch"] if story.metrics else 0
             axes.plot([last], [final], "D", color=GREEN, ms=7, label=f"test, once: {final:.2f} %")
-    _legend(axes, "lower right")
+    legend(axes, "lower right")
     return figure
 
 
 def loss(story: Story) -> Figure:
-    figure, axes = _axes("Loss", "epoch", "cross-entropy")
+    figure, axes = new_axes("Loss", "epoch", "cross-entropy")
     _curves(axes, story, "loss", 1.0)
     values = [v for row in story.metrics for part in PARTS
               if (v := row.get(f"{part}_loss")) is not None and v > 0]  # fmt: skip
     if values and max(values) > 5 * min(values):
-        _log_axis(axes.yaxis, axes.set_yscale)
-    _legend(axes, "upper right")
+        log_axis(axes.yaxis, axes.set_yscale)
+    legend(axes, "upper right")
     return figure
 
 
-def _log_axis(axis, set_scale) -> None:
+def log_axis(axis, set_scale) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     set_scale("log")
@@ -132,11 +132,11 @@ def _log_axis(axis, set_scale) -> None:
 
 def nonzeros(story: Story) -> Figure:
     """One line a layer: labelled where they are few, coloured by depth where they are many."""
-    figure, axes = _axes("Non-zeros of each sparse layer", "epoch", "non-zeros", 4.4)
+    figure, axes = new_axes("Non-zeros of each sparse layer", "epoch", "non-zeros", 4.4)
     epochs = [row["epoch"] for row in story.rewires]
     epochs.append(max(story.last_epoch, epochs[-1]))
     names = [layer["name"] for layer in story.layers]
-    colors = _by_depth(len(names))
+    colors = by_depth(len(names))
     for name, color in zip(names, colors, strict=True):
         counts = [row[f"nonzeros:{name}"] for row in story.rewires]
         counts.append(counts[-1])
@@ -144,26 +144,26 @@ def nonzeros(story: Story) -> Figure:
         if len(names) <= FEW:
             axes.annotate(f" {name}", (epochs[-1], counts[-1]), color=color, va="center",
                           annotation_clip=False)  # fmt: skip
-    _log_axis(axes.yaxis, axes.set_yscale)
-    _whole_epochs(axes)
+    log_axis(axes.yaxis, axes.set_yscale)
+    whole_epochs(axes)
     axes.margins(x=0.01)
     if len(names) > FEW:
-        _depth_bar(figure, axes, names)
+        depth_bar(figure, axes, names)
     return figure
 
 
-def _by_depth(count: int) -> list:
+def by_depth(count: int) -> list:
     from matplotlib import colormaps
 
     span = max(count - 1, 1)
     return [colormaps["viridis"](0.85 * i / span) for i in range(count)]
 
 
-def _depth_bar(figure, axes, names: list[str]) -> None:
+def depth_bar(figure, axes, names: list[str]) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    colors = ListedColormap(_by_depth(len(names)))
+    colors = ListedColormap(by_depth(len(names)))
     mappable = ScalarMappable(Normalize(0.5, len(names) + 0.5), colors)
     bar = figure.colorbar(mappable, ax=axes, pad=0.02, aspect=28)
     bar.outline.set_visible(False)
@@ -175,7 +175,7 @@ def _depth_bar(figure, axes, names: list[str]) -> None:
 def density(story: Story) -> Figure:
     """Density of every layer over time as a map: rows are layers in the order of the model."""
     names = [layer["name"] for layer in story.layers]
-    figure, axes = _axes("Density of each sparse layer over time", "epoch", "",
+    figure, axes = new_axes("Density of each sparse layer over time", "epoch", "",
                          1.6 + 0.21 * max(len(names), 6))  # fmt: skip
     table = [
         [100 * row[f"nonzeros:{layer['name']}"] / layer["positions"] for row in story.rewires]
@@ -190,7 +190,7 @@ def density(story: Story) -> Figure:
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     axes.invert_yaxis()
     axes.grid(False)
-    _whole_epochs(axes)
+    whole_epochs(axes)
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=28)
     bar.outline.set_visible(False)
     _plain_log_ticks(bar, norm)
@@ -214,23 +214,23 @@ def _around(center: float, table: list[list[float]]):
 
 
 def threshold(story: Story) -> Figure:
-    figure, axes = _axes("Pruning threshold H", "epoch", "H (magnitude)")
+    figure, axes = new_axes("Pruning threshold H", "epoch", "H (magnitude)")
     rows = [row for row in story.rewires if row.get("threshold") is not None]
     epochs = [row["epoch"] for row in rows]
     axes.step(epochs, [row["threshold"] for row in rows], where="post", color=BLUE)
     axes.plot(epochs, [row["threshold"] for row in rows], ".", color=BLUE, ms=5)
     if rows:
-        _log_axis(axes.yaxis, axes.set_yscale)
+        log_axis(axes.yaxis, axes.set_yscale)
     taken = sorted({row["threshold"] for row in rows})
     if len(taken) <= 8:  # it doubles and halves, so few values name them all
         axes.set_yticks(taken, labels=[f"{value:.3g}" for value in taken])
         axes.minorticks_off()
-    _whole_epochs(axes)
+    whole_epochs(axes)
     return figure
 
 
 def pruned(story: Story) -> Figure:
-    figure, axes = _axes("Weights moved at each rewire", "epoch", "weights")
+    figure, axes = new_axes("Weights moved at each rewire", "epoch", "weights")
     rows = [row for row in story.rewires if row.get("pruned") is not None]
     axes.plot([row["epoch"] for row in rows], [row["pruned"] for row in rows], "-o", color=BLUE,
               ms=3.5, lw=1.2, label="pruned and regrown")  # fmt: skip
@@ -243,7 +243,7 @@ def pruned(story: Story) -> Figure:
             axes.axhspan(low, high, color=ORANGE, alpha=0.12, lw=0, label="within it H stays")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    _whole_epochs(axes)
+    whole_epochs(axes)
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -251,7 +251,7 @@ def pruned(story: Story) -> Figure:
 def sparsity(story: Story) -> Figure:
     """Final sparsity of each layer beside the one it started with."""
     names = [layer["name"] for layer in story.layers]
-    figure, axes = _axes("Final sparsity of each layer", "sparsity (%)", "",
+    figure, axes = new_axes("Final sparsity of each layer", "sparsity (%)", "",
                          1.4 + 0.24 * max(len(names), 5))  # fmt: skip
     final = story.final_nonzeros()
     values = [100 * (1 - final[layer["name"]] / layer["positions"]) for layer in story.layers]

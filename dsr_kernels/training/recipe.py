@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsr_kernels.training import methods
 from dsr_kernels.training.errors import UsageError, require
 from dsr_kernels.training.schema import Recipe, Schedule, convert, hint_of, unknown
 
@@ -92,6 +93,11 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {key}: expected {expected}, got {raw!r}") from None
 
 
+def override(key: str, value: Any) -> str:
+    """``key=value`` as `load` takes it, from a value as TOML gives it."""
+    return f"{key}={value if isinstance(value, str) else _toml(value)}"
+
+
 def _assign(table: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -124,19 +130,7 @@ def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
 
 def _check(recipe: Recipe) -> None:
     """What no single field can tell."""
-    rewiring = recipe.rewiring
-    if recipe.method == "dsr":
-        if not rewiring.every:
-            raise UsageError("recipe: rewiring.every is missing: method dsr needs it")
-        if (rewiring.prune_count > 0) == (rewiring.prune_fraction > 0):
-            raise UsageError(
-                "recipe: set one of rewiring.prune_count and rewiring.prune_fraction and leave the "
-                f"other at 0, got {rewiring.prune_count} and {rewiring.prune_fraction}"
-            )
-        if any(value != int(value) for _, value in rewiring.every):
-            raise UsageError(
-                f"recipe: rewiring.every: expected whole iterations, got {rewiring.every}"
-            )
+    methods.check(recipe)
     if not recipe.optimizer.lr:
         raise UsageError("recipe: optimizer.lr: expected at least one value, got []")
     if recipe.optimizer.nesterov and recipe.optimizer.momentum == 0:

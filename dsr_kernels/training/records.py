@@ -97,7 +97,8 @@ def _timing_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _rewire_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
     layers = {k.replace(":", "/", 1): v for k, v in row.items() if k.startswith("nonzeros:")}
-    return {**{f"rewire/{k}": row.get(k) for k in ("threshold", "pruned", "grown")}, **layers}
+    names = ("threshold", "pruned", "grown", "exploration")
+    return {**{f"rewire/{k}": row.get(k) for k in names}, **layers}
 
 
 class Records:
@@ -109,12 +110,14 @@ class Records:
         layers: list[str],
         lengths: Mapping[str, int] | None = None,
         resumed_at: int | None = None,
+        exploration: bool = False,
         top5: bool = False,
     ) -> None:
+        layer_columns = tuple(f"nonzeros:{name}" for name in layers)
         columns = {
             "metrics": METRICS if top5 else WITHOUT_TOP5,
             "timings": TIMINGS,
-            "rewires": REWIRES + tuple(f"nonzeros:{name}" for name in layers),
+            "rewires": REWIRES + ("exploration",) * exploration + layer_columns,
         }
         self.logs = {
             name: CsvLog(folder / f"{name}.csv", names, None if lengths is None else lengths[name])

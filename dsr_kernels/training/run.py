@@ -21,6 +21,7 @@ from dsr_kernels.training.files import write_atomically
 from dsr_kernels.training.schema import Recipe
 
 LOCK = ".lock"
+LOG = "log.txt"  # what the process printed, where `dsr experiment` started it: older than the run
 
 
 class Run:
@@ -43,7 +44,7 @@ class Run:
             )
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out: {folder} is not a folder")
-        hidden = {LOCK, ".recipe.toml.tmp"}  # what a run leaves that was killed as it began
+        hidden = {LOCK, LOG, ".recipe.toml.tmp"}  # what a run leaves that was killed as it began
         if folder.exists() and any(path.name not in hidden for path in folder.iterdir()):
             raise UsageError(f"--out: {folder} is not empty and holds no run; name another folder")
         made = not folder.exists()
@@ -74,7 +75,8 @@ class Run:
     def withdraw(self) -> None:
         """Undoes `create` where nothing has been added since: the folder can be named again."""
         own = {"recipe.toml", LOCK}
-        if self._lock is None or any(path.name not in own for path in self.folder.iterdir()):
+        kept = own | {LOG}
+        if self._lock is None or any(path.name not in kept for path in self.folder.iterdir()):
             return
         for name in own:
             (self.folder / name).unlink(missing_ok=True)

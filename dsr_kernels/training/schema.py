@@ -14,6 +14,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from dsr_kernels.distribution import DISTRIBUTIONS
+from dsr_kernels.rewiring import METHODS
+from dsr_kernels.rewiring.allocation import ALLOCATIONS
+from dsr_kernels.rewiring.gmp import SCOPES
+from dsr_kernels.rewiring.layerwise import GROWTHS
+from dsr_kernels.rewiring.schedule import KINDS
 from dsr_kernels.training.errors import UsageError
 
 Schedule = list[tuple[float, float]]  # (first epoch, value) pairs; epochs may be fractions
@@ -34,6 +40,8 @@ class Model:
     sparsity: float = setting(0.9, low=0.0, below=1.0)
     # Multiplies the channels; 0: wrn28 2, others 1, and for thin_dense what the sparsity leaves.
     width: float = setting(0.0, low=0.0)
+    distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
+    granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": dsr and static
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
 
 
@@ -70,13 +78,33 @@ class Training:
 
 @dataclass(kw_only=True)
 class Rewiring:
-    every: Schedule = setting([])  # (first epoch, iterations between rewires)
+    """What the methods are told; each takes the keys that are named after it."""
+
+    every: Schedule = setting([])  # (first epoch, iterations between rewires); deepr: every one
+    stop_epoch: float = setting(0.0, low=0.0)  # no rewire from this epoch on; 0: never stops
+    # dsr
     prune_count: int = setting(0, low=0)  # N_p, weights to prune a rewire; 0: use prune_fraction
     prune_fraction: float = setting(0.0, low=0.0, below=1.0)
-    stop_epoch: float = setting(0.0, low=0.0)  # no rewire from this epoch on; 0: never stops
     threshold: str = setting("adaptive", choices=("adaptive", "exact"))
     initial_threshold: float = setting(1e-3, low=0.0)
     tolerance: float = setting(0.1, low=0.0, below=1.0)
+    allocation: str = setting("R", choices=ALLOCATIONS)
+    power: float = setting(1.0)
+    # set, rigl, snfs: the share of each layer that goes, and how it falls until stop_epoch
+    fraction: float = setting(0.0, low=0.0, below=1.0)
+    fraction_schedule: str = setting("", choices=("", *KINDS))  # "": the method's own
+    final_fraction: float = setting(0.0, low=0.0, below=1.0)
+    growth: str = setting("", choices=("", *GROWTHS))  # "": the method's own
+    # deepr
+    temperature: float = setting(1e-5, low=0.0)
+    final_temperature: float = setting(1e-15, low=0.0)
+    eta: float = setting(0.01, low=0.0)
+    l1: float = setting(1e-5, low=0.0)
+    # gmp: from begin_epoch to stop_epoch, down to model.sparsity
+    begin_epoch: float = setting(0.0, low=0.0)
+    density_schedule: str = setting("cubic", choices=("cubic", "exponential"))
+    scope: str = setting("layer", choices=SCOPES)
+    record_exploration: bool = setting(False)  # a bit for each position ever active
 
 
 @dataclass(kw_only=True)
@@ -87,14 +115,22 @@ class Checkpoint:
 
 
 @dataclass(kw_only=True)
+class Start:
+    """What a run begins with instead of its own initialisation; see training/origin.py."""
+
+    run: str = setting("")  # folder of a finished run; "": none
+    take: str = setting("weights", choices=("weights", "structure", "structure_and_init"))
+
+
+@dataclass(kw_only=True)
 class Recipe:
-    """One resolved recipe. `method`: dsr, static (the same sparse layers, never rewired), dense
-    (the twin), thin_dense (a twin so narrow that it has no more parameters than the sparse model).
+    """One resolved recipe. `method`: one of `dsr_kernels.rewiring`, dense (the twin) or thin_dense
+    (a twin so narrow that it has no more parameters than the sparse model).
     """
 
     name: str = setting("")
     description: str = setting("")
-    method: str = setting("dsr", choices=("dsr", "static", "dense", "thin_dense"))
+    method: str = setting("dsr", choices=(*METHODS, *DENSE))
     seed: int = setting(0, low=0, high=2**63 - 1)
     model: Model = setting()
     data: Data = setting()
@@ -102,6 +138,7 @@ class Recipe:
     training: Training = setting()
     rewiring: Rewiring = field(default_factory=Rewiring)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    start: Start = field(default_factory=Start)
 
 
 def convert(kind: type, table: Any, path: str = "") -> Any:

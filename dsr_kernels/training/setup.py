@@ -14,11 +14,10 @@ from torch import nn
 from dsr_kernels import _native, models
 from dsr_kernels.models._layers import weight_shape
 from dsr_kernels.nn import named_sparse_modules
-from dsr_kernels.rewiring import DSR, Static
 from dsr_kernels.training.data import DataSet
 from dsr_kernels.training.errors import UsageError
 from dsr_kernels.training.placement import about
-from dsr_kernels.training.schema import DENSE, Recipe, Schedule
+from dsr_kernels.training.schema import DENSE, Recipe
 from dsr_kernels.training.streams import stream
 
 USUAL_WIDTHS = {"wrn28": 2.0}  # 1 for all others
@@ -77,34 +76,6 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), **options)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
     return kind(model.parameters(), **options)
-
-
-def build_rewirer(
-    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
-) -> DSR | Static | None:
-    """The recipe's rewiring with its epochs turned into iterations; None for a dense model."""
-    if recipe.method in DENSE:
-        return None
-    if recipe.method == "static":
-        return Static(model, optimizer)
-    settings = recipe.rewiring
-    amount = {"prune_count": settings.prune_count} if settings.prune_count else {}
-    amount = amount or {"prune_fraction": settings.prune_fraction}
-    return DSR(
-        model,
-        optimizer,
-        **amount,
-        threshold=settings.threshold,
-        initial_threshold=settings.initial_threshold,
-        tolerance=settings.tolerance,
-        schedule=in_iterations(settings.every, epoch_length),
-        stop=round(settings.stop_epoch * epoch_length) or None,
-        seed=recipe.seed,
-    )
-
-
-def in_iterations(schedule: Schedule, epoch_length: int) -> list[tuple[int, int]]:
-    return [(round(epoch * epoch_length), int(value)) for epoch, value in schedule]
 
 
 def sparse_layers(model: nn.Module) -> dict[str, int]:

@@ -146,6 +146,8 @@ def _train(
     if run.read_json("run.json") is None:
         about = {"data_dir": data_dir and str(data_dir.resolve()), "machine": machine(device),
                  "command": sys.argv[1:], "images": _counts(data), "model": model}  # fmt: skip
+        if trainer.origin is not None:
+            about["start"] = trainer.origin
         run.write_json("run.json", about)
     _announce(recipe, data, model, trainer)
     results = trainer.train()

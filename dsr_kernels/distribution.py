@@ -1,0 +1,145 @@
+"""How many non-zeros each layer gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from numbers import Real
+
+from .topology import check_nnz, check_shape
+
+DISTRIBUTIONS = ("uniform", "er", "erk")
+
+
+def exact_fraction(value: float, name: str = "sparsity") -> Fraction:
+    """The decimal number the caller wrote: 0.9 is 9/10, not the binary number just above it."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+    return value if isinstance(value, Fraction) else Fraction(str(value))
+
+
+def budget(numel: int, sparsity: float) -> int:
+    """floor((1 - sparsity) * numel), and at least 1: how many non-zeros `numel` weights get."""
+    return max(1, math.floor((1 - exact_fraction(sparsity)) * numel))
+
+
+def apportion(total: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
+    """Split `total` in proportion to `weights`, each share between 1 and its capacity, exactly.
+
+    Shares above their capacity are cut to it and what they leave is shared out by the same rule;
+    the last units go to the largest remainders; a layer left with none takes one from the largest.
+    """
+    least, most = len(capacities), sum(capacities)
+    if not least <= total <= most:
+        raise ValueError(
+            f"sparsity: {total} non-zeros cannot be shared by {least} layers that hold from 1 each "
+            f"to all of their {most} weights together; reachable: {reachable(least, most, most)}"
+        )
+    shares = [0] * len(capacities)
+    rest = list(range(len(capacities)))
+    while full := [i for i in rest if total * weights[i] >= capacities[i] * _mass(weights, rest)]:
+        for i in full:
+            shares[i] = capacities[i]
+            total -= capacities[i]
+        rest = [i for i in rest if not shares[i]]
+    if rest:
+        mass = _mass(weights, rest)
+        for i in rest:
+            shares[i] = total * weights[i] // mass
+        left = total - sum(shares[i] for i in rest)
+        for i in sorted(rest, key=lambda i: (-(total * weights[i] % mass), i))[:left]:
+            shares[i] += 1
+    for i in range(len(shares)):
+        if not shares[i]:
+            shares[shares.index(max(shares))] -= 1
+            shares[i] = 1
+    return shares
+
+
+def _mass(weights: Sequence[int], layers: Sequence[int]) -> int:
+    return sum(weights[i] for i in layers)
+
+
+def _share_weights(shape: tuple[int, ...], distribution: str) -> int:
+    """What a layer's number of non-zeros is proportional to, before capacities.
+
+    Erdos-Renyi (Mocanu et al. 2018): density ~ (n_in + n_out) / (n_in * n_out). With the kernel,
+    ERK (Evci et al. 2020, section 3): ~ (n_in + n_out + kh + kw) / (n_in * n_out * kh * kw).
+    """
+    if distribution == "er":
+        return (shape[0] + shape[1]) * math.prod(shape[2:])
+    return sum(shape)
+
+
+def check_distribution(distribution: str) -> None:
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution: expected one of {DISTRIBUTIONS}, got {distribution!r}")
+
+
+def distribute(shapes: Sequence[tuple[int, ...]], total: int, distribution: str) -> list[int]:
+    """Exactly `total` non-zeros shared out by `distribution`; uniform: in proportion to size."""
+    check_distribution(distribution)
+    sizes = [math.prod(shape) for shape in shapes]
+    if distribution == "uniform":
+        return apportion(total, sizes, sizes)
+    return apportion(total, [_share_weights(shape, distribution) for shape in shapes], sizes)
+
+
+def layer_nnz(
+    shapes: Sequence[Sequence[int]],
+    sparsity: float,
+    distribution: str = "uniform",
+    fixed: Mapping[int, int] | None = None,
+) -> list[int]:
+    """How many non-zeros each weight of `shapes` gets.
+
+    uniform: floor((1 - sparsity) * N_l) in each layer, as in the paper. er, erk: together exactly
+    floor((1 - sparsity) * sum N_l), shared out by Erdos-Renyi densities; a layer that would need a
+    density above 1 becomes dense and the others share the rest. Layers in `fixed` (index -> nnz)
+    stand outside: neither their weights nor their non-zeros enter the budget of the others.
+    """
+    check_distribution(distribution)
+    checked = [check_shape(shape) for shape in shapes]
+    fixed = dict(fixed or {})
+    for index, nnz in fixed.items():
+        check_nnz(checked[index], nnz)
+    free = [i for i in range(len(checked)) if i not in fixed]
+    sizes = [math.prod(checked[i]) for i in free]
+    if distribution == "uniform":
+        counts = [budget(size, sparsity) for size in sizes]
+    elif free:
+        shared_shapes = [checked[i] for i in free]
+        counts = distribute(shared_shapes, budget(sum(sizes), sparsity), distribution)
+    else:
+        counts = []
+    shared = dict(zip(free, counts, strict=True))
+    return [fixed[i] if i in fixed else shared[i] for i in range(len(checked))]
+
+
+def reachable(least: int, most: int, size: int) -> str:
+    """The sparsities that leave between `least` and `most` of `size` weights, in words."""
+    low = _decimals(Fraction(size - most, size), up=True)
+    high = _decimals(Fraction(size - least, size), up=False)
+    return f"a sparsity from {low} to {high}"
+
+
+def _decimals(value: Fraction, up: bool) -> str:
+    """Six digits after the point, rounded into the range that it ends."""
+    scaled = value * 10**6
+    return f"{(math.ceil(scaled) if up else math.floor(scaled)) / 10**6:g}"
+
+
+def check_uniform(sizes: Mapping[str, int], sparsity: float) -> None:
+    """Raises ValueError if floor((1 - sparsity) N_l) is 0 for a layer (name -> N_l)."""
+    smallest = min(sizes, key=sizes.__getitem__)
+    if (1 - exact_fraction(sparsity)) * sizes[smallest] >= 1:
+        return
+    size, total, count = sizes[smallest], sum(sizes.values()), len(sizes)
+    raise ValueError(
+        f"sparsity: {sparsity} leaves layer {smallest!r} none of its {size} weights; reachable: "
+        f"{reachable(1, size, size)}, with distribution 'er' or 'erk' "
+        f"{reachable(count, total, total)}"
+    )

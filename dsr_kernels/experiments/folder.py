@@ -1,0 +1,137 @@
+"""The folder of an experiment: what each cell of its grid has come to.
+
+OUT/grid.toml      the grid file                  OUT/results.csv  one row a cell
+OUT/runs/CELL      a run folder, log.txt in it    OUT/table.csv, OUT/table.md  over the seeds
+OUT/recipes        the resolved recipe of each    OUT/plots
+OUT/failures.json  why the last attempt failed
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import json
+from pathlib import Path
+
+from dsr_kernels.experiments.grid import Cell, Grid
+from dsr_kernels.training import recipe as recipes
+from dsr_kernels.training.errors import UsageError
+from dsr_kernels.training.files import write_atomically
+from dsr_kernels.training.run import LOCK, Run
+from dsr_kernels.training.schema import Recipe
+
+DONE, FAILED, SKIPPED, UNFINISHED, WAITING = "done", "failed", "skipped", "unfinished", "waiting"
+Failures = dict[str, tuple[str, str]]  # (FAILED or SKIPPED, error) by the name of the cell
+
+
+class Folder:
+    """An experiment on disk. `open` makes it where there is none; `lock` keeps a second process
+    out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.runs = self.path / "runs"
+        self._lock = None
+
+    @classmethod
+    def open(cls, path: Path, grid: Grid, cells: list[Cell]) -> Folder:
+        """The experiment in `path`, locked, its runs found to be of these cells.
+
+        UsageError where something else lies there, another process has it, or a run was made with
+        another recipe than its cell has now.
+        """
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"--out: {path} is not a folder")
+        hidden = {LOCK, ".grid.toml.tmp"}
+        begun = (path / "grid.toml").is_file()
+        if not begun and path.exists() and any(p.name not in hidden for p in path.iterdir()):
+            raise UsageError(
+                f"--out: {path} is not empty and holds no experiment; name another folder"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out: cannot make {path}: {error.strerror}") from None
+        folder = cls(path)
+        folder.lock()
+        for cell in cells:
+            folder._check(cell)
+        write_atomically(folder.path / "grid.toml", grid.text)
+        (folder.path / "recipes").mkdir(exist_ok=True)
+        for cell in cells:
+            write_atomically(folder.recipe_of(cell), recipes.dump(cell.recipe))
+        return folder
+
+    def lock(self) -> None:
+        """Held until the process ends, however it ends."""
+        self._lock = (self.path / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{self.path}: another process is running this experiment") from None
+
+    def run_of(self, cell: Cell) -> Path:
+        return self.runs / cell.name
+
+    def recipe_of(self, cell: Cell) -> Path:
+        return self.path / "recipes" / f"{cell.name}.toml"
+
+    def begun(self, cell: Cell) -> bool:
+        return (self.run_of(cell) / "recipe.toml").is_file()
+
+    def done(self, cell: Cell) -> bool:
+        return (self.run_of(cell) / "results.json").is_file()
+
+    def busy(self, cell: Cell) -> bool:
+        """Whether a process still trains this run: one left over by a killed experiment."""
+        lock = self.run_of(cell) / LOCK
+        if not lock.is_file():
+            return False
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def accuracy(self, cell: Cell) -> float:
+        """On the test set, of a cell that is done."""
+        return Run(self.run_of(cell)).read_json("results.json")["test_accuracy"]
+
+    def status(self, cell: Cell, failures: Failures) -> tuple[str, str]:
+        """(status, error) of a cell, from what is on the disk."""
+        if self.done(cell):
+            return DONE, ""
+        if cell.name in failures:
+            return failures[cell.name]
+        return (UNFINISHED if self.begun(cell) else WAITING), ""
+
+    def failures(self) -> Failures:
+        """What failed or was skipped when the experiment ran last."""
+        path = self.path / "failures.json"
+        if not path.is_file():
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: (status, error) for name, (status, error) in found.items()}
+
+    def write_failures(self, failures: Failures) -> None:
+        text = json.dumps(failures, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.path / "failures.json", text)
+
+    def _check(self, cell: Cell) -> None:
+        if not self.begun(cell):
+            return
+        theirs = Run.open(self.run_of(cell)).recipe()
+        if found := recipes.difference(_movable(theirs), _movable(cell.recipe)):
+            raise UsageError(
+                f"{cell.name} was run with another recipe than the grid has now: {found}; name "
+                f"another folder with --out, or remove {self.run_of(cell)}"
+            )
+
+
+def _movable(recipe: Recipe) -> Recipe:
+    """For comparing: the folder of an experiment may have been moved since."""
+    other = copy.deepcopy(recipe)
+    other.start.run = Path(recipe.start.run).name
+    return other

@@ -1,0 +1,280 @@
+"""Grid files: which methods, sparsities and seeds of a recipe to run, and with which settings.
+
+    recipe = "lenet300-fashion_mnist"
+    methods = ["dense", "set", "dsr", "compressed"]
+    sparsities = [0.9, 0.95]
+    seeds = [0, 1, 2]
+    [set]                                   # for every cell, keys as in `dsr train --set`
+    training.epochs = 20
+    [method.compressed]                     # a name of one's own: a method with settings on top
+    method = "gmp"
+    start.from = "dense"                    # begins with that method's run of the same seed
+    [method.set.at."0.9"]                   # for one sparsity
+    rewiring.fraction = 0.138
+
+Whatever is wrong with a file or with the recipe of any cell is found before anything runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsr_kernels.training import recipe as recipes
+from dsr_kernels.training.errors import UsageError
+from dsr_kernels.training.schema import Recipe, all_keys, unknown
+
+FOLDER = Path(__file__).parent / "grids"
+KEYS = ("description", "recipe", "methods", "sparsities", "seeds", "set", "method")
+AXES = {"model.sparsity": "sparsities", "seed": "seeds"}  # settings that a grid runs through
+NAME = re.compile(r"[A-Za-z0-9_.]+")  # of a method: part of a folder's name
+DENSE = ("dense",)  # methods that do not depend on the sparsity
+
+Settings = dict[str, Any]  # by dotted key
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the grid's table: a method of the recipes, and settings of its own."""
+
+    name: str
+    kind: str  # the recipe's `method`
+    settings: Settings = field(default_factory=dict)
+    at: dict[float, Settings] = field(default_factory=dict)  # by sparsity
+    begins_with: str = ""  # another method of the grid, whose run this one starts from
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    sparsity: float | None  # None: it does not depend on it
+    seed: int
+    recipe: Recipe
+    needs: str = ""  # name of the cell it starts from
+
+    @property
+    def name(self) -> str:
+        return _cell_name(self.method, self.sparsity, self.seed)
+
+
+@dataclass(frozen=True)
+class Grid:
+    name: str
+    description: str
+    recipe: str
+    methods: dict[str, Method]
+    sparsities: list[float]
+    seeds: list[int]
+    settings: Settings
+    text: str  # of the file
+
+    def cells(self, runs: Path, overrides: list[str] = ()) -> list[Cell]:
+        """Every cell, in the order to run them; `runs` is the folder their runs will be in.
+
+        A seed after the other, so that what is there early is one whole table; within a seed what
+        others start from comes first. Raises UsageError, naming the cell, for a recipe that is
+        wrong.
+        """
+        for text in overrides:
+            _refuse_axes(text.partition("=")[0].strip(), "--set")
+        wanted = {method.begins_with for method in self.methods.values()}
+        ordered = sorted(
+            self.methods.values(), key=lambda m: (m.name not in wanted, _depth(self, m))
+        )
+        return [
+            self._cell(method, sparsity, seed, runs, overrides)
+            for seed in self.seeds
+            for method in ordered
+            for sparsity in ([None] if method.kind in DENSE else self.sparsities)
+        ]
+
+    def _cell(
+        self, method: Method, sparsity: float | None, seed: int, runs: Path, overrides: list[str]
+    ) -> Cell:
+        settings = {"rewiring.record_exploration": True, **self.settings, **method.settings}
+        settings |= method.at.get(sparsity, {}) if sparsity is not None else {}
+        changes = [recipes.override(key, value) for key, value in settings.items()] + [*overrides]
+        changes.append(f"method={method.kind}")
+        if sparsity is not None:
+            changes.append(f"model.sparsity={sparsity!r}")
+        needs = ""
+        if method.begins_with:
+            source = self.methods[method.begins_with]
+            level = None if source.kind in DENSE else sparsity
+            needs = _cell_name(source.name, level, seed)
+            changes.append(f"start.run={runs / needs}")
+        try:
+            recipe = recipes.load(self.recipe, changes, seed)
+        except UsageError as error:
+            name = _cell_name(method.name, sparsity, seed)
+            raise UsageError(f"grid {self.name}: {name}: {error}") from None
+        return Cell(method.name, sparsity, seed, recipe, needs)
+
+
+def _depth(grid: Grid, method: Method) -> int:
+    """How many runs have to come before one of this method."""
+    depth = 0
+    while method.begins_with:
+        method, depth = grid.methods[method.begins_with], depth + 1
+    return depth
+
+
+def _cell_name(method: str, sparsity: float | None, seed: int) -> str:
+    level = "" if sparsity is None else f"-{sparsity!r}"
+    return f"{method}{level}-s{seed}"
+
+
+def names() -> list[str]:
+    """Names of the grids in the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(source: str) -> Grid:
+    """The grid named `source`, or the one in the file at that path."""
+    path = FOLDER / f"{source}.toml"
+    if "/" in source or not path.is_file():
+        path = Path(source)
+        if not path.is_file():
+            if path.suffix == ".toml" or "/" in source:
+                raise UsageError(f"experiment: there is no file {source}")
+            raise UsageError(f"experiment: unknown grid {unknown(source, names())}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = recipes.tomllib.loads(text)
+    except (recipes.tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a grid in TOML: {error}") from None
+    try:
+        return _grid(path, text, table)
+    except UsageError as error:
+        raise UsageError(f"grid {path.stem}: {error}") from None
+
+
+def _grid(path: Path, text: str, table: dict[str, Any]) -> Grid:
+    for key in table:
+        if key not in KEYS:
+            raise UsageError(f"unknown key {unknown(key, KEYS)}")
+    recipe = table.get("recipe")
+    if not isinstance(recipe, str):
+        raise UsageError(f"recipe: expected the name of a recipe or a file, got {recipe!r}")
+    if recipe.endswith(".toml") and not Path(recipe).is_absolute():
+        recipe = str(path.parent / recipe)
+    recipes.load(recipe)
+    listed = _list(table, "methods", str, "names of methods")
+    sparsities = _list(table, "sparsities", (int, float), "numbers in [0, 1)")
+    seeds = _list(table, "seeds", int, "whole numbers from 0")
+    if not all(0 <= sparsity < 1 for sparsity in sparsities):
+        raise UsageError(f"sparsities: expected numbers in [0, 1), got {sparsities}")
+    if min(seeds) < 0:
+        raise UsageError(f"seeds: expected whole numbers from 0, got {seeds}")
+    sparsities = [float(sparsity) for sparsity in sparsities]
+    settings = _settings(_subtable(table, "set", "[set]"), "[set]")
+    tables = _subtable(table, "method", "[method]")
+    for name in tables:
+        if name not in listed:
+            raise UsageError(f"[method.{name}]: not in methods: {unknown(name, listed)}")
+    methods = {name: _method(name, tables, sparsities) for name in listed}
+    _check_starts(methods)
+    description = str(table.get("description", ""))
+    return Grid(path.stem, description, recipe, methods, sparsities, seeds, settings, text)
+
+
+def _list(table: dict[str, Any], key: str, kind: Any, words: str) -> list:
+    values = table.get(key)
+    right = isinstance(values, list) and values
+    if not right or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
+        raise UsageError(f"{key}: expected a list of {words}, got {values!r}")
+    if len(set(values)) < len(values):
+        raise UsageError(f"{key}: expected each once, got {values!r}")
+    return values
+
+
+def _subtable(table: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    found = table.get(key, {})
+    if not isinstance(found, dict):
+        raise UsageError(f"{where}: expected a table, got {found!r}")
+    return found
+
+
+def _method(name: str, tables: dict[str, Any], sparsities: list[float]) -> Method:
+    where = f"[method.{name}]"
+    if not NAME.fullmatch(name):
+        raise UsageError(f"methods: expected a name of letters, digits, _ and ., got {name!r}")
+    table = dict(_subtable(tables, name, where))
+    levels = _subtable(table, "at", f"[method.{name}.at]")
+    table.pop("at", None)
+    flat = dict(_flatten(table))
+    kinds = _kinds()
+    kind = flat.pop("method", name)
+    if kind not in kinds:
+        known = kinds if "method" in table else [*kinds, *tables]
+        hint = "" if "method" in table else f" (a name of your own needs a table {where})"
+        raise UsageError(f"method {name}: unknown method {unknown(str(kind), known)}{hint}")
+    source = flat.pop("start.from", "")
+    settings = _settings(flat, where)
+    if source and "start.run" in settings:
+        raise UsageError(f"{where}: give one of start.from and start.run, not both")
+    at = {}
+    for level in levels:
+        here = f'[method.{name}.at."{level}"]'
+        known = {str(sparsity): sparsity for sparsity in sparsities}
+        if level not in known:
+            raise UsageError(f"{here}: not one of the sparsities: {unknown(level, known)}")
+        if kind in DENSE:
+            raise UsageError(f"{here}: method {kind} does not depend on the sparsity")
+        at[known[level]] = _settings(_subtable(levels, level, here), here)
+    return Method(name, kind, settings, at, source)
+
+
+def _check_starts(methods: dict[str, Method]) -> None:
+    for method in methods.values():
+        where = f"[method.{method.name}]: start.from"
+        if method.begins_with and method.begins_with not in methods:
+            raise UsageError(f"{where}: unknown method {unknown(method.begins_with, methods)}")
+        path = [method.name]
+        while source := methods[path[-1]].begins_with:
+            if source in path:
+                raise UsageError(f"{where}: these start from each other: {', '.join(path)}")
+            path.append(source)
+        source = method.begins_with
+        if method.kind in DENSE and source and methods[source].kind not in DENSE:
+            raise UsageError(f"{where}: a {method.kind} run belongs to no sparsity, so it cannot "
+                             f"start from {source}")  # fmt: skip
+
+
+def _flatten(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables; keys may be dotted already."""
+    for key, value in table.items():
+        dotted = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from _flatten(value, dotted)
+        else:
+            yield dotted, value
+
+
+def _settings(table: dict[str, Any], where: str) -> Settings:
+    settings = dict(_flatten(table))
+    known = [key for key in all_keys() if key not in (*AXES, "method")]
+    for key in settings:
+        _refuse_axes(key, where)
+        if key not in known:
+            raise UsageError(f"{where}: unknown key {unknown(key, known)}")
+    return settings
+
+
+def _refuse_axes(key: str, where: str) -> None:
+    if key in AXES:
+        raise UsageError(f"{where}: {key} cannot be set: the grid's {AXES[key]} give it")
+    if key == "method":
+        raise UsageError(f"{where}: method cannot be set here: the grid's methods give it")
+
+
+def _kinds() -> tuple[str, ...]:
+    """The methods of the recipes."""
+    spec = next(spec for spec in dataclasses.fields(Recipe) if spec.name == "method")
+    return spec.metadata["choices"]

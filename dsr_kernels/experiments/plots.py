@@ -1,0 +1,199 @@
+"""The pictures of an experiment, in the style of a run's report."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from dsr_kernels.experiments.folder import DONE
+from dsr_kernels.experiments.grid import Cell
+from dsr_kernels.experiments.results import ACCURACY, Results, Row, Summary, summarize
+from dsr_kernels.training import plots as style
+from dsr_kernels.training.errors import require
+from dsr_kernels.training.files import write_atomically
+from dsr_kernels.training.report import Story
+from dsr_kernels.training.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLORS = ("#2f6db3", "#d9742b", "#3b8f5a", "#b8403f", "#7b5aa6", "#8c6d4a", "#c65f9e", "#5b6670",
+          "#a3a12f", "#2fa3b3")  # fmt: skip
+LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))  # one after the other once the colours are used up
+COLUMNS = 3  # of panels
+Stories = dict[str, Story]  # finished runs by the name of the cell
+
+
+def write(results: Results, rows: list[Row]) -> None:
+    """Makes OUT/plots/*.png again, from the finished cells; UsageError without matplotlib."""
+    matplotlib = require("matplotlib", "the plots of an experiment")
+    matplotlib.use("Agg")
+    folder = results.folder.path / "plots"
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context(style.STYLE):
+        for name, figure in _draw(results, rows, _stories(results)).items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            write_atomically(folder / f"{name}.png", buffer.getvalue())
+
+
+def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figure]:
+    figures = {}
+    if any(row["status"] == DONE for row in rows):
+        figures["accuracy"] = accuracy(results, rows)
+    for sparsity in results.grid.sparsities:
+        here = _by_method(results, stories, sparsity)
+        rewired = {name: runs[0] for name, runs in here.items() if _moves(runs[0])}
+        explored = {name: runs for name, runs in here.items()
+                    if runs[0].rewires[0].get("exploration") is not None}  # fmt: skip
+        if here:
+            figures[f"epochs-{sparsity:g}"] = epochs(results, here, sparsity)
+        if rewired:
+            figures[f"nonzeros-{sparsity:g}"] = nonzeros(rewired, sparsity)
+        if explored:
+            figures[f"exploration-{sparsity:g}"] = exploration(results, explored, sparsity)
+    return figures
+
+
+def _stories(results: Results) -> Stories:
+    done = (cell for cell in results.cells if results.folder.done(cell))
+    return {cell.name: Story.read(Run.open(results.folder.run_of(cell))) for cell in done}
+
+
+def _by_method(results: Results, stories: Stories, sparsity: float) -> dict[str, list[Story]]:
+    """The finished runs at one sparsity, in the order of the seeds."""
+    found: dict[str, list[Story]] = defaultdict(list)
+    for method in results.grid.methods:
+        for cell in results.cells:
+            if _belongs(cell, method, sparsity) and cell.name in stories:
+                found[method].append(stories[cell.name])
+    return dict(found)
+
+
+def _belongs(cell: Cell, method: str, sparsity: float) -> bool:
+    return cell.method == method and cell.sparsity in (None, sparsity)
+
+
+def _look(results: Results, method: str) -> dict:
+    """Colour and dashes of a method: the same in every picture."""
+    index = list(results.grid.methods).index(method)
+    return {"color": COLORS[index % len(COLORS)], "ls": LINES[index // len(COLORS) % len(LINES)]}
+
+
+def accuracy(results: Results, rows: list[Row]) -> Figure:
+    """Test accuracy against sparsity: mean and sample standard deviation over the seeds."""
+    figure, axes = style.new_axes("Test accuracy", "sparsity (%)", "test accuracy (%)", 4.6)
+    levels = sorted(results.grid.sparsities)
+    for method in results.grid.methods:
+        look = _look(results, method)
+        of_method = [row for row in rows if row["method"] == method and row["status"] == DONE]
+        if of_method and of_method[0]["sparsity"] is None:
+            found = Summary.of([row["test_accuracy"] for row in of_method])
+            mean, spread = 100 * found.mean, 100 * (found.deviation or 0)
+            axes.axhline(mean, label=method, **look)
+            axes.axhspan(mean - spread, mean + spread, color=look["color"], alpha=0.12, lw=0)
+            continue
+        points = [(level, found) for level in levels
+                  if (found := summarize(rows, method, level, ACCURACY))]  # fmt: skip
+        if points:
+            density = [1 - level for level, _ in points]
+            means = [100 * found.mean for _, found in points]
+            spreads = [100 * (found.deviation or 0) for _, found in points]
+            axes.errorbar(density, means, spreads, marker="o", ms=4, capsize=3, elinewidth=1.2,
+                          label=method, **look)  # fmt: skip
+    _sparsity_axis(axes, levels)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _sparsity_axis(axes, levels: list[float]) -> None:
+    """Logarithmic in the density: from 0.98 to 0.99 is as far as from 0.9 to 0.95."""
+    axes.set_xscale("log")
+    axes.set_xticks([1 - level for level in levels], [f"{100 * level:g}" for level in levels])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+
+
+def epochs(results: Results, here: dict[str, list[Story]], sparsity: float) -> Figure:
+    """Accuracy after each epoch, mean over the seeds: validation's, or what else was recorded."""
+    metrics = [row for stories in here.values() for story in stories for row in story.metrics]
+    parts = [part for part in ("validation", "test", "train")
+             if all(row.get(f"{part}_accuracy") is not None for row in metrics)]  # fmt: skip
+    part = parts[0]
+    title = f"{part.capitalize()} accuracy at {100 * sparsity:g} % sparsity"
+    figure, axes = style.new_axes(title, "epoch", f"{part} accuracy (%)", 4.6)
+    tops, ends = [], []
+    for method, stories in here.items():
+        points = _mean_over_seeds(stories, "metrics", f"{part}_accuracy")
+        axes.plot(*zip(*points, strict=True), label=method, **_look(results, method))
+        tops.append(max(value for _, value in points))
+        ends.append(points[-1][1])
+    # Every curve's end is in the picture; the first epochs would squeeze what differs there.
+    margin = 0.25 * (max(tops) - min(ends)) + 0.2
+    axes.set_ylim(min(ends) - margin, max(tops) + margin / 2)
+    style.whole_epochs(axes)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _mean_over_seeds(stories: list[Story], table: str, column: str) -> list[tuple[float, float]]:
+    """[(epoch, mean in %)] for the epochs that every seed has."""
+    curves = [{row["epoch"]: row[column] for row in getattr(story, table)} for story in stories]
+    common = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
+    return [(epoch, 100 * statistics.mean(curve[epoch] for curve in curves)) for epoch in common]
+
+
+def exploration(results: Results, here: dict[str, list[Story]], sparsity: float) -> Figure:
+    """Share of the positions ever active, mean over the seeds."""
+    title = f"Exploration rate at {100 * sparsity:g} % sparsity"
+    figure, axes = style.new_axes(title, "epoch", "positions ever active (%)", 4.6)
+    for method, stories in here.items():
+        points = _mean_over_seeds(stories, "rewires", "exploration")
+        points.append((max(stories[0].last_epoch, points[-1][0]), points[-1][1]))
+        x, y = zip(*points, strict=True)
+        axes.step(x, y, where="post", label=method, **_look(results, method))
+    style.log_axis(axes.yaxis, axes.set_yscale)
+    style.whole_epochs(axes)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _moves(story: Story) -> bool:
+    """Whether layers gain or lose non-zeros in this run; within a layer SET, too, moves them."""
+    names = [f"nonzeros:{layer['name']}" for layer in story.layers]
+    return any(row[name] != story.rewires[0][name] for row in story.rewires for name in names)
+
+
+def nonzeros(here: dict[str, Story], sparsity: float) -> Figure:
+    """Non-zeros of each layer over time, a panel a method, of the first seed."""
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(here))
+    lines = math.ceil(len(here) / columns)
+    figure = Figure(figsize=(1.4 + 3.3 * columns, 1.3 + 2.5 * lines), dpi=130, layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    names = [layer["name"] for layer in next(iter(here.values())).layers]
+    colors = style.by_depth(len(names))
+    for axes, (method, story) in zip(panels, here.items(), strict=False):
+        times = [row["epoch"] for row in story.rewires]
+        times.append(max(story.last_epoch, times[-1]))
+        for name, color in zip(names, colors, strict=True):
+            counts = [row[f"nonzeros:{name}"] for row in story.rewires]
+            axes.step(times, [*counts, counts[-1]], where="post", color=color, lw=1.4, label=name)
+        axes.set_title(method, fontsize=11)
+        style.log_axis(axes.yaxis, axes.set_yscale)
+        style.whole_epochs(axes)
+        axes.set_xlabel("epoch")
+        axes.tick_params(labelbottom=True)  # a panel may have none below it
+    for axes in panels[len(here) :]:
+        axes.set_visible(False)
+    figure.suptitle(f"Non-zeros of each layer at {100 * sparsity:g} % sparsity", weight="bold")
+    if len(names) <= style.FEW:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center",
+                      ncols=style.FEW)  # fmt: skip
+    else:
+        style.depth_bar(figure, list(panels), names)
+    return figure

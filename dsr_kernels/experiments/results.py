@@ -1,0 +1,187 @@
+"""What the cells of a grid came to: one row a cell, and tables over the seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from dsr_kernels.experiments.folder import DONE, Folder
+from dsr_kernels.experiments.grid import Cell, Grid
+from dsr_kernels.training.files import write_atomically
+from dsr_kernels.training.report import Story
+from dsr_kernels.training.run import Run
+
+COLUMNS = ("method", "sparsity", "seed", "test_accuracy", "test_top5", "validation_accuracy",
+           "learnable_parameters", "nonzeros", "train_seconds", "images_per_second", "exploration",
+           "status", "error")  # fmt: skip
+
+Row = dict[str, Any]  # by COLUMNS; None where there is nothing to say
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A column of the rows as a table shows it."""
+
+    column: str
+    title: str
+    scale: float = 1.0
+    digits: int = 0
+
+    def show(self, value: float) -> str:
+        return f"{value * self.scale:,.{self.digits}f}"
+
+
+ACCURACY = Quantity("test_accuracy", "Test accuracy, %", 100.0, 2)
+QUANTITIES = (
+    ACCURACY,
+    Quantity("test_top5", "Test accuracy, top 5, %", 100.0, 2),
+    Quantity("validation_accuracy", "Validation accuracy, last epoch, %", 100.0, 2),
+    Quantity("learnable_parameters", "Learnable parameters at the end"),
+    Quantity("exploration", "Exploration rate: positions ever active, %", 100.0, 1),
+    Quantity("images_per_second", "Training speed, images/s"),
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Over the seeds of one method at one sparsity; `deviation` is the sample's, None for one."""
+
+    count: int
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: list[float]) -> Summary | None:
+        if not values:
+            return None
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(len(values), statistics.mean(values), deviation)
+
+
+class Results:
+    """Reads the rows of an experiment; those of finished cells only once."""
+
+    def __init__(self, folder: Folder, grid: Grid, cells: list[Cell]) -> None:
+        self.folder, self.grid, self.cells = folder, grid, cells
+        self._finished: dict[str, Row] = {}
+
+    def rows(self) -> list[Row]:
+        failures = self.folder.failures()
+        return [self._row(cell, *self.folder.status(cell, failures)) for cell in self.cells]
+
+    def _row(self, cell: Cell, status: str, error: str) -> Row:
+        if cell.name in self._finished:
+            return self._finished[cell.name]
+        row = dict.fromkeys(COLUMNS)
+        row |= {"method": cell.method, "sparsity": cell.sparsity, "seed": cell.seed,
+                "status": status, "error": error or None}  # fmt: skip
+        if status == DONE:
+            row |= measured(Story.read(Run.open(self.folder.run_of(cell))))
+            self._finished[cell.name] = row
+        return row
+
+    def write(self) -> list[Row]:
+        """Writes results.csv, table.csv and table.md; returns the rows."""
+        rows = self.rows()
+        path = self.folder.path
+        write_atomically(path / "results.csv", _csv(COLUMNS, [list(r.values()) for r in rows]))
+        write_atomically(path / "table.csv", table_csv(self.grid, rows))
+        write_atomically(path / "table.md", table_md(self.grid, rows))
+        return rows
+
+
+def measured(story: Story) -> Row:
+    """What a finished run has to say."""
+    results, model = story.results, story.about["model"]
+    nonzeros = int(story.rewires[-1]["nonzeros"]) if model["layers"] else None
+    explored = [row["exploration"] for row in story.rewires if row.get("exploration") is not None]
+    last = story.metrics[-1] if story.metrics else {}
+    return {
+        "test_accuracy": results["test_accuracy"],
+        "test_top5": results.get("test_top5"),
+        "validation_accuracy": last.get("validation_accuracy"),
+        "learnable_parameters": model["dense_parameters"] + (nonzeros or 0),
+        "nonzeros": nonzeros,
+        "train_seconds": sum(row["train_seconds"] for row in story.timings),
+        "images_per_second": story.speed(),
+        "exploration": explored[-1] if explored else None,
+    }
+
+
+def summarize(rows: list[Row], method: str, sparsity: float, quantity: Quantity) -> Summary | None:
+    """Over the seeds; a method that does not depend on the sparsity has one for all of them."""
+    values = [row[quantity.column] for row in rows
+              if row["method"] == method and row["sparsity"] in (None, sparsity)
+              and row[quantity.column] is not None]  # fmt: skip
+    return Summary.of(values)
+
+
+def table_csv(grid: Grid, rows: list[Row]) -> str:
+    """Test accuracy in %: mean, sample standard deviation and number of seeds for each sparsity."""
+    head = ["method"]
+    head += [f"{s:g} {part}" for s in grid.sparsities for part in ("mean", "sd", "n")]
+    lines = []
+    for method in grid.methods:
+        line: list[Any] = [method]
+        for sparsity in grid.sparsities:
+            found = summarize(rows, method, sparsity, ACCURACY)
+            if found is None:
+                line += [None, None, 0]
+            else:
+                deviation = found.deviation
+                line += [100 * found.mean, deviation and 100 * deviation, found.count]
+        lines.append(line)
+    return _csv(head, lines)
+
+
+def table_md(grid: Grid, rows: list[Row]) -> str:
+    """A table for each quantity that any cell has, and what went wrong."""
+    over = f"means over {len(grid.seeds)} seeds ± sample standard deviation"
+    over = over if len(grid.seeds) > 1 else "one seed"
+    parts = [f"# {grid.name}", f"{grid.description}\n\n{len(rows)} runs; {over}."]
+    for quantity in QUANTITIES:
+        if any(row[quantity.column] is not None for row in rows):
+            parts.append(f"## {quantity.title}\n\n{_markdown(grid, rows, quantity)}")
+    wrong = [f"- {row['method']}, sparsity {_blank(row['sparsity'])}, seed {row['seed']}: "
+             f"{row['status']}: {row['error']}" for row in rows if row["error"]]  # fmt: skip
+    if wrong:
+        parts.append("## Failed\n\n" + "\n".join(wrong))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(grid: Grid, rows: list[Row], quantity: Quantity) -> str:
+    lines = ["| sparsity | " + " | ".join(f"{s:g}" for s in grid.sparsities) + " |"]
+    lines.append("|---" * (1 + len(grid.sparsities)) + "|")
+    for method in grid.methods:
+        cells = [_shown(grid, rows, method, s, quantity) for s in grid.sparsities]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _shown(grid: Grid, rows: list[Row], method: str, sparsity: float, quantity: Quantity) -> str:
+    found = summarize(rows, method, sparsity, quantity)
+    if found is None:
+        states = {row["status"] for row in rows
+                  if row["method"] == method and row["sparsity"] in (None, sparsity)}  # fmt: skip
+        return "" if DONE in states else ", ".join(sorted(states))
+    text = quantity.show(found.mean)
+    if found.deviation is not None:
+        text += f" ± {quantity.show(found.deviation)}"
+    return text if found.count == len(grid.seeds) else f"{text} (n = {found.count})"
+
+
+def _blank(value: Any) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _csv(head: Any, lines: list[list[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for line in lines:
+        cells = (f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line)
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return text.getvalue()

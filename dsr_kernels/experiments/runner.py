@@ -1,0 +1,162 @@
+"""Runs the cells of a grid as processes, some at a time, until nothing is left that can run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsr_kernels.experiments.folder import FAILED, SKIPPED, Failures, Folder
+from dsr_kernels.experiments.grid import Cell
+from dsr_kernels.experiments.progress import Progress
+from dsr_kernels.training.run import LOG
+from dsr_kernels.training.signals import StopRequest
+
+POLL_SECONDS = 0.1
+TRAIN = (sys.executable, "-m", "dsr_kernels", "train", "--quiet", "--no-report")
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How cells run. `threads` None: as many as is fair, or what a run began with."""
+
+    jobs: int = 1
+    threads: int | None = None
+    data_dir: Path | None = None
+    device: str | None = None
+
+    def of(self, run: Path) -> list[str]:
+        """As arguments of `dsr train` for the run in that folder."""
+        threads = self.threads
+        if threads is None and not (run / "run.json").is_file():  # where its own number is
+            threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+        pairs = {"--threads": threads, "--data-dir": self.data_dir, "--device": self.device}
+        given = ((name, str(value)) for name, value in pairs.items() if value is not None)
+        return [part for pair in given for part in pair]
+
+
+@dataclass
+class Process:
+    """One `dsr train` under way, or over: `error` then says what it ended with, "" for success."""
+
+    cell: Cell
+    child: subprocess.Popen
+    log: Path
+    log_begin: int
+    told: bool = False  # to stop
+
+    def over(self) -> bool:
+        return self.child.poll() is not None
+
+    def error(self) -> str:
+        code = self.child.returncode
+        if code == 0:
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(self.log_begin)
+            lines = file.read().decode("utf-8", "replace").split("\n")
+        lines = [line.strip() for line in lines if line.strip()]
+        own = [line.removeprefix("dsr: ") for line in lines if line.startswith("dsr: ")]
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return (own or lines or [f"exit code {code}"])[-1]
+
+
+class Runner:
+    """Schedules the cells that are not done. `after_each` is called whenever one has ended."""
+
+    def __init__(
+        self, folder: Folder, cells: list[Cell], options: Options, after_each: Callable[[], None]
+    ) -> None:
+        self.folder, self.options, self.after_each = folder, options, after_each
+        self.cells = cells
+        self.waiting = [cell for cell in cells if not folder.done(cell)]
+        self.running: list[Process] = []
+        self.failures: Failures = {}  # of this time: what failed before is tried again
+
+    def run(self) -> int:
+        """Runs all that can run. Returns 0, or 128 + the signal that ended it early."""
+        self.folder.write_failures(self.failures)
+        done = len(self.cells) - len(self.waiting)
+        self.progress = Progress(len(self.cells), done)
+        try:
+            with StopRequest() as stop:
+                while self.running or (self.waiting and not stop.signum):
+                    if stop.signum:
+                        self._stop(stop.signum)
+                    else:
+                        self._start_ready()
+                    ended = len(self.cells) - len(self.waiting) - len(self.running)
+                    self.progress.show(ended, [process.cell.name for process in self.running])
+                    time.sleep(POLL_SECONDS)
+                    self._reap(stopping=bool(stop.signum))
+                return stop.exit_code if stop.signum else 0
+        finally:
+            self.progress.close()
+
+    def _start_ready(self) -> None:
+        for cell in list(self.waiting):
+            if cell.needs in self.failures:
+                self.waiting.remove(cell)
+                reason = f"it starts from {cell.needs} ({self.failures[cell.needs][0]})"
+                self._fail(cell, SKIPPED, reason)
+            elif len(self.running) < self.options.jobs and self._ready(cell):
+                self.waiting.remove(cell)
+                self.running.append(self._start(cell))
+
+    def _ready(self, cell: Cell) -> bool:
+        needed = not cell.needs or (self.folder.runs / cell.needs / "results.json").is_file()
+        return needed and not self.folder.busy(cell)
+
+    def _start(self, cell: Cell) -> Process:
+        run = self.folder.run_of(cell)
+        run.mkdir(parents=True, exist_ok=True)
+        which = ["--resume", str(run)] if self.folder.begun(cell) else [
+            "--recipe", str(self.folder.recipe_of(cell)), "--out", str(run)]  # fmt: skip
+        with (run / LOG).open("ab") as log:
+            begin = log.seek(0, os.SEEK_END)
+            # A session of its own: Ctrl-C in a terminal must reach it once, from us.
+            child = subprocess.Popen(
+                [*TRAIN, *which, *self.options.of(run)], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+        return Process(cell, child, run / LOG, begin)
+
+    def _stop(self, signum: int) -> None:
+        """Passes the signal on, once: at a second one a run ends without a checkpoint."""
+        for process in self.running:
+            if not process.told:
+                process.told = True
+                process.child.send_signal(signum)
+
+    def _reap(self, stopping: bool) -> None:
+        over = [process for process in self.running if process.over()]
+        for process in over:
+            self.running.remove(process)
+            error = process.error()
+            if error and stopping:
+                continue
+            if error:
+                self._fail(process.cell, FAILED, error)
+            else:
+                self.progress.say(f"{process.cell.name}: {self.folder.accuracy(process.cell):.2%}")
+        if over:
+            self.after_each()
+
+    def _fail(self, cell: Cell, status: str, error: str) -> None:
+        self.failures[cell.name] = (status, error)
+        self.folder.write_failures(self.failures)
+        self.progress.say(f"{cell.name}: {status}: {error}")
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when the experiment dies, also by SIGKILL. It writes a checkpoint."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,35 @@
+"""Whole-kernel granularity: the k x k weights of one input and output channel as one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from dsr_kernels.rewiring.layers import SparseLayer
+
+
+def use_kernels(layers: list[SparseLayer]) -> None:
+    """Makes each layer's kernel its block. Raises ValueError for one that does not hold whole ones.
+
+    A linear layer and a 1x1 convolution have kernels of a single weight.
+    """
+    sizes = [math.prod(layer.module.weight_shape[2:]) for layer in layers]
+    for layer, size in zip(layers, sizes, strict=True):
+        layer.block = size
+        layer.check()
+
+
+def prune_weights(plan: Any, layers: list[SparseLayer], count: int) -> None:
+    """Prunes the smallest blocks of all layers that together hold at most `count` weights."""
+    sizes = {layer.block for layer in layers}
+    if len(sizes) <= 1:
+        plan.prune_smallest(count // max(sizes, default=1))
+        return
+    scores = torch.cat([layer.magnitudes().double() for layer in layers])
+    weights = torch.cat([torch.full_like(layer.magnitudes(), layer.block) for layer in layers])
+    scores, order = scores.sort(stable=True)
+    within = int((weights[order].long().cumsum(0) <= count).sum())
+    stays = scores[within].item() if within < scores.numel() else math.inf
+    plan.prune_below(stays)

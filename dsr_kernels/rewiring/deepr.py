@@ -1,0 +1,205 @@
+"""Deep rewiring (Bellec et al., ICLR 2018)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsr_kernels.rewiring.engine import Rewirer
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.report import LayerReport, RewireReport
+from dsr_kernels.rewiring.schedule import Anneal, as_int
+
+
+class DeepR(Rewirer):
+    """A weight keeps its sign; one that would change it goes, and another grows in its layer.
+
+    After every iteration each weight w of sign s moves by -eta * l1 * s + sqrt(2 eta T) * noise
+    (standard normal), beside the optimizer's own step. Weights with w * s < 0 are then replaced by
+    as many at random positions of the same layer, with random signs and value 0.
+
+    Args:
+        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        l1: pull towards 0 (the paper's alpha).
+        eta: learning rate of pull and noise, apart from the optimizer's.
+        temperature: T at the start; it falls exponentially to `final_temperature`.
+        length: iterations over which it falls; default: `stop`.
+        report_every: `step` returns what happened in so many iterations as one report.
+        stop: iterations from this one on are not followed by a rewire.
+        seed: of noise, positions and signs.
+
+    Signs take one byte per non-zero. Raises ValueError for arguments out of range, a model without
+    trainable sparse modules, and an optimizer that does not hold their values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        l1: float = 1e-5,
+        eta: float = 0.01,
+        temperature: float = 1e-5,
+        final_temperature: float = 1e-15,
+        length: int | None = None,
+        report_every: int = 100,
+        stop: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, every=1, stop=stop, seed=seed)
+        if optimizer is None:
+            raise ValueError("optimizer: expected the optimizer of the model's values, got None")
+        if self.nnz == 0:
+            raise ValueError("model: expected a trainable sparse module, all of them are frozen")
+        for name, value in (("l1", l1), ("eta", eta), ("temperature", temperature),
+                            ("final_temperature", final_temperature)):  # fmt: skip
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+        length = stop if length is None else as_int(length, "length", 1)
+        if length is None:
+            raise ValueError("length: expected the iterations over which T falls, or `stop`")
+        kind = "exponential" if temperature and final_temperature else "constant"
+        self.temperature = Anneal(
+            kind, float(temperature), float(final_temperature), 0, length or 1
+        )
+        self.l1, self.eta = float(l1), float(eta)
+        self.report_every = as_int(report_every, "report_every", 1)
+        self.signs: dict[str, Tensor] = {}  # [nnz] int8 by layer: 1, -1
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._sum: RewireReport | None = None  # of the iterations since the last report
+        for layer in self._layers:
+            self._learn_signs(layer)
+
+    def step(self) -> RewireReport | None:
+        """Counts a finished iteration (call it after `optimizer.step()`), moves the weights and
+        replaces those that changed sign. Returns a report every `report_every` iterations.
+        """
+        if self.due(self.iteration + 1):
+            layers = self._live_layers()
+            self._perturb(layers)
+            if self._flipped(layers):
+                self._add_up(super().step())
+            else:
+                self.iteration += 1
+        else:
+            self.iteration += 1
+        if self.iteration % self.report_every or self._sum is None:
+            return None
+        report, self._sum = dataclasses.replace(self._sum, step=self.iteration), None
+        return report
+
+    @torch.no_grad()
+    def _perturb(self, layers: list[SparseLayer]) -> None:
+        scale = math.sqrt(2 * self.eta * self.temperature.at(self.iteration))
+        for layer in layers:
+            signs = self._signs_of(layer)
+            values = layer.values.detach()
+            generator = self._generator(values.device, layer.index)
+            if self.l1 * self.eta:
+                values.sub_(signs, alpha=self.l1 * self.eta)
+            if scale:
+                noise = torch.empty_like(values).normal_(generator=generator)
+                values.add_(noise, alpha=scale)
+
+    def _flipped(self, layers: list[SparseLayer]) -> bool:
+        found = [(layer.values.detach() * self._signs_of(layer)).amin() < 0 for layer in layers
+                 if layer.values.numel()]  # fmt: skip
+        return bool(torch.stack(found).any())
+
+    # ---- the engine's hooks -------------------------------------------------------------------
+
+    def _judged(self, layers: list[SparseLayer]) -> list[Tensor]:
+        """0 for a weight of the wrong sign, 1 for any other."""
+        judged = []
+        for layer in layers:
+            values = layer.values.detach()
+            judged.append((values * self._signs_of(layer) >= 0).to(values.dtype))
+        return judged
+
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+        for layer in layers:
+            if not layer.values.detach().isfinite().all():
+                raise ValueError(f"layer {layer.name!r}: a weight is not finite")
+        plan.prune_below(0.5)
+        limited = [min(n, room) for n, room in zip(plan.pruned, plan.capacity, strict=True)]
+        if limited != plan.pruned:  # a layer without room keeps some
+            plan.prune_smallest_each(limited)
+        return 0.0, 0.0
+
+    def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
+        plan.grow(plan.pruned)
+
+    def _entry_state(self, layer: SparseLayer) -> list[tuple[dict[str, Any], str]]:
+        return [(self.signs, layer.name)]
+
+    def _rewired(self, layers: list[SparseLayer]) -> None:
+        for layer in layers:
+            signs = self.signs[layer.name]
+            new = signs == 0  # the engine starts grown entries at 0
+            generator = self._generator(signs.device, layer.index + len(self._layers))
+            drawn = torch.empty_like(signs).random_(0, 2, generator=generator)
+            signs.copy_(torch.where(new, 2 * drawn - 1, signs))
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def _policy_state(self) -> dict[str, Any]:
+        summed = None if self._sum is None else dataclasses.asdict(self._sum)
+        return {"signs": {name: s.clone() for name, s in self.signs.items()}, "sum": summed}
+
+    def _load_policy_state(self, state: dict[str, Any]) -> None:
+        signs = state["signs"]
+        for layer in self._layers:
+            found = signs.get(layer.name)
+            if not isinstance(found, Tensor) or found.shape != layer.values.shape:
+                raise ValueError(
+                    f"signs: expected {layer.values.numel()} for layer {layer.name!r}, got "
+                    f"{'none' if found is None else tuple(found.shape)}; load the model first"
+                )
+        summed = state["sum"]
+        if summed is not None:
+            rows = [LayerReport(**row) for row in summed["layers"]]
+            summed = RewireReport(**{**summed, "layers": rows})
+        self._sum = summed
+        for layer in self._layers:
+            device = layer.values.device
+            self.signs[layer.name] = signs[layer.name].to(device, torch.int8, copy=True)
+
+    # ---- details ------------------------------------------------------------------------------
+
+    def _learn_signs(self, layer: SparseLayer) -> None:
+        values = layer.values.detach()
+        self.signs[layer.name] = torch.where(values < 0, -1, 1).to(torch.int8)
+
+    def _signs_of(self, layer: SparseLayer) -> Tensor:
+        signs = self.signs[layer.name]
+        if signs.shape != layer.values.shape or signs.device != layer.values.device:
+            self._learn_signs(layer)  # the model was loaded or moved after this rewirer was made
+        return self.signs[layer.name]
+
+    def _generator(self, device: torch.device, stream: int) -> torch.Generator:
+        """Numbers of this iteration and stream alone: there is no generator state to keep."""
+        generator = self._generators.setdefault(device, torch.Generator(device))
+        mixed = (self.seed * 0x9E3779B97F4A7C15 + self.iteration) * 0xD1342543DE82EF95 + stream
+        return generator.manual_seed(mixed % 2**63)
+
+    def _add_up(self, report: RewireReport) -> None:
+        """Adds a rewire to those since the last report."""
+        if self._sum is None:
+            self._sum = report
+            return
+        rows = [
+            LayerReport(a.name, a.nnz_before, a.pruned + b.pruned, a.grown + b.grown, b.nnz_after)
+            for a, b in zip(self._sum.layers, report.layers, strict=True)
+        ]
+        self._sum = dataclasses.replace(
+            report,
+            pruned=self._sum.pruned + report.pruned,
+            grown=self._sum.grown + report.grown,
+            layers=rows,
+            seconds=self._sum.seconds + report.seconds,
+        )

@@ -1,0 +1,80 @@
+"""How much of the space of positions a rewiring method has tried."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dsr_kernels.rewiring.layers import find_layers
+
+
+class Exploration:
+    """The positions of each sparse layer that have ever been active: one bit each.
+
+    `rate` is R_s of In-Time Over-Parameterization (Liu et al., ICML 2021): the share of all
+    positions of the sparse layers that were in the pattern at some time. Whether a position has
+    been seen is one bit of information, so numel / 8 bytes a layer are the least that can be kept
+    (a 90 % sparse layer's values and indices take 0.8 bytes for each position).
+
+    Args:
+        model: holds the sparse modules; their present patterns are the first to count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = find_layers(model)
+        self._bitmaps = [
+            torch.zeros((layer.module.numel + 7) // 8, dtype=torch.uint8,
+                        device=layer.values.device)
+            for layer in self._layers
+        ]  # fmt: skip
+        self._counted: list[Tensor | None] = [None] * len(self._layers)  # the last patterns
+        self._active = 0
+        self.update()
+
+    @property
+    def rate(self) -> float:
+        return self._active / sum(layer.module.numel for layer in self._layers)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Counts the present patterns, in O(non-zeros) of the layers that have changed since the
+        last call. Call it after each iteration that may have rewired: what comes and goes between
+        two calls is not seen.
+        """
+        for index, (layer, bitmap) in enumerate(zip(self._layers, self._bitmaps, strict=True)):
+            if self._counted[index] is layer.module.col_indices:
+                continue
+            self._counted[index] = layer.module.col_indices
+            positions = layer.module.topology.linear_positions()
+            # The positions of a byte are neighbours, and distinct: their bits add up to its mask.
+            byte, group = (positions >> 3).unique_consecutive(return_inverse=True)
+            bits = torch.ones_like(positions) << (positions & 7)
+            masks = torch.zeros_like(byte).index_add_(0, group, bits).to(torch.uint8)
+            former = bitmap[byte]
+            self._active += _population(masks & ~former)
+            bitmap[byte] = former | masks
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The bitmap of each layer, uint8 [ceil(numel / 8)], on the CPU."""
+        pairs = zip(self._layers, self._bitmaps, strict=True)
+        return {layer.name: bitmap.cpu().clone() for layer, bitmap in pairs}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continues where `state_dict` was taken; ValueError for bitmaps of other layers."""
+        expected = {
+            layer.name: bitmap.shape
+            for layer, bitmap in zip(self._layers, self._bitmaps, strict=True)
+        }
+        found = {name: bitmap.shape for name, bitmap in state.items()}
+        if found != expected:
+            raise ValueError(f"state_dict: expected bitmaps {expected}, got {found}")
+        for layer, bitmap in zip(self._layers, self._bitmaps, strict=True):
+            bitmap.copy_(state[layer.name])
+        self._active = sum(_population(bitmap) for bitmap in self._bitmaps)
+
+
+def _population(masks: Tensor) -> int:
+    """How many bits are set in a uint8 tensor."""
+    counts = torch.bincount(masks.flatten(), minlength=256).cpu()
+    bits = torch.tensor([value.bit_count() for value in range(256)])
+    return int((counts * bits).sum())

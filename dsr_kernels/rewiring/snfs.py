@@ -1,0 +1,58 @@
+"""Sparse networks from scratch, or sparse momentum (Dettmers & Zettlemoyer, arXiv 1907.04840)."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsr_kernels.rewiring.allocation import share_growth
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.layerwise import LayerwiseRewirer
+
+MOMENTA = ("momentum_buffer", "exp_avg")  # SGD's and Adam's
+
+
+class SNFS(LayerwiseRewirer):
+    """Each layer loses its smallest weights; layers gain in proportion to their mean momentum.
+
+    That is the mean magnitude of the optimizer's momentum at a layer's non-zeros. Arguments are
+    those of `LayerwiseRewirer`; the fraction falls along a cosine. A departure from the paper,
+    which keeps the momentum of absent weights: growth goes where this iteration's gradient is
+    largest, so that nothing is ever dense.
+
+    Raises ValueError for an optimizer without momentum, beside what `LayerwiseRewirer` raises.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, **arguments: Any
+    ) -> None:
+        defaults = {"fraction_schedule": "cosine", "growth": "gradient"}
+        super().__init__(model, optimizer, **defaults | arguments)
+        groups = optimizer.param_groups
+        if any(group.get("momentum", 1) == 0 for group in groups) or not any(
+            key in groups[0] for key in ("momentum", "betas")
+        ):
+            raise ValueError(
+                "optimizer: SNFS shares growth out by momentum: expected one with momentum (SGD's "
+                f"above 0, Adam, AdamW), got {type(optimizer).__name__} without"
+            )
+
+    def _grown_counts(self, layers: list[SparseLayer], pruned: list[int]) -> list[int]:
+        weights = [self._mean_momentum(layer) for layer in layers]
+        survivors = [
+            layer.values.numel() - count for layer, count in zip(layers, pruned, strict=True)
+        ]
+        capacities = [layer.module.numel - layer.values.numel() for layer in layers]
+        if not any(weights):  # before the first step
+            weights = [Fraction(count) for count in pruned]
+        return share_growth(sum(pruned), weights, survivors, capacities)
+
+    def _mean_momentum(self, layer: SparseLayer) -> Fraction:
+        state = self._optimizer.state.get(layer.values, {})
+        for key in MOMENTA:
+            if isinstance(momentum := state.get(key), Tensor) and momentum.numel():
+                return Fraction(momentum.detach().double().abs().mean().item())
+        return Fraction(0)
