@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.models._layers import weight_tensors
-from dsr_kernels.topology import budget
 
 STEPS = 1000  # widths are multiples of 1 / STEPS
 
@@ -19,25 +19,29 @@ def learnable(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def learnable_if_sparse(twin: nn.Module, sparsity: float) -> int:
+def learnable_if_sparse(twin: nn.Module, sparsity: float, distribution: str = "uniform") -> int:
     """Learnable parameters of the network whose dense twin is `twin`, were it built with
-    `sparsity`. The twin may be on the meta device.
+    `sparsity`, shared out by `distribution` (see `layer_nnz`). The twin may be on the meta device.
     """
-    kept = learnable(twin)
-    for _, module, weight in weight_tensors(twin):
-        if getattr(module, "sparsifiable", False):
-            kept -= weight.numel() - budget(weight.numel(), sparsity)
-    return kept
+    layers = [m for _, m, _ in weight_tensors(twin) if getattr(m, "sparsifiable", False)]
+    positions = sum(module.weight.numel() for module in layers)
+    nonzeros = layer_nnz([module.weight.shape for module in layers], sparsity, distribution)
+    return learnable(twin) - positions + sum(nonzeros)
 
 
-def thin_width(build: Callable[[float], nn.Module], usual: float, sparsity: float) -> float:
+def thin_width(
+    build: Callable[[float], nn.Module],
+    usual: float,
+    sparsity: float,
+    distribution: str = "uniform",
+) -> float:
     """The largest multiple of 0.001 up to `usual` with which the dense network has at most as many
     learnable parameters as the sparse network of the usual width.
 
     `build` gives the dense twin of a width, on the meta device for speed. ValueError where even the
     narrowest network has more parameters.
     """
-    allowed = learnable_if_sparse(build(usual), sparsity)
+    allowed = learnable_if_sparse(build(usual), sparsity, distribution)
     fits, above = 0, round(usual * STEPS) + 1  # in steps; the count never falls as the width grows
     while above - fits > 1:
         middle = (fits + above) // 2

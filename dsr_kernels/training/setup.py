@@ -50,7 +50,7 @@ def model_width(recipe: Recipe, data: DataSet) -> float:
         return usual
     twin = functools.partial(_network, recipe, data, sparse=False, device="meta")
     try:
-        return models.thin_width(twin, usual, recipe.model.sparsity)
+        return models.thin_width(twin, usual, recipe.model.sparsity, recipe.model.distribution)
     except ValueError as error:
         raise UsageError(f"recipe: model.{error}") from None
 
