@@ -138,21 +138,14 @@ def _shards(root: Path, train: list[Path], val: list[Path]) -> tuple[Listing, Li
 
 
 def _shard_listing(root: Path, paths: list[Path]) -> Listing:
-    rows = [(number, *image) for number, path in enumerate(paths) for image in _members(path)]
-    shard, names, sizes, offsets, labels = zip(*rows, strict=True)
-    return Listing(
-        root,
-        np.array(names),
-        np.array(sizes, np.int64),
-        np.array(labels, np.int64),
-        tuple(path.name for path in paths),
-        np.array(shard, np.int32),
-        np.array(offsets, np.int64),
-    )
+    parts = [_members(path) for path in paths]
+    names, sizes, offsets, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    shard = np.repeat(np.arange(len(paths), dtype=np.int32), [len(part[0]) for part in parts])
+    return Listing(root, names, sizes, labels, tuple(p.name for p in paths), shard, offsets)
 
 
-def _members(path: Path) -> list[tuple[bytes, int, int, int]]:
-    """(name, bytes, offset, label) of each image in a shard, from the headers of its members."""
+def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Names, sizes, offsets and labels of the images in a shard, from the headers of its members."""
     images, labels = {}, {}
     try:
         with tarfile.open(path, "r:") as archive:
@@ -175,7 +168,9 @@ def _members(path: Path) -> list[tuple[bytes, int, int, int]]:
     for key in images.keys() ^ labels.keys():
         has, lacks = ("an image", "label .cls") if key in images else ("a label", "image")
         raise UsageError(f"{path} holds {has} of the key {key} but no {lacks}")
-    return [(*image, labels[key]) for key, image in images.items()]
+    names, sizes, offsets = zip(*images.values(), strict=True)
+    numbers = (sizes, offsets, [labels[key] for key in images])
+    return (np.array(names), *(np.array(column, np.int64) for column in numbers))
 
 
 def _label(path: Path, name: str, raw: bytes) -> int:
