@@ -145,7 +145,7 @@ def _shard_listing(root: Path, paths: list[Path]) -> Listing:
 
 
 def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Names, sizes, offsets and labels of the images in a shard, from the headers of its members."""
+    """Names, sizes, offsets and labels of the images in a shard, from its members' headers."""
     images, labels = {}, {}
     try:
         with tarfile.open(path, "r:") as archive:
