@@ -13,7 +13,8 @@ from rewire_cases import Case, apply, decide, describe, open_plan
 from dsr_kernels import _native
 from dsr_kernels.rewiring import plan as plans
 
-DECISIONS = ("prunable", "below", "room", "cut", "pruned", "grown", "nnz_after")
+COUNTED = ("prunable", "below", "below_each", "room")
+DECISIONS = (*COUNTED, "cut", "cuts", "pruned", "grown", "nnz_after")
 GUARD = 64  # bytes around a workspace that nobody may write
 
 
@@ -43,7 +44,10 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.cpu().numpy().tobytes() == b.cpu().numpy().tobytes()
 
 
-def assert_equals_cpu(cases: list[Case], seed: int = 0, step: int = 0, **how) -> None:
+def assert_equals_cpu(
+    cases: list[Case], seed: int = 0, step: int = 0, *, ranks=None, skip=False, **how
+) -> None:
+    where = {"seed": seed, "step": step, "ranks": ranks, "skip": skip}
     workspaces = Workspaces()
     on_device = [case.to(DEVICE) for case in cases]
     cpu, cuda = open_plan(cases), open_cuda(on_device, workspaces)
@@ -51,8 +55,8 @@ def assert_equals_cpu(cases: list[Case], seed: int = 0, step: int = 0, **how) ->
         decide(plan, **how)
     for name in DECISIONS:
         assert getattr(cuda, name) == getattr(cpu, name), name
-    expected = apply(cpu, cases, seed=seed, step=step)
-    for new, wanted in zip(apply(cuda, on_device, seed=seed, step=step), expected, strict=True):
+    expected = apply(cpu, cases, **where)
+    for new, wanted in zip(apply(cuda, on_device, **where), expected, strict=True):
         for name in ("crow", "col", "values", "momentum"):
             assert same_bits(getattr(new, name), getattr(wanted, name)), name
     workspaces.check()

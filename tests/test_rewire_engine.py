@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewire_cases import (
     Case,
+    assert_equals_reference,
     layers,
     native_rewire,
     open_plan,
     random_case,
-    reference_rewire,
 )
 
 from dsr_kernels.rewiring.reference import share_out
@@ -21,14 +21,6 @@ from dsr_kernels.rewiring.reference import share_out
 SEEDS = st.integers(0, 2**64 - 1)
 QUICK = settings(max_examples=80, deadline=None)
 THRESHOLDS = st.sampled_from([0.0, 1e-9, 0.1, 1 / 3, 0.5, 1.0, 1.5, math.inf])
-
-
-def assert_equals_reference(cases, after, **how):
-    expected = reference_rewire(cases, **how)
-    for new, wanted in zip(after, expected, strict=True):
-        assert new.positions() == list(wanted.entries)
-        assert new.values.tolist() == [entry[0] for entry in wanted.entries.values()]
-        assert new.momentum.tolist() == [entry[1] for entry in wanted.entries.values()]
 
 
 @QUICK

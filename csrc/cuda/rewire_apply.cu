@@ -16,9 +16,20 @@ struct Moves {
   std::vector<unsigned char> image;  // the host's copy of what is uploaded
   MoveTables host;                   // addresses in `image`
   int64_t most_free = 1;             // free positions of the largest layer that grows
+  bool sampled = false;              // some ranks are not given, and so not in order
 
   unsigned rank_chunks() const { return chunk_total(host.rank_chunks, host.layers); }
 };
+
+ArrayMove move_of(const RewireArray& array) {
+  const int64_t size = array.item_size;
+  const auto addresses =
+      reinterpret_cast<intptr_t>(array.from) | reinterpret_cast<intptr_t>(array.to);
+  const bool is_unit = size == 1 || size == 2 || size == 4 || size == 8;
+  if (is_unit && addresses % size == 0) return {array.from, array.to, size, 1};
+  const int64_t unit = (addresses | size) % 4 == 0 ? 4 : 1;
+  return {array.from, array.to, unit, size / unit};
+}
 
 void describe_moves(const RewirePlan& plan, uint64_t seed, uint32_t step,
                     const std::vector<RewireOutput>& outputs, Moves& moves) {
@@ -29,8 +40,10 @@ void describe_moves(const RewirePlan& plan, uint64_t seed, uint32_t step,
     const int64_t free = layer.positions() - layer.nnz;
     LayerMove& move = moves.host.moves[l];
     move = {};
-    if (decision.grown > 0) {
-      moves.most_free = std::max(moves.most_free, free);
+    move.ranks = outputs[l].ranks;
+    if (decision.grown > 0) moves.most_free = std::max(moves.most_free, free);
+    if (decision.grown > 0 && move.ranks == nullptr) {
+      moves.sampled = true;
       move.growth =
           Feistel::make(static_cast<uint64_t>(free), seed, step, layer.stream, Purpose::kGrowth);
     }
@@ -43,7 +56,7 @@ void describe_moves(const RewirePlan& plan, uint64_t seed, uint32_t step,
     move.first_array = arrays;
     move.arrays = static_cast<int64_t>(outputs[l].arrays.size());
     for (const RewireArray& array : outputs[l].arrays) {
-      moves.host.arrays[arrays++] = {array.from, array.to, array.item_size};
+      moves.host.arrays[arrays++] = move_of(array);
     }
     ranks += decision.grown;
   }
@@ -75,15 +88,15 @@ Status upload_moves(const RewirePlan& plan, uint64_t seed, uint32_t step,
 }
 
 // The ranks of what grows, ascending in each layer; `sorted` is where they end up.
-Status sample_sorted(const RewirePlan& plan, const Moves& moves, const Word*& sorted) {
+Status sort_ranks(const RewirePlan& plan, const Moves& moves, const Word*& sorted) {
   Word *from = moves.device.ranks, *to = moves.device.other_ranks;
   sorted = from;
   if (moves.rank_chunks() == 0) return Status::ok();
   Launches launches(plan);
-  DSR_LAUNCH((sample_ranks_kernel), moves.rank_chunks(), RewireConfig::kThreads, 0,
-             plan.queue.stream, moves.device, from);
+  DSR_LAUNCH((fill_ranks_kernel), moves.rank_chunks(), RewireConfig::kThreads, 0, plan.queue.stream,
+             plan.device, moves.device, from);
   launches.check("sample");
-  for (int shift = 0; shift < 64 && (moves.most_free - 1) >> shift != 0;
+  for (int shift = 0; moves.sampled && shift < 64 && (moves.most_free - 1) >> shift != 0;
        shift += RewireConfig::kDigitBits) {
     DSR_LAUNCH((count_rank_digits_kernel), moves.rank_chunks(), RewireConfig::kThreads, 0,
                plan.queue.stream, moves.device, from, shift);
@@ -122,27 +135,37 @@ Status merge(const RewirePlan& plan, const Moves& moves, const Word* ranks) {
   return launches.status;
 }
 
+// What was wrong, if anything. Then the plan can still be applied to other outputs.
+Status take_errors(RewirePlan& plan) {
+  Status status = Status::ok();
+  for (int l = plan.host.layers; l-- > 0;) {
+    LayerFindings& found = plan.host.findings[l];
+    if (found.unplaced != 0) status = Status::error(unsorted_or_changed(plan.layers[l]));
+    if (found.misranked != 0) status = Status::error(bad_ranks(plan.layers[l]));
+    found.unplaced = found.misranked = 0;
+  }
+  if (status.is_ok()) return status;
+  const Status copied = copy_to_device(plan.queue, plan.device.findings, plan.host.findings,
+                                       plan.host.layers * sizeof(LayerFindings));
+  return copied.is_ok() ? status : copied;
+}
+
 }  // namespace
 
 Status rewire_apply(RewirePlan& plan, uint64_t seed, uint32_t step,
                     const std::vector<RewireOutput>& outputs) {
   const std::string error = check_outputs(plan, outputs);
   if (!error.empty()) return Status::error(error);
-  if (!plan.judged) return Status::error("apply: expected prune_below or prune_smallest before it");
+  if (!plan.judged) return Status::error("apply: expected a prune_* before it");
 
   const DeviceGuard guard(plan.queue.device);
   Moves moves;
   const Word* ranks = nullptr;
   Status status = upload_moves(plan, seed, step, outputs, moves);
-  if (status.is_ok()) status = sample_sorted(plan, moves, ranks);
+  if (status.is_ok()) status = sort_ranks(plan, moves, ranks);
   if (status.is_ok()) status = merge(plan, moves, ranks);
   if (status.is_ok()) status = fetch_findings(plan);
-  if (!status.is_ok()) return status;
-  for (int l = 0; l < plan.host.layers; ++l) {
-    if (plan.host.findings[l].unplaced != 0)
-      return Status::error(unsorted_or_changed(plan.layers[l]));
-  }
-  return Status::ok();
+  return status.is_ok() ? take_errors(plan) : status;
 }
 
 }  // namespace dsr::cuda

@@ -34,9 +34,9 @@ class Launches {
   const RewirePlan& plan_;
 };
 
-// Waits for the device, then plan.host.findings and plan.host.selection are what it has found.
+// Waits for the device, then plan.host.findings and plan.host.selections are what it has found.
 inline Status fetch_findings(RewirePlan& plan) {
-  const Status status = copy_to_host(plan.queue, plan.host.selection, plan.device.selection,
+  const Status status = copy_to_host(plan.queue, plan.host.selections, plan.device.selections,
                                      plan.host.findings_bytes());
   return status.is_ok() ? synchronize(plan.queue) : status;
 }

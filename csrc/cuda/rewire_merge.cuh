@@ -12,10 +12,21 @@ __device__ inline int64_t row_of(const int32_t* crow /* [rows + 1] */, int64_t f
   return first + count_below<true>(end_of, last - first, entry);
 }
 
-template <class Item>
+template <class Unit>
 __device__ void put(const ArrayMove& array, int64_t to, int64_t from) {
-  static_cast<Item*>(array.to)[to] =
-      from < 0 ? Item{0} : static_cast<const Item*>(array.from)[from];
+  static_cast<Unit*>(array.to)[to] =
+      from < 0 ? Unit{0} : static_cast<const Unit*>(array.from)[from];
+}
+
+// The same for an item of several units. Not unrolled: the registers are needed elsewhere.
+template <class Unit>
+__device__ void put_block(const ArrayMove& array, int64_t to, int64_t from) {
+  Unit* target = static_cast<Unit*>(array.to) + to * array.units;
+  const Unit* source = static_cast<const Unit*>(array.from) + (from < 0 ? 0 : from * array.units);
+#pragma unroll 1
+  for (int64_t left = array.units; left > 0; --left, ++target, ++source) {
+    *target = from < 0 ? Unit{0} : *source;
+  }
 }
 
 // Writes entry `to` of a layer's arrays: its entry `from` before, or zero where that is negative.
@@ -24,7 +35,12 @@ __device__ inline void put_items(const MoveTables& tables, const LayerMove& move
                                  int64_t from) {
   for (int64_t a = 0; a < move.arrays; ++a) {
     const ArrayMove& array = tables.arrays[move.first_array + a];
-    switch (array.item_size) {
+    if (array.units > 1) {
+      array.unit_size == 4 ? put_block<uint32_t>(array, to, from)
+                           : put_block<uint8_t>(array, to, from);
+      continue;
+    }
+    switch (array.unit_size) {
       case 1:
         put<uint8_t>(array, to, from);
         break;
@@ -40,9 +56,14 @@ __device__ inline void put_items(const MoveTables& tables, const LayerMove& move
   }
 }
 
+// Nothing is written for a layer that stays as it is, or whose given ranks do not fit.
+__device__ inline bool is_moved(const LayerMove& move, const LayerFindings& findings) {
+  return move.crow != nullptr && findings.misranked == 0;
+}
+
 // A block works on a chunk of entries: survivors go to their new places, and every entry learns how
 // many survivors are before it.
-__global__ void __launch_bounds__(RewireConfig::kThreads)
+__global__ void __launch_bounds__(RewireConfig::kThreads, 10)  // else ptxas spills for 12 blocks
     move_survivors_kernel(RewireTables tables, MoveTables to, const Word* ranks) {
   DSR_SHARED(Word, warp_counts, [RewireConfig::kWarps]);
   DSR_SHARED(int64_t, end_rows, [2]);  // of the chunk's first and last entry
@@ -51,8 +72,9 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
   const LayerView& layer = tables.views[chunk.layer];
   const LayerMove& move = to.moves[chunk.layer];
   LayerFindings& findings = tables.findings[chunk.layer];
+  if (!is_moved(move, findings)) return;
   const uint32_t keeper = findings.keeper;
-  const Word cut = tables.selection->bits;
+  const Word cut = tables.selections[tables.scope_of(chunk.layer)].bits;
   const WarpSpan span = warp_span(chunk, layer.nnz);
   const Word mine = count_span(layer, keeper, cut, span);
   if (lane == 0) warp_counts[warp] = mine;
@@ -114,9 +136,10 @@ __device__ inline int64_t kept_before(const MoveTables& tables, const LayerView&
 __global__ void __launch_bounds__(RewireConfig::kThreads)
     place_grown_kernel(RewireTables tables, MoveTables to, const Word* ranks) {
   const Chunk chunk = chunk_of(to.rank_chunks, to.layers);
-  if (tables.findings[chunk.layer].unplaced != 0) return;
-  const LayerView layer = tables.views[chunk.layer];
+  const LayerFindings& findings = tables.findings[chunk.layer];
   const LayerMove& move = to.moves[chunk.layer];
+  if (!is_moved(move, findings) || findings.unplaced != 0) return;
+  const LayerView layer = tables.views[chunk.layer];
   const int64_t end = chunk.end(move.grown);
   for (int64_t i = chunk.begin + threadIdx.x; i < end; i += RewireConfig::kThreads) {
     const int64_t rank = static_cast<int64_t>(ranks[move.first_rank + i]);
@@ -140,9 +163,10 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
 __global__ void __launch_bounds__(RewireConfig::kThreads)
     write_crow_kernel(RewireTables tables, MoveTables to, const Word* ranks) {
   const Chunk chunk = chunk_of(tables.row_chunks, tables.layers);
-  if (tables.findings[chunk.layer].unplaced != 0) return;
-  const LayerView layer = tables.views[chunk.layer];
+  const LayerFindings& findings = tables.findings[chunk.layer];
   const LayerMove& move = to.moves[chunk.layer];
+  if (!is_moved(move, findings) || findings.unplaced != 0) return;
+  const LayerView layer = tables.views[chunk.layer];
   ranks += move.first_rank;
   const auto rank = [=](int64_t i) { return static_cast<int64_t>(ranks[i]); };
   const int64_t end = chunk.end(layer.rows + 1);

@@ -5,15 +5,30 @@
 
 namespace dsr::cuda {
 
-// A block works on a chunk of ranks, and so do those below.
+// A block works on a chunk of ranks, and so do those below. Given ranks are checked: they have to
+// be ascending already.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
-    sample_ranks_kernel(MoveTables tables, Word* ranks /* [grown of all layers] */) {
+    fill_ranks_kernel(RewireTables layers, MoveTables tables,
+                      Word* ranks /* [grown of all layers] */) {
   const Chunk chunk = chunk_of(tables.rank_chunks, tables.layers);
   const LayerMove& move = tables.moves[chunk.layer];
   const int64_t end = chunk.end(move.grown);
-  for (int64_t i = chunk.begin + threadIdx.x; i < end; i += RewireConfig::kThreads) {
-    ranks[move.first_rank + i] = move.growth(static_cast<uint64_t>(i));
+  ranks += move.first_rank;
+  if (move.ranks == nullptr) {
+    for (int64_t i = chunk.begin + threadIdx.x; i < end; i += RewireConfig::kThreads) {
+      ranks[i] = move.growth(static_cast<uint64_t>(i));
+    }
+    return;
   }
+  const LayerView& layer = layers.views[chunk.layer];
+  const int64_t free = layer.rows * layer.row_length - layer.nnz;
+  bool fit = true;
+  for (int64_t i = chunk.begin + threadIdx.x; i < end; i += RewireConfig::kThreads) {
+    const int64_t rank = move.ranks[i];
+    fit &= (i == 0 ? -1 : move.ranks[i - 1]) < rank && rank < free;
+    ranks[i] = static_cast<Word>(rank);
+  }
+  if (!fit) atomicExch(&layers.findings[chunk.layer].misranked, 1u);
 }
 
 __device__ inline unsigned digit_of(Word rank, int shift) {

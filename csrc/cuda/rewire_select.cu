@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/rewire_decide.h"
 #include "common/rewire_errors.h"
 #include "cuda/rewire.h"
 #include "cuda/rewire_launches.h"
@@ -35,7 +36,7 @@ void describe_layers(const RewirePlan& plan) {
         layer.row_length, layer.nnz, entries,      layer.type == ValueType::kFloat64};
     entries += layer.nnz;
   }
-  *plan.host.selection = {};
+  std::fill_n(plan.host.selections, plan.host.most_scopes(), Selection{});
   count_chunks(plan.host.entry_chunks, plan.host.layers, [&](int l) { return plan.layers[l].nnz; });
   count_chunks(plan.host.row_chunks, plan.host.layers,
                [&](int l) { return plan.layers[l].rows + 1; });
@@ -93,22 +94,25 @@ Status judge(RewirePlan& plan, CutCounts& counts) {
   return Status::ok();
 }
 
-// Leaves the bits of the cut, whose value is known, on the device.
-Status set_cut(const RewirePlan& plan, double cut, int64_t rank = 0) {
+// Tells the device the cuts that plan.host.selections holds, of all layers together or of each.
+Status set_cuts(RewirePlan& plan, int scopes) {
+  plan.host.scopes = plan.device.scopes = scopes;
   const DeviceGuard guard(plan.queue.device);
-  Launches launches(plan);
-  DSR_LAUNCH((start_selection_kernel), 1, RewireConfig::kThreads, 0, plan.queue.stream, plan.device,
-             bits_of(std::fabs(cut)), static_cast<Word>(rank));
-  launches.check("start the selection");
-  return launches.status;
+  return copy_to_device(plan.queue, plan.device.selections, plan.host.selections,
+                        scopes * sizeof(Selection));
 }
 
-// Leaves the bits of the `rank`-th smallest prunable magnitude (from 0) on the device.
-Status select_cut(const RewirePlan& plan, int64_t rank) {
-  const Status status = set_cut(plan, 0, rank);
-  if (!status.is_ok()) return status;
+// The same, then leaves the magnitudes of the ranks that it holds on the device.
+Status select_cuts(RewirePlan& plan, int scopes) {
+  const Status status = set_cuts(plan, scopes);
+  const bool known = std::all_of(plan.host.selections, plan.host.selections + scopes,
+                                 [](const Selection& s) { return s.rank == Selection::kNoRank; });
+  if (!status.is_ok() || known) return status;
   const DeviceGuard guard(plan.queue.device);
   Launches launches(plan);
+  DSR_LAUNCH((clear_histogram_kernel), scopes, RewireConfig::kThreads, 0, plan.queue.stream,
+             plan.device);
+  launches.check("clear the histograms");
   const unsigned chunks = chunk_total(plan.host.entry_chunks, plan.host.layers);
   const bool doubles =
       std::any_of(plan.layers.begin(), plan.layers.end(),
@@ -119,11 +123,16 @@ Status select_cut(const RewirePlan& plan, int64_t rank) {
     DSR_LAUNCH((count_digits_kernel), chunks, RewireConfig::kThreads, 0, plan.queue.stream,
                plan.device, shift);
     launches.check("count the digits of magnitudes");
-    DSR_LAUNCH((pick_digit_kernel), 1, RewireConfig::kThreads, 0, plan.queue.stream, plan.device,
-               shift);
+    DSR_LAUNCH((pick_digit_kernel), scopes, RewireConfig::kThreads, 0, plan.queue.stream,
+               plan.device, shift);
     launches.check("pick a digit of the cut");
   }
   return launches.status;
+}
+
+// The selection of the `count` smallest magnitudes: up to which one.
+Selection smallest(int64_t count) {
+  return {0, count > 0 ? static_cast<Word>(count - 1) : Selection::kNoRank};
 }
 
 }  // namespace
@@ -134,6 +143,8 @@ Status rewire_open(RewirePlan& plan) {
     if (!error.empty()) return Status::error(error);
   }
   plan.decisions.assign(plan.layers.size(), {});
+  plan.set_cut(0);
+  plan.below_each.assign(plan.layers.size(), 0);
   count_entries(plan);
 
   plan.host.layers = plan.device.layers = static_cast<int>(plan.layers.size());
@@ -152,7 +163,7 @@ Status rewire_open(RewirePlan& plan) {
 
   const DeviceGuard guard(plan.queue.device);
   const Status status =
-      copy_to_device(plan.queue, plan.device.selection, plan.image.data(), plan.image.size());
+      copy_to_device(plan.queue, plan.device.selections, plan.image.data(), plan.image.size());
   if (!status.is_ok()) return status;
   Launches launches(plan);
   if (row_chunks > 0) {
@@ -174,27 +185,47 @@ Status rewire_open(RewirePlan& plan) {
 Status rewire_prune_below(RewirePlan& plan, double threshold) {
   const std::string error = check_threshold(threshold);
   if (!error.empty()) return Status::error(error);
-  plan.cut = threshold;
+  *plan.host.selections = {bits_of(std::fabs(threshold)), Selection::kNoRank};
   CutCounts counts;
-  Status status = set_cut(plan, threshold);
+  Status status = set_cuts(plan, 1);
   if (status.is_ok()) status = judge(plan, counts);
   if (!status.is_ok()) return status;
+  plan.set_cut(threshold);
+  plan.below_each = counts.less;
   plan.below = counts.all_less();
-  if (plan.below > plan.room) return rewire_prune_smallest(plan, plan.room);
+  if (plan.below > plan.room) return rewire_prune_smallest(plan, plan.room, true);
   decide_at_cut(plan, counts, 0);
   return Status::ok();
 }
 
-Status rewire_prune_smallest(RewirePlan& plan, int64_t count) {
+Status rewire_prune_smallest(RewirePlan& plan, int64_t count, bool regrown) {
   const std::string error = check_count(count);
   if (!error.empty()) return Status::error(error);
-  count = std::min({count, plan.prunable, plan.room});
+  count = std::min(count, plan.prunable);
+  if (regrown) count = std::min(count, plan.room);
+  *plan.host.selections = smallest(count);
   CutCounts counts;
-  Status status = count > 0 ? select_cut(plan, count - 1) : set_cut(plan, 0);
+  Status status = select_cuts(plan, 1);
   if (status.is_ok()) status = judge(plan, counts);
   if (!status.is_ok()) return status;
-  plan.cut = value_of(plan.host.selection->bits);
+  plan.set_cut(value_of(plan.host.selections->bits));
   decide_at_cut(plan, counts, count - counts.all_less());
+  return Status::ok();
+}
+
+Status rewire_prune_smallest_each(RewirePlan& plan, const std::vector<int64_t>& counts) {
+  const std::string error = check_counts(plan, counts);
+  if (!error.empty()) return Status::error(error);
+  const std::vector<int64_t> wanted = limit_to_prunable(plan, counts);
+  std::transform(wanted.begin(), wanted.end(), plan.host.selections, smallest);
+  CutCounts at_cuts;
+  Status status = select_cuts(plan, plan.host.layers);
+  if (status.is_ok()) status = judge(plan, at_cuts);
+  if (!status.is_ok()) return status;
+  for (int l = 0; l < plan.host.layers; ++l) {
+    plan.cuts[l] = value_of(plan.host.selections[l].bits);
+  }
+  decide_at_cuts(plan, at_cuts, wanted);
   return Status::ok();
 }
 

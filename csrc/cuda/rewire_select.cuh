@@ -59,27 +59,35 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) find_keeper_kernel(Rew
   }
 }
 
-// One block. `bits`: of the cut, where it is known.
-__global__ void __launch_bounds__(RewireConfig::kThreads)
-    start_selection_kernel(RewireTables tables, Word bits, Word rank) {
-  for (int digit = threadIdx.x; digit < RewireConfig::kDigits; digit += RewireConfig::kThreads) {
-    tables.histogram[digit] = 0;
-  }
-  if (threadIdx.x == 0) *tables.selection = {bits, rank};
+__device__ inline Word* histogram_of(const RewireTables& tables, int scope) {
+  return tables.histograms + scope * RewireConfig::kDigits;
 }
 
-// How many of the prunable entries that agree with the cut above a digit have which digit there.
+// A block for each scope.
+__global__ void __launch_bounds__(RewireConfig::kThreads)
+    clear_histogram_kernel(RewireTables tables) {
+  Word* const histogram = histogram_of(tables, static_cast<int>(blockIdx.x));
+  for (int digit = threadIdx.x; digit < RewireConfig::kDigits; digit += RewireConfig::kThreads) {
+    histogram[digit] = 0;
+  }
+}
+
+// How many of a scope's prunable entries that agree with its cut above a digit have which digit
+// there.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
     count_digits_kernel(RewireTables tables, int shift) {
   DSR_SHARED(unsigned, counts, [RewireConfig::kDigits]);
+  const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
+  const int scope = tables.scope_of(chunk.layer);
+  const Selection selection = tables.selections[scope];
+  if (selection.rank == Selection::kNoRank) return;
   for (int digit = threadIdx.x; digit < RewireConfig::kDigits; digit += RewireConfig::kThreads) {
     counts[digit] = 0;
   }
   __syncthreads();
-  const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
   const LayerView layer = tables.views[chunk.layer];
   const uint32_t keeper = tables.findings[chunk.layer].keeper;
-  const Word above = tables.selection->bits >> shift >> RewireConfig::kDigitBits;
+  const Word above = selection.bits >> shift >> RewireConfig::kDigitBits;
   const int64_t end = chunk.end(layer.nnz);
   for (int64_t i = chunk.begin + threadIdx.x; i < end; i += RewireConfig::kThreads) {
     const Word digits = magnitude_bits(layer, i) >> shift;
@@ -88,21 +96,25 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
     }
   }
   __syncthreads();
+  Word* const histogram = histogram_of(tables, scope);
   for (int digit = threadIdx.x; digit < RewireConfig::kDigits; digit += RewireConfig::kThreads) {
-    if (counts[digit] != 0) atomicAdd(&tables.histogram[digit], Word{counts[digit]});
+    if (counts[digit] != 0) atomicAdd(&histogram[digit], Word{counts[digit]});
   }
 }
 
-// One block: the digit of the cut in which its rank falls. Leaves the histogram at zero.
+// A block for each scope: the digit of its cut in which the rank falls, if there is one. Leaves the
+// histogram at zero.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
     pick_digit_kernel(RewireTables tables, int shift) {
   constexpr int kMine = RewireConfig::kDigits / RewireConfig::kThreads;
-  const Word rank = tables.selection->rank;
+  Selection& selection = tables.selections[blockIdx.x];
+  Word* const histogram = histogram_of(tables, static_cast<int>(blockIdx.x));
+  const Word rank = selection.rank;
   Word counts[kMine];
   Word sum = 0;
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
-    Word& count = tables.histogram[threadIdx.x * kMine + i];
+    Word& count = histogram[threadIdx.x * kMine + i];
     counts[i] = count;
     count = 0;
     sum += counts[i];
@@ -112,8 +124,8 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     if (before <= rank && rank < before + counts[i]) {
-      tables.selection->bits |= Word{threadIdx.x * kMine + i} << shift;
-      tables.selection->rank = rank - before;
+      selection.bits |= Word{threadIdx.x * kMine + i} << shift;
+      selection.rank = rank - before;
     }
     before += counts[i];
   }
@@ -123,8 +135,9 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) count_at_cut_kernel(Re
   DSR_SHARED(Word, warp_counts, [RewireConfig::kWarps]);
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
   const LayerView layer = tables.views[chunk.layer];
-  const Word counts = count_span(layer, tables.findings[chunk.layer].keeper, tables.selection->bits,
-                                 warp_span(chunk, layer.nnz));
+  const Word cut = tables.selections[tables.scope_of(chunk.layer)].bits;
+  const Word counts =
+      count_span(layer, tables.findings[chunk.layer].keeper, cut, warp_span(chunk, layer.nnz));
   if (threadIdx.x % 32 == 0) warp_counts[threadIdx.x / 32] = counts;
   __syncthreads();
   if (threadIdx.x == 0) {

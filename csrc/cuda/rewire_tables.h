@@ -1,6 +1,7 @@
 // What the kernels of a rewire read and write in device memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -44,59 +45,69 @@ struct LayerFindings {
   uint32_t keeper = kNone;  // the first entry of the largest magnitude
   uint32_t bad = kNone;     // the first NaN or infinite entry
   uint32_t broken = 0;      // crow does not rise from 0 to nnz
+  uint32_t misranked = 0;   // given ranks do not ascend among the free positions
   uint32_t unplaced = 0;  // columns do not ascend, or weights have changed since they were counted
 };
 
-// The cut, and while it is being found: its higher digits, and its rank among those who share them.
+// A cut, and while it is being found: its higher digits, and its rank among those who share them.
 struct Selection {
-  Word bits;
-  Word rank;
+  static constexpr Word kNoRank = ~Word{0};  // the cut is known: there is nothing to find
+
+  Word bits = 0;
+  Word rank = kNoRank;
 };
 
 struct RewireTables {
   int layers;
-  Selection* selection;     // [1], with `findings` all that comes back to the host
+  int scopes = 1;           // cuts: one for all layers together, or one for each
+  Selection* selections;    // [scopes], with `findings` all that comes back to the host
   LayerFindings* findings;  // [layers]
   LayerView* views;         // [layers]
   int64_t* entry_chunks;    // [layers + 1] chunks of entries before each layer
   int64_t* row_chunks;      // [layers + 1] chunks of the rows + 1 elements of crow
 
+  DSR_HOST_DEVICE int scope_of(int layer) const { return scopes == 1 ? 0 : layer; }
+  int most_scopes() const { return std::max(layers, 1); }
+
   void carve(Carver& carver) {
-    selection = carver.take<Selection>(1);
+    selections = carver.take<Selection>(most_scopes());
     findings = carver.take<LayerFindings>(layers);
     views = carver.take<LayerView>(layers);
     entry_chunks = carver.take<int64_t>(layers + 1);
     row_chunks = carver.take<int64_t>(layers + 1);
   }
   size_t findings_bytes() const {
-    return reinterpret_cast<uintptr_t>(views) - reinterpret_cast<uintptr_t>(selection);
+    return reinterpret_cast<uintptr_t>(views) - reinterpret_cast<uintptr_t>(selections);
   }
 
-  Word* histogram;     // [kDigits] all zero between passes
+  Word* histograms;    // [scopes][kDigits] all zero between passes
   Word* chunk_counts;  // [chunks of entries] (at the cut, below it) in its halves: of the chunk,
                        // then of the chunks before it in its layer
 
   void carve_scratch(Carver& carver, int64_t chunks) {
-    histogram = carver.take<Word>(RewireConfig::kDigits);
+    histograms = carver.take<Word>(most_scopes() * RewireConfig::kDigits);
     chunk_counts = carver.take<Word>(chunks);
   }
 };
 
 // Where a layer's entries go.
 struct LayerMove {
-  Feistel growth;     // the first `grown` points of this permutation of the free positions grow
-  int64_t kept_ties;  // entries at the cut that stay: the first ones
+  const int64_t* ranks;  // [grown] which of the free positions grow; null: the first points of
+  Feistel growth;        // this permutation of them
+  int64_t kept_ties;     // entries at the cut that stay: the first ones
   int64_t kept, grown;
   int64_t first_rank;  // where its ranks begin among those of all layers
-  int32_t* crow;       // [rows + 1]
+  int32_t* crow;       // [rows + 1]; null: the layer stays as it is
   int32_t* col;        // [kept + grown]
   int64_t first_array, arrays;
 };
 
+// An item is one unit of 1, 2, 4 or 8 bytes, or several of 4 bytes or of 1, as its size and its
+// addresses allow.
 struct ArrayMove {
-  const void* from;  // [nnz]
-  void* to;          // [kept + grown]
-  int64_t item_size;
+  const void* from;  // [nnz][units]
+  void* to;          // [kept + grown][units]
+  int64_t unit_size, units;
 };
 
 struct MoveTables {

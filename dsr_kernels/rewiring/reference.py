@@ -23,10 +23,16 @@ def rewire(
     *,
     threshold: float | None = None,
     count: int | None = None,
+    counts: Sequence[int] | None = None,
+    grown: Sequence[int] | None = None,
 ) -> list[Layer]:
-    """One rewire, by `threshold` (prune |w| below it) or by `count` (prune that many smallest).
+    """One rewire, by `threshold` (prune |w| below it), by `count` (prune that many smallest) or by
+    `counts` (prune that many smallest in each layer).
 
-    `ranks(layer, free, grown)` draws `grown` distinct numbers below `free`: which of the layer's
+    grown: how many grow in each layer. None: as many as are pruned, shared out in proportion to
+    the survivors; not for `counts`.
+
+    `ranks(layer, free, grown)` chooses `grown` distinct numbers below `free`: which of the layer's
     free positions, in ascending order, become non-zero.
     """
     # Smallest first; of equal magnitudes the later layer goes first, in a layer the later position.
@@ -38,28 +44,35 @@ def rewire(
         for position, entry in layer.entries.items()
         if position != keepers[index]
     )
-    if count is None:
+    if threshold is not None:
         count = sum(magnitude < threshold for magnitude, _, _ in order)
 
     # What just went may not come back at once, so only positions free before the rewire count.
     # Where they are few, less is pruned: a weight that cannot be regrown elsewhere stays.
     capacities = [layer.numel - len(layer.entries) if layer.entries else 0 for layer in layers]
-    count = min(count, len(order), sum(capacities))
-    pruned = {(-index, -position) for _, index, position in order[:count]}
+    if grown is None:
+        count = min(count, len(order), sum(capacities))
+    if counts is not None:
+        by_layer = [[entry for entry in order if entry[1] == -i] for i in range(len(layers))]
+        gone = [entry for of, most in zip(by_layer, counts, strict=True) for entry in of[:most]]
+    else:
+        gone = order[:count]
+    pruned = {(-index, -position) for _, index, position in gone}
 
     survivors = [
         {p: entry for p, entry in layer.entries.items() if (index, p) not in pruned}
         for index, layer in enumerate(layers)
     ]
-    shares = share_out(count, [len(s) for s in survivors], capacities)
+    if grown is None:
+        grown = share_out(count, [len(s) for s in survivors], capacities)
 
     after = []
-    for index, (layer, kept, grown) in enumerate(zip(layers, survivors, shares, strict=True)):
+    for index, (layer, kept, new_ones) in enumerate(zip(layers, survivors, grown, strict=True)):
         free = [p for p in range(layer.numel) if p not in layer.entries]
         entry_size = max(map(len, layer.entries.values()), default=0)
-        new = {free[rank]: (0.0,) * entry_size for rank in ranks(index, len(free), grown)}
+        new = {free[rank]: (0.0,) * entry_size for rank in ranks(index, len(free), new_ones)}
         entries = dict(sorted((kept | new).items()))
-        after.append(Layer(layer.numel, entries, len(layer.entries) - len(kept), grown))
+        after.append(Layer(layer.numel, entries, len(layer.entries) - len(kept), new_ones))
     return after
 
 
