@@ -183,6 +183,7 @@ def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Ca
     found = Candidates(
         torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
     )
+    least = -1.0  # what a candidate must exceed
     groups = math.lcm(*(groups for *_, groups in uses))
     for first, last in row_blocks(module.weight_shape[0], row_length, groups):
         gradient = sum(grad_weight_rows(x, grad, first, last, *shape) for x, grad, *shape in uses)
@@ -195,11 +196,11 @@ def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Ca
             counts, output_size=end - begin
         )
         scores[rows * row_length + module.col_indices[begin:end]] = -1.0  # no candidates: active
-        positions = torch.arange(first * row_length, last * row_length, device=device)
-        block = best(Candidates(positions, scores), count)
-        found = best(
-            Candidates(*(torch.cat(pair) for pair in zip(found, block, strict=True))), count
-        )
+        better = (scores > least).nonzero().flatten()
+        block = first * row_length + better, scores[better]
+        found = best(Candidates(*map(torch.cat, zip(found, block, strict=True))), count)
+        if 0 < count == found.scores.numel():
+            least = found.scores.min()
     return found
 
 
@@ -257,13 +258,9 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def best(candidates: Candidates, count: int) -> Candidates:
-    """The `count` largest scores, of equal ones the first; positions stay in ascending order.
-
-    Candidates of negative score are none.
-    """
+    """The `count` largest scores, of equal ones the first; positions stay in ascending order."""
     positions, scores = candidates
-    free = scores >= 0
-    count = min(count, int(free.sum()))
+    count = min(count, scores.numel())
     if not count:
         return Candidates(positions[:0], scores[:0])
     cut = scores.topk(count, sorted=True).values[-1]
