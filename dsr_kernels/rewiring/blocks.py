@@ -31,7 +31,7 @@ def prune_weights(plan: Any, layers: list[SparseLayer], count: int) -> float:
     if len(sizes) <= 1:
         plan.prune_smallest(count // max(sizes, default=1))
         return plan.cut
-    scores = torch.cat([layer.magnitudes().double() for layer in layers])
+    scores = torch.cat([layer.magnitudes().double().abs() for layer in layers])
     weights = torch.cat([torch.full_like(layer.magnitudes(), layer.block) for layer in layers])
     scores, order = scores.sort(stable=True)
     within = int((weights[order].long().cumsum(0) <= count).sum())
