@@ -13,8 +13,9 @@ most of the time of a small layer.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,23 +25,40 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import ops
 
-# Who wants to see what a weight's gradient is made of, by the address of the values.
-_watchers: dict[int, Callable] = {}
+# Who wants to see what weights' gradients are made of; empty but where a method asks for it.
+_watchers: list[weakref.ref[Watcher]] = []
 
 
-def watch(values: Tensor, watcher: Callable) -> None:
-    """Has `watcher(x, grad, *shape)` called in every backward pass of a layer in eager mode.
+class Watcher(Protocol):
+    """Learns of the passes of every sparse layer in eager mode, while it lives."""
 
-    x [N, C, H, W] and grad [N, O, P, Q] are its input and its output's gradient, `shape` is
-    (weight_shape, stride, padding, dilation, groups); a linear layer is a 1x1 convolution of 1x1
-    images. Methods that grow where the gradient is large find it by this. A compiled backward pass
-    has no such calls.
-    """
-    _watchers[values.data_ptr()] = watcher
+    def used(self, values: Tensor) -> None:
+        """A forward pass with gradients has used this weight."""
+
+    def passed(self, values: Tensor, x: Tensor, grad: Tensor, *shape) -> None:
+        """A backward pass has come to a use of this weight.
+
+        x [N, C, H, W] and grad [N, O, P, Q] are the layer's input and its output's gradient,
+        `shape` is (weight_shape, stride, padding, dilation, groups); a linear layer is a 1x1
+        convolution of 1x1 images.
+        """
 
 
-def unwatch(values: Tensor) -> None:
-    _watchers.pop(values.data_ptr(), None)
+def watch(watcher: Watcher) -> None:
+    """Has `watcher` told of every pass, until it dies; a compiled pass tells nobody."""
+    _watchers.append(weakref.ref(watcher, _watchers.remove))
+
+
+def unwatch(watcher: Watcher) -> None:
+    _watchers[:] = [reference for reference in _watchers if reference() is not watcher]
+
+
+def _tell(event: str, *args) -> None:
+    if not _are_plain(args):
+        return
+    for reference in tuple(_watchers):
+        if (watcher := reference()) is not None:
+            getattr(watcher, event)(*args)
 
 
 class _Conv(torch.autograd.Function):
@@ -50,6 +68,8 @@ class _Conv(torch.autograd.Function):
         # rewired layer from the one this graph was recorded with.
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, values, crow, col)
         ctx.shape, ctx.input_size, ctx.last = shape, x.shape[1:], ops.channels_last(x)
+        if _watchers:
+            _tell("used", values)
         return run(x, values, bias, crow, col, *shape)
 
     @staticmethod
@@ -61,8 +81,8 @@ class _Conv(torch.autograd.Function):
             gx = grad_input(grad, values, crow, col, ctx.input_size, *ctx.shape, ctx.last)
         if wants_values:
             gvalues = grad_weight(x, grad, crow, col, *ctx.shape, values.dtype)
-            if _watchers and (watcher := _watchers.get(values.data_ptr())) is not None:
-                watcher(x.detach(), grad.detach(), *ctx.shape)
+            if _watchers:
+                _tell("passed", values.detach(), x.detach(), grad.detach(), *ctx.shape)
         if wants_bias:
             gbias = grad_bias(grad, values.dtype)
         return None, gx, gvalues, gbias, *[None] * len(rest)

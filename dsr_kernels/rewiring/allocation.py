@@ -12,6 +12,7 @@ from fractions import Fraction
 #   K     each layer gets back what it lost, so the layers never trade
 #   anti  1 / R: against the paper's preference for layers whose weights survive
 ALLOCATIONS = ("R", "M", "N", "K", "anti")
+MAX_POWER = 8  # of R: beyond it numbers overflow, and the largest layer takes all anyway
 
 
 def growth_weights(
@@ -95,8 +96,8 @@ def share_in_blocks(
     """As `share_growth`, all in weights, where layer l grows in blocks of blocks[l] weights.
 
     Shares are rounded down to whole blocks; what is left then goes, block by block, to the layers
-    that rounding took most from. Less than `total` is shared, by less than the smallest block, only
-    where no more whole blocks fit.
+    that rounding took most from. Less than `total` is shared only where no more whole blocks fit:
+    by less than the smallest block that there is room for.
     """
     shares = share_growth(total, weights, survivors, capacities)
     lost = [share % block for share, block in zip(shares, blocks, strict=True)]

@@ -21,15 +21,23 @@ def use_kernels(layers: list[SparseLayer]) -> None:
         layer.check()
 
 
-def prune_weights(plan: Any, layers: list[SparseLayer], count: int) -> None:
-    """Prunes the smallest blocks of all layers that together hold at most `count` weights."""
+def prune_weights(plan: Any, layers: list[SparseLayer], count: int) -> float:
+    """Prunes the smallest blocks of all layers that together hold at most `count` weights.
+
+    Returns the largest magnitude pruned. Where blocks differ in size, those of equal magnitude
+    stay or go as one.
+    """
     sizes = {layer.block for layer in layers}
     if len(sizes) <= 1:
         plan.prune_smallest(count // max(sizes, default=1))
-        return
-    scores = torch.cat([layer.magnitudes().double() for layer in layers])
+        return plan.cut
+    scores = torch.cat([layer.magnitudes().double().abs() for layer in layers])
     weights = torch.cat([torch.full_like(layer.magnitudes(), layer.block) for layer in layers])
     scores, order = scores.sort(stable=True)
     within = int((weights[order].long().cumsum(0) <= count).sum())
     stays = scores[within].item() if within < scores.numel() else math.inf
     plan.prune_below(stays)
+    if plan.cut < stays:  # there was less room
+        return plan.cut
+    below = scores[scores < stays]
+    return below[-1].item() if below.numel() else 0.0

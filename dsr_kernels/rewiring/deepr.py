@@ -20,7 +20,8 @@ class DeepR(Rewirer):
 
     After every iteration each weight w of sign s moves by -eta * l1 * s + sqrt(2 eta T) * noise
     (standard normal), beside the optimizer's own step. Weights with w * s < 0 are then replaced by
-    as many at random positions of the same layer, with random signs and value 0.
+    as many at random positions of the same layer, with random signs and value 0. Where a layer has
+    no room for that, or no other weight, they stay and become 0.
 
     Args:
         model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
@@ -31,7 +32,7 @@ class DeepR(Rewirer):
         length: iterations over which it falls; default: `stop`.
         report_every: `step` returns what happened in so many iterations as one report.
         stop: iterations from this one on are not followed by a rewire.
-        seed: of noise, positions and signs.
+        seed: of noise, positions and signs; on another kind of device noise and signs differ.
 
     Signs take one byte per non-zero. Raises ValueError for arguments out of range, a model without
     trainable sparse modules, and an optimizer that does not hold their values.
@@ -63,13 +64,19 @@ class DeepR(Rewirer):
         length = stop if length is None else as_int(length, "length", 1)
         if length is None:
             raise ValueError("length: expected the iterations over which T falls, or `stop`")
-        kind = "exponential" if temperature and final_temperature else "constant"
+        if temperature and not 0 < final_temperature <= temperature:
+            raise ValueError(
+                f"final_temperature: expected a number in (0, {temperature}], for T falls "
+                f"exponentially, got {final_temperature!r}"
+            )
+        kind = "exponential" if temperature else "constant"
         self.temperature = Anneal(
             kind, float(temperature), float(final_temperature), 0, length or 1
         )
         self.l1, self.eta = float(l1), float(eta)
         self.report_every = as_int(report_every, "report_every", 1)
         self.signs: dict[str, Tensor] = {}  # [nnz] int8 by layer: 1, -1
+        self._patterns: dict[str, tuple[Tensor, int]] = {}  # that they belong to, as col_indices
         self._generators: dict[torch.device, torch.Generator] = {}
         self._sum: RewireReport | None = None  # of the iterations since the last report
         for layer in self._layers:
@@ -81,17 +88,35 @@ class DeepR(Rewirer):
         """
         if self.due(self.iteration + 1):
             layers = self._live_layers()
-            self._perturb(layers)
-            if self._flipped(layers):
-                self._add_up(super().step())
-            else:
+            before = [layer.values.detach().clone() for layer in layers]
+            try:
+                self._perturb(layers)
+                report = super().step() if self._flipped(layers) else None
+            except BaseException:
+                for layer, values in zip(layers, before, strict=True):
+                    layer.values.detach().copy_(values)
+                raise
+            if report is None:
                 self.iteration += 1
+            else:
+                self._add_up(report)
         else:
             self.iteration += 1
         if self.iteration % self.report_every or self._sum is None:
             return None
         report, self._sum = dataclasses.replace(self._sum, step=self.iteration), None
         return report
+
+    def rewire(self) -> RewireReport:
+        layers = self._live_layers()
+        for layer in layers:
+            self._signs_of(layer)
+        try:
+            return super().rewire()
+        except BaseException:
+            for layer in layers:
+                self._remember(layer)  # taking changes back has made new versions of the pattern
+            raise
 
     @torch.no_grad()
     def _perturb(self, layers: list[SparseLayer]) -> None:
@@ -107,26 +132,22 @@ class DeepR(Rewirer):
                 values.add_(noise, alpha=scale)
 
     def _flipped(self, layers: list[SparseLayer]) -> bool:
-        found = [(layer.values.detach() * self._signs_of(layer)).amin() < 0 for layer in layers
-                 if layer.values.numel()]  # fmt: skip
-        return bool(torch.stack(found).any())
+        """Whether a weight has the wrong sign, or none that can be told (NaN)."""
+        right = [(self._signed(layer) >= 0).all() for layer in layers]
+        return not all(right)
 
     # ---- the engine's hooks -------------------------------------------------------------------
 
     def _judged(self, layers: list[SparseLayer]) -> list[Tensor]:
         """0 for a weight of the wrong sign, 1 for any other."""
-        judged = []
-        for layer in layers:
-            values = layer.values.detach()
-            judged.append((values * self._signs_of(layer) >= 0).to(values.dtype))
-        return judged
+        return [(self._signed(layer) >= 0).to(layer.values.dtype) for layer in layers]
 
     def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
         for layer in layers:
             if not layer.values.detach().isfinite().all():
                 raise ValueError(f"layer {layer.name!r}: a weight is not finite")
         plan.prune_below(0.5)
-        limited = [min(n, room) for n, room in zip(plan.pruned, plan.capacity, strict=True)]
+        limited = [min(n, room) for n, room in zip(plan.below_each, plan.capacity, strict=True)]
         if limited != plan.pruned:  # a layer without room keeps some
             plan.prune_smallest_each(limited)
         return 0.0, 0.0
@@ -144,17 +165,23 @@ class DeepR(Rewirer):
             generator = self._generator(signs.device, layer.index + len(self._layers))
             drawn = torch.empty_like(signs).random_(0, 2, generator=generator)
             signs.copy_(torch.where(new, 2 * drawn - 1, signs))
+            values = layer.values.detach()
+            values.masked_fill_(values * signs < 0, 0)  # those that had to stay
+            self._remember(layer)
 
     # ---- state --------------------------------------------------------------------------------
 
     def _policy_state(self) -> dict[str, Any]:
         summed = None if self._sum is None else dataclasses.asdict(self._sum)
-        return {"signs": {name: s.clone() for name, s in self.signs.items()}, "sum": summed}
+        signs = {layer.name: self._signs_of(layer).clone() for layer in self._layers}
+        return {"signs": signs, "sum": summed}
 
     def _load_policy_state(self, state: dict[str, Any]) -> None:
         signs = state["signs"]
         for layer in self._layers:
             found = signs.get(layer.name)
+            if isinstance(found, Tensor) and not (found.abs() == 1).all():
+                raise ValueError(f"signs: expected 1 and -1 for layer {layer.name!r}")
             if not isinstance(found, Tensor) or found.shape != layer.values.shape:
                 raise ValueError(
                     f"signs: expected {layer.values.numel()} for layer {layer.name!r}, got "
@@ -168,18 +195,35 @@ class DeepR(Rewirer):
         for layer in self._layers:
             device = layer.values.device
             self.signs[layer.name] = signs[layer.name].to(device, torch.int8, copy=True)
+            self._remember(layer)
 
     # ---- details ------------------------------------------------------------------------------
 
     def _learn_signs(self, layer: SparseLayer) -> None:
         values = layer.values.detach()
         self.signs[layer.name] = torch.where(values < 0, -1, 1).to(torch.int8)
+        self._remember(layer)
+
+    def _remember(self, layer: SparseLayer) -> None:
+        col = layer.module.col_indices
+        self._patterns[layer.name] = col, col._version
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
-        signs = self.signs[layer.name]
-        if signs.shape != layer.values.shape or signs.device != layer.values.device:
-            self._learn_signs(layer)  # the model was loaded or moved after this rewirer was made
+        """The signs; anew where the model was loaded or moved since they were learned."""
+        signs, col = self.signs[layer.name], layer.module.col_indices
+        known, version = self._patterns[layer.name]
+        if col is known and col._version == version:
+            return signs
+        if known._version == version and torch.equal(known.to(col.device), col):  # moved
+            self.signs[layer.name] = signs.to(col.device)
+            self._remember(layer)
+        else:
+            self._learn_signs(layer)
         return self.signs[layer.name]
+
+    def _signed(self, layer: SparseLayer) -> Tensor:
+        """[nnz] of a layer: below 0 where a weight's sign is not its own."""
+        return layer.values.detach() * self._signs_of(layer)
 
     def _generator(self, device: torch.device, stream: int) -> torch.Generator:
         """Numbers of this iteration and stream alone: there is no generator state to keep."""
@@ -192,14 +236,16 @@ class DeepR(Rewirer):
         if self._sum is None:
             self._sum = report
             return
-        rows = [
-            LayerReport(a.name, a.nnz_before, a.pruned + b.pruned, a.grown + b.grown, b.nnz_after)
-            for a, b in zip(self._sum.layers, report.layers, strict=True)
-        ]
+        rows = {row.name: row for row in self._sum.layers}
+        for b in report.layers:  # a layer may have been frozen or thawed
+            a = rows.get(b.name, LayerReport(b.name, b.nnz_before, 0, 0, 0))
+            rows[b.name] = LayerReport(
+                b.name, a.nnz_before, a.pruned + b.pruned, a.grown + b.grown, b.nnz_after
+            )
         self._sum = dataclasses.replace(
             report,
             pruned=self._sum.pruned + report.pruned,
             grown=self._sum.grown + report.grown,
-            layers=rows,
+            layers=list(rows.values()),
             seconds=self._sum.seconds + report.seconds,
         )

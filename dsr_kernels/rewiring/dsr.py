@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsr_kernels.rewiring.allocation import ALLOCATIONS, growth_weights, share_in_blocks
+from dsr_kernels.rewiring.allocation import ALLOCATIONS, MAX_POWER, growth_weights, share_in_blocks
 from dsr_kernels.rewiring.blocks import prune_weights, use_kernels
 from dsr_kernels.rewiring.engine import Rewirer
 from dsr_kernels.rewiring.layers import SparseLayer
@@ -40,11 +40,11 @@ class DSR(Rewirer):
         allocation: what a layer's share of the growth is in proportion to: "R", its survivors, as
             in the paper; for comparison "M" and "N", its non-zeros and its positions, "K", what it
             has lost, and "anti", 1 / R.
-        power: with "R", the survivors are raised to it.
+        power: with "R", the survivors are raised to it; from -8 to 8.
         granularity: "weight", or "kernel": a convolution's k x k weights of one input and one
             output channel come and go together, judged by their mean magnitude. N_p and the budget
-            count weights all the same. Where kernels of several sizes leave a remainder, it is
-            carried over to the next rewire.
+            count weights all the same: no more than N_p go, in whole kernels. Where kernels of
+            several sizes leave a remainder, it is carried over to the next rewire.
         every, schedule, stop, seed: see `Rewirer`.
 
     Raises ValueError for arguments out of range, a model without trainable sparse modules, and an
@@ -77,9 +77,10 @@ class DSR(Rewirer):
         check_choice(threshold, "threshold", ("adaptive", "exact"))
         check_choice(allocation, "allocation", ALLOCATIONS)
         check_choice(granularity, "granularity", ("weight", "kernel"))
-        if not (allocation == "R" and math.isfinite(power)) and power != 1:
+        if not -MAX_POWER <= power <= MAX_POWER or (allocation != "R" and power != 1):
             raise ValueError(
-                f"power: expected a finite number, and 1 unless allocation is 'R', got {power!r}"
+                f"power: expected a number in [-{MAX_POWER}, {MAX_POWER}], and 1 unless allocation "
+                f"is 'R', got {power!r}"
             )
         if not 0 < initial_threshold < math.inf:
             raise ValueError(
@@ -98,10 +99,13 @@ class DSR(Rewirer):
 
     def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
         if self.mode == "exact":
-            prune_weights(plan, layers, self.prune_count)
-            return plan.cut, plan.cut
+            cut = prune_weights(plan, layers, min(self.prune_count, self._growable(plan, layers)))
+            return cut, cut
         plan.prune_below(self.threshold)
-        below = sum(n * layer.block for n, layer in zip(plan.below_each, layers, strict=True))
+        below_each, growable = plan.below_each, self._growable(plan, layers)
+        if _weights(plan.pruned, layers) > growable:
+            prune_weights(plan, layers, growable)
+        below = _weights(below_each, layers)
         prunable = sum(max(layer.values.numel() - layer.block, 0) for layer in layers)
         return self.threshold, self._adapted(below, prunable)
 
@@ -121,6 +125,10 @@ class DSR(Rewirer):
         grown = share_in_blocks(total, weights, survivors, capacity, blocks)
         plan.grow([g // block for g, block in zip(grown, blocks, strict=True)])
         self._left_over = total - sum(grown)
+
+    def _growable(self, plan: Any, layers: list[SparseLayer]) -> int:
+        """How many weights may be pruned, so that they and those owed have room to grow."""
+        return max(0, _weights(plan.capacity, layers) - self.owed)
 
     def _in_paper_form(self, layers: list[SparseLayer]) -> bool:
         single = all(layer.block == 1 for layer in layers)
@@ -164,6 +172,11 @@ class DSR(Rewirer):
         self.owed = self._left_over = as_int(owed, "owed", 0)
         self.prune_count = prune_count
         self.threshold = threshold
+
+
+def _weights(blocks: Sequence[int], layers: list[SparseLayer]) -> int:
+    """How many weights so many blocks of each layer are."""
+    return sum(n * layer.block for n, layer in zip(blocks, layers, strict=True))
 
 
 def _target(fraction: float | None, count: int | None, nnz: int) -> int:

@@ -56,6 +56,8 @@ class GMP(Rewirer):
     ) -> None:
         end = as_int(end, "end", 1)
         super().__init__(model, optimizer, every=every, schedule=schedule, stop=end, seed=seed)
+        if optimizer is None:
+            raise ValueError("optimizer: expected the optimizer of the model's values, got None")
         self.begin, self.end = as_int(begin, "begin", 0), end
         if self.begin >= self.end:
             raise ValueError(f"begin: expected less than end = {end}, got {begin}")
@@ -82,14 +84,18 @@ class GMP(Rewirer):
     def due(self, iteration: int) -> bool:
         return iteration == self.end or (iteration > self.begin and super().due(iteration))
 
-    def scheduled(self, layers: list[SparseLayer], iteration: int) -> list[int]:
-        """How many non-zeros each layer is to have after `iteration`, with scope "layer"."""
-        counts = []
-        for layer in layers:
-            first, last = self.initial[layer.name], self._final(layer)
-            numbers = Anneal(self.kind, first, last, self.begin, self.end - self.begin)
-            counts.append(min(layer.values.numel(), max(last, round(numbers.at(iteration)))))
-        return counts
+    def scheduled(self, layers: list[SparseLayer], iteration: int) -> int:
+        """How many non-zeros the layers are to have together after `iteration`; no more than now.
+
+        Each layer's own number follows the schedule with scope "layer", their sum with "global".
+        """
+        first = sum(self.initial[layer.name] for layer in layers)
+        last = sum(self._final(layer) for layer in layers)
+        now = sum(layer.values.numel() for layer in layers)
+        if first <= last:  # there is nothing to prune
+            return now
+        numbers = Anneal(self.kind, first, last, self.begin, self.end - self.begin)
+        return min(now, max(last, round(numbers.at(iteration))))
 
     def _final(self, layer: SparseLayer) -> int:
         return budget(layer.module.numel, self.final_sparsity)
@@ -97,19 +103,20 @@ class GMP(Rewirer):
     # ---- the engine's hooks -------------------------------------------------------------------
 
     def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
-        counts = self.scheduled(layers, self.iteration)
-        less = [m - n for m, n in zip(plan.nnz, counts, strict=True)]
         if self.scope == "global":
-            plan.prune_smallest(sum(less), regrown=False)
+            plan.prune_smallest(sum(plan.nnz) - self._wanted(layers), regrown=False)
         else:
-            plan.prune_smallest_each(less)
+            targets = [self.scheduled([layer], self.iteration) for layer in layers]
+            plan.prune_smallest_each([m - n for m, n in zip(plan.nnz, targets, strict=True)])
         return plan.cut, plan.cut
 
     def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
         plan.grow([0] * len(layers))
 
     def _wanted(self, layers: list[SparseLayer]) -> int:
-        return sum(self.scheduled(layers, self.iteration))
+        if self.scope == "global":
+            return self.scheduled(layers, self.iteration)
+        return sum(self.scheduled([layer], self.iteration) for layer in layers)
 
     def _policy_state(self) -> dict[str, Any]:
         return {"initial": dict(self.initial)}

@@ -30,7 +30,9 @@ class LayerwiseRewirer(Rewirer):
         growth: "random", uniformly; or "gradient": where the loss gradient of this iteration's last
             backward pass is largest in magnitude. That is computed for blocks of rows, of which the
             best positions are kept, during the backward pass of iterations that a rewire follows:
-            the dense gradient never exists. It needs a backward pass in eager mode.
+            the dense gradient never exists. It needs a backward pass in eager mode (gradient
+            checkpointing: with `use_reentrant=False`). Of a weight that is used several times the
+            sum of its gradients decides.
         every, schedule, stop, seed: see `Rewirer`.
 
     What was pruned may not come back in the same rewire. A layer keeps its largest weight, and
@@ -102,12 +104,16 @@ class LayerwiseRewirer(Rewirer):
         plan.grow(self._growing)
         return None if self._watch is None else self._watch.ranks(layers, self._growing)
 
+    def _rewired(self, layers: list[SparseLayer]) -> None:
+        if self._watch is not None:
+            self._watch.forget()
+
     def _iteration_done(self) -> None:
         if self._watch is None:
             return
         self._watch.stop()
         if self.due(self.iteration + 1):
-            self._watch.start(self._live_layers())
+            self._watch.start(self._layers)
 
     # ---- details ------------------------------------------------------------------------------
 

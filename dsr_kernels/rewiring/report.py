@@ -18,7 +18,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class RewireReport:
-    """One rewire; `pruned == grown`, always: the total number of non-zeros is conserved.
+    """One rewire; where the total number of non-zeros is conserved, `pruned == grown`: always, but
+    with GMP, which grows nothing, and for a remainder with whole kernels of several sizes.
 
     step: iterations done so far.
     threshold: the magnitude used (adaptive: all below it was pruned; exact: the largest pruned).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -54,5 +55,10 @@ class SNFS(LayerwiseRewirer):
         state = self._optimizer.state.get(layer.values, {})
         for key in MOMENTA:
             if isinstance(momentum := state.get(key), Tensor) and momentum.numel():
-                return Fraction(momentum.detach().double().abs().mean().item())
+                mean = momentum.detach().double().abs().mean().item()
+                if not math.isfinite(mean):
+                    raise ValueError(
+                        f"optimizer: state {key!r} of layer {layer.name!r} is not finite"
+                    )
+                return Fraction(mean)
         return Fraction(0)

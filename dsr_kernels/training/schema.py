@@ -101,6 +101,7 @@ class Rewiring:
     eta: float = setting(0.01, low=0.0)
     l1: float = setting(1e-5, low=0.0)
     # gmp: from begin_epoch to stop_epoch, down to model.sparsity
+    initial_sparsity: float = setting(0.0, low=0.0, below=1.0)
     begin_epoch: float = setting(0.0, low=0.0)
     density_schedule: str = setting("cubic", choices=("cubic", "exponential"))
     scope: str = setting("layer", choices=SCOPES)

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from dsr_kernels import _native, models
-from dsr_kernels.models._layers import weight_shape
+from dsr_kernels.distribution import check_uniform
+from dsr_kernels.models._layers import lay_out_, weight_shape
 from dsr_kernels.nn import named_sparse_modules
 from dsr_kernels.training.data import DataSet
 from dsr_kernels.training.errors import UsageError
 from dsr_kernels.training.placement import about
-from dsr_kernels.training.schema import DENSE, Recipe
+from dsr_kernels.training.schema import DENSE, Model, Recipe
 from dsr_kernels.training.streams import stream
 
 USUAL_WIDTHS = {"wrn28": 2.0}  # 1 for all others
@@ -28,15 +29,36 @@ def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn
     """The recipe's model for the images of `data`; its dense twin for the methods of dense models
     or ``sparse=False``.
     """
-    options = {
-        "sparsity": recipe.model.sparsity,
-        "sparse": recipe.method not in DENSE if sparse is None else sparse,
-        "generator": stream(recipe.seed, "init"),
-    }
+    sparse = recipe.method not in DENSE if sparse is None else sparse
+    generator = stream(recipe.seed, "init")
+    sparsity = starting_sparsity(recipe)
+    options = {"sparsity": sparsity, "sparse": sparse, "generator": generator}
     model = _network(recipe, data, model_width(recipe, data), **options)
+    if sparse:
+        _lay_out(recipe.model, model, sparsity, generator)
     if recipe.model.name == "lenet300":
         return model
     return model.to(memory_format=FORMATS[recipe.model.memory_format])
+
+
+def starting_sparsity(recipe: Recipe) -> float:
+    """Of the sparse layers before the first iteration."""
+    return recipe.rewiring.initial_sparsity if recipe.method == "gmp" else recipe.model.sparsity
+
+
+def _lay_out(
+    settings: Model, model: nn.Module, sparsity: float, generator: torch.Generator
+) -> None:
+    """Draws patterns other than the plain uniform ones; UsageError for sparsities out of reach."""
+    plain = settings.distribution == "uniform" and settings.granularity == "weight"
+    try:
+        if settings.distribution == "uniform":
+            sizes = {name: module.numel for name, module in named_sparse_modules(model)}
+            check_uniform(sizes, settings.sparsity)
+        if not plain:
+            lay_out_(model, sparsity, settings.distribution, settings.granularity, generator)
+    except ValueError as error:
+        raise UsageError(f"recipe: model.{error}") from None
 
 
 def model_width(recipe: Recipe, data: DataSet) -> float:
