@@ -172,7 +172,7 @@ class DeepR(Rewirer):
     # ---- state --------------------------------------------------------------------------------
 
     def _policy_state(self) -> dict[str, Any]:
-        summed = None if self._sum is None else dataclasses.asdict(self._sum)
+        summed = self._sum and dataclasses.asdict(dataclasses.replace(self._sum, seconds=0.0))
         signs = {layer.name: self._signs_of(layer).clone() for layer in self._layers}
         return {"signs": signs, "sum": summed}
 
