@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_cases import (
     OPTIMIZERS,
+    Bundle,
     assert_frozen_untouched,
     assert_rewired,
     bundles,
@@ -28,6 +29,7 @@ from method_oracles import (
     snfs_counts,
 )
 
+from dsr_kernels.nn import SparseLinear
 from dsr_kernels.rewiring import DSR, SET, SNFS, RigL
 from dsr_kernels.rewiring.allocation import ALLOCATIONS, growth_weights
 
@@ -113,6 +115,22 @@ def test_snfs_grows_by_momentum(growth, bundle, fraction, name, seed):
     assert_reported(report, pruned, grown)
 
 
+def test_snfs_gives_back_what_was_lost_while_there_is_no_momentum():
+    bundle = Bundle([SparseLinear(9, 7, nnz=n) for n in (30, 20, 10)])
+    optimizer = OPTIMIZERS["adam"](bundle.parameters())
+    rewirer = SNFS(bundle, optimizer, fraction=0.4, fraction_schedule="constant", every=1)
+    bundle.backward(0)
+    assert [row.grown for row in rewirer.step().layers] == [12, 8, 4]
+    bundle.backward(1)
+    optimizer.step()
+    rewirer.step()
+    optimizer.state[bundle.layers[1].values]["exp_avg"][3] = math.nan
+    with pytest.raises(ValueError, match=r"state 'exp_avg' of layer 'layers\.1' is not finite"):
+        bundle.backward(2)
+    with pytest.raises(ValueError, match=r"expected one with momentum .* got SGD without"):
+        SNFS(bundle, torch.optim.SGD(bundle.parameters(), lr=0.1), every=1, stop=9)
+
+
 def momenta_of(bundle, optimizer) -> list[list[float]]:
     values = [bundle.layers[i].values for i in bundle.live()]
     states = [optimizer.state.get(v, {}) for v in values]
@@ -120,7 +138,7 @@ def momenta_of(bundle, optimizer) -> list[list[float]]:
     return [m.double().numpy() for m in found]
 
 
-@QUICK
+@settings(max_examples=160, deadline=None)
 @given(
     bundles(),
     st.one_of(st.sampled_from([0.1, 1 / 3, 0.5, 1.0, 5.0]), st.integers(1, 40)),
