@@ -136,7 +136,7 @@ def on(device: str, name: str = "a") -> SimpleNamespace:
 
 def test_where_layers_may_be(monkeypatch):
     with pytest.raises(ValueError, match=r"layers 'a' and 'b': .* got cuda:1 and cpu"):
-        plans.open_plan([on("cuda:1"), on("cuda:1"), on("cpu", "b")])
+        plans.open_plan([on("cuda:1"), on("cuda:1"), on("cpu", "b")], [])
     monkeypatch.setattr(_native, "_cuda", None)
     with pytest.raises(NotImplementedError, match="cuda:0 needs the CUDA kernels"):
-        plans.open_plan([on("cuda:0")])
+        plans.open_plan([on("cuda:0")], [])

@@ -17,11 +17,12 @@ def open_plan(layers: list[SparseLayer], judged: list[Tensor]) -> Any:
     """A `RewirePlan` of `_C` or `_cuda`: the same methods and the same results, bit for bit.
 
     `judged` holds what each layer's entries (or blocks) are judged by. The plan keeps that and the
-    patterns; they must stay as they are until it has been applied. Raises
-    ValueError for layers on several devices, for NaN and infinite weights (`_cuda`: when the plan
-    prunes); NotImplementedError for layers on a GPU where this build has no CUDA kernels.
+    patterns, which must stay as they are until it has been applied. Raises ValueError for layers
+    on several devices, for NaN and infinite weights (`_cuda`: when the plan prunes);
+    NotImplementedError for layers on a GPU where this build has no CUDA kernels.
     """
     device = _common_device(layers)
+    _check_kernels(device)
     described = [_describe(layer, score) for layer, score in zip(layers, judged, strict=True)]
     layer_tuples = [layer for layer, _ in described]
     on_cpu = device.type == "cpu"
@@ -51,17 +52,20 @@ def _common_device(layers: list[SparseLayer]) -> torch.device:
     return layers[0].values.device if layers else CPU
 
 
-def _open_on_cpu(layers: list[tuple]) -> _C.RewirePlan:
-    return _C.RewirePlan(layers, torch.get_num_threads())
-
-
-def _open_on_gpu(layers: list[tuple], device: torch.device) -> Any:
-    if _native._cuda is None:
+def _check_kernels(device: torch.device) -> None:
+    if device.type != "cpu" and _native._cuda is None:
         raise NotImplementedError(
             f"rewiring layers on {device} needs the CUDA kernels, which this build of dsr_kernels "
             "lacks: install it anew where there is nvcc, or move the model to the CPU for the "
             "rewire"
         )
+
+
+def _open_on_cpu(layers: list[tuple]) -> _C.RewirePlan:
+    return _C.RewirePlan(layers, torch.get_num_threads())
+
+
+def _open_on_gpu(layers: list[tuple], device: torch.device) -> Any:
     workspaces = []
 
     def allocate(size: int) -> int:
