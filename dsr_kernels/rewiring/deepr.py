@@ -134,7 +134,8 @@ class DeepR(Rewirer):
     def _flipped(self, layers: list[SparseLayer]) -> bool:
         """Whether a weight has the wrong sign, or none that can be told (NaN)."""
         right = [(self._signed(layer) >= 0).all() for layer in layers]
-        return not all(right)
+        # one wait for a GPU, not one for each layer
+        return bool(right) and not torch.stack([r.to(right[0].device) for r in right]).all()
 
     # ---- the engine's hooks -------------------------------------------------------------------
 
