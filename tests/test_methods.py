@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_cases import (
     OPTIMIZERS,
+    Bundle,
     assert_frozen_untouched,
     assert_rewired,
     bundles,
@@ -28,11 +29,13 @@ from method_oracles import (
     snfs_counts,
 )
 
+from dsr_kernels.nn import SparseLinear
 from dsr_kernels.rewiring import DSR, SET, SNFS, RigL
 from dsr_kernels.rewiring.allocation import ALLOCATIONS, growth_weights
 
 QUICK = settings(max_examples=40, deadline=None)
 FRACTIONS = st.sampled_from([0.1, 0.3, 0.5, 0.9])
+ALLOCATED = [(name, 1) for name in ALLOCATIONS] + [("R", power) for power in (-1, 0, 2, 3)]
 NAMES = st.sampled_from(list(OPTIMIZERS))
 
 
@@ -113,6 +116,22 @@ def test_snfs_grows_by_momentum(growth, bundle, fraction, name, seed):
     assert_reported(report, pruned, grown)
 
 
+def test_snfs_gives_back_what_was_lost_while_there_is_no_momentum():
+    bundle = Bundle([SparseLinear(9, 7, nnz=n) for n in (1, 1, 3)])
+    optimizer = OPTIMIZERS["adam"](bundle.parameters())
+    rewirer = SNFS(bundle, optimizer, fraction=0.5, fraction_schedule="constant", every=1)
+    bundle.backward(0)
+    assert [row.grown for row in rewirer.step().layers] == [0, 0, 2]  # each has one survivor
+    bundle.backward(1)
+    optimizer.step()
+    rewirer.step()
+    optimizer.state[bundle.layers[1].values]["exp_avg"][0] = math.nan
+    with pytest.raises(ValueError, match=r"state 'exp_avg' of layer 'layers\.1' is not finite"):
+        bundle.backward(2)
+    with pytest.raises(ValueError, match=r"expected one with momentum .* got SGD without"):
+        SNFS(bundle, torch.optim.SGD(bundle.parameters(), lr=0.1), every=1, stop=9)
+
+
 def momenta_of(bundle, optimizer) -> list[list[float]]:
     values = [bundle.layers[i].values for i in bundle.live()]
     states = [optimizer.state.get(v, {}) for v in values]
@@ -124,7 +143,7 @@ def momenta_of(bundle, optimizer) -> list[list[float]]:
 @given(
     bundles(),
     st.one_of(st.sampled_from([0.1, 1 / 3, 0.5, 1.0, 5.0]), st.integers(1, 40)),
-    st.sampled_from([(a, 1) for a in ALLOCATIONS] + [("R", p) for p in (-1, 0, 2, 3)]),
+    st.sampled_from(ALLOCATED),
     st.integers(0, 99),
 )
 def test_dsr_with_every_allocation(bundle, how_much, allocated, seed):
@@ -158,6 +177,23 @@ def test_dsr_with_every_allocation(bundle, how_much, allocated, seed):
         below = sum(m < how_much for m in magnitudes)
         wanted = next_threshold(how_much, below, target, len(magnitudes))
         assert report.next_threshold == rewirer.threshold == wanted
+
+
+def test_allocations_differ():
+    """In layers of a middling density each gives the numbers of its own."""
+    shapes = [(40, 50, 300), (40, 50, 900), (20, 30, 350), (80, 30, 350)]
+    grown = {}
+    for allocation, power in ALLOCATED:
+        torch.manual_seed(0)
+        bundle = Bundle([SparseLinear(i, o, nnz=nnz) for i, o, nnz in shapes])
+        optimizer = OPTIMIZERS["momentum"](bundle.parameters())
+        layers = oracle_layers(bundle)
+        pruned = [sum(j == k for j, _ in dsr_leaves(layers, None, 400)) for k in range(4)]
+        report = DSR(bundle, optimizer, prune_count=400, threshold="exact", allocation=allocation,
+                     power=power).rewire()  # fmt: skip
+        grown[allocation, power] = tuple(dsr_growth(layers, pruned, allocation, power))
+        assert_reported(report, pruned, list(grown[allocation, power]))
+    assert len(set(grown.values())) == len(ALLOCATED) - 1  # anti is R to the power of -1
 
 
 @pytest.mark.parametrize("power", [0.5, -0.5, 1.5])

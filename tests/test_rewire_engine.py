@@ -16,7 +16,7 @@ from rewire_cases import (
     random_case,
 )
 
-from dsr_kernels.rewiring.reference import share_out
+from dsr_kernels.rewiring.allocation import share_out
 
 SEEDS = st.integers(0, 2**64 - 1)
 QUICK = settings(max_examples=80, deadline=None)
@@ -247,7 +247,7 @@ def test_more_than_two_to_the_31_positions():
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 30)), min_size=1, max_size=6),
     st.floats(0, 1),
 )
-def test_the_reference_shares_out_exactly_and_fairly(parties, part):
+def test_growth_is_shared_out_exactly_and_fairly(parties, part):
     weights = [w for w, _ in parties]
     capacities = [c if w else 0 for w, c in parties]
     total = round(part * sum(capacities))

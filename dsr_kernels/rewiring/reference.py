@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
+
+from dsr_kernels.rewiring.allocation import share_out
 
 
 @dataclass
@@ -78,29 +79,3 @@ def rewire(
 
 def _strength(layer: Layer) -> Callable[[int], tuple[float, int]]:
     return lambda position: (abs(layer.entries[position][0]), -position)
-
-
-def share_out(total: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
-    """`total` in proportion to `weights`, within `capacities`, in whole numbers that add up.
-
-    Whoever's part would reach its capacity gets just that, and the rest is shared by the same rule
-    among the others. Parts are rounded down; the units left go to the largest remainders, of equal
-    ones to the first.
-    """
-    shares = [0] * len(weights)
-    rest = [i for i, weight in enumerate(weights) if weight > 0]
-
-    def part(i: int) -> Fraction:
-        return Fraction(total * weights[i], sum(weights[j] for j in rest))
-
-    while full := [i for i in rest if part(i) >= capacities[i]]:
-        for i in full:
-            shares[i] = capacities[i]
-        total -= sum(capacities[i] for i in full)
-        rest = [i for i in rest if i not in full]
-    for i in rest:
-        shares[i] = int(part(i))
-    by_remainder = sorted(rest, key=lambda i: (shares[i] - part(i), i))
-    for i in by_remainder[: total - sum(shares[i] for i in rest)]:
-        shares[i] += 1
-    return shares
