@@ -44,9 +44,9 @@ def build_rewirer(
         names = ("temperature", "final_temperature", "eta", "l1")
         options["length"] = stop or total
     else:
-        names = ("fraction", "final_fraction")
+        names = ("final_fraction",)
         options["length"] = stop or total
-        for name in ("fraction_schedule", "growth"):
+        for name in ("fraction", "fraction_schedule", "growth"):
             if value := getattr(settings, name):  # else the method's own
                 options[name] = value
     return method(model, optimizer, **options, **{name: getattr(settings, name) for name in names})
@@ -71,8 +71,6 @@ def check(recipe: Recipe) -> None:
             "recipe: set one of rewiring.prune_count and rewiring.prune_fraction and leave the "
             f"other at 0, got {rewiring.prune_count} and {rewiring.prune_fraction}"
         )
-    if method in LAYERWISE and not rewiring.fraction:
-        raise UsageError(f"recipe: rewiring.fraction is missing: method {method} needs it")
     if recipe.model.granularity == "kernel" and method not in ("dsr", "static"):
         raise UsageError(
             "recipe: model.granularity: whole kernels are for the methods dsr and static, got "

@@ -46,7 +46,8 @@ def draw(story: Story) -> dict[str, Figure]:
     with matplotlib.rc_context(STYLE):
         figures = {"accuracy": accuracy(story), "loss": loss(story)}
         if any(row["pruned"] is not None for row in story.rewires):
-            figures["threshold"] = threshold(story)
+            if story.recipe.method == "dsr":
+                figures["threshold"] = threshold(story)
             figures["pruned"] = pruned(story)
             figures["nonzeros"] = nonzeros(story)
             figures["density"] = density(story)
@@ -232,10 +233,11 @@ def threshold(story: Story) -> Figure:
 def pruned(story: Story) -> Figure:
     figure, axes = new_axes("Weights moved at each rewire", "epoch", "weights")
     rows = [row for row in story.rewires if row.get("pruned") is not None]
+    label = "pruned" if story.recipe.method == "gmp" else "pruned and regrown"
     axes.plot([row["epoch"] for row in rows], [row["pruned"] for row in rows], "-o", color=BLUE,
-              ms=3.5, lw=1.2, label="pruned and regrown")  # fmt: skip
+              ms=3.5, lw=1.2, label=label)  # fmt: skip
     settings = story.recipe.rewiring
-    if settings.prune_count:
+    if settings.prune_count and story.recipe.method == "dsr":
         goal = settings.prune_count
         axes.axhline(goal, color=ORANGE, lw=1.3, label=f"target {goal:,}")
         if settings.threshold == "adaptive":

@@ -20,12 +20,12 @@ from dsr_kernels.training.schema import Recipe
 CAPTIONS = {
     "accuracy": "Training accuracy is that of the epoch as it ran, on the images as augmented.",
     "loss": "Cross-entropy alone, without weight penalties.",
-    "nonzeros": "How rewiring moves a constant budget between layers.",
+    "nonzeros": "How rewiring moves the budget between layers.",
     "density": "The same as shares of all positions: white is that of the whole, blue layers "
     "are denser, red ones sparser.",
     "threshold": "One threshold for all layers; it doubles when too few weights fall below it, and "
     "halves when too many do.",
-    "pruned": "What is pruned is regrown at once, so the total never changes.",
+    "pruned": "Non-zeros that went, and those that came; equal but in gradual pruning.",
     "sparsity": "Non-zeros of each layer at the end, and the positions it has.",
 }
 HEADINGS = {"threshold": "Rewiring", "nonzeros": "Where the weights went"}

@@ -91,7 +91,7 @@ class Rewiring:
     allocation: str = setting("R", choices=ALLOCATIONS)
     power: float = setting(1.0)
     # set, rigl, snfs: the share of each layer that goes, and how it falls until stop_epoch
-    fraction: float = setting(0.0, low=0.0, below=1.0)
+    fraction: float = setting(0.0, low=0.0, below=1.0)  # 0: the method's own
     fraction_schedule: str = setting("", choices=("", *KINDS))  # "": the method's own
     final_fraction: float = setting(0.0, low=0.0, below=1.0)
     growth: str = setting("", choices=("", *GROWTHS))  # "": the method's own
