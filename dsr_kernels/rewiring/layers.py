@@ -90,7 +90,8 @@ class SparseLayer:
             height, width = self.module.weight_shape[2:]
             raise ValueError(
                 f"layer {self.name!r}: expected whole {height}x{width} kernels, present or absent "
-                "as one; build the model with granularity='kernel'"
+                "as one; build the model with them (sparsify's keep='kernels', the models' "
+                "granularity='kernel')"
             )
 
 
