@@ -1,7 +1,8 @@
 """Run by test_experiment_runner.py in place of `dsr train`: leaves what a run leaves, in no time.
 
-`DSR_FAKE` says what a cell is to do, as JSON: {"fail": {name: message}, "sleep": {name: seconds}}.
-Each start and end is a line in OUT/events.
+`DSR_FAKE` says what a cell is to do, as JSON: {"fail": {name: message}, "sleep": {name: seconds},
+"gather": cells}, where nobody goes on before so many have begun. Each start and end is a line in
+OUT/events.
 """
 
 import fcntl
@@ -37,6 +38,9 @@ tell("resume" if resumed else "begin")
 if not resumed:
     recipe = Path(arguments[arguments.index("--recipe") + 1])
     (run / "recipe.toml").write_text(recipe.read_text())
+deadline = time.monotonic() + 60
+while events.read_text().count("begin ") < plan.get("gather", 0) and time.monotonic() < deadline:
+    time.sleep(0.01)
 time.sleep(plan.get("sleep", {}).get(run.name, 0.0))
 if message := plan.get("fail", {}).get(run.name):
     print(f"dsr: {message}", file=sys.stderr)

@@ -142,7 +142,6 @@ def test_kernels_come_and_go_as_one(threshold, name, bundle, count, data):
                 assert_rewired(old, new, mine, grown)
             assert grown == layers[i][0] * area - len(old) or rewirer.owed < area  # else no room
         if gone is not None and threshold == "adaptive":
-            prunable = sum(n.nnz - a for n, a in zip(bundle.layers, areas, strict=True))
             prunable = sum(len(b) - a for b, a in zip(before, areas, strict=True))
             assert rewirer.threshold == next_threshold(h, weights_gone, count, prunable)
 

@@ -93,8 +93,7 @@ def test_every_cell_runs_once_after_what_it_starts_from(play):
 
 
 def test_jobs_run_side_by_side_and_still_wait_for_each_other(play):
-    sleep = {name: 0.15 for name in NAMES}
-    assert play("--jobs", "3", sleep=sleep) == 0
+    assert play("--jobs", "3", gather=3) == 0
     running, most = set(), 0
     for what, name in events(play.out):
         if what == "begin":

@@ -1,6 +1,7 @@
 """ImageNet's files: labels, augmentation, order, both layouts, and what is said of damaged ones."""
 
 import math
+import multiprocessing
 import shutil
 import tarfile
 
@@ -137,6 +138,21 @@ def test_images_depend_on_seed_and_epoch_but_not_on_workers_or_where_one_starts(
                        torch.cat([x for x, _ in whole]))  # fmt: skip
     assert not equal(batches(data, chosen, seed=2), whole)
     assert not equal(batches(data, chosen, epoch=3), whole)
+
+
+def test_workers_are_forked_whatever_python_starts_by_default(folders):
+    """A server's children would heed its signals, not the run's, and copy all the file names."""
+    data, chosen = datasets.load(settings(workers=2), folders), settings()
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        made = datasets.train_batches(data, chosen, 8, 1, 2)
+        next(made)
+        kinds = {type(child).__name__ for child in multiprocessing.active_children()}
+        made.close()
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert kinds == {"ForkProcess"} and not multiprocessing.active_children()
 
 
 def test_shards_give_what_folders_give(folders, shards):

@@ -201,3 +201,22 @@ def test_dsr_with_a_power_that_is_no_integer(power):
     weights = growth_weights("R", power, [10, 5, 0, 3], [1, 0, 0, 2], [0] * 4)
     assert [float(w) for w in weights] == [9**power, 5**power, 0, 1]
     assert math.isclose(float(weights[1] / weights[0]), (5 / 9) ** power)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fraction": 1.0}, r"^fraction: expected a number in \(0, 1\), got 1.0"),
+        ({"final_fraction": 0.4}, r"^final_fraction: expected a number in \[0, 0.3\], got 0.4"),
+        ({"fraction_schedule": "cosin"}, "^fraction_schedule: .* did you mean 'cosine'"),
+        ({"fraction_schedule": "exponential"}, "^final_fraction: expected a number above 0"),
+        ({"stop": None}, "^length: expected the iterations over which a 'cosine' fraction falls"),
+        ({"growth": "gradients"}, "^growth: .* did you mean 'gradient'"),
+        ({"optimizer": None}, "^optimizer: expected the optimizer of the model's values"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    layer = SparseLinear(8, 8)
+    fine = {"optimizer": torch.optim.SGD(layer.parameters(), lr=0.1), "stop": 10}
+    with pytest.raises(ValueError, match=message):
+        RigL(layer, **{**fine, **arguments})

@@ -51,8 +51,62 @@ def test_resnet50_imagenet_is_the_papers():
         variant = recipes.load("resnet50-imagenet", [f"method={method}"])
         assert (variant.training.epochs, variant.model.width) == (200, width)
         assert variant.optimizer.lr == [(0, 0.1), (60, 0.01), (120, 0.001), (180, 0.0001)]
-    thin = recipes.load("wrn28_2-cifar10", ["method=thin_dense"])
-    assert (thin.model.width, thin.training.epochs) == (0.75, 400)
+
+
+@pytest.mark.parametrize(
+    "sparsity, width, fraction",
+    [(0.9, 0.75, 0.138), (0.8, 0.98, 0.07), (0.7, 1.15, 0.046), (0.6, 1.33, 0.034),
+     (0.5, 1.47, 0.028), (0.95, 0, 0)],
+)  # fmt: skip
+def test_what_the_paper_gives_for_each_sparsity(sparsity, width, fraction):
+    """Of another sparsity than the paper's, width and fraction are not those of 0.9."""
+
+    def load(method: str, name: str = "wrn28_2-cifar10"):
+        return recipes.load(name, [f"method={method}", f"model.sparsity={sparsity}"])
+
+    thin = load("thin_dense")
+    assert (thin.model.width, thin.training.epochs) == (width, 400)
+    assert thin.optimizer.lr == [(0, 0.1), (120, 0.02), (220, 0.004), (350, 0.0008)]
+    assert load("set").rewiring.fraction == fraction
+    assert load("thin_dense", "resnet50-imagenet").model.width == {0.9: 0.46, 0.8: 0.54}.get(
+        sparsity, 0
+    )
+
+
+def test_variants_by_sparsity_are_checked_and_overridden(tmp_path):
+    path = tmp_path / "own.toml"
+    head = recipes.dump(recipes.load("lenet300-digits", ["model.sparsity=0.9"]))
+
+    def load(table: str, *changes: str):
+        path.write_text(f"{head}\n{table}\n")
+        return recipes.load(str(path), list(changes))
+
+    table = '[variant.dsr]\ntraining.epochs = 2\n[variant.dsr.at."0.90"]\ntraining.epochs = 3'
+    assert load(table).training.epochs == 3  # the file's own sparsity
+    assert load(table, "model.sparsity=0.8").training.epochs == 2
+    assert load(table, "training.epochs=4").training.epochs == 4
+    for wrong in ("at.high.seed = 1", "at = 3", 'at."0.9" = 3'):
+        with pytest.raises(UsageError, match=r"\[variant.dsr.at\]: expected tables named by"):
+            load(f"[variant.dsr]\n{wrong}")
+    with pytest.raises(UsageError, match=r"unknown key 'training.epoch'; did you mean"):
+        load('[variant.dsr.at."0.9"]\ntraining.epoch = 3')
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (["training.epochs=9"], "rewiring.stop_epoch: expected at most training.epochs = 9, .* 18"),
+        (["rewiring.begin_epoch=18"], "begin_epoch: expected less than .* epoch 18, got 18"),
+        (["rewiring.stop_epoch=0", "rewiring.begin_epoch=20"], "end of pruning, epoch 20, got 20"),
+        (["rewiring.initial_sparsity=0.96"], "initial_sparsity: expected at most .* 0.95, got"),
+    ],
+)
+def test_pruning_that_would_not_reach_the_sparsity_is_refused(changes, words):
+    fine = ["method=gmp", "training.epochs=18", "rewiring.initial_sparsity=0.95"]
+    assert recipes.load("lenet300-digits", fine).rewiring.stop_epoch == 18
+    with pytest.raises(UsageError, match=words):
+        recipes.load("lenet300-digits", ["method=gmp", *changes])
+    recipes.load("lenet300-digits", changes)  # nothing to other methods
 
 
 @pytest.mark.parametrize("name", recipes.names())

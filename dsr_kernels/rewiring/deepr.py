@@ -53,10 +53,7 @@ class DeepR(Rewirer):
         seed: int = 0,
     ) -> None:
         super().__init__(model, optimizer, every=1, stop=stop, seed=seed)
-        if optimizer is None:
-            raise ValueError("optimizer: expected the optimizer of the model's values, got None")
-        if self.nnz == 0:
-            raise ValueError("model: expected a trainable sparse module, all of them are frozen")
+        self._check_trains()
         for name, value in (("l1", l1), ("eta", eta), ("temperature", temperature),
                             ("final_temperature", final_temperature)):  # fmt: skip
             if not 0 <= value < math.inf:

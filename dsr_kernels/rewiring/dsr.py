@@ -70,10 +70,7 @@ class DSR(Rewirer):
         seed: int = 0,
     ) -> None:
         super().__init__(model, optimizer, every=every, schedule=schedule, stop=stop, seed=seed)
-        if optimizer is None:
-            raise ValueError("optimizer: expected the optimizer of the model's values, got None")
-        if self.nnz == 0:
-            raise ValueError("model: expected a trainable sparse module, all of them are frozen")
+        self._check_trains()
         check_choice(threshold, "threshold", ("adaptive", "exact"))
         check_choice(allocation, "allocation", ALLOCATIONS)
         check_choice(granularity, "granularity", ("weight", "kernel"))

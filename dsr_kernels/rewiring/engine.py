@@ -211,6 +211,13 @@ class Rewirer:
         """Frozen layers do not train, so they neither give nor take."""
         return [layer for layer in self._layers if layer.values.requires_grad]
 
+    def _check_trains(self) -> None:
+        """Raises ValueError without an optimizer or anything to train; Static needs neither."""
+        if self._optimizer is None:
+            raise ValueError("optimizer: expected the optimizer of the model's values, got None")
+        if self.nnz == 0:
+            raise ValueError("model: expected a trainable sparse module, all of them are frozen")
+
     def _check_balance(self, plan: Any, layers: list[SparseLayer]) -> None:
         after = sum(n * layer.block for n, layer in zip(plan.nnz_after, layers, strict=True))
         wanted = self._wanted(layers)

@@ -56,13 +56,10 @@ class GMP(Rewirer):
     ) -> None:
         end = as_int(end, "end", 1)
         super().__init__(model, optimizer, every=every, schedule=schedule, stop=end, seed=seed)
-        if optimizer is None:
-            raise ValueError("optimizer: expected the optimizer of the model's values, got None")
+        self._check_trains()
         self.begin, self.end = as_int(begin, "begin", 0), end
         if self.begin >= self.end:
             raise ValueError(f"begin: expected less than end = {end}, got {begin}")
-        if self.nnz == 0:
-            raise ValueError("model: expected a trainable sparse module, all of them are frozen")
         check_choice(scope, "scope", SCOPES)
         check_choice(density_schedule, "density_schedule", ("cubic", "exponential"))
         exact_fraction(final_sparsity, "final_sparsity")

@@ -11,7 +11,7 @@ from torch import nn
 from dsr_kernels.rewiring.engine import Ranks, Rewirer
 from dsr_kernels.rewiring.gradient_growth import GradientWatch, Share
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.schedule import Anneal, as_int, check_choice
+from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int, check_choice
 
 GROWTHS = ("random", "gradient")
 
@@ -59,10 +59,7 @@ class LayerwiseRewirer(Rewirer):
         seed: int = 0,
     ) -> None:
         super().__init__(model, optimizer, every=every, schedule=schedule, stop=stop, seed=seed)
-        if optimizer is None:
-            raise ValueError("optimizer: expected the optimizer of the model's values, got None")
-        if self.nnz == 0:
-            raise ValueError("model: expected a trainable sparse module, all of them are frozen")
+        self._check_trains()
         if not 0 < fraction < 1:
             raise ValueError(f"fraction: expected a number in (0, 1), got {fraction!r}")
         if not 0 <= final_fraction <= fraction:
@@ -74,6 +71,12 @@ class LayerwiseRewirer(Rewirer):
             raise ValueError(
                 f"length: expected the iterations over which a {fraction_schedule!r} fraction "
                 "falls, or `stop`, got neither"
+            )
+        check_choice(fraction_schedule, "fraction_schedule", KINDS)
+        if fraction_schedule == "exponential" and final_fraction == 0:
+            raise ValueError(
+                "final_fraction: expected a number above 0, for the fraction falls exponentially, "
+                f"got {final_fraction!r}"
             )
         check_choice(growth, "growth", GROWTHS)
         self.fraction = Anneal(

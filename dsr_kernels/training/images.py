@@ -199,6 +199,8 @@ def _start_workers(chunks: _Chunks, workers: int) -> Iterator:
             chunks,
             batch_size=None,  # each chunk is a batch already
             num_workers=workers,
+            # Python 3.14 starts a server instead: no shared arrays, and another parent to heed.
+            multiprocessing_context="fork",
             worker_init_fn=_heed_the_parent_only,
             generator=torch.Generator(),  # or it draws from torch's own
         )

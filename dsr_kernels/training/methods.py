@@ -71,8 +71,31 @@ def check(recipe: Recipe) -> None:
             "recipe: set one of rewiring.prune_count and rewiring.prune_fraction and leave the "
             f"other at 0, got {rewiring.prune_count} and {rewiring.prune_fraction}"
         )
+    if method == "gmp":
+        _check_pruning(recipe)
     if recipe.model.granularity == "kernel" and method not in ("dsr", "static"):
         raise UsageError(
             "recipe: model.granularity: whole kernels are for the methods dsr and static, got "
             f"{method}"
+        )
+
+
+def _check_pruning(recipe: Recipe) -> None:
+    """UsageError where gradual pruning would not go from more weights to model.sparsity."""
+    rewiring, epochs = recipe.rewiring, recipe.training.epochs
+    if rewiring.stop_epoch > epochs:
+        raise UsageError(
+            f"recipe: rewiring.stop_epoch: expected at most training.epochs = {epochs}, for method "
+            f"gmp has model.sparsity only then, got {rewiring.stop_epoch:g}"
+        )
+    end = rewiring.stop_epoch or epochs
+    if rewiring.begin_epoch >= end:
+        raise UsageError(
+            f"recipe: rewiring.begin_epoch: expected less than the end of pruning, epoch {end:g}, "
+            f"got {rewiring.begin_epoch:g}"
+        )
+    if rewiring.initial_sparsity > recipe.model.sparsity:
+        raise UsageError(
+            "recipe: rewiring.initial_sparsity: expected at most model.sparsity = "
+            f"{recipe.model.sparsity}, got {rewiring.initial_sparsity}"
         )

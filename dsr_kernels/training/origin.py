@@ -161,7 +161,7 @@ def _load_dense(run: Run, model: nn.Module, rest: Weights) -> None:
     own = model.state_dict()
     sparse = tuple(f"{name}." for name, _ in named_sparse_modules(model))
     for key in (*own, *rest):
-        if key.startswith(sparse) if sparse else False:
+        if key.startswith(sparse):
             continue
         ours, theirs = (tuple(d[key].shape) if key in d else None for d in (own, rest))
         if ours != theirs:

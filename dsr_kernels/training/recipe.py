@@ -9,7 +9,7 @@ from typing import Any
 
 from dsr_kernels.training import methods
 from dsr_kernels.training.errors import UsageError, require
-from dsr_kernels.training.schema import Recipe, Schedule, convert, hint_of, unknown
+from dsr_kernels.training.schema import Model, Recipe, Schedule, convert, hint_of, unknown
 
 try:
     import tomllib
@@ -30,15 +30,20 @@ def load(source: str, overrides: list[str] = (), seed: int | None = None) -> Rec
     """The recipe named `source` (or the file at that path) with ``key=value`` overrides applied.
 
     A file may hold ``[variant.METHOD]`` tables: they replace the values given above when that
-    method is chosen, since the paper trains its baselines on schedules of their own. Overrides win
-    over variants.
+    method is chosen, since the paper trains its baselines on schedules of their own;
+    ``[variant.METHOD.at."0.9"]`` tables do for that sparsity alone. Overrides win over variants.
     """
     table = _parse(_locate(source))
     variants = _variants(table)
     changes = [_parse_override(text) for text in overrides]
     method = dict(changes).get("method", table.get("method", "dsr"))
     if method in variants:
+        by_sparsity = _by_sparsity(method, variants[method])
         _merge(table, variants[method])
+        own = table["model"] if isinstance(table.get("model"), dict) else {}
+        sparsity = dict(changes).get("model.sparsity", own.get("sparsity", Model.sparsity))
+        for level, more in by_sparsity.items():
+            _merge(table, more if level == sparsity else {})
     table.setdefault("name", Path(source).stem)
     for key, value in changes:
         _assign(table, key, value)
@@ -118,6 +123,21 @@ def _variants(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if not isinstance(changes, dict):
             raise UsageError(f"recipe: expected a table [variant.{name}], got {changes!r}")
     return variants
+
+
+def _by_sparsity(method: str, variant: dict[str, Any]) -> dict[float, dict[str, Any]]:
+    """Takes the tables ``[variant.METHOD.at.SPARSITY]`` out of a variant."""
+    levels = variant.pop("at", {})
+    try:
+        found = {float(level): changes for level, changes in levels.items()}
+    except (AttributeError, ValueError):
+        found = {0.0: None}
+    if not all(isinstance(changes, dict) for changes in found.values()):
+        raise UsageError(
+            f'recipe: [variant.{method}.at]: expected tables named by a sparsity, as in "0.9", got '
+            f"{levels!r}"
+        )
+    return found
 
 
 def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
