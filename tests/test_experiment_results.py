@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from dsr_kernels.experiments import grid as grids
 from dsr_kernels.experiments import plots
@@ -165,3 +167,16 @@ def test_an_empty_experiment_has_tables_too(grid, tmp_path):
     plots.write(results, rows)
     assert {row["status"] for row in rows} == {"waiting"}
     assert Path(tmp_path / "out/table.csv").read_text().startswith("method,0.9 mean")
+
+
+@pytest.mark.parametrize("levels", [[0.9], [0.9, 0.99]])
+def test_the_axis_of_sparsities_rises_to_the_right(levels):
+    axes = Figure().subplots()
+    axes.errorbar([1 - level for level in levels], levels, levels, marker="o", capsize=3)
+    axes.axhline(0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots._sparsity_axis(axes, levels)
+    left, right = axes.get_xlim()
+    assert left > 1 - levels[0] and 1 - levels[-1] > right > 0
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [f"{100 * s:g}" for s in levels]

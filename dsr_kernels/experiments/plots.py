@@ -111,10 +111,11 @@ def accuracy(results: Results, rows: list[Row]) -> Figure:
 
 def _sparsity_axis(axes, levels: list[float]) -> None:
     """Logarithmic in the density: from 0.98 to 0.99 is as far as from 0.9 to 0.95."""
+    densities = [1 - level for level in levels]
+    axes.set_xlim(1.05 * max(densities), min(densities) / 1.05)  # a single one has no span
     axes.set_xscale("log")
-    axes.set_xticks([1 - level for level in levels], [f"{100 * level:g}" for level in levels])
+    axes.set_xticks(densities, [f"{100 * level:g}" for level in levels])
     axes.minorticks_off()
-    axes.invert_xaxis()
 
 
 def epochs(results: Results, here: dict[str, list[Story]], sparsity: float) -> Figure:
