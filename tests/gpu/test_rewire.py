@@ -15,9 +15,9 @@ from test_rewire_state import assert_same, make_model, snapshot
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dsr_kernels import SparseLinear, named_sparse_modules
+from dsr_kernels import SparseConv2d, SparseLinear, named_sparse_modules
 from dsr_kernels.models import resnet50
-from dsr_kernels.rewiring import DSR, Static
+from dsr_kernels.rewiring import DSR, GMP, SET, SNFS, RigL, Static
 
 from .device import DEVICE, ON_CUDA, synchronize
 
@@ -33,6 +33,14 @@ OPTIMIZERS = {
 HOW = {
     "adaptive": {"prune_count": 40, "threshold": "adaptive", "initial_threshold": 0.01},
     "exact": {"prune_fraction": 0.3, "threshold": "exact"},
+}
+
+OTHERS = {
+    "set": (SET, {"fraction": 0.3}),
+    "rigl": (RigL, {"fraction": 0.3, "length": 9}),
+    "snfs": (SNFS, {"fraction": 0.3, "length": 9}),
+    "gmp": (GMP, {"final_sparsity": 0.9, "end": 4}),
+    "gmp global": (GMP, {"final_sparsity": 0.9, "end": 4, "scope": "global"}),
 }
 
 
@@ -92,6 +100,32 @@ def test_every_rewire_of_a_training_equals_the_cpus(optimizer: str, how: str) ->
         moved += ours.pruned
     assert moved > 0
     train(*parts[:2], 3)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_methods_rewire_as_on_the_cpu(name: str) -> None:
+    """Inputs and gradients are small whole numbers, momentum halves them: no device rounds."""
+    both = []
+    for device in (DEVICE, "cpu"):
+        torch.manual_seed(0)
+        linear, conv = SparseLinear(40, 30, nnz=300), SparseConv2d(6, 8, 3, padding=1, nnz=100)
+        model = nn.ModuleList([linear, conv]).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.5)
+        kind, arguments = OTHERS[name]
+        rewirer, reports = kind(model, optimizer, every=1, seed=3, **arguments), []
+        for turn in range(3):
+            generator = torch.Generator().manual_seed(turn)
+            optimizer.zero_grad()
+            for layer, size in zip(model, ((5, 40), (2, 6, 7, 7)), strict=True):
+                y = layer(torch.randint(-2, 3, size, generator=generator).float().to(device))
+                grad = torch.randint(-2, 3, y.shape, generator=generator).float().to(device)
+                y.backward(grad)
+            optimizer.step()
+            reports.append(rewirer.step().layers)
+        both.append(((model, optimizer, rewirer), reports))
+    (ours, reports), (theirs, wanted) = both
+    assert_same_bits(ours, theirs)
+    assert reports == wanted and all(any(row.pruned for row in report) for report in reports)
 
 
 def model_of(cases: list[Case]) -> nn.Module:
