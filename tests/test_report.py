@@ -45,7 +45,7 @@ def test_the_page_tells_the_run(run):
     results = Run.open(run).read_json("results.json")
     assert f"{results['test_accuracy']:.2%}" in page
     for text in ("lenet300-digits", "optimizer.l1", "rewiring.prune_count", "torch", "images/s",
-                 "2,510 non-zeros", "peak memory"):  # fmt: skip
+                 "sparse: 2,510 non-zeros<", "this run", "peak memory"):  # fmt: skip
         assert text in page
 
 
@@ -95,6 +95,35 @@ def test_a_report_of_an_unfinished_run(tmp_path, capsys):
     assert "unfinished run" in page and "epoch 1 of 2" in page
     (folder / "metrics.csv").write_text(lines[0])  # not even one epoch
     assert main(["report", str(folder)]) == 0
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """Gradual pruning of LeNet's 266,200 weights to 5 % of them, 13,310."""
+    folder = tmp_path_factory.mktemp("pruned") / "run"
+    changes = ["method=gmp", "data.image_size=28", "training.epochs=2", "rewiring.stop_epoch=1.5"]
+    assert train(folder, *changes) == 0
+    return Run.open(folder)
+
+
+def test_gradual_pruning_is_told_by_its_end_and_its_start(pruned):
+    page = report.write(pruned).read_text()
+    assert "95.0%</b><span>sparse at the end: 13,310 non-zeros; 0.0%, 266,200 at the start" in page
+    ended = pruned.read_json("results.json")["model"]
+    assert ended["nonzeros"] == 13_310
+    began = pruned.read_json("run.json")["model"]
+    assert began["nonzeros"] == 266_200 and began["dense_bytes"] == ended["dense_bytes"]
+    cells = [f'<td class="n">{model["bytes"]["total"]:,}</td>' for model in (began, ended)]
+    assert "".join(cells) in page
+    times = ended["dense_bytes"]["total"] / ended["bytes"]["total"]
+    assert f"{times:.1f}x smaller" in page and times > 8
+
+
+def test_gradual_pruning_under_way_is_told_by_its_start(pruned, monkeypatch):
+    monkeypatch.setattr(Run, "read_json", lambda run, name, read=Run.read_json: (
+        None if name == "results.json" else read(run, name)))  # fmt: skip
+    page = report.write(pruned).read_text()
+    assert "0.0%</b><span>sparse at the start: 266,200 non-zeros<" in page
 
 
 @pytest.mark.parametrize("method,plots", [("dense", 2), ("thin_dense", 2), ("static", 3)])

@@ -75,6 +75,11 @@ class Story:
         return self.about["model"]["layers"]
 
     @property
+    def ended(self) -> dict[str, Any] | None:
+        """What `setup.describe` said of the model at the end of training."""
+        return (self.results or {}).get("model")
+
+    @property
     def last_epoch(self) -> float:
         return self.metrics[-1]["epoch"] if self.metrics else 0.0
 
@@ -150,7 +155,7 @@ def _page(story: Story, images: dict[str, bytes], missing: str | None) -> str:
 
 
 def _tiles(story: Story) -> str:
-    model, tiles = story.about["model"], []
+    tiles = []
     if story.results:
         images = story.results["test_images"]
         tiles.append((f"{story.results['test_accuracy']:.2%}", f"test accuracy, {images:,} images"))
@@ -162,11 +167,7 @@ def _tiles(story: Story) -> str:
     best = [r["validation_accuracy"] for r in story.metrics if r.get("validation_accuracy")]
     if best:
         tiles.append((f"{best[-1]:.2%}", "validation accuracy, last epoch"))
-    if model["layers"]:
-        share = 1 - model["nonzeros"] / model["sparse_positions"]
-        tiles.append((f"{share:.1%}", f"sparse: {model['nonzeros']:,} non-zeros"))
-        ratio = model["dense_bytes"]["total"] / model["bytes"]["total"]
-        tiles.append((f"{ratio:.1f}x smaller", "weights, indices and optimizer, against dense"))
+    tiles += _sizes(story)
     if story.speed():
         tiles.append((f"{story.speed():,.0f} images/s", "training, median over epochs"))
     against = (story.results or {}).get("against_dense")
@@ -184,6 +185,26 @@ def _tiles(story: Story) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
+def _sizes(story: Story) -> list[tuple[str, str]]:
+    """Sparsity and memory at the end of training, or at its start while there is no end."""
+    if not story.layers:
+        return []
+    began, now = story.about["model"], story.ended or story.about["model"]
+    when = ""
+    if story.rewires and began["nonzeros"] != int(story.rewires[-1]["nonzeros"]):
+        when = " at the end" if story.ended else " at the start"
+    sparse = f"sparse{when}: {now['nonzeros']:,} non-zeros"
+    if now["nonzeros"] != began["nonzeros"]:
+        sparse += f"; {_sparsity(began):.1%}, {began['nonzeros']:,} at the start"
+    ratio = now["dense_bytes"]["total"] / now["bytes"]["total"]
+    memory = f"weights, indices and optimizer{when}, against dense"
+    return [(f"{_sparsity(now):.1%}", sparse), (f"{ratio:.1f}x smaller", memory)]
+
+
+def _sparsity(model: dict[str, Any]) -> float:
+    return 1 - model["nonzeros"] / model["sparse_positions"]
+
+
 def _table(rows: list[tuple[str, ...]], head: tuple[str, ...] = (), numbers: bool = False) -> str:
     def line(cells: tuple[str, ...], tag: str) -> str:
         kinds = [""] + [' class="n"' if numbers else ""] * (len(cells) - 1)
@@ -198,12 +219,13 @@ def _table(rows: list[tuple[str, ...]], head: tuple[str, ...] = (), numbers: boo
 
 
 def _memory(story: Story) -> str:
-    model = story.about["model"]
-    kinds = ("parameters", "indices", "optimizer", "total")
-    rows = []
-    for kind in kinds:
-        own, twin = model["bytes"][kind], model["dense_bytes"][kind]
-        rows.append((kind, f"{own:,}", f"{twin:,}", f"{twin / own:.2f}x" if own and twin else ""))
+    began, now = story.about["model"], story.ended or story.about["model"]
+    rows, both = [], began["bytes"] != now["bytes"]
+    for kind in ("parameters", "indices", "optimizer", "total"):
+        own, twin = now["bytes"][kind], now["dense_bytes"][kind]
+        start = (f"{began['bytes'][kind]:,}",) if both else ()
+        ratio = f"{twin / own:.2f}x" if own and twin else ""
+        rows.append((kind, *start, f"{own:,}", f"{twin:,}", ratio))
     note = "BN statistics, gradients and activations are not counted, on either side."
     against = (story.results or {}).get("against_dense")
     speed = ""
@@ -218,7 +240,8 @@ def _memory(story: Story) -> str:
             + f'<p class="note">Median of {against["rounds"]} interleaved rounds, '
             + f"batch {against['batch']}.</p>"
         )
-    head = ("bytes", "this run", "dense twin", "dense / this")
+    own = ("at the start", "at the end") if both else ("this run",)
+    head = ("bytes", *own, "dense twin", "dense / end" if both else "dense / this")
     return f'<h2>Memory</h2>{_table(rows, head, True)}<p class="note">{note}</p>{speed}'
 
 

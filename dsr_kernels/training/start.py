@@ -141,8 +141,7 @@ def _train(
     placement.use(device)
     trainer = Trainer(run, recipe, data, quiet, device)
     trainer.start()
-    model = describe(trainer.model, trainer.optimizer)
-    model["width"] = model_width(recipe, data)
+    model = _model(trainer)
     if run.read_json("run.json") is None:
         about = {"data_dir": data_dir and str(data_dir.resolve()), "machine": machine(device),
                  "command": sys.argv[1:], "images": _counts(data), "model": model}  # fmt: skip
@@ -151,6 +150,7 @@ def _train(
         run.write_json("run.json", about)
     _announce(recipe, data, model, trainer)
     results = trainer.train()
+    results["model"] = _model(trainer)
     results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if device.type == "cuda":
         results["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
@@ -163,6 +163,12 @@ def _train(
     if make_report:
         print(f"report: {report.write(run)}")
     return results
+
+
+def _model(trainer: Trainer) -> dict[str, Any]:
+    """Its parameters and bytes as it is now."""
+    width = model_width(trainer.recipe, trainer.data)
+    return {**describe(trainer.model, trainer.optimizer), "width": width}
 
 
 def _accuracy(results: dict[str, Any]) -> str:
