@@ -9,7 +9,7 @@ from small_runs import small, train
 
 from dsr_kernels.cli import main
 from dsr_kernels.training import data as datasets
-from dsr_kernels.training import report
+from dsr_kernels.training import plots, report
 from dsr_kernels.training.run import Run
 from dsr_kernels.training.setup import build_model, build_optimizer, describe
 
@@ -126,8 +126,36 @@ def test_gradual_pruning_under_way_is_told_by_its_start(pruned, monkeypatch):
     assert "0.0%</b><span>sparse at the start: 266,200 non-zeros<" in page
 
 
-@pytest.mark.parametrize("method,plots", [("dense", 2), ("thin_dense", 2), ("static", 3)])
-def test_reports_of_runs_without_rewires(tmp_path, method, plots):
+def test_colours_of_densities_are_centred_on_the_end_and_the_bar_ends_at_100(pruned):
+    """The last layer ends at 0.1 %: as far below 5 % as 250 % is above."""
+    story = report.Story.read(pruned)
+    last = story.rewires[-1]
+    last["nonzeros:fc1"] += last["nonzeros:fc3"] - 1
+    last["nonzeros:fc3"] = 1
+    axes, bar = plots.density(story).axes
+    norm = axes.collections[0].norm
+    assert norm(5) == pytest.approx(0.5) and norm(0.1) == pytest.approx(0)
+    assert norm(10) - 0.5 == pytest.approx(0.5 - norm(2.5))
+    assert bar.get_ylim() == pytest.approx((0.1, 100))
+    assert list(bar.get_yticks()) == [0.1, 1, 10, 100]
+
+
+@pytest.mark.parametrize("method,title,label", [
+    ("gmp", "Weights pruned at each step", "pruned"),
+    ("deepr", "Weights moved in every 100 iterations", "pruned and regrown, sum of 100"),
+    ("set", "Weights moved at each rewire", "pruned and regrown")])  # fmt: skip
+def test_the_picture_of_moved_weights_says_what_a_point_is(pruned, method, title, label):
+    story = report.Story.read(pruned)
+    story.recipe.method = method
+    axes = plots.pruned(story).axes[0]
+    assert (axes.get_title(), axes.lines[0].get_label()) == (title, label)
+
+
+KEEPING = [("dense", 2), ("thin_dense", 2), ("static", 3), ("set", 5)]
+
+
+@pytest.mark.parametrize("method,plots", KEEPING)
+def test_no_map_of_densities_that_never_change(tmp_path, method, plots):
     folder = tmp_path / "run"
     assert train(folder, f"method={method}", "training.epochs=1") == 0
     assert main(["report", str(folder)]) == 0

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from dsr_kernels.experiments.folder import DONE
 from dsr_kernels.experiments.grid import Cell
 from dsr_kernels.experiments.results import ACCURACY, Results, Row, Summary, summarize
-from dsr_kernels.training import plots as style
+from dsr_kernels.training import style
 from dsr_kernels.training.errors import require
 from dsr_kernels.training.files import write_atomically
+from dsr_kernels.training.plots import moves
 from dsr_kernels.training.report import Story
 from dsr_kernels.training.run import Run
 
@@ -46,7 +47,7 @@ def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figu
         figures["accuracy"] = accuracy(results, rows)
     for sparsity in results.grid.sparsities:
         here = _by_method(results, stories, sparsity)
-        rewired = {name: runs[0] for name, runs in here.items() if _moves(runs[0])}
+        rewired = {name: runs[0] for name, runs in here.items() if moves(runs[0])}
         explored = {name: runs for name, runs in here.items()
                     if runs[0].rewires[0].get("exploration") is not None}  # fmt: skip
         if here:
@@ -129,7 +130,8 @@ def epochs(results: Results, here: dict[str, list[Story]], sparsity: float) -> F
     tops, ends = [], []
     for method, stories in here.items():
         points = _mean_over_seeds(stories, "metrics", f"{part}_accuracy")
-        axes.plot(*zip(*points, strict=True), label=method, **_look(results, method))
+        axes.plot(*zip(*points, strict=True), label=method, marker=style.marker(points), ms=4,
+                  **_look(results, method))  # fmt: skip
         tops.append(max(value for _, value in points))
         ends.append(points[-1][1])
     # Every curve's end is in the picture; the first epochs would squeeze what differs there.
@@ -160,12 +162,6 @@ def exploration(results: Results, here: dict[str, list[Story]], sparsity: float)
     style.whole_epochs(axes)
     figure.legend(loc="outside right upper")
     return figure
-
-
-def _moves(story: Story) -> bool:
-    """Whether layers gain or lose non-zeros in this run; within a layer SET, too, moves them."""
-    names = [f"nonzeros:{layer['name']}" for layer in story.layers]
-    return any(row[name] != story.rewires[0][name] for row in story.rewires for name in names)
 
 
 def nonzeros(here: dict[str, Story], sparsity: float) -> Figure:

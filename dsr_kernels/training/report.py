@@ -21,8 +21,8 @@ CAPTIONS = {
     "accuracy": "Training accuracy is that of the epoch as it ran, on the images as augmented.",
     "loss": "Cross-entropy alone, without weight penalties.",
     "nonzeros": "How rewiring moves the budget between layers.",
-    "density": "The same as shares of all positions: white is that of the whole, blue layers "
-    "are denser, red ones sparser.",
+    "density": "The same as shares of all positions: white is that of the whole at the "
+    "end, blue is denser, red sparser.",
     "threshold": "One threshold for all layers; it doubles when too few weights fall below it, and "
     "halves when too many do.",
     "pruned": "Non-zeros that went, and those that came; equal but in gradual pruning.",

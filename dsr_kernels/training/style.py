@@ -1,0 +1,101 @@
+"""The one style of all pictures: colours, axes and the ticks on them."""
+
+from __future__ import annotations
+
+import math
+
+BLUE, ORANGE, GREEN, GREY, INK = "#2f6db3", "#d9742b", "#3b8f5a", "#8a8f98", "#22262b"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.edgecolor": "#b9bec6",
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#e6e8ec",
+    "text.color": INK,
+    "xtick.color": "#4a4f57",
+    "ytick.color": "#4a4f57",
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+    "legend.frameon": False,
+}
+FEW = 6  # up to this many layers each gets a label of its own
+MARKED = 30  # up to this many points of a curve each gets a dot
+
+
+def new_axes(title: str, x: str, y: str, height: float = 3.8):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, height), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def legend(axes, place: str) -> None:
+    if axes.get_legend_handles_labels()[0]:  # none before the first epoch
+        axes.legend(loc=place)
+
+
+def whole_epochs(axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def marker(points) -> str | None:
+    """A dot at each of few points: one alone makes no line."""
+    return "o" if len(points) <= MARKED else None
+
+
+def log_axis(axis, set_scale) -> None:
+    """Logarithmic, with enough plain numbers along it. After everything on it has been drawn."""
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    set_scale("log")
+    axis.set_major_locator(FixedLocator(_log_ticks(*axis.get_view_interval())))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten, finer steps where these are few, equal ones where those are few too."""
+    from matplotlib.ticker import MaxNLocator
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 2, 5)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            return ticks
+    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def by_depth(count: int) -> list:
+    from matplotlib import colormaps
+
+    span = max(count - 1, 1)
+    return [colormaps["viridis"](0.85 * i / span) for i in range(count)]
+
+
+def depth_bar(figure, axes, names: list[str]) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    colors = ListedColormap(by_depth(len(names)))
+    mappable = ScalarMappable(Normalize(0.5, len(names) + 0.5), colors)
+    bar = figure.colorbar(mappable, ax=axes, pad=0.02, aspect=28)
+    bar.outline.set_visible(False)
+    ticks = sorted({1, (len(names) + 1) // 2, len(names)})
+    bar.set_ticks(ticks, labels=[f"{tick}: {names[tick - 1]}" for tick in ticks], fontsize=9)
+    bar.set_label("layer, input to output")
