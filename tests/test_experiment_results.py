@@ -89,7 +89,17 @@ def test_the_tables_say_so(grid, rows):
     assert "| static | 53.00 ± 2.65 | 30.00 ± 14.14 (n = 2) |" in text
     assert "| dsr | 87.50 (n = 1) | failed |" in text
     assert "- static, sparsity 0.95, seed 1: failed: the loss became nan" in text
-    assert "over 3 seeds" in text and "top 5" not in text
+    assert "15 runs, 9 finished; means over 3 seeds ±" in text and "top 5" not in text
+
+
+def test_speeds_have_three_digits_and_no_deviation(grid, rows):
+    finished = [row for row in rows if row["status"] == "done"]
+    for row in finished:
+        row["images_per_second"] = {"dense": 12_345.0, "static": 98.765, "dsr": 6.0}[row["method"]]
+    text = table_md(grid, finished)
+    assert "9 runs, all finished;" in text
+    assert "| dense | 12,300 | 12,300 |" in text
+    assert "| static | 98.8 | 98.8 (n = 2) |\n| dsr | 6 (n = 1) |" in text
 
 
 def finish(folder: Folder, cell, accuracy: float, epochs: int = 3) -> None:

@@ -29,9 +29,13 @@ class Quantity:
     title: str
     scale: float = 1.0
     digits: int = 0
+    rough: bool = False  # three significant digits, no deviation: what else ran decides the rest
 
     def show(self, value: float) -> str:
-        return f"{value * self.scale:,.{self.digits}f}"
+        value *= self.scale
+        if self.rough:
+            return f"{float(f'{value:.3g}'):,.10g}"
+        return f"{value:,.{self.digits}f}"
 
 
 ACCURACY = Quantity("test_accuracy", "Test accuracy, %", 100.0, 2)
@@ -41,7 +45,7 @@ QUANTITIES = (
     Quantity("validation_accuracy", "Validation accuracy, last epoch, %", 100.0, 2),
     Quantity("learnable_parameters", "Learnable parameters at the end"),
     Quantity("exploration", "Exploration rate: positions ever active, %", 100.0, 1),
-    Quantity("images_per_second", "Training speed, images/s"),
+    Quantity("images_per_second", "Training speed, images/s", rough=True),
 )
 
 
@@ -141,7 +145,9 @@ def table_md(grid: Grid, rows: list[Row]) -> str:
     """A table for each quantity that any cell has, and what went wrong."""
     over = f"means over {len(grid.seeds)} seeds ± sample standard deviation"
     over = over if len(grid.seeds) > 1 else "one seed"
-    parts = [f"# {grid.name}", f"{grid.description}\n\n{len(rows)} runs; {over}."]
+    done = sum(row["status"] == DONE for row in rows)
+    runs = f"{len(rows)} runs, {'all' if done == len(rows) else done} finished"
+    parts = [f"# {grid.name}", f"{grid.description}\n\n{runs}; {over}."]
     for quantity in QUANTITIES:
         if any(row[quantity.column] is not None for row in rows):
             parts.append(f"## {quantity.title}\n\n{_markdown(grid, rows, quantity)}")
@@ -168,7 +174,7 @@ def _shown(grid: Grid, rows: list[Row], method: str, sparsity: float, quantity: 
                   if row["method"] == method and row["sparsity"] in (None, sparsity)}  # fmt: skip
         return "" if DONE in states else ", ".join(sorted(states))
     text = quantity.show(found.mean)
-    if found.deviation is not None:
+    if found.deviation is not None and not quantity.rough:
         text += f" ± {quantity.show(found.deviation)}"
     return text if found.count == len(grid.seeds) else f"{text} (n = {found.count})"
 
