@@ -170,6 +170,34 @@ def test_curves_are_means_over_the_seeds_and_dense_is_a_line(grid, tmp_path):
     assert list(flat.get_ydata()) == pytest.approx([81.0, 81.0])
 
 
+def test_at_one_sparsity_the_methods_that_finished_stand_side_by_side(tmp_path):
+    (tmp_path / "one.toml").write_text(GRID.replace("[0.9, 0.95]", "[0.9]"))
+    grid = grids.load(str(tmp_path / "one.toml"))
+    cells = grid.cells(tmp_path / "out/runs")
+    folder = Folder.open(tmp_path / "out", grid, cells)
+    for cell in cells:
+        if cell.method != "static":  # it has failed, or is yet to come
+            finish(folder, cell, 0.8 + 0.01 * cell.seed)
+    results = Results(folder, grid, cells)
+    axes = plots.accuracy(results, results.rows()).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["dense", "dsr"]
+    dots = [bars.lines[0].get_xydata()[0] for bars in axes.containers]
+    assert dots == [pytest.approx([0, 81]), pytest.approx([1, 81])]
+    bar = axes.containers[1].lines[2][0].get_segments()[0]
+    assert list(bar[:, 1]) == pytest.approx([80, 82])
+
+
+def test_one_epoch_is_a_dot(grid, tmp_path):
+    cells = grid.cells(tmp_path / "out/runs")
+    folder = Folder.open(tmp_path / "out", grid, cells)
+    for cell in cells:
+        finish(folder, cell, 0.8, epochs=1)
+    results = Results(folder, grid, cells)
+    stories = plots._by_method(results, plots._stories(results), 0.9)
+    for curve in plots.epochs(results, stories, 0.9).axes[0].lines:
+        assert curve.get_marker() == "o" and list(curve.get_xdata()) == [1]
+
+
 def test_an_empty_experiment_has_tables_too(grid, tmp_path):
     cells = grid.cells(tmp_path / "out/runs")
     results = Results(Folder.open(tmp_path / "out", grid, cells), grid, cells)

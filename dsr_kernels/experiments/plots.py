@@ -25,6 +25,7 @@ COLORS = ("#2f6db3", "#d9742b", "#3b8f5a", "#b8403f", "#7b5aa6", "#8c6d4a", "#c6
           "#a3a12f", "#2fa3b3")  # fmt: skip
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))  # one after the other once the colours are used up
 COLUMNS = 3  # of panels
+LEVEL_LABELS = 6  # more names than these below an axis are turned
 Stories = dict[str, Story]  # finished runs by the name of the cell
 
 
@@ -85,29 +86,53 @@ def _look(results: Results, method: str) -> dict:
 
 
 def accuracy(results: Results, rows: list[Row]) -> Figure:
-    """Test accuracy against sparsity: mean and sample standard deviation over the seeds."""
+    """Test accuracy: mean and sample standard deviation over the seeds, against sparsity or, where
+    there is one sparsity alone, method beside method.
+    """
+    rows = [row for row in rows if row["status"] == DONE]
+    if len(results.grid.sparsities) == 1:
+        return _beside(results, rows, results.grid.sparsities[0])
     figure, axes = style.new_axes("Test accuracy", "sparsity (%)", "test accuracy (%)", 4.6)
     levels = sorted(results.grid.sparsities)
     for method in results.grid.methods:
         look = _look(results, method)
-        of_method = [row for row in rows if row["method"] == method and row["status"] == DONE]
+        of_method = [row for row in rows if row["method"] == method]
         if of_method and of_method[0]["sparsity"] is None:
             found = Summary.of([row["test_accuracy"] for row in of_method])
-            mean, spread = 100 * found.mean, 100 * (found.deviation or 0)
+            mean, spread = _percent(found)
             axes.axhline(mean, label=method, **look)
             axes.axhspan(mean - spread, mean + spread, color=look["color"], alpha=0.12, lw=0)
             continue
-        points = [(level, found) for level in levels
+        points = [(1 - level, *_percent(found)) for level in levels
                   if (found := summarize(rows, method, level, ACCURACY))]  # fmt: skip
         if points:
-            density = [1 - level for level, _ in points]
-            means = [100 * found.mean for _, found in points]
-            spreads = [100 * (found.deviation or 0) for _, found in points]
-            axes.errorbar(density, means, spreads, marker="o", ms=4, capsize=3, elinewidth=1.2,
+            axes.errorbar(*zip(*points, strict=True), marker="o", ms=4, capsize=3, elinewidth=1.2,
                           label=method, **look)  # fmt: skip
     _sparsity_axis(axes, levels)
     figure.legend(loc="outside right upper")
     return figure
+
+
+def _beside(results: Results, rows: list[Row], sparsity: float) -> Figure:
+    """The methods that have an accuracy at `sparsity`, a dot each along the x axis."""
+    title = f"Test accuracy at {100 * sparsity:g} % sparsity"
+    figure, axes = style.new_axes(title, "", "test accuracy (%)", 4.6)
+    found = {method: summary for method in results.grid.methods
+             if (summary := summarize(rows, method, sparsity, ACCURACY))}  # fmt: skip
+    for place, (method, summary) in enumerate(found.items()):
+        mean, spread = _percent(summary)
+        axes.errorbar([place], [mean], [spread], marker="o", ms=6, capsize=4, elinewidth=1.2,
+                      color=_look(results, method)["color"])  # fmt: skip
+    turned = {"rotation": 30, "ha": "right"} if len(found) > LEVEL_LABELS else {}
+    axes.set_xticks(range(len(found)), list(found), **turned)
+    axes.set_xlim(-0.6, len(found) - 0.4)
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def _percent(found: Summary) -> tuple[float, float]:
+    """Mean and deviation, 0 for one seed."""
+    return 100 * found.mean, 100 * (found.deviation or 0)
 
 
 def _sparsity_axis(axes, levels: list[float]) -> None:
