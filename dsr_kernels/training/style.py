@@ -59,26 +59,29 @@ def marker(points) -> str | None:
 
 def log_axis(axis, set_scale) -> None:
     """Logarithmic, with enough plain numbers along it. After everything on it has been drawn."""
-    from matplotlib.ticker import FixedLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
     set_scale("log")
-    axis.set_major_locator(FixedLocator(_log_ticks(*axis.get_view_interval())))
+    low, high = axis.get_view_interval()
+    ticks = _log_ticks(low, high)
+    if not ticks:
+        axis.set_minor_locator(NullLocator())
+        equal = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        ticks = [tick for tick in equal if low <= tick <= high]
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, finer steps where these are few, equal ones where those are few too."""
-    from matplotlib.ticker import MaxNLocator
-
+    """Powers of ten, finer steps where these are few; none where those are few too."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 2, 5)):
         ticks = [step * 10.0**decade for decade in decades for step in steps]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             return ticks
-    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [tick for tick in ticks if low <= tick <= high]
+    return []
 
 
 def by_depth(count: int) -> list:
