@@ -20,10 +20,11 @@ SYSTEM = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 ADVICE = {
     "fashion_mnist": "install the Debian package dataset-fashion-mnist, or name the folder of the "
     "four IDX files with --data-dir",
-    "mnist": "put the four IDX files (train-images-idx3-ubyte.gz and the like) into one of these, "
-    "or name their folder with --data-dir",
-    "cifar10": "put cifar-10-python.tar.gz, or the folder cifar-10-batches-py from it, into one "
-    "of these, or name its folder with --data-dir",
+    "mnist": "put the four IDX files of Yann LeCun's MNIST page (train-images-idx3-ubyte.gz and "
+    "the like) into one of these, or name their folder with --data-dir",
+    "cifar10": "put cifar-10-python.tar.gz (CIFAR-10 python version) from the CIFAR-10 page of the "
+    "University of Toronto, or the folder cifar-10-batches-py from it, into one of these, or name "
+    "its folder with --data-dir",
     "imagenet": "expected train/CLASS/*.jpg and val/CLASS/*.jpg, or train-*.tar and val-*.tar with "
     "members KEY.jpg and KEY.cls, in one of these; name their folder with --data-dir",
 }
