@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.allocation import ALLOCATIONS, MAX_POWER, growth_weights, share_in_blocks
 from dsr_kernels.rewiring.blocks import prune_weights, use_kernels
 from dsr_kernels.rewiring.engine import Rewirer
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.schedule import as_int, check_choice
+from dsr_kernels.rewiring.schedule import as_int
 
 DEFAULT_FRACTION = 0.1
 

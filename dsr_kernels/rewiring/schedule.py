@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from dsr_kernels.choices import check_choice
 
 KINDS = ("constant", "cosine", "cubic", "exponential")
 DEFAULT_EVERY = 100  # the paper's interval at the start of training
@@ -123,12 +124,3 @@ class Anneal:
         if self.kind == "cubic":
             return self.end + (self.start - self.end) * (1 - u) ** 3
         return self.start * (self.end / self.start) ** u
-
-
-def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
-    """Raises ValueError with the closest choice."""
-    if value in choices:
-        return
-    close = difflib.get_close_matches(str(value), choices, 1, 0.6)
-    tail = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(choices)}"
-    raise ValueError(f"{name}: unknown value {value!r}; {tail}")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsr_kernels.rewiring.allocation import share_growth
 from dsr_kernels.rewiring.layers import SparseLayer
@@ -27,18 +25,18 @@ class SNFS(LayerwiseRewirer):
     Raises ValueError for an optimizer without momentum, beside what `LayerwiseRewirer` raises.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, **arguments: Any
-    ) -> None:
-        defaults = {"fraction_schedule": "cosine", "growth": "gradient"}
-        super().__init__(model, optimizer, **defaults | arguments)
-        groups = optimizer.param_groups
+    FRACTION_SCHEDULE = "cosine"
+    GROWTH = "gradient"
+
+    def _check_trains(self) -> None:
+        super()._check_trains()
+        groups = self._optimizer.param_groups
         if any(group.get("momentum", 1) == 0 for group in groups) or not any(
             key in groups[0] for key in ("momentum", "betas")
         ):
             raise ValueError(
                 "optimizer: SNFS shares growth out by momentum: expected one with momentum (SGD's "
-                f"above 0, Adam, AdamW), got {type(optimizer).__name__} without"
+                f"above 0, Adam, AdamW), got {type(self._optimizer).__name__} without"
             )
 
     def _grown_counts(self, layers: list[SparseLayer], pruned: list[int]) -> list[int]:
