@@ -29,11 +29,11 @@ class LayerwiseRewirer(Rewirer):
         final_fraction: what it has come to after `length` iterations.
         length: iterations over which the fraction falls; default: `stop`.
         growth: "random", uniformly; or "gradient": where the loss gradient of this iteration's last
-            backward pass is largest in magnitude. Default: the method's own. The gradient
-            is computed for blocks of rows, of which the best positions are kept, during the
-            backward pass of iterations that a rewire follows: a dense one never exists. It needs a backward pass in eager mode (gradient
-            checkpointing: with `use_reentrant=False`). Of a weight that is used several times the
-            sum of its gradients decides.
+            backward pass is largest in magnitude. Default: the method's own. The gradient is
+            computed for blocks of rows, of which the best positions are kept, during the backward
+            pass of iterations that a rewire follows: a dense one never exists. It needs a backward
+            pass in eager mode (gradient checkpointing: with `use_reentrant=False`). Of a weight
+            that is used several times the sum of its gradients decides.
         every, schedule, stop, seed: see `Rewirer`.
 
     What was pruned may not come back in the same rewire. A layer keeps its largest weight, and
