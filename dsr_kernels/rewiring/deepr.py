@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dsr_kernels.rewiring.engine import Rewirer
 from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
-from dsr_kernels.rewiring.schedule import Anneal, as_int
+from dsr_kernels.rewiring.schedule import Anneal, as_int, as_number
 
 
 class DeepR(Rewirer):
@@ -54,10 +54,9 @@ class DeepR(Rewirer):
     ) -> None:
         super().__init__(model, optimizer, every=1, stop=stop, seed=seed)
         self._check_trains()
-        for name, value in (("l1", l1), ("eta", eta), ("temperature", temperature),
-                            ("final_temperature", final_temperature)):  # fmt: skip
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+        self.l1, self.eta = as_number(l1, "l1", 0), as_number(eta, "eta", 0)
+        temperature = as_number(temperature, "temperature", 0)
+        final_temperature = as_number(final_temperature, "final_temperature", 0)
         length = stop if length is None else as_int(length, "length", 1)
         if length is None:
             raise ValueError("length: expected the iterations over which T falls, or `stop`")
@@ -67,10 +66,7 @@ class DeepR(Rewirer):
                 f"exponentially, got {final_temperature!r}"
             )
         kind = "exponential" if temperature else "constant"
-        self.temperature = Anneal(
-            kind, float(temperature), float(final_temperature), 0, length or 1
-        )
-        self.l1, self.eta = float(l1), float(eta)
+        self.temperature = Anneal(kind, temperature, final_temperature, 0, length or 1)
         self.report_every = as_int(report_every, "report_every", 1)
         self.signs: dict[str, Tensor] = {}  # [nnz] int8 by layer: 1, -1
         self._patterns: dict[str, tuple[Tensor, int]] = {}  # that they belong to, as col_indices
