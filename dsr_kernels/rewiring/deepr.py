@@ -30,7 +30,8 @@ class DeepR(Rewirer):
         eta: learning rate of pull and noise, apart from the optimizer's.
         temperature: T at the start; it falls exponentially to `final_temperature`.
         length: iterations over which it falls; default: `stop`.
-        report_every: `step` returns what happened in so many iterations as one report.
+        report_every: `step` returns what happened in so many iterations as one report; when `stop`
+            is reached, what has happened since the last one. See `take_report`, too.
         stop: iterations from this one on are not followed by a rewire.
         seed: of noise, positions and signs; on another kind of device noise and signs differ.
 
@@ -77,7 +78,8 @@ class DeepR(Rewirer):
 
     def step(self) -> RewireReport | None:
         """Counts a finished iteration (call it after `optimizer.step()`), moves the weights and
-        replaces those that changed sign. Returns a report every `report_every` iterations.
+        replaces those that changed sign. Returns a report every `report_every` iterations, and one
+        at `stop`, of what there is to report.
         """
         if self.due(self.iteration + 1):
             layers = self._live_layers()
@@ -95,10 +97,13 @@ class DeepR(Rewirer):
                 self._add_up(report)
         else:
             self.iteration += 1
-        if self.iteration % self.report_every or self._sum is None:
-            return None
-        report, self._sum = dataclasses.replace(self._sum, step=self.iteration), None
-        return report
+        ended = self.schedule.stop is not None and self.iteration >= self.schedule.stop
+        return None if self.iteration % self.report_every and not ended else self.take_report()
+
+    def take_report(self) -> RewireReport | None:
+        """What happened since the last report, as one; None if that is nothing."""
+        report, self._sum = self._sum, None
+        return report and dataclasses.replace(report, step=self.iteration)
 
     def rewire(self) -> RewireReport:
         layers = self._live_layers()

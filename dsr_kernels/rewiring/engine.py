@@ -79,6 +79,12 @@ class Rewirer:
         self._iteration_done()
         return report
 
+    def take_report(self) -> RewireReport | None:
+        """What has been rewired and not been reported yet, for the end of training; None where
+        `step` has returned all of it.
+        """
+        return None
+
     def due(self, iteration: int) -> bool:
         """Whether a rewire follows the iteration that is the so-many-th to finish."""
         return self.schedule.due(iteration)
