@@ -186,6 +186,24 @@ def test_a_nan_weight_is_named_by_its_layer(tmp_path, monkeypatch, capsys):
     assert re.search(r"the first non-finite weight is in fc3 \(1 of \d+ values\)", message)
 
 
+@pytest.mark.parametrize("growth", ["gradient", "random"])
+def test_snfs_that_diverges_stops_training(growth, tmp_path, monkeypatch, capsys):
+    """Where an infinite weight hides behind a ReLU, the loss stays finite until the rewire."""
+    real = loop.Trainer._iteration
+
+    def poisoned(self, images, labels):
+        if self.position.iteration == 14:  # a rewire follows it
+            weight = self.model.fc1.values
+            self.optimizer.state[weight]["momentum_buffer"].fill_(float("inf"))
+        return real(self, images, labels)
+
+    monkeypatch.setattr(loop.Trainer, "_iteration", poisoned)
+    assert train(tmp_path / "run", "method=snfs", f"rewiring.growth={growth}") == 3
+    message = capsys.readouterr().err
+    assert "a weight is not finite at a rewire at iteration 15 (epoch 2)" in message
+    assert "the first non-finite weight is in fc1" in message and message.count("\n") == 1
+
+
 def test_resume_refuses_another_recipe(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
