@@ -182,6 +182,16 @@ def test_unfinished_and_absent_runs_are_refused(finished, tmp_path, capsys):
         assert not (tmp_path / "new").exists()
 
 
+def test_what_the_method_cannot_do_with_it_names_no_key_that_there_is_not(
+    finished, tmp_path, capsys
+):
+    changes = [f"start.run={finished['sparse']}", "method=gmp", "model.sparsity=0.2"]
+    assert train(tmp_path / "new", *changes, "rewiring.initial_sparsity=0.1") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("dsr: recipe: layer 'fc1': expected at least the ")
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_initialisation_that_no_seed_gives_is_refused(finished, tmp_path):
     changes = [f"start.run={finished['sparse']}", "start.take=structure", "training.epochs=1"]
     assert train(tmp_path / "second", *changes) == 0

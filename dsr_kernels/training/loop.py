@@ -69,10 +69,7 @@ class Trainer:
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
         self.optimizer = build_optimizer(self.recipe, self.model)
         self.scaler = placement.loss_scaler(self.device, self.recipe.training.precision)
-        try:
-            self.rewirer = build_rewirer(self.recipe, self.model, self.optimizer, self.epoch_length)
-        except ValueError as error:
-            raise UsageError(f"recipe: rewiring.{error}") from None
+        self.rewirer = build_rewirer(self.recipe, self.model, self.optimizer, self.epoch_length)
         layers = list(sparse_layers(self.model))
         wanted = self.recipe.rewiring.record_exploration and bool(layers)
         self.exploration = Exploration(self.model) if wanted else None
