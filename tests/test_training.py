@@ -204,6 +204,18 @@ def test_snfs_that_diverges_stops_training(growth, tmp_path, monkeypatch, capsys
     assert "the first non-finite weight is in fc1" in message and message.count("\n") == 1
 
 
+def test_resume_refuses_a_rewirer_of_another_version(tmp_path, capsys, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train(tmp_path / "run") == 130
+    monkeypatch.setattr("dsr_kernels.rewiring.engine.STATE_VERSION", 99)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(tmp_path / "run"), *QUIET]) == 2
+    message = capsys.readouterr().err
+    assert "the checkpoint does not fit: state_dict: expected version 99, got 2" in message
+    assert message.count("\n") == 1
+
+
 def test_resume_refuses_another_recipe(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:

@@ -83,7 +83,10 @@ class Trainer:
                 group["fused"] = self.optimizer.defaults["fused"]
             self.scaler.load_state_dict(state.get("scaler", {}))
             if self.rewirer is not None:
-                self.rewirer.load_state_dict(state["rewirer"])
+                try:
+                    self.rewirer.load_state_dict(state["rewirer"])
+                except ValueError as error:
+                    raise self._does_not_fit(error) from None
             placement.restore_random(self.device, state)
             if wanted:
                 self.exploration.load_state_dict(state["exploration"])
@@ -104,8 +107,11 @@ class Trainer:
         try:
             self.model.load_state_dict(weights)
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}") from None
+            raise self._does_not_fit(error) from None
         return state
+
+    def _does_not_fit(self, error: Exception) -> UsageError:
+        return UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}")
 
     def train(self) -> dict[str, Any]:
         """Runs to the end; returns the results. Raises Interrupted or TrainingStopped."""
