@@ -139,12 +139,27 @@ def test_a_run_tells_what_it_took_and_resumes_without_it(finished, tmp_path):
     manifest = finished["sparse"] / "checkpoints/latest/manifest.json"
     files = json.loads(manifest.read_text())["files"]
     assert about["weights_sha256"] == files["weights.safetensors"]["sha256"]
+    assert about["data"] == datasets.load(small().data).fingerprint()
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 15)
         assert train(tmp_path / "cut", *changes) == 130
         patch.setattr(origin, "Run", None)  # the checkpoint is all that is needed now
         assert main(["train", "--resume", str(tmp_path / "cut"), *QUIET]) == 0
     assert artefacts(tmp_path / "cut") == artefacts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("take", ["weights", "structure", "structure_and_init"])
+def test_other_training_images_are_told_and_allowed(take, finished, capsys):
+    """An image that the other run trained on may be held out here."""
+    usual = datasets.load(small().data).fingerprint()
+    *_, about, data = started(finished["sparse"], take, "method=static")
+    assert about["data"] == data.fingerprint() == usual
+    assert capsys.readouterr().out == ""
+    *_, about, data = started(finished["sparse"], take, "method=static", "data.validation=300")
+    assert about["data"] == usual != data.fingerprint()
+    shown = capsys.readouterr().out
+    assert f"{finished['sparse']} was trained on other images ({usual})" in shown
+    assert data.fingerprint() in shown and shown.count("\n") == 1
 
 
 @pytest.mark.parametrize(
