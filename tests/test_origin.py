@@ -139,12 +139,27 @@ def test_a_run_tells_what_it_took_and_resumes_without_it(finished, tmp_path):
     manifest = finished["sparse"] / "checkpoints/latest/manifest.json"
     files = json.loads(manifest.read_text())["files"]
     assert about["weights_sha256"] == files["weights.safetensors"]["sha256"]
+    assert about["data"] == datasets.load(small().data).fingerprint()
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 15)
         assert train(tmp_path / "cut", *changes) == 130
         patch.setattr(origin, "Run", None)  # the checkpoint is all that is needed now
         assert main(["train", "--resume", str(tmp_path / "cut"), *QUIET]) == 0
     assert artefacts(tmp_path / "cut") == artefacts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("take", ["weights", "structure", "structure_and_init"])
+def test_other_training_images_are_told_and_allowed(take, finished, capsys):
+    """An image that the other run trained on may be held out here."""
+    usual = datasets.load(small().data).fingerprint()
+    *_, about, data = started(finished["sparse"], take, "method=static")
+    assert about["data"] == data.fingerprint() == usual
+    assert capsys.readouterr().out == ""
+    *_, about, data = started(finished["sparse"], take, "method=static", "data.validation=300")
+    assert about["data"] == usual != data.fingerprint()
+    shown = capsys.readouterr().out
+    assert f"{finished['sparse']} was trained on other images ({usual})" in shown
+    assert data.fingerprint() in shown and shown.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -180,6 +195,16 @@ def test_unfinished_and_absent_runs_are_refused(finished, tmp_path, capsys):
         shown = capsys.readouterr().err
         assert words in shown and shown.count("\n") == 1
         assert not (tmp_path / "new").exists()
+
+
+def test_what_the_method_cannot_do_with_it_names_no_key_that_there_is_not(
+    finished, tmp_path, capsys
+):
+    changes = [f"start.run={finished['sparse']}", "method=gmp", "model.sparsity=0.2"]
+    assert train(tmp_path / "new", *changes, "rewiring.initial_sparsity=0.1") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("dsr: recipe: layer 'fc1': expected at least the ")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_initialisation_that_no_seed_gives_is_refused(finished, tmp_path):

@@ -12,7 +12,7 @@ from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.engine import Ranks, Rewirer
 from dsr_kernels.rewiring.gradient_growth import GradientWatch, Share
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int
+from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int, as_number
 
 GROWTHS = ("random", "gradient")
 
@@ -66,12 +66,8 @@ class LayerwiseRewirer(Rewirer):
         self._check_trains()
         fraction_schedule = fraction_schedule or self.FRACTION_SCHEDULE
         growth = growth or self.GROWTH
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction: expected a number in (0, 1), got {fraction!r}")
-        if not 0 <= final_fraction <= fraction:
-            raise ValueError(
-                f"final_fraction: expected a number in [0, {fraction}], got {final_fraction!r}"
-            )
+        fraction = as_number(fraction, "fraction", 0, 1, "()")
+        final_fraction = as_number(final_fraction, "final_fraction", 0, fraction, "[]")
         length = stop if length is None else as_int(length, "length", 1)
         if length is None and fraction_schedule != "constant":
             raise ValueError(
@@ -85,9 +81,7 @@ class LayerwiseRewirer(Rewirer):
                 f"got {final_fraction!r}"
             )
         check_choice(growth, "growth", GROWTHS)
-        self.fraction = Anneal(
-            fraction_schedule, float(fraction), float(final_fraction), 0, length or 1
-        )
+        self.fraction = Anneal(fraction_schedule, fraction, final_fraction, 0, length or 1)
         self.growth = growth
         self._watch = GradientWatch(self._decide_ahead) if growth == "gradient" else None
         self._iteration_done()
