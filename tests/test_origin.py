@@ -185,6 +185,20 @@ def test_what_does_not_fit_is_one_sentence(finished, source, take, changes, word
     assert "\n" not in str(error.value)
 
 
+def test_a_run_too_sparse_to_prune_is_refused(finished):
+    gmp = ("method=gmp", "rewiring.stop_epoch=1")
+    with pytest.raises(UsageError, match=r"gradual pruning .* leaves \d+: begin with a dense run"):
+        started(finished["sparse"], "weights", *gmp)
+    started(finished["sparse"], "weights", *gmp, "model.sparsity=0.99")
+
+
+def test_a_run_that_is_refused_leaves_no_folder(finished, tmp_path, capsys):
+    changes = [f"start.run={finished['sparse']}", "method=gmp", "rewiring.stop_epoch=1"]
+    assert train(tmp_path / "new", *changes) == 2
+    assert capsys.readouterr().err.startswith("dsr: recipe: start.run: ")
+    assert not (tmp_path / "new").exists()
+
+
 def test_unfinished_and_absent_runs_are_refused(finished, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 3)
@@ -195,16 +209,6 @@ def test_unfinished_and_absent_runs_are_refused(finished, tmp_path, capsys):
         shown = capsys.readouterr().err
         assert words in shown and shown.count("\n") == 1
         assert not (tmp_path / "new").exists()
-
-
-def test_what_the_method_cannot_do_with_it_names_no_key_that_there_is_not(
-    finished, tmp_path, capsys
-):
-    changes = [f"start.run={finished['sparse']}", "method=gmp", "model.sparsity=0.2"]
-    assert train(tmp_path / "new", *changes, "rewiring.initial_sparsity=0.1") == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("dsr: recipe: layer 'fc1': expected at least the ")
-    assert not (tmp_path / "new").exists()
 
 
 def test_an_initialisation_that_no_seed_gives_is_refused(finished, tmp_path):

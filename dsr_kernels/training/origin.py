@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.distribution import budget
 from dsr_kernels.models._layers import draw_
 from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
@@ -55,6 +56,7 @@ def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> dict[str, Any]
     _check_layers(run, layers, weights)
     if recipe.start.take == "weights":
         _take_weights(run, model, layers, weights)
+        _check_prunable(recipe, run, layers)
     else:
         _take_structure(run, recipe, model, layers, weights, data)
     theirs, ours = state.get("data"), data.fingerprint()
@@ -69,6 +71,17 @@ def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> dict[str, Any]
         "weights_sha256": manifest["files"][checkpoint.WEIGHTS]["sha256"],
         "data": theirs,
     }
+
+
+def _check_prunable(recipe: Recipe, run: Run, layers: dict[str, SparseModule]) -> None:
+    """UsageError where gradual pruning would find nothing to prune."""
+    final = sum(budget(layer.numel, recipe.model.sparsity) for layer in layers.values())
+    nnz = sum(layer.nnz for layer in layers.values())
+    if recipe.method == "gmp" and nnz <= final:
+        raise UsageError(
+            f"recipe: start.run: {run.folder} has {nnz} non-zeros, gradual pruning to "
+            f"model.sparsity {recipe.model.sparsity} leaves {final}: begin with a dense run"
+        )
 
 
 def _check_layers(run: Run, layers: dict[str, SparseModule], weights: Weights) -> None:
