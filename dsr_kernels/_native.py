@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,8 @@ try:
 except ImportError as error:
     raise ImportError(
         "dsr_kernels is not built: its compiled core dsr_kernels._C could not be imported "
-        f"({error}). Install the package with `pip install .` from its source tree."
+        f"({error}). Install the package with `pip install .` from its source tree; where it is "
+        f"installed already, {Path(__file__).parent} hides it: start Python in another folder."
     ) from error
 
 try:

@@ -37,6 +37,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dsr", description="Truly sparse training for PyTorch.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    _add_train(commands)
+
+    report = commands.add_parser("report", help="make report.html and the plots of a run again")
+    report.add_argument("folder", metavar="RUN", type=Path)
+    report.set_defaults(run=_report)
+
+    _add_experiment(commands)
+    _add_bench(commands)
+
+    info = commands.add_parser("info", help="show version, instruction set, threads and devices")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_train(commands) -> None:
     train = commands.add_parser(
         "train",
         help="train a recipe, or continue a run",
@@ -70,35 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
-    report = commands.add_parser("report", help="make report.html and the plots of a run again")
-    report.add_argument("folder", metavar="RUN", type=Path)
-    report.set_defaults(run=_report)
-
-    _add_experiment(commands)
-
-    bench = commands.add_parser(
-        "bench",
-        help="time one layer, sparse against dense",
-        description="Times a layer's operations, sparse and dense in turn, on random numbers.",
-        epilog="example: dsr bench --layer 64x64x3x3@16 --sparsity .9",
-    )
-    bench.add_argument("--layer", metavar="OxCxKHxKW@H", required=True,
-                       help="output and input channels, kernel, and input size H or HxW; OxC alone "
-                       "is a linear layer")  # fmt: skip
-    bench.add_argument("--sparsity", metavar="S", type=float, default=0.9,
-                       help="share of zeros, 0 <= S < 1 (default: 0.9)")  # fmt: skip
-    bench.add_argument("--stride", metavar="N", type=int, default=1)
-    bench.add_argument("--padding", metavar="N", type=int, help="default: half of the kernel")
-    bench.add_argument("--batch", metavar="N", type=int, default=128, help="default: 128")
-    bench.add_argument("--rounds", metavar="N", type=int, default=15, help="default: 15")
-    bench.add_argument("--threads", metavar="N", type=int, help="default: torch's choice")
-    bench.add_argument("--json", metavar="FILE", type=Path, help="also write the records here")
-    bench.set_defaults(run=_bench)
-
-    info = commands.add_parser("info", help="show version, instruction set, threads and devices")
-    info.set_defaults(run=_info)
-    return parser
-
 
 def _add_experiment(commands) -> None:
     experiment = commands.add_parser(
@@ -121,6 +107,27 @@ def _add_experiment(commands) -> None:
         help="override a value in every cell, as in training.epochs=5 (repeatable)")  # fmt: skip
     add("--report", action="store_true", help="only make tables and plots again")
     experiment.set_defaults(run=_experiment)
+
+
+def _add_bench(commands) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time one layer, sparse against dense",
+        description="Times a layer's operations, sparse and dense in turn, on random numbers.",
+        epilog="example: dsr bench --layer 64x64x3x3@16 --sparsity .9",
+    )
+    bench.add_argument("--layer", metavar="OxCxKHxKW@H", required=True,
+                       help="output and input channels, kernel, and input size H or HxW; OxC alone "
+                       "is a linear layer")  # fmt: skip
+    bench.add_argument("--sparsity", metavar="S", type=float, default=0.9,
+                       help="share of zeros, 0 <= S < 1 (default: 0.9)")  # fmt: skip
+    bench.add_argument("--stride", metavar="N", type=int, default=1)
+    bench.add_argument("--padding", metavar="N", type=int, help="default: half of the kernel")
+    bench.add_argument("--batch", metavar="N", type=int, default=128, help="default: 128")
+    bench.add_argument("--rounds", metavar="N", type=int, default=15, help="default: 15")
+    bench.add_argument("--threads", metavar="N", type=int, help="default: torch's choice")
+    bench.add_argument("--json", metavar="FILE", type=Path, help="also write the records here")
+    bench.set_defaults(run=_bench)
 
 
 def _train(options: argparse.Namespace) -> int:

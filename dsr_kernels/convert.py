@@ -11,8 +11,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from .choices import check_choice
 from .dense import METHODS, why_not
-from .distribution import budget, check_distribution, distribute, reachable
+from .distribution import DISTRIBUTIONS, budget, distribute, reachable
 from .nn import SparseConv2d, SparseLinear, SparseModule
 
 KINDS: dict[type[nn.Module], type[SparseModule]] = {
@@ -48,10 +49,8 @@ def sparsify(
     of reach; a layer that cannot be converted stays dense with a warning. `inplace=True` changes
     the given model (the result is what is returned: another object if the model is a layer itself).
     """
-    if keep not in METHODS:
-        raise ValueError(f"keep: expected one of {METHODS}, got {keep!r}")
-    if over not in ("converted", "model"):
-        raise ValueError(f"over: expected 'converted' or 'model', got {over!r}")
+    check_choice(keep, "keep", METHODS)
+    check_choice(over, "over", ("converted", "model"))
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
     model = model if inplace else copy.deepcopy(model)
     layers, kept_dense = _choose_layers(model, exclude)
@@ -157,7 +156,7 @@ def _share_out(
     """Non-zeros of each layer. `dense`: weights that stay dense and count with the others; if None,
     the sparsity is that of the layers not `fixed` alone.
     """
-    check_distribution(distribution)
+    check_choice(distribution, "distribution", DISTRIBUTIONS)
     free = [i for i in range(len(shapes)) if i not in fixed]
     sizes = [shapes[i].numel() for i in free]
     total = budget(sum(sizes), sparsity) if free else 0

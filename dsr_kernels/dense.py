@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .choices import check_choice
 from .distribution import budget
 from .module import SparseModule
 from .plans import DTYPE_CODES
@@ -59,8 +60,7 @@ def choose_topology(
             "from_dense: expected exactly one of sparsity, nnz and mask, "
             f"got {', '.join(given) or 'none of them'}"
         )
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
+    check_choice(method, "method", METHODS)
     if mask is not None:
         if mask.shape != weight.shape:
             raise ValueError(

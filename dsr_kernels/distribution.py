@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from numbers import Real
 
+from .choices import check_choice
 from .topology import check_nnz, check_shape
 
 DISTRIBUTIONS = ("uniform", "er", "erk")
@@ -17,7 +18,8 @@ def exact_fraction(value: float, name: str = "sparsity") -> Fraction:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
     if not 0 <= value < 1:
-        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+        hint = f"; did you mean {value / 100:g}?" if 1 < value < 100 else ""
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value}{hint}")
     return value if isinstance(value, Fraction) else Fraction(str(value))
 
 
@@ -74,14 +76,9 @@ def _share_weights(shape: tuple[int, ...], distribution: str) -> int:
     return sum(shape)
 
 
-def check_distribution(distribution: str) -> None:
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution: expected one of {DISTRIBUTIONS}, got {distribution!r}")
-
-
 def distribute(shapes: Sequence[tuple[int, ...]], total: int, distribution: str) -> list[int]:
     """Exactly `total` non-zeros shared out by `distribution`; uniform: in proportion to size."""
-    check_distribution(distribution)
+    check_choice(distribution, "distribution", DISTRIBUTIONS)
     sizes = [math.prod(shape) for shape in shapes]
     if distribution == "uniform":
         return apportion(total, sizes, sizes)
@@ -101,7 +98,7 @@ def layer_nnz(
     density above 1 becomes dense and the others share the rest. Layers in `fixed` (index -> nnz)
     stand outside: neither their weights nor their non-zeros enter the budget of the others.
     """
-    check_distribution(distribution)
+    check_choice(distribution, "distribution", DISTRIBUTIONS)
     checked = [check_shape(shape) for shape in shapes]
     fixed = dict(fixed or {})
     for index, nnz in fixed.items():

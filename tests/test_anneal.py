@@ -1,13 +1,17 @@
 """Values that change while training goes on, against their formulas."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsr_kernels.rewiring.schedule import KINDS, Anneal, check_choice
+from dsr_kernels.nn import SparseLinear
+from dsr_kernels.rewiring import DSR, GMP, SET, DeepR, RigL
+from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_number, check_choice
 
 FORMULAS = {
     "constant": lambda a, b, u: np.full_like(u, a),
@@ -58,3 +62,55 @@ def test_unknown_names_suggest_the_closest():
         Anneal("cosin", 1.0)
     with pytest.raises(ValueError, match="scope: unknown value 7; expected one of layer, global"):
         check_choice(7, "scope", ("layer", "global"))
+
+
+def test_numbers_come_as_floats():
+    for value in (1, 1.0, np.float32(1), np.int64(1), Fraction(1)):
+        assert type(as_number(value, "x")) is float and as_number(value, "x", 1, 1, "[]") == 1.0
+
+
+@pytest.mark.parametrize("value", ["0.5", None, True, [0.5], 1j, math.nan, math.inf, 10**400])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"^x: expected a finite number, got "):
+        as_number(value, "x")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ends", "inside", "expected"),
+    [
+        (0, 1, "[)", [0, 0.5], r"a number in \[0, 1\)"),
+        (0, 1, "(]", [0.5, 1], r"a number in \(0, 1\]"),
+        (0, math.inf, "()", [0.5, 1, 2], "a finite number > 0"),
+        (0, math.inf, "[)", [0, 0.5, 1, 2], "a finite number >= 0"),
+    ],
+)
+def test_the_ends_of_an_interval(low, high, ends, inside, expected):
+    for value in (-1, 0, 0.5, 1, 2):
+        if value in inside:
+            assert as_number(value, "x", low, high, ends) == value
+        else:
+            with pytest.raises(ValueError, match=f"^x: expected {expected}, got {value}$"):
+                as_number(value, "x", low, high, ends)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (DSR, "power"), (DSR, "initial_threshold"), (DSR, "tolerance"), (DSR, "prune_fraction"),
+        (SET, "fraction"), (SET, "final_fraction"), (RigL, "final_fraction"), (DeepR, "l1"),
+        (DeepR, "eta"), (DeepR, "temperature"), (DeepR, "final_temperature"),
+        (GMP, "final_sparsity"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["x", (), math.nan, True])
+def test_arguments_of_a_wrong_type_are_named(method, name, value):
+    layer = SparseLinear(8, 8)
+    needed = {"final_sparsity": 0.95, "end": 9} if method is GMP else {"stop": 9}
+    with pytest.raises(ValueError, match=f"^{name}: expected a .*number.*, got "):
+        method(layer, torch.optim.SGD(layer.parameters(), lr=0.1), **{**needed, name: value})
+
+
+@pytest.mark.parametrize("name", ["start", "end"])
+def test_ends_that_are_no_numbers_are_refused(name):
+    with pytest.raises(ValueError, match=f"^{name}: expected a finite number, got None"):
+        Anneal("cosine", **{"start": 1.0, "end": 0.0, name: None})

@@ -73,7 +73,7 @@ def test_wrong_usage_is_one_sentence(capsys, tmp_path):
     )
     assert "--resume: name one run" in refused(capsys, "train", "--resume")
     assert "holds no run" in refused(capsys, "train", "--resume", out)
-    assert "prune_count: expected at most" in refused(
+    assert "recipe: rewiring.prune_count: expected at most" in refused(
         capsys, *arguments(Path(out), "rewiring.prune_count=99999")
     )
     assert not (tmp_path / "r/metrics.csv").exists()

@@ -133,6 +133,27 @@ def test_reports_add_up_also_when_layers_freeze():
     assert rewirer.step() is None  # there is nothing left to do
 
 
+def test_what_is_left_is_reported_at_stop_and_when_asked_for():
+    def flip():
+        model[0].values.data[:4] = -rewirer.signs["0"][:4].float()
+        return rewirer.step()
+
+    model, rewirer = large(20, report_every=100, stop=3, temperature=0.0)
+    reports = [flip() for _ in range(5)]
+    assert [report and (report.step, report.pruned) for report in reports] == [
+        None, None, (3, 12), None, None
+    ]  # fmt: skip
+    assert rewirer.take_report() is None
+    model, rewirer = large(20, report_every=3, **QUIET)
+    reports = [flip() for _ in range(5)]
+    assert [report and report.pruned for report in reports] == [None, None, 12, None, None]
+    state = rewirer.state_dict()
+    assert [(left.step, left.pruned) for left in [rewirer.take_report()]] == [(5, 8)]
+    assert rewirer.take_report() is None and rewirer.state_dict()["sum"] is None
+    rewirer.load_state_dict(state)
+    assert rewirer.take_report().pruned == 8
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_weight_that_is_not_finite_stops_it_before_anything_changes(bad):
     model, rewirer = large(20, temperature=1e-2)

@@ -61,7 +61,9 @@ def test_excluded_layers_can_be_too_big_for_a_sparsity():
     )
     model = dsr_kernels.sparsify(small_model(), 0.480215, exclude=["1"], over="model")
     assert [module.nnz for _, module in named_sparse_modules(model)] == [1, 1]
-    with pytest.raises(ValueError, match="over: expected 'converted' or 'model', got 'all'"):
+    with pytest.raises(
+        ValueError, match="over: unknown value 'all'; expected one of converted, model"
+    ):
         dsr_kernels.sparsify(small_model(), 0.9, over="all")
 
 

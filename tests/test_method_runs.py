@@ -47,6 +47,25 @@ def test_a_continued_run_equals_the_uninterrupted_one(name, tmp_path):
         assert (counts[-1] < counts[0]) == (method == "gmp")
 
 
+@pytest.mark.parametrize("stop_epoch, last", [("0", 36), ("1.75", 21)])
+def test_deepr_records_what_happened_since_its_last_report(stop_epoch, last, tmp_path):
+    """Its reports come every 100 iterations, training takes 36: one is made at its end, or at
+    stop_epoch. The run that is interrupted after the last iteration records it no second time."""
+    changes = ["method=deepr", "rewiring.record_exploration=true", *RUNS["deepr"],
+               f"rewiring.stop_epoch={stop_epoch}"]  # fmt: skip
+    assert train(tmp_path / "whole", *changes) == 0
+    first, row = rows(tmp_path / "whole", "rewires")
+    assert (row["iteration"], float(row["epoch"])) == (str(last), last / 12)
+    assert int(row["pruned"]) == int(row["grown"]) > 0
+    positions = int(first["nonzeros"]) / float(first["exploration"])
+    assert round(float(row["exploration"]) * positions) == explored(tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 36)
+        assert train(tmp_path / "cut", *changes) == 130
+    assert main(["train", "--resume", str(tmp_path / "cut"), *QUIET]) == 0
+    assert artefacts(tmp_path / "cut") == artefacts(tmp_path / "whole")
+
+
 def explored(run) -> int:
     """How many positions have ever been active."""
     bitmaps = Checkpoints(run / "checkpoints").load_latest()[1]["exploration"] or {}

@@ -139,12 +139,27 @@ def test_a_run_tells_what_it_took_and_resumes_without_it(finished, tmp_path):
     manifest = finished["sparse"] / "checkpoints/latest/manifest.json"
     files = json.loads(manifest.read_text())["files"]
     assert about["weights_sha256"] == files["weights.safetensors"]["sha256"]
+    assert about["data"] == datasets.load(small().data).fingerprint()
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 15)
         assert train(tmp_path / "cut", *changes) == 130
         patch.setattr(origin, "Run", None)  # the checkpoint is all that is needed now
         assert main(["train", "--resume", str(tmp_path / "cut"), *QUIET]) == 0
     assert artefacts(tmp_path / "cut") == artefacts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("take", ["weights", "structure", "structure_and_init"])
+def test_other_training_images_are_told_and_allowed(take, finished, capsys):
+    """An image that the other run trained on may be held out here."""
+    usual = datasets.load(small().data).fingerprint()
+    *_, about, data = started(finished["sparse"], take, "method=static")
+    assert about["data"] == data.fingerprint() == usual
+    assert capsys.readouterr().out == ""
+    *_, about, data = started(finished["sparse"], take, "method=static", "data.validation=300")
+    assert about["data"] == usual != data.fingerprint()
+    shown = capsys.readouterr().out
+    assert f"{finished['sparse']} was trained on other images ({usual})" in shown
+    assert data.fingerprint() in shown and shown.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -168,6 +183,20 @@ def test_what_does_not_fit_is_one_sentence(finished, source, take, changes, word
     with pytest.raises(UsageError, match=words) as error:
         started(finished[source], take, *changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_too_sparse_to_prune_is_refused(finished):
+    gmp = ("method=gmp", "rewiring.stop_epoch=1")
+    with pytest.raises(UsageError, match=r"gradual pruning .* leaves \d+: begin with a dense run"):
+        started(finished["sparse"], "weights", *gmp)
+    started(finished["sparse"], "weights", *gmp, "model.sparsity=0.99")
+
+
+def test_a_run_that_is_refused_leaves_no_folder(finished, tmp_path, capsys):
+    changes = [f"start.run={finished['sparse']}", "method=gmp", "rewiring.stop_epoch=1"]
+    assert train(tmp_path / "new", *changes) == 2
+    assert capsys.readouterr().err.startswith("dsr: recipe: start.run: ")
+    assert not (tmp_path / "new").exists()
 
 
 def test_unfinished_and_absent_runs_are_refused(finished, tmp_path, capsys):

@@ -138,7 +138,7 @@ def test_state_dict_survives_weights_only_loading(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "expected version 1, got 99"),
+        ({"version": 99}, "expected version 2, got 99"),
         ({"method": "SET"}, "expected method 'DSR', got 'SET'"),
         ({"mode": "exact"}, "expected a state of threshold='adaptive', got 'exact'"),
         ({"iteration": -1}, "iteration: expected an integer of at least 0"),
@@ -155,8 +155,11 @@ def test_foreign_states_are_refused_and_change_nothing(change, message):
     with pytest.raises(ValueError, match=message):
         rewirer.load_state_dict({**state, "iteration": 7, **change})
     assert rewirer.state_dict() == state
-    with pytest.raises(ValueError, match="expected keys"):
+    with pytest.raises(ValueError, match="expected method 'Static', got 'DSR'"):
         Static(model).load_state_dict(state)
+    older = {key: value for key, value in state.items() if key != "owed"} | {"version": 1}
+    with pytest.raises(ValueError, match="expected version 2, got 1"):
+        rewirer.load_state_dict(older)
 
 
 # ---- averages -----------------------------------------------------------------------------------

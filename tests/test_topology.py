@@ -168,7 +168,7 @@ def test_fixed_layers_stand_outside_the_budget():
 
 
 def test_refuses_an_unknown_distribution():
-    with pytest.raises(ValueError, match="distribution: expected one of"):
+    with pytest.raises(ValueError, match="distribution: unknown value"):
         layer_nnz(WRN_LIKE, 0.9, "gaussian")
 
 

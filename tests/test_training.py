@@ -186,6 +186,36 @@ def test_a_nan_weight_is_named_by_its_layer(tmp_path, monkeypatch, capsys):
     assert re.search(r"the first non-finite weight is in fc3 \(1 of \d+ values\)", message)
 
 
+@pytest.mark.parametrize("growth", ["gradient", "random"])
+def test_snfs_that_diverges_stops_training(growth, tmp_path, monkeypatch, capsys):
+    """Where an infinite weight hides behind a ReLU, the loss stays finite until the rewire."""
+    real = loop.Trainer._iteration
+
+    def poisoned(self, images, labels):
+        if self.position.iteration == 14:  # a rewire follows it
+            weight = self.model.fc1.values
+            self.optimizer.state[weight]["momentum_buffer"].fill_(float("inf"))
+        return real(self, images, labels)
+
+    monkeypatch.setattr(loop.Trainer, "_iteration", poisoned)
+    assert train(tmp_path / "run", "method=snfs", f"rewiring.growth={growth}") == 3
+    message = capsys.readouterr().err
+    assert "a weight is not finite at a rewire at iteration 15 (epoch 2)" in message
+    assert "the first non-finite weight is in fc1" in message and message.count("\n") == 1
+
+
+def test_resume_refuses_a_rewirer_of_another_version(tmp_path, capsys, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train(tmp_path / "run") == 130
+    monkeypatch.setattr("dsr_kernels.rewiring.engine.STATE_VERSION", 99)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(tmp_path / "run"), *QUIET]) == 2
+    message = capsys.readouterr().err
+    assert "the checkpoint does not fit: state_dict: expected version 99, got 2" in message
+    assert message.count("\n") == 1
+
+
 def test_resume_refuses_another_recipe(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:

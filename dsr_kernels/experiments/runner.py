@@ -19,7 +19,12 @@ from dsr_kernels.training.run import LOG
 from dsr_kernels.training.signals import StopRequest
 
 POLL_SECONDS = 0.1
-TRAIN = (sys.executable, "-m", "dsr_kernels", "train", "--quiet", "--no-report")
+# This very package, whatever the current folder holds: a source tree there would come first.
+_START = (
+    f"import sys; sys.path[0] = {str(Path(__file__).parents[2])!r}; "
+    "from dsr_kernels.cli import main; sys.exit(main())"
+)
+TRAIN = (sys.executable, "-c", _START, "train", "--quiet", "--no-report")
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _libc = ctypes.CDLL(None)
 

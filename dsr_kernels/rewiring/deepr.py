@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dsr_kernels.rewiring.engine import Rewirer
 from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
-from dsr_kernels.rewiring.schedule import Anneal, as_int
+from dsr_kernels.rewiring.schedule import Anneal, as_int, as_number
 
 
 class DeepR(Rewirer):
@@ -30,7 +30,8 @@ class DeepR(Rewirer):
         eta: learning rate of pull and noise, apart from the optimizer's.
         temperature: T at the start; it falls exponentially to `final_temperature`.
         length: iterations over which it falls; default: `stop`.
-        report_every: `step` returns what happened in so many iterations as one report.
+        report_every: `step` returns what happened in so many iterations as one report; when `stop`
+            is reached, what has happened since the last one. See `take_report`, too.
         stop: iterations from this one on are not followed by a rewire.
         seed: of noise, positions and signs; on another kind of device noise and signs differ.
 
@@ -54,10 +55,9 @@ class DeepR(Rewirer):
     ) -> None:
         super().__init__(model, optimizer, every=1, stop=stop, seed=seed)
         self._check_trains()
-        for name, value in (("l1", l1), ("eta", eta), ("temperature", temperature),
-                            ("final_temperature", final_temperature)):  # fmt: skip
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+        self.l1, self.eta = as_number(l1, "l1", 0), as_number(eta, "eta", 0)
+        temperature = as_number(temperature, "temperature", 0)
+        final_temperature = as_number(final_temperature, "final_temperature", 0)
         length = stop if length is None else as_int(length, "length", 1)
         if length is None:
             raise ValueError("length: expected the iterations over which T falls, or `stop`")
@@ -67,10 +67,7 @@ class DeepR(Rewirer):
                 f"exponentially, got {final_temperature!r}"
             )
         kind = "exponential" if temperature else "constant"
-        self.temperature = Anneal(
-            kind, float(temperature), float(final_temperature), 0, length or 1
-        )
-        self.l1, self.eta = float(l1), float(eta)
+        self.temperature = Anneal(kind, temperature, final_temperature, 0, length or 1)
         self.report_every = as_int(report_every, "report_every", 1)
         self.signs: dict[str, Tensor] = {}  # [nnz] int8 by layer: 1, -1
         self._patterns: dict[str, tuple[Tensor, int]] = {}  # that they belong to, as col_indices
@@ -81,7 +78,8 @@ class DeepR(Rewirer):
 
     def step(self) -> RewireReport | None:
         """Counts a finished iteration (call it after `optimizer.step()`), moves the weights and
-        replaces those that changed sign. Returns a report every `report_every` iterations.
+        replaces those that changed sign. Returns a report every `report_every` iterations, and one
+        at `stop`, of what there is to report.
         """
         if self.due(self.iteration + 1):
             layers = self._live_layers()
@@ -99,10 +97,13 @@ class DeepR(Rewirer):
                 self._add_up(report)
         else:
             self.iteration += 1
-        if self.iteration % self.report_every or self._sum is None:
-            return None
-        report, self._sum = dataclasses.replace(self._sum, step=self.iteration), None
-        return report
+        ended = self.schedule.stop is not None and self.iteration >= self.schedule.stop
+        return None if self.iteration % self.report_every and not ended else self.take_report()
+
+    def take_report(self) -> RewireReport | None:
+        """What happened since the last report, as one; None if that is nothing."""
+        report, self._sum = self._sum, None
+        return report and dataclasses.replace(report, step=self.iteration)
 
     def rewire(self) -> RewireReport:
         layers = self._live_layers()

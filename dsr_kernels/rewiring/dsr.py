@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.allocation import ALLOCATIONS, MAX_POWER, growth_weights, share_in_blocks
 from dsr_kernels.rewiring.blocks import prune_weights, use_kernels
 from dsr_kernels.rewiring.engine import Rewirer
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.schedule import as_int, check_choice
+from dsr_kernels.rewiring.schedule import as_int, as_number
 
 DEFAULT_FRACTION = 0.1
 
@@ -74,21 +74,13 @@ class DSR(Rewirer):
         check_choice(threshold, "threshold", ("adaptive", "exact"))
         check_choice(allocation, "allocation", ALLOCATIONS)
         check_choice(granularity, "granularity", ("weight", "kernel"))
-        if not -MAX_POWER <= power <= MAX_POWER or (allocation != "R" and power != 1):
-            raise ValueError(
-                f"power: expected a number in [-{MAX_POWER}, {MAX_POWER}], and 1 unless allocation "
-                f"is 'R', got {power!r}"
-            )
-        if not 0 < initial_threshold < math.inf:
-            raise ValueError(
-                f"initial_threshold: expected a finite number > 0, got {initial_threshold!r}"
-            )
-        if not 0 <= tolerance < 1:
-            raise ValueError(f"tolerance: expected a number in [0, 1), got {tolerance!r}")
-        self.mode = threshold
-        self.threshold = float(initial_threshold) if threshold == "adaptive" else 0.0
-        self.tolerance = float(tolerance)
-        self.allocation, self.power = allocation, float(power)
+        self.power = as_number(power, "power", -MAX_POWER, MAX_POWER, "[]")
+        if allocation != "R" and self.power != 1:
+            raise ValueError(f"power: expected 1 unless allocation is 'R', got {power!r}")
+        initial_threshold = as_number(initial_threshold, "initial_threshold", 0, ends="()")
+        self.tolerance = as_number(tolerance, "tolerance", 0, 1)
+        self.mode, self.allocation = threshold, allocation
+        self.threshold = initial_threshold if threshold == "adaptive" else 0.0
         self.owed = self._left_over = 0  # weights of the budget that no whole kernel could hold
         if granularity == "kernel":
             use_kernels(self._layers)
@@ -162,9 +154,8 @@ class DSR(Rewirer):
             raise ValueError(
                 f"state_dict: expected a state of threshold={self.mode!r}, got {state['mode']!r}"
             )
-        threshold = float(state["threshold"])
-        if not 0 <= threshold < math.inf or (self.mode == "adaptive" and threshold == 0):
-            raise ValueError(f"threshold: expected a finite number > 0, got {threshold!r}")
+        ends = "()" if self.mode == "adaptive" else "[)"
+        threshold = as_number(state["threshold"], "threshold", 0, ends=ends)
         prune_count, owed = as_int(state["prune_count"], "prune_count", 1), state["owed"]
         self.owed = self._left_over = as_int(owed, "owed", 0)
         self.prune_count = prune_count
@@ -191,6 +182,4 @@ def _target(fraction: float | None, count: int | None, nnz: int) -> int:
             )
         return count
     fraction = DEFAULT_FRACTION if fraction is None else fraction
-    if not 0 < fraction < 1:
-        raise ValueError(f"prune_fraction: expected a number in (0, 1), got {fraction!r}")
-    return max(1, round(fraction * nnz))
+    return max(1, round(as_number(fraction, "prune_fraction", 0, 1, "()") * nnz))

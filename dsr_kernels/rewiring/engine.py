@@ -22,7 +22,7 @@ from dsr_kernels.rewiring.plan import open_plan
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
 from dsr_kernels.rewiring.schedule import Schedule, as_int
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 Ranks = list[Tensor | None]  # of each layer: [grown] int64, which of its free positions; None: any
 
 
@@ -78,6 +78,12 @@ class Rewirer:
             raise
         self._iteration_done()
         return report
+
+    def take_report(self) -> RewireReport | None:
+        """What has been rewired and not been reported yet, for the end of training; None where
+        `step` has returned all of it.
+        """
+        return None
 
     def due(self, iteration: int) -> bool:
         """Whether a rewire follows the iteration that is the so-many-th to finish."""
@@ -155,11 +161,11 @@ class Rewirer:
         Raises ValueError for a state of another version, method or mode, or with other keys.
         """
         own = self.state_dict()
+        for key in ("version", "method"):  # before the keys, which follow from both
+            if state.get(key) != own[key]:
+                raise ValueError(f"state_dict: expected {key} {own[key]!r}, got {state.get(key)!r}")
         if set(state) != set(own):
             raise ValueError(f"state_dict: expected keys {sorted(own)}, got {sorted(state)}")
-        for key in ("version", "method"):
-            if state[key] != own[key]:
-                raise ValueError(f"state_dict: expected {key} {own[key]!r}, got {state[key]!r}")
         numbers = {key: as_int(state[key], key, 0) for key in ("iteration", "rewires", "seed")}
         self._load_policy_state(state)
         self.iteration = numbers["iteration"]

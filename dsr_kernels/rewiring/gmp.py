@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsr_kernels.choices import check_choice
 from dsr_kernels.distribution import budget, exact_fraction
 from dsr_kernels.rewiring.engine import Rewirer
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.schedule import Anneal, as_int, check_choice
+from dsr_kernels.rewiring.schedule import Anneal, as_int
 
 SCOPES = ("layer", "global")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.engine import Ranks, Rewirer
 from dsr_kernels.rewiring.gradient_growth import GradientWatch, Share
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int, check_choice
+from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int, as_number
 
 GROWTHS = ("random", "gradient")
 
@@ -24,15 +25,15 @@ class LayerwiseRewirer(Rewirer):
         optimizer: holds their values; its state (momentum, moments) moves with the survivors.
         fraction: of each layer's non-zeros that go, in (0, 1), at the start of training.
         fraction_schedule: "constant", or "cosine", "cubic", "exponential": how it falls to
-            `final_fraction`, see `schedule.Anneal`.
+            `final_fraction`, see `schedule.Anneal`. Default: the method's own.
         final_fraction: what it has come to after `length` iterations.
         length: iterations over which the fraction falls; default: `stop`.
         growth: "random", uniformly; or "gradient": where the loss gradient of this iteration's last
-            backward pass is largest in magnitude. That is computed for blocks of rows, of which the
-            best positions are kept, during the backward pass of iterations that a rewire follows:
-            the dense gradient never exists. It needs a backward pass in eager mode (gradient
-            checkpointing: with `use_reentrant=False`). Of a weight that is used several times the
-            sum of its gradients decides.
+            backward pass is largest in magnitude. Default: the method's own. The gradient is
+            computed for blocks of rows, of which the best positions are kept, during the backward
+            pass of iterations that a rewire follows: a dense one never exists. It needs a backward
+            pass in eager mode (gradient checkpointing: with `use_reentrant=False`). Of a weight
+            that is used several times the sum of its gradients decides.
         every, schedule, stop, seed: see `Rewirer`.
 
     What was pruned may not come back in the same rewire. A layer keeps its largest weight, and
@@ -43,16 +44,19 @@ class LayerwiseRewirer(Rewirer):
     optimizer that does not hold their values.
     """
 
+    FRACTION_SCHEDULE: ClassVar[str] = "constant"
+    GROWTH: ClassVar[str] = "random"
+
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
         fraction: float = 0.3,
-        fraction_schedule: str = "constant",
+        fraction_schedule: str | None = None,
         final_fraction: float = 0.0,
         length: int | None = None,
-        growth: str = "random",
+        growth: str | None = None,
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
         stop: int | None = None,
@@ -60,12 +64,10 @@ class LayerwiseRewirer(Rewirer):
     ) -> None:
         super().__init__(model, optimizer, every=every, schedule=schedule, stop=stop, seed=seed)
         self._check_trains()
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction: expected a number in (0, 1), got {fraction!r}")
-        if not 0 <= final_fraction <= fraction:
-            raise ValueError(
-                f"final_fraction: expected a number in [0, {fraction}], got {final_fraction!r}"
-            )
+        fraction_schedule = fraction_schedule or self.FRACTION_SCHEDULE
+        growth = growth or self.GROWTH
+        fraction = as_number(fraction, "fraction", 0, 1, "()")
+        final_fraction = as_number(final_fraction, "final_fraction", 0, fraction, "[]")
         length = stop if length is None else as_int(length, "length", 1)
         if length is None and fraction_schedule != "constant":
             raise ValueError(
@@ -79,9 +81,7 @@ class LayerwiseRewirer(Rewirer):
                 f"got {final_fraction!r}"
             )
         check_choice(growth, "growth", GROWTHS)
-        self.fraction = Anneal(
-            fraction_schedule, float(fraction), float(final_fraction), 0, length or 1
-        )
+        self.fraction = Anneal(fraction_schedule, fraction, final_fraction, 0, length or 1)
         self.growth = growth
         self._watch = GradientWatch(self._decide_ahead) if growth == "gradient" else None
         self._iteration_done()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import nn
-
 from dsr_kernels.rewiring.layerwise import LayerwiseRewirer
 
 
@@ -19,8 +14,5 @@ class RigL(LayerwiseRewirer):
     optimizer makes its step before a rewire too.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, **arguments: Any
-    ) -> None:
-        defaults = {"fraction_schedule": "cosine", "growth": "gradient"}
-        super().__init__(model, optimizer, **defaults | arguments)
+    FRACTION_SCHEDULE = "cosine"
+    GROWTH = "gradient"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
+
+from dsr_kernels.choices import check_choice
 
 KINDS = ("constant", "cosine", "cubic", "exponential")
 DEFAULT_EVERY = 100  # the paper's interval at the start of training
@@ -23,6 +25,34 @@ def as_int(value: Any, name: str, at_least: int) -> int:
     if number is None or number < at_least:
         raise ValueError(f"{name}: expected an integer of at least {at_least}, got {value!r}")
     return number
+
+
+def as_number(
+    value: Any, name: str, low: float = -math.inf, high: float = math.inf, ends: str = "[)"
+) -> float:
+    """`value` as a finite float, or an error that names the argument.
+
+    `ends` are those of the interval from `low` to `high`, as they are written: "[]" has both in it,
+    "()" neither.
+    """
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+    except OverflowError:
+        number = None
+    fits = (
+        number is not None
+        and math.isfinite(number)
+        and (number > low or (ends[0] == "[" and number == low))
+        and (number < high or (ends[1] == "]" and number == high))
+    )
+    if fits:
+        return number
+    expected = "a finite number"
+    if math.isfinite(low) and math.isfinite(high):
+        expected = f"a number in {ends[0]}{low}, {high}{ends[1]}"
+    elif math.isfinite(low):
+        expected += f" >{'=' * (ends[0] == '[')} {low}"
+    raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -105,11 +135,14 @@ class Anneal:
 
     def __post_init__(self) -> None:
         check_choice(self.kind, "schedule", KINDS)
+        as_number(self.start, "start")
+        as_number(self.end, "end")
         if self.kind == "exponential" and not (self.start > 0 and self.end > 0):
             raise ValueError(
                 "schedule: an exponential one needs a start and an end above 0, got "
                 f"{self.start} and {self.end}"
             )
+        as_int(self.begin, "begin", 0)
         as_int(self.length, "length", 1)
 
     def at(self, iteration: int) -> float:
@@ -123,12 +156,3 @@ class Anneal:
         if self.kind == "cubic":
             return self.end + (self.start - self.end) * (1 - u) ** 3
         return self.start * (self.end / self.start) ** u
-
-
-def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
-    """Raises ValueError with the closest choice."""
-    if value in choices:
-        return
-    close = difflib.get_close_matches(str(value), choices, 1, 0.6)
-    tail = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(choices)}"
-    raise ValueError(f"{name}: unknown value {value!r}; {tail}")

@@ -6,8 +6,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsr_kernels.rewiring.allocation import share_growth
 from dsr_kernels.rewiring.layers import SparseLayer
@@ -24,25 +23,33 @@ class SNFS(LayerwiseRewirer):
     which keeps the momentum of absent weights: growth goes where this iteration's gradient is
     largest, so that nothing is ever dense.
 
-    Raises ValueError for an optimizer without momentum, beside what `LayerwiseRewirer` raises.
+    Raises ValueError for an optimizer without momentum, beside what `LayerwiseRewirer` raises; so
+    does a rewire where momentum is not finite.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, **arguments: Any
-    ) -> None:
-        defaults = {"fraction_schedule": "cosine", "growth": "gradient"}
-        super().__init__(model, optimizer, **defaults | arguments)
-        groups = optimizer.param_groups
+    FRACTION_SCHEDULE = "cosine"
+    GROWTH = "gradient"
+
+    def _check_trains(self) -> None:
+        super()._check_trains()
+        groups = self._optimizer.param_groups
         if any(group.get("momentum", 1) == 0 for group in groups) or not any(
             key in groups[0] for key in ("momentum", "betas")
         ):
             raise ValueError(
                 "optimizer: SNFS shares growth out by momentum: expected one with momentum (SGD's "
-                f"above 0, Adam, AdamW), got {type(optimizer).__name__} without"
+                f"above 0, Adam, AdamW), got {type(self._optimizer).__name__} without"
             )
 
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+        for layer in layers:  # here: `_grown_counts` may be called in the midst of a backward pass
+            if not math.isfinite(self._mean_momentum(layer)):
+                raise ValueError(f"optimizer: the momentum of layer {layer.name!r} is not finite")
+        return super()._prune(plan, layers)
+
     def _grown_counts(self, layers: list[SparseLayer], pruned: list[int]) -> list[int]:
-        weights = [self._mean_momentum(layer) for layer in layers]
+        means = [self._mean_momentum(layer) for layer in layers]
+        weights = [Fraction(mean) if math.isfinite(mean) else Fraction(0) for mean in means]
         survivors = [
             layer.values.numel() - count for layer, count in zip(layers, pruned, strict=True)
         ]
@@ -51,14 +58,9 @@ class SNFS(LayerwiseRewirer):
             weights = [Fraction(count) for count in pruned]
         return share_growth(sum(pruned), weights, survivors, capacities)
 
-    def _mean_momentum(self, layer: SparseLayer) -> Fraction:
+    def _mean_momentum(self, layer: SparseLayer) -> float:
         state = self._optimizer.state.get(layer.values, {})
         for key in MOMENTA:
             if isinstance(momentum := state.get(key), Tensor) and momentum.numel():
-                mean = momentum.detach().double().abs().mean().item()
-                if not math.isfinite(mean):
-                    raise ValueError(
-                        f"optimizer: state {key!r} of layer {layer.name!r} is not finite"
-                    )
-                return Fraction(mean)
-        return Fraction(0)
+                return momentum.detach().double().abs().mean().item()
+        return 0.0

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from dsr_kernels.models._layers import weight_tensors
+from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.rewiring.exploration import Exploration
 from dsr_kernels.training import origin, placement
 from dsr_kernels.training import recipe as recipes
@@ -68,24 +69,24 @@ class Trainer:
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
         self.optimizer = build_optimizer(self.recipe, self.model)
         self.scaler = placement.loss_scaler(self.device, self.recipe.training.precision)
-        try:
-            self.rewirer = build_rewirer(self.recipe, self.model, self.optimizer, self.epoch_length)
-        except ValueError as error:
-            raise UsageError(f"recipe: rewiring.{error}") from None
+        self.rewirer = build_rewirer(self.recipe, self.model, self.optimizer, self.epoch_length)
         layers = list(sparse_layers(self.model))
         wanted = self.recipe.rewiring.record_exploration and bool(layers)
         self.exploration = Exploration(self.model) if wanted else None
         top5 = "top5" in self.measures
         if state is None:
             self.records = Records(self.run.folder, layers, exploration=wanted, top5=top5)
-            self._record_rewire({"iteration": 0, "epoch": 0})
+            self._record_rewire(None, 0, 0)
         else:
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:  # of this device, not the checkpoint's
                 group["fused"] = self.optimizer.defaults["fused"]
             self.scaler.load_state_dict(state.get("scaler", {}))
             if self.rewirer is not None:
-                self.rewirer.load_state_dict(state["rewirer"])
+                try:
+                    self.rewirer.load_state_dict(state["rewirer"])
+                except ValueError as error:
+                    raise self._does_not_fit(error) from None
             placement.restore_random(self.device, state)
             if wanted:
                 self.exploration.load_state_dict(state["exploration"])
@@ -106,8 +107,11 @@ class Trainer:
         try:
             self.model.load_state_dict(weights)
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}") from None
+            raise self._does_not_fit(error) from None
         return state
+
+    def _does_not_fit(self, error: Exception) -> UsageError:
+        return UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}")
 
     def train(self) -> dict[str, Any]:
         """Runs to the end; returns the results. Raises Interrupted or TrainingStopped."""
@@ -121,6 +125,8 @@ class Trainer:
                 while self.position.epoch < epochs:
                     self._train_epoch()
                     self._finish_epoch()
+                if self.rewirer is not None and (left := self.rewirer.take_report()):
+                    self._record_rewire(left, self.position.iteration, epochs)
                 self.save()
                 return self._results()
         finally:
@@ -189,19 +195,12 @@ class Trainer:
             self.exploration.update()
         if report is not None:
             now = self.position
-            row = {
-                "iteration": now.iteration + 1,
-                "epoch": now.epoch + (now.batch + 1) / self.epoch_length,
-                "threshold": report.threshold,
-                "next_threshold": report.next_threshold,
-                "pruned": report.pruned,
-                "grown": report.grown,
-            }
-            self._record_rewire(row)
+            epoch = now.epoch + (now.batch + 1) / self.epoch_length
+            self._record_rewire(report, now.iteration + 1, epoch)
 
-    def _record_rewire(self, row: dict[str, Any]) -> None:
-        row["exploration"] = self.exploration and self.exploration.rate
-        self.records.rewire(row, sparse_layers(self.model))
+    def _record_rewire(self, report: RewireReport | None, iteration: int, epoch: float) -> None:
+        rate = self.exploration and self.exploration.rate
+        self.records.rewire(iteration, epoch, report, sparse_layers(self.model), rate)
 
     def _safe_point(self) -> None:
         """Between iterations: stop if asked to, save if due."""

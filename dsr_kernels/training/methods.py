@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from dsr_kernels.rewiring import METHODS, Rewirer
 from dsr_kernels.training.errors import UsageError
-from dsr_kernels.training.schema import Recipe, Schedule
+from dsr_kernels.training.schema import Recipe, Rewiring, Schedule
 
 LAYERWISE = ("set", "rigl", "snfs")
 SCHEDULED = ("dsr", *LAYERWISE, "gmp")  # act every so many iterations
@@ -18,9 +19,22 @@ SCHEDULED = ("dsr", *LAYERWISE, "gmp")  # act every so many iterations
 def build_rewirer(
     recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
 ) -> Rewirer | None:
-    """The recipe's rewiring with its epochs turned into iterations; None for a dense model."""
+    """The recipe's rewiring with its epochs turned into iterations; None for a dense model.
+
+    UsageError for what the method refuses.
+    """
     if recipe.method not in METHODS:
         return None
+    try:
+        return _build(recipe, model, optimizer, epoch_length)
+    except ValueError as error:
+        named = str(error).partition(":")[0] in (field.name for field in fields(Rewiring))
+        raise UsageError(f"recipe: {'rewiring.' * named}{error}") from None
+
+
+def _build(
+    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
+) -> Rewirer:
     method, settings = METHODS[recipe.method], recipe.rewiring
     if recipe.method == "static":
         return method(model, optimizer)

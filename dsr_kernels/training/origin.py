@@ -7,6 +7,10 @@ structure_and_init  the final pattern with the other run's initial values: those
                     had drawn one, and fresh draws from the same distribution elsewhere. In the
                     paper these come from one dense initial tensor; a grown weight starts at 0, so
                     its entry there never took part. Dense parameters are its initial ones, too.
+
+The other run may have trained on other images: to go on from a large data set on a small one is
+fair. But where both split one data set differently, it may have trained on images that are held
+out here, so that a difference is told, in one line and in run.json.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.distribution import budget
 from dsr_kernels.models._layers import draw_
 from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
@@ -33,6 +38,7 @@ Weights = dict[str, Tensor]  # a checkpoint's
 
 def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
     """Applies the recipe's ``[start]`` to the fresh `model`; returns what run.json says of it.
+    Prints a line where the other run's training images are not those of `data`.
 
     None where the recipe names no run. Raises UsageError for an unfinished run, one of another
     kind, and a layer of another shape.
@@ -45,20 +51,37 @@ def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> dict[str, Any]
     steps = checkpoint.Checkpoints(run.folder / "checkpoints").steps()
     if not steps:
         raise UsageError(f"recipe: start.run: {run.folder} has no checkpoint")
-    weights, _ = checkpoint.load(steps[-1])
+    weights, state = checkpoint.load(steps[-1])
     layers = dict(named_sparse_modules(model))
     _check_layers(run, layers, weights)
     if recipe.start.take == "weights":
         _take_weights(run, model, layers, weights)
+        _check_prunable(recipe, run, layers)
     else:
         _take_structure(run, recipe, model, layers, weights, data)
+    theirs, ours = state.get("data"), data.fingerprint()
+    if theirs != ours:
+        print(f"start.run: {run.folder} was trained on other images ({theirs}) than those of this "
+              f"run ({ours}): it may have learned from some that are held out here")  # fmt: skip
     manifest = json.loads((steps[-1] / checkpoint.MANIFEST).read_text(encoding="utf-8"))
     return {
         "run": str(run.folder.resolve()),
         "take": recipe.start.take,
         "checkpoint": steps[-1].name,
         "weights_sha256": manifest["files"][checkpoint.WEIGHTS]["sha256"],
+        "data": theirs,
     }
+
+
+def _check_prunable(recipe: Recipe, run: Run, layers: dict[str, SparseModule]) -> None:
+    """UsageError where gradual pruning would find nothing to prune."""
+    final = sum(budget(layer.numel, recipe.model.sparsity) for layer in layers.values())
+    nnz = sum(layer.nnz for layer in layers.values())
+    if recipe.method == "gmp" and nnz <= final:
+        raise UsageError(
+            f"recipe: start.run: {run.folder} has {nnz} non-zeros, gradual pruning to "
+            f"model.sparsity {recipe.model.sparsity} leaves {final}: begin with a dense run"
+        )
 
 
 def _check_layers(run: Run, layers: dict[str, SparseModule], weights: Weights) -> None:

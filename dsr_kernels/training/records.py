@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.training.errors import UsageError
 
 METRICS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "validation_loss",
@@ -15,7 +16,8 @@ METRICS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "validati
            "nonzeros")  # fmt: skip
 WITHOUT_TOP5 = tuple(name for name in METRICS if not name.endswith("top5"))
 TIMINGS = ("epoch", "iteration", "train_seconds", "images", "images_per_second")
-REWIRES = ("iteration", "epoch", "threshold", "next_threshold", "pruned", "grown", "nonzeros")
+REPORTED = ("threshold", "next_threshold", "pruned", "grown")  # of a RewireReport
+REWIRES = ("iteration", "epoch", *REPORTED, "nonzeros")
 
 
 class CsvLog:
@@ -153,11 +155,20 @@ class Records:
         self.logs["timings"].row(timing)
         self.events.scalars(row["iteration"], {**_epoch_scalars(row), **_timing_scalars(timing)})
 
-    def rewire(self, row: Mapping[str, Any], nonzeros: Mapping[str, int]) -> None:
-        """One rewire, or (with only an iteration) the pattern training starts from."""
-        per_layer = {f"nonzeros:{name}": count for name, count in nonzeros.items()}
-        total = sum(nonzeros.values())
-        row = {**row, **per_layer, "nonzeros": total}
+    def rewire(
+        self,
+        iteration: int,
+        epoch: float,
+        report: RewireReport | None,
+        nonzeros: Mapping[str, int],
+        exploration: float | None,
+    ) -> None:
+        """One rewire, or (without a report) the pattern training starts from."""
+        row: dict[str, Any] = {"iteration": iteration, "epoch": epoch, "exploration": exploration}
+        if report is not None:
+            row |= {name: getattr(report, name) for name in REPORTED}
+        row["nonzeros"] = sum(nonzeros.values())
+        row |= {f"nonzeros:{name}": count for name, count in nonzeros.items()}
         self.logs["rewires"].row(row)
         self.events.scalars(row["iteration"], _rewire_scalars(row))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 # ruff: noqa: RUF009 (`setting` is dataclasses.field with limits)
 import dataclasses
-import difflib
 import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from dsr_kernels.choices import closest
 from dsr_kernels.distribution import DISTRIBUTIONS
 from dsr_kernels.rewiring import METHODS
 from dsr_kernels.rewiring.allocation import ALLOCATIONS
@@ -239,8 +239,8 @@ def unknown(got: str, known) -> str:
     """'got; did you mean X?' with the closest known name, or all of them where none is close."""
     known = list(known)
     leaves = {name.split(".")[-1]: name for name in known}
-    close = difflib.get_close_matches(got, known, 1, 0.6)
-    near = difflib.get_close_matches(got.split(".")[-1], leaves, 1, 0.6)
-    close = close or [leaves[match] for match in near]
-    tail = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+    close = closest(got, known)
+    if close is None and (leaf := closest(got.split(".")[-1], leaves)):
+        close = leaves[leaf]
+    tail = f"did you mean {close}?" if close else f"expected one of {', '.join(known)}"
     return f"'{got}'; {tail}"
