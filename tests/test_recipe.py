@@ -120,6 +120,14 @@ def test_dump_and_load_give_the_same_recipe(name, method, tmp_path):
     assert recipes.difference(recipe, again) is None
 
 
+def test_recipes_that_differ_in_their_description_train_alike():
+    recipe = recipes.load("lenet300-digits")
+    reworded = recipes.load("lenet300-digits", ["description=in other words"])
+    assert recipes.difference(recipe, reworded) is None
+    other = recipes.load("lenet300-digits", ["seed=7"])
+    assert recipes.difference(recipe, other) == "seed: 0 and 7"
+
+
 def test_default_comes_first_and_every_recipe_describes_itself():
     assert recipes.names()[0] == recipes.DEFAULT == "wrn28_2-digits"
     assert all(recipes.load(name).description for name in recipes.names())
