@@ -1,5 +1,6 @@
 """The loop: it learns, repeats itself bit for bit, and continues exactly from anywhere."""
 
+import math
 import os
 import re
 import signal
@@ -214,6 +215,20 @@ def test_resume_refuses_a_rewirer_of_another_version(tmp_path, capsys, monkeypat
     message = capsys.readouterr().err
     assert "the checkpoint does not fit: state_dict: expected version 99, got 2" in message
     assert message.count("\n") == 1
+
+
+def test_a_buffer_that_is_not_finite_is_no_weight(tmp_path, monkeypatch, capsys):
+    real = loop.Trainer._finish_epoch
+
+    def poisoned(self):
+        dict(self.model.named_buffers())["bn1.running_var"].fill_(math.inf)
+        real(self)
+
+    monkeypatch.setattr(loop.Trainer, "_finish_epoch", poisoned)
+    assert train(tmp_path / "run", "training.epochs=1") == 3
+    message = capsys.readouterr().err
+    assert "a value became non-finite at iteration 13" in message
+    assert "the first non-finite value is in bn1 (300 of 300 running_var)" in message
 
 
 def test_resume_refuses_another_recipe(tmp_path, capsys, monkeypatch):

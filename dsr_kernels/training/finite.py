@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 
-def first_non_finite(model: nn.Module) -> str | None:
-    """'layer (n of m values)' for the first parameter or buffer with a nan or inf, in the model's
-    order.
-    """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+class NonFinite(NamedTuple):
+    """The first parameter or buffer with a nan or inf."""
+
+    kind: str  # 'weight', or 'value' in a buffer: BN's statistics
+    where: str  # 'layer (n of m values)'
+
+
+def first_non_finite(model: nn.Module) -> NonFinite | None:
+    """In the model's order, parameters first; None where all is finite."""
+    named = [("weight", *pair) for pair in model.named_parameters()]
+    named += [("value", *pair) for pair in model.named_buffers()]
+    for kind, name, tensor in named:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
-            return (
-                f"{name.rpartition('.')[0]} ({bad} of {tensor.numel()} {name.rpartition('.')[2]})"
-            )
+            layer, _, what = name.rpartition(".")
+            return NonFinite(kind, f"{layer} ({bad} of {tensor.numel()} {what})")
     return None

@@ -186,8 +186,8 @@ class Trainer:
         try:
             report = self.rewirer.step()
         except (RuntimeError, ValueError) as error:
-            if first_non_finite(self.model) is not None:
-                self._stop_training("a weight is not finite at a rewire")
+            if found := first_non_finite(self.model):
+                self._stop_training(f"a {found.kind} is not finite at a rewire")
             raise RuntimeError(
                 f"rewiring failed at iteration {self.position.iteration + 1}"
             ) from error
@@ -263,8 +263,8 @@ class Trainer:
         now = self.position
         if self.saved_at == self._moment():
             return
-        if first_non_finite(self.model) is not None:
-            self._stop_training("a weight became non-finite")
+        if found := first_non_finite(self.model):
+            self._stop_training(f"a {found.kind} became non-finite")
         state = {
             "recipe": recipes.dump(self.recipe),
             "position": asdict(now),
@@ -285,7 +285,9 @@ class Trainer:
     def _stop_training(self, what: str) -> None:
         now = self.position
         found = first_non_finite(self.model)
-        where = f"the first non-finite weight is in {found}" if found else "every weight is finite"
+        where = "every weight is finite"
+        if found:
+            where = f"the first non-finite {found.kind} is in {found.where}"
         kept = self.checkpoints.steps()
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise TrainingStopped(
