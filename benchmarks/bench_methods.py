@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dsr_kernels.models import wrn_28
 from dsr_kernels.rewiring import METHODS
 
-ROUNDS, INTERVAL = 15, 100  # the usual number of iterations from rewire to rewire
+ROUNDS, INTERVAL = 21, 100  # the usual number of iterations from rewire to rewire
 OPTIONS = {
     "dsr": {"prune_fraction": 0.138, "every": 1},
     "set": {"fraction": 0.138, "every": 1},
