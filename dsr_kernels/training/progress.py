@@ -8,26 +8,37 @@ from typing import Any
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}, {remaining} left]"
 
 
-class Progress:
-    """A bar over all iterations of the run with loss, accuracy, images/s and the time left."""
+class Bar:
+    """tqdm's bar where it is wanted and tqdm is there, and lines that do not disturb it."""
 
-    def __init__(self, total: int, done: int, epochs: int, quiet: bool | None = None) -> None:
-        self.epochs = epochs
+    def __init__(self, wanted: bool, **options: Any) -> None:
         self.bar = None
-        if quiet or (quiet is None and not sys.stderr.isatty()):
+        if not wanted:
             return
         try:
             from tqdm import tqdm
         except ImportError:
             return
-        self.bar = tqdm(
-            total=total,
-            initial=done,
-            bar_format=BAR,
-            dynamic_ncols=True,
-            leave=False,
-            mininterval=0.25,
-        )
+        self.bar = tqdm(dynamic_ncols=True, leave=False, **options)
+
+    def say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Progress(Bar):
+    """A bar over all iterations of the run with loss, accuracy, images/s and the time left."""
+
+    def __init__(self, total: int, done: int, epochs: int, quiet: bool | None = None) -> None:
+        wanted = sys.stderr.isatty() if quiet is None else not quiet
+        super().__init__(wanted, total=total, initial=done, bar_format=BAR, mininterval=0.25)
+        self.epochs = epochs
 
     def iteration(self, epoch: int, loss: float, accuracy: float, speed: float) -> None:
         if self.bar is None:
@@ -47,13 +58,3 @@ class Progress:
             if row.get(f"{part}_top5") is not None:
                 line += f" (top-5 {row[f'{part}_top5']:.2%})"
         self.say(f"{line}  {speed:.0f} images/s")
-
-    def say(self, line: str) -> None:
-        if self.bar is not None:
-            self.bar.write(line, file=sys.stdout)
-        else:
-            print(line, flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
