@@ -243,3 +243,11 @@ def test_killed_with_sigkill_it_continues_to_the_same_result(tmp_path):
     assert (tmp_path / "out/plots/accuracy.png").read_bytes().startswith(b"\x89PNG")
     began = json.loads((tmp_path / "out/runs/copy-0.9-s1/run.json").read_text())["start"]
     assert began["run"] == str(run)
+
+
+def test_a_cell_runs_this_package_whatever_its_folder_holds(tmp_path):
+    (tmp_path / "dsr_kernels").mkdir()
+    (tmp_path / "dsr_kernels" / "__init__.py").write_text("raise ImportError('a source tree')")
+    command = [*runner.TRAIN, "--list"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and "lenet300-digits" in result.stdout, result.stderr
