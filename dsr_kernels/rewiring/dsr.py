@@ -101,6 +101,7 @@ class DSR(Rewirer):
     def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
         if self._in_paper_form(layers):
             plan.grow_proportionally()
+            self._left_over = self.owed
             return
         blocks = [layer.block for layer in layers]
         nnz, pruned, capacity = (
