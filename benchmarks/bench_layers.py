@@ -1,7 +1,7 @@
 """Single layers: each operation, sparse at several sparsities and dense, all in one alternation.
 
 Run with `make bench`. Speed is recorded, correctness asserted. A benchmark's extra_info holds one
-record for each sparsity (dsr_kernels.bench.record); its own time is a whole round's.
+record for each sparsity (dsr_kernels.bench.timing.record); its own time is a whole round's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import pytest
 from layers import BREAK_EVEN, FAMILIES, SPARSITIES
 from peers import peer_runs
 
-from dsr_kernels.bench import compare
-from dsr_kernels.bench_problem import OPERATIONS, Layer, Problem
+from dsr_kernels.bench.problem import OPERATIONS, Layer, Problem
+from dsr_kernels.bench.timing import compare
 
 CASES = [(family, layer) for family, layers in FAMILIES.items() for layer in layers]
 

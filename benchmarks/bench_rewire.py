@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsr_kernels import _C
+from dsr_kernels.backends.native import _C
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 from dsr_kernels.rewiring import DSR
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from dsr_kernels.bench import Alternation, best_dense
-from dsr_kernels.bench_problem import DENSE, LAST
+from dsr_kernels.bench.problem import DENSE, LAST
+from dsr_kernels.bench.timing import Alternation, best_dense
 from dsr_kernels.models import resnet50, wrn_28
 
 # model, batch, image, classes, sparsities, rounds

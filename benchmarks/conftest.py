@@ -13,7 +13,7 @@ import pytest
 import torch
 from peers import status
 
-from dsr_kernels import _C
+from dsr_kernels.backends.native import _C
 
 COPY_BYTES = 256 << 20
 

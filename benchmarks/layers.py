@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsr_kernels.bench_problem import Layer
+from dsr_kernels.bench.problem import Layer
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 BREAK_EVEN = (0.3, 0.4, 0.5, 0.6, 0.7)  # where dense may win, on the first family

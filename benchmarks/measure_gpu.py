@@ -25,7 +25,7 @@ from gpu.timing import Clock
 from layers import FAMILIES, SPARSITIES
 from summarize import lines_of
 
-from dsr_kernels.bench_problem import OPERATIONS, Layer
+from dsr_kernels.bench.problem import OPERATIONS, Layer
 
 QUICK_SPARSITIES = (0.9, 0.98)
 LAYERS_SHARE = 0.6  # of the budget, after which the training steps have their turn

@@ -10,9 +10,9 @@ from importlib import metadata
 import torch
 from torch import nn
 
-from dsr_kernels.bench import Alternation
-from dsr_kernels.bench_problem import Problem
-from dsr_kernels.reference import to_dense
+from dsr_kernels.bench.problem import Problem
+from dsr_kernels.bench.timing import Alternation
+from dsr_kernels.ops.reference import to_dense
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import matplotlib.patches
 from matplotlib.figure import Figure
 from targets import RAW, break_even, speed_up
 
-from dsr_kernels.training.style import BLUE, GREEN, GREY, ORANGE, STYLE
+from dsr_kernels.training.report.style import BLUE, GREEN, GREY, ORANGE, STYLE
 
 LOSING = "#c0392b"
 KIND_COLORS = {

@@ -2,8 +2,9 @@
 
     python benchmarks/summarize.py FULL.json KEPT.json
 
-The kept file: "machine", "datetime", and lists of records: "layers" (dsr_kernels.bench.record, with
-a family), "training", "inference", "memory" (see the bench_ files) and "other" (plain times).
+The kept file: "machine", "datetime", and lists of records: "layers"
+(dsr_kernels.bench.timing.record, with a family), "training", "inference", "memory" (see the
+bench_ files) and "other" (plain times).
 """
 
 from __future__ import annotations

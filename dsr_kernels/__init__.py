@@ -1,12 +1,12 @@
 """Truly sparse training for PyTorch."""
 
-from ._native import show_config
-from .convert import densify, sparsify
-from .distribution import layer_nnz
-from .explain import Explanation, explain
-from .nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
-from .summary import summary
-from .topology import Topology
+from dsr_kernels.convert import densify, sparsify
+from dsr_kernels.distribution import layer_nnz
+from dsr_kernels.environment import show_config
+from dsr_kernels.explain import Explanation, explain
+from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
+from dsr_kernels.summary import summary
+from dsr_kernels.topology import Topology
 
 __all__ = [
     "Explanation",

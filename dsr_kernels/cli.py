@@ -15,7 +15,7 @@ from pathlib import Path
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; every foreseeable failure is one sentence on stderr."""
     options = _parser().parse_args(arguments)
-    from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
+    from dsr_kernels.errors import Interrupted, TrainingStopped, UsageError
 
     try:
         return options.run(options)
@@ -80,9 +80,7 @@ def _add_train(commands) -> None:
     train.add_argument("--device", metavar="NAME", help="where to train: cpu, cuda or cuda:N "
                        "(default: cpu, or what the run began on)")  # fmt: skip
     train.add_argument("--quiet", action="store_true", help="no progress bar, one line an epoch")
-    train.add_argument(
-        "--no-report", action="store_true", help="leave report.html for `dsr report`"
-    )
+    train.add_argument("--no-report", action="store_true", help="leave page.html for `dsr report`")
     train.set_defaults(run=_train)
 
 
@@ -131,8 +129,8 @@ def _add_bench(commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dsr_kernels.training import recipe as recipes
-    from dsr_kernels.training.errors import UsageError
+    from dsr_kernels.errors import UsageError
+    from dsr_kernels.training.recipe import load as recipes
 
     if options.list:
         width = max(len(name) for name in recipes.names())
@@ -163,8 +161,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _folder(options: argparse.Namespace) -> Path:
     """The folder of the run, from --out or --resume."""
-    from dsr_kernels.training.errors import UsageError
-    from dsr_kernels.training.run import Run
+    from dsr_kernels.errors import UsageError
+    from dsr_kernels.training.run.folder import Run
 
     if not options.resume:
         if options.out is None:
@@ -177,10 +175,10 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from dsr_kernels.training import report
-    from dsr_kernels.training.run import Run
+    from dsr_kernels.training.report import page
+    from dsr_kernels.training.run.folder import Run
 
-    print(report.write(Run.open(options.folder)))
+    print(page.write(Run.open(options.folder)))
     return 0
 
 
@@ -191,14 +189,13 @@ def _experiment(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from dsr_kernels import bench_command
+    from dsr_kernels.bench import command
 
-    return bench_command.run(options)
+    return command.run(options)
 
 
 def _info(_: argparse.Namespace) -> int:
-    from dsr_kernels._native import show_config
-    from dsr_kernels.training.setup import check_processor
+    from dsr_kernels.environment import check_processor, show_config
 
     check_processor()
     show_config()

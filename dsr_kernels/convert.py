@@ -11,10 +11,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from .choices import check_choice
-from .dense import METHODS, why_not
-from .distribution import DISTRIBUTIONS, budget, distribute, reachable
-from .nn import SparseConv2d, SparseLinear, SparseModule
+from dsr_kernels.choices import check_choice
+from dsr_kernels.distribution import DISTRIBUTIONS, budget, distribute, reachable
+from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule
+from dsr_kernels.nn.from_dense import METHODS, why_not
 
 KINDS: dict[type[nn.Module], type[SparseModule]] = {
     nn.Conv2d: SparseConv2d,

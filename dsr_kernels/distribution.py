@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from numbers import Real
 
-from .choices import check_choice
-from .topology import check_nnz, check_shape
+from dsr_kernels.choices import check_choice
+from dsr_kernels.topology import check_nnz, check_shape
 
 DISTRIBUTIONS = ("uniform", "er", "erk")
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import ops, plans
-from ._native import _C
-from .module import SparseModule
+from dsr_kernels.backends import cpu
+from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.plan_cache import cache
+from dsr_kernels.nn.module import SparseModule
+from dsr_kernels.ops import library
 
 CYCLES_AT_PEAK = 0.5  # of a vector FMA: processors with AVX2 or AVX-512 issue two a cycle
 NEEDS_NUMBERS = (  # what fake tensors cannot answer
@@ -51,20 +53,20 @@ def passes(x: Tensor, y: Tensor, values: Tensor, crow: Tensor, col: Tensor, *sha
 
     x [N, C, H, W] and y [N, O, P, Q] give sizes and strides only and may be fake or meta tensors;
     the gradients are taken to have the same formats. `shape`: weight_shape, stride, padding,
-    dilation, groups. Builds the plans, or finds them where the layer has run.
+    dilation, groups. Builds the plan_cache, or finds them where the layer has run.
     """
-    last = torch.channels_last if ops.channels_last(x) else torch.contiguous_format
+    last = torch.channels_last if library.channels_last(x) else torch.contiguous_format
     grad_x = torch.empty(x.shape, device="meta", memory_format=last)
     sizes = tuple(x.shape[1:]), tuple(y.shape[1:])
     result = {}
     for name, read, written in (("forward", x, y), ("grad_input", y, grad_x)):
         transposed = name == "grad_input"
         call = (read, written, *sizes, *shape, values.dtype, transposed)
-        geometry = plans.geometry(*call)
-        plan = plans.cache.get(crow, col, geometry)
+        geometry = cpu.geometry(*call)
+        plan = cache.get(crow, col, geometry, cpu.build_plan)
         how = plan.describe()
         filled = _filled(how, read.shape[0])
-        result[name] = Pass(plan, how, geometry.lanes, plans.lanes_reason(*call), filled)
+        result[name] = Pass(plan, how, geometry.lanes, cpu.lanes_reason(*call), filled)
     return result
 
 

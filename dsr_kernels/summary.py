@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .convert import KINDS
-from .module import SparseModule
+from dsr_kernels.convert import KINDS
+from dsr_kernels.nn.module import SparseModule
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ._native import _C
+from dsr_kernels.backends.native import _C
 
 INT32_MAX = 2**31 - 1
 
@@ -59,9 +59,7 @@ class Topology:
 
     def linear_positions(self) -> Tensor:
         """[nnz] int64: row * row_length + column of every non-zero, ascending."""
-        counts = self.crow_indices.long().diff()
-        rows = torch.arange(self.rows, device=counts.device)
-        return rows.repeat_interleave(counts) * self.row_length + self.col_indices
+        return rows_of(self.crow_indices) * self.row_length + self.col_indices
 
     def validate(self) -> Topology:
         """Return self, or raise a ValueError that names what is wrong with the pattern."""
@@ -140,6 +138,12 @@ class Topology:
         starts = torch.arange(shape[0] + 1, device=positions.device) * row_length
         crow = torch.searchsorted(positions, starts).int()
         return cls(shape, crow, (positions % row_length).int())
+
+
+def rows_of(crow_indices: Tensor) -> Tensor:
+    """[nnz] int64: the row of every non-zero."""
+    counts = crow_indices.long().diff()
+    return torch.arange(counts.numel(), device=counts.device).repeat_interleave(counts)
 
 
 def check_shape(weight_shape: Sequence[int]) -> tuple[int, ...]:

@@ -14,22 +14,14 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import arguments, interrupt_at, train
+from helpers.small_runs import arguments, interrupt_at, refused, train
 
 from dsr_kernels.cli import main
-from dsr_kernels.training import recipe as recipes
-from dsr_kernels.training.run import Run
+from dsr_kernels.training.recipe import load as recipes
+from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.signals import StopRequest
 
 ROOT = Path(__file__).parents[1]
-
-
-def refused(capsys, *args):
-    """The one sentence on stderr of a command that must end with code 2."""
-    assert main(list(args)) == 2
-    shown = capsys.readouterr()
-    assert shown.err.startswith("dsr: ") and shown.err.count("\n") == 1
-    return shown.err
 
 
 def test_list_shows_every_recipe_with_a_description(capsys):
@@ -148,7 +140,7 @@ def test_a_folder_refused_for_a_wrong_value_can_be_named_again(capsys, tmp_path,
 
 
 def test_a_refused_value_removes_nothing_of_a_run_that_has_begun(tmp_path):
-    from small_runs import small
+    from helpers.small_runs import small
 
     run = Run.create(tmp_path / "run", small())
     (run.folder / "metrics.csv").write_text("epoch\n")
@@ -183,7 +175,7 @@ def test_a_complete_run_can_still_be_compared_with_its_dense_twin(capsys, tmp_pa
 
 
 def test_resuming_before_the_first_checkpoint_begins_again(tmp_path):
-    from small_runs import artefacts, small
+    from helpers.small_runs import artefacts, small
 
     train(tmp_path / "whole", "training.epochs=1")
     Run.create(tmp_path / "run", small("lenet", "training.epochs=1"))
@@ -192,7 +184,7 @@ def test_resuming_before_the_first_checkpoint_begins_again(tmp_path):
 
 
 def test_a_run_in_use_is_refused(tmp_path, capsys):
-    from small_runs import small
+    from helpers.small_runs import small
 
     run = Run.create(tmp_path / "run", small())
     assert "another process is training" in refused(capsys, "train", "--resume", str(run.folder))

@@ -8,14 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsr_kernels import (
-    SparseConv2d,
-    SparseLinear,
-    densify,
-    named_sparse_modules,
-    sparsify,
-    summary,
-)
+from dsr_kernels import SparseConv2d, SparseLinear, densify, named_sparse_modules, sparsify, summary
 from dsr_kernels.distribution import budget
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from dsr_kernels.bench import short
-from dsr_kernels.bench_problem import DENSE, Layer, Problem, float32_as
+from dsr_kernels.bench.problem import DENSE, Layer, Problem, float32_as
+from dsr_kernels.bench.timing import short
 
 from .timing import Clock
 

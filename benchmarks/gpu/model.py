@@ -3,8 +3,9 @@
 PYTHONPATH=benchmarks python -m gpu.model docs/cuda.md
 
 writes the table between two marks of the page. The counts are those that choose a tiling
-(dsr_kernels/cuda_tiling.py), at the clocks below. Dense is taken to reach its data sheet's peak, or
-the memory's where that is what bounds it: no library does, so the ratios lean towards dense.
+(dsr_kernels/backends/cuda/tiling.py), at the clocks below. Dense is taken to reach its data
+sheet's peak, or the memory's where that is what bounds it: no library does, so the ratios lean
+towards dense.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import NamedTuple
 
 from layers import FAMILIES
 
-from dsr_kernels.bench_problem import Layer
-from dsr_kernels.cuda_pass import PassShape, forward_shape, grad_input_shape
-from dsr_kernels.cuda_tiling import Device, choose_gather, choose_grad_weight
+from dsr_kernels.backends.cuda.passes import PassShape, forward_shape, grad_input_shape
+from dsr_kernels.backends.cuda.tiling import Device, choose_gather, choose_grad_weight
+from dsr_kernels.bench.problem import Layer
 
 from .pages import renew
 from .tables import markdown

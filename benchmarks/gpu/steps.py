@@ -14,7 +14,7 @@ from bench_training_step import Training
 from torch import nn
 from torch.nn import functional as F
 
-from dsr_kernels.bench_problem import LAST, float32_as
+from dsr_kernels.bench.problem import LAST, float32_as
 from dsr_kernels.models import resnet50, wrn_28
 from dsr_kernels.rewiring import DSR
 

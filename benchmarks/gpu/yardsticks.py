@@ -7,8 +7,8 @@ import subprocess
 
 import torch
 
-from dsr_kernels import _C
-from dsr_kernels.bench_problem import float32_as
+from dsr_kernels.backends.native import _C
+from dsr_kernels.bench.problem import float32_as
 
 from .timing import Clock
 

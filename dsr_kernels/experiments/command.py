@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dsr_kernels.environment import check_processor
+from dsr_kernels.errors import Interrupted, UsageError
 from dsr_kernels.experiments import grid as grids
 from dsr_kernels.experiments import plots
 from dsr_kernels.experiments.folder import DONE, Folder
 from dsr_kernels.experiments.grid import Cell
 from dsr_kernels.experiments.results import Results, Row
 from dsr_kernels.experiments.runner import Options, Runner
-from dsr_kernels.training import data as datasets
-from dsr_kernels.training.errors import Interrupted, UsageError
+from dsr_kernels.training.data import sets as datasets
 from dsr_kernels.training.placement import find_device
-from dsr_kernels.training.setup import check_processor
 
 
 def run(options: argparse.Namespace) -> int:

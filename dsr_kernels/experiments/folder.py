@@ -13,12 +13,12 @@ import fcntl
 import json
 from pathlib import Path
 
+from dsr_kernels.errors import UsageError
 from dsr_kernels.experiments.grid import Cell, Grid
-from dsr_kernels.training import recipe as recipes
-from dsr_kernels.training.errors import UsageError
-from dsr_kernels.training.files import write_atomically
-from dsr_kernels.training.run import LOCK, Run
-from dsr_kernels.training.schema import Recipe
+from dsr_kernels.training.recipe import load as recipes
+from dsr_kernels.training.recipe.schema import Recipe
+from dsr_kernels.training.run.files import write_atomically
+from dsr_kernels.training.run.folder import LOCK, Run
 
 DONE, FAILED, SKIPPED, UNFINISHED, WAITING = "done", "failed", "skipped", "unfinished", "waiting"
 Failures = dict[str, tuple[str, str]]  # (FAILED or SKIPPED, error) by the name of the cell

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsr_kernels.training import recipe as recipes
-from dsr_kernels.training.errors import UsageError
-from dsr_kernels.training.schema import Recipe, all_keys, unknown
+from dsr_kernels.errors import UsageError
+from dsr_kernels.training.recipe import load as recipes
+from dsr_kernels.training.recipe.schema import Recipe, all_keys, unknown
 
 FOLDER = Path(__file__).parent / "grids"
 KEYS = ("description", "recipe", "methods", "sparsities", "seeds", "set", "method")

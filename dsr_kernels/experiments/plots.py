@@ -8,15 +8,15 @@ import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from dsr_kernels.errors import require
 from dsr_kernels.experiments.folder import DONE
 from dsr_kernels.experiments.grid import Cell
 from dsr_kernels.experiments.results import ACCURACY, Results, Row, Summary, summarize
-from dsr_kernels.training import style
-from dsr_kernels.training.errors import require
-from dsr_kernels.training.files import write_atomically
-from dsr_kernels.training.plots import moves
-from dsr_kernels.training.report import Story
-from dsr_kernels.training.run import Run
+from dsr_kernels.training.report import style
+from dsr_kernels.training.report.plots import moves
+from dsr_kernels.training.run.files import write_atomically
+from dsr_kernels.training.run.folder import Run
+from dsr_kernels.training.run.story import Story
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

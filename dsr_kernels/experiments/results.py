@@ -10,9 +10,9 @@ from typing import Any
 
 from dsr_kernels.experiments.folder import DONE, Folder
 from dsr_kernels.experiments.grid import Cell, Grid
-from dsr_kernels.training.files import write_atomically
-from dsr_kernels.training.report import Story
-from dsr_kernels.training.run import Run
+from dsr_kernels.training.run.files import write_atomically
+from dsr_kernels.training.run.folder import Run
+from dsr_kernels.training.run.story import Story
 
 COLUMNS = ("method", "sparsity", "seed", "test_accuracy", "test_top5", "validation_accuracy",
            "learnable_parameters", "nonzeros", "train_seconds", "images_per_second", "exploration",

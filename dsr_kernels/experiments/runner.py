@@ -15,7 +15,7 @@ from pathlib import Path
 from dsr_kernels.experiments.folder import FAILED, SKIPPED, Failures, Folder
 from dsr_kernels.experiments.grid import Cell
 from dsr_kernels.experiments.progress import Progress
-from dsr_kernels.training.run import LOG
+from dsr_kernels.training.run.folder import LOG
 from dsr_kernels.training.signals import StopRequest
 
 POLL_SECONDS = 0.1

@@ -18,15 +18,15 @@ A method is a policy in a file of its own on top of one engine (`engine.py`):
     GMP     gmp.py     smallest, on a schedule; nothing grows                  Zhu & Gupta 2017
 """
 
-from dsr_kernels.rewiring.deepr import DeepR
-from dsr_kernels.rewiring.dsr import DSR
-from dsr_kernels.rewiring.engine import Rewirer
-from dsr_kernels.rewiring.gmp import GMP
+from dsr_kernels.rewiring.methods.deepr import DeepR
+from dsr_kernels.rewiring.methods.dsr import DSR
+from dsr_kernels.rewiring.methods.gmp import GMP
+from dsr_kernels.rewiring.methods.rigl import RigL
+from dsr_kernels.rewiring.methods.set import SET
+from dsr_kernels.rewiring.methods.snfs import SNFS
+from dsr_kernels.rewiring.methods.static import Static
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
-from dsr_kernels.rewiring.rigl import RigL
-from dsr_kernels.rewiring.set import SET
-from dsr_kernels.rewiring.snfs import SNFS
-from dsr_kernels.rewiring.static import Static
+from dsr_kernels.rewiring.rewirer import Rewirer
 
 METHODS = {
     "dsr": DSR,

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from dsr_kernels import gradients
+from dsr_kernels.ops import watch
 from dsr_kernels.rewiring.allocation import share_out
 from dsr_kernels.rewiring.layers import Pattern, SparseLayer
 
@@ -74,10 +74,10 @@ class GradientWatch:
 
     def start(self, layers: list[SparseLayer]) -> None:
         self._layers = layers
-        gradients.watch(self)
+        watch.watch(self)
 
     def stop(self) -> None:
-        gradients.unwatch(self)
+        watch.unwatch(self)
         self._layers = []
         self.forget()
 

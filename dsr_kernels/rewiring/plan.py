@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsr_kernels import _C, _native
+from dsr_kernels.backends import native
+from dsr_kernels.backends.native import _C
 from dsr_kernels.rewiring.layers import SparseLayer
 
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def _common_device(layers: list[SparseLayer]) -> torch.device:
 
 
 def _check_kernels(device: torch.device) -> None:
-    if device.type != "cpu" and _native._cuda is None:
+    if device.type != "cpu" and native._cuda is None:
         raise NotImplementedError(
             f"rewiring layers on {device} needs the CUDA kernels, which this build of dsr_kernels "
             "lacks: install it anew where there is nvcc, or move the model to the CPU for the "
@@ -72,7 +73,7 @@ def _open_on_gpu(layers: list[tuple], device: torch.device) -> Any:
         workspaces.append(torch.empty(size, dtype=torch.uint8, device=device))
         return workspaces[-1].data_ptr()
 
-    return _native._cuda.RewirePlan(layers, *_queue(device), allocate)
+    return native._cuda.RewirePlan(layers, *_queue(device), allocate)
 
 
 def _queue(device: torch.device) -> tuple[int, int]:

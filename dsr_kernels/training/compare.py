@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from dsr_kernels.training.data import train_batches
+from dsr_kernels.training.data.sets import train_batches
 from dsr_kernels.training.loop import Trainer
 from dsr_kernels.training.placement import autocast, loss_scaler, synchronize
 from dsr_kernels.training.setup import FORMATS, build_model, build_optimizer

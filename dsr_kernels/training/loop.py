@@ -11,28 +11,23 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from dsr_kernels.errors import Interrupted, TrainingStopped, UsageError
 from dsr_kernels.models._layers import weight_tensors
 from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.rewiring.exploration import Exploration
-from dsr_kernels.training import origin, placement
-from dsr_kernels.training import recipe as recipes
-from dsr_kernels.training.checkpoint import Checkpoints
-from dsr_kernels.training.data import DataSet, Split, eval_batches, train_batches
-from dsr_kernels.training.errors import Interrupted, TrainingStopped, UsageError
+from dsr_kernels.training import placement, take_over
+from dsr_kernels.training.data.sets import DataSet, Split, eval_batches, train_batches
 from dsr_kernels.training.finite import first_non_finite
 from dsr_kernels.training.measures import hits, measures, named
-from dsr_kernels.training.methods import build_rewirer
-from dsr_kernels.training.position import Position
 from dsr_kernels.training.progress import Progress
-from dsr_kernels.training.records import Records
-from dsr_kernels.training.run import Run, resume_command
-from dsr_kernels.training.schema import Recipe, at
-from dsr_kernels.training.setup import (
-    FORMATS,
-    build_model,
-    build_optimizer,
-    sparse_layers,
-)
+from dsr_kernels.training.recipe import load as recipes
+from dsr_kernels.training.recipe.rewirer import build_rewirer
+from dsr_kernels.training.recipe.schema import Recipe, at
+from dsr_kernels.training.run.checkpoint import Checkpoints
+from dsr_kernels.training.run.folder import Run, resume_command
+from dsr_kernels.training.run.position import Position
+from dsr_kernels.training.run.records import Records
+from dsr_kernels.training.setup import FORMATS, build_model, build_optimizer, sparse_layers
 from dsr_kernels.training.signals import StopRequest
 
 
@@ -65,7 +60,7 @@ class Trainer:
         torch.manual_seed(self.recipe.seed)
         # The pattern first: optimizer state belongs to the non-zeros of the checkpoint.
         state = self.load_weights()
-        self.origin = None if state else origin.take_over(self.recipe, self.model, self.data)
+        self.origin = None if state else take_over.take_over(self.recipe, self.model, self.data)
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
         self.optimizer = build_optimizer(self.recipe, self.model)
         self.scaler = placement.loss_scaler(self.device, self.recipe.training.precision)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dsr_kernels import devices
-from dsr_kernels.training.errors import UsageError
+from dsr_kernels.backends import devices
+from dsr_kernels.errors import UsageError
 
 CPU = torch.device("cpu")
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,15 +75,3 @@ def restore_random(device: torch.device, state: dict[str, Any]) -> None:
     torch.set_rng_state(state["random"])
     if device.type == "cuda" and "cuda_random" in state:
         torch.cuda.set_rng_state(state["cuda_random"], device)
-
-
-def about(device: torch.device) -> dict[str, Any]:
-    """The device in the record of a run: what its numbers were measured on."""
-    if device.type == "cpu":
-        return {"device": "cpu"}
-    return {
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device),
-        "cuda": torch.version.cuda,
-        "tf32": torch.backends.cudnn.allow_tf32,  # of torch's own convolutions in float32
-    }

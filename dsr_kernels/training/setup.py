@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import platform
 from typing import Any
 
 import torch
 from torch import nn
 
-from dsr_kernels import _native, models
+from dsr_kernels import models
 from dsr_kernels.distribution import check_uniform
+from dsr_kernels.errors import UsageError
 from dsr_kernels.models._layers import lay_out_, weight_shape
 from dsr_kernels.nn import named_sparse_modules
-from dsr_kernels.training.data import DataSet
-from dsr_kernels.training.errors import UsageError
-from dsr_kernels.training.placement import about
-from dsr_kernels.training.schema import DENSE, Model, Recipe
-from dsr_kernels.training.streams import stream
+from dsr_kernels.training.data.sets import DataSet
+from dsr_kernels.training.data.streams import stream
+from dsr_kernels.training.recipe.schema import DENSE, Model, Recipe
 
 USUAL_WIDTHS = {"wrn28": 2.0}  # 1 for all others
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -148,37 +145,3 @@ def _slots(optimizer: torch.optim.Optimizer) -> int:
     if isinstance(optimizer, torch.optim.SGD):
         return int(optimizer.defaults["momentum"] > 0)
     return 2
-
-
-def check_processor() -> None:
-    """UsageError where DSR_CPU_ISA asks for kernels this processor or build does not have."""
-    try:
-        _native._C.isa()
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers of a run were measured on."""
-    return {
-        **about(device),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dsr_kernels": _native.version(),
-        "isa": _native._C.isa(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

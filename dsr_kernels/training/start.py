@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 
-from dsr_kernels.training import data as datasets
-from dsr_kernels.training import placement, report
-from dsr_kernels.training import recipe as recipes
+from dsr_kernels.environment import check_processor, device_facts, machine
+from dsr_kernels.errors import UsageError, require
+from dsr_kernels.training import placement
 from dsr_kernels.training.compare import against_dense
-from dsr_kernels.training.errors import UsageError, require
+from dsr_kernels.training.data import sets as datasets
 from dsr_kernels.training.loop import Trainer
 from dsr_kernels.training.placement import find_device
-from dsr_kernels.training.run import Run
-from dsr_kernels.training.schema import Recipe
-from dsr_kernels.training.setup import check_processor, describe, machine, model_width
+from dsr_kernels.training.recipe import load as recipes
+from dsr_kernels.training.recipe.schema import Recipe
+from dsr_kernels.training.report import page
+from dsr_kernels.training.run.folder import Run
+from dsr_kernels.training.setup import describe, model_width
 
 
 def new_run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def continue_run(
         print(f"{folder} is complete: {_accuracy(results)}")
         if not options.get("compare_dense"):
             if make_report:
-                report.write(run)
+                page.write(run)
             return results
     run.lock()
     about = run.read_json("run.json")
@@ -82,7 +84,7 @@ def continue_run(
 def _device_to_continue_on(name: str | None, machine: dict[str, Any]) -> torch.device:
     began = machine.get("device", "cpu")
     device = find_device(name or began)
-    if machine and placement.about(device).get("gpu") != machine.get("gpu"):
+    if machine and device_facts(device).get("gpu") != machine.get("gpu"):
         print(f"the run began on {machine.get('gpu', 'the CPU')}: another device rounds "
               "differently, and the results will not be bit-identical")  # fmt: skip
     return device
@@ -109,7 +111,7 @@ def _compare(
     run.write_json("results.json", results)
     _tell_speeds(results)
     if make_report:
-        print(f"report: {report.write(run)}")
+        print(f"report: {page.write(run)}")
     return results
 
 
@@ -161,7 +163,7 @@ def _train(
     if compare_dense:
         _tell_speeds(results)
     if make_report:
-        print(f"report: {report.write(run)}")
+        print(f"report: {page.write(run)}")
     return results
 
 

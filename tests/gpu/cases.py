@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from kernel_cases import AWKWARD, BATCHES, CASES, conv_and_input
+from helpers.kernel_cases import AWKWARD, BATCHES, CASES, conv_and_input
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from dsr_kernels.bench_problem import float32_as
+from dsr_kernels.bench.problem import float32_as
 
 
 def _why_not() -> str | None:

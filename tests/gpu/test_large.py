@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from nn_cases import check_layer, layer
-from test_lanes import gradient_of
+from helpers.formats import gradient_of
+from helpers.nn_cases import check_layer, layer
 from torch import Tensor
 
-from dsr_kernels import ops
+from dsr_kernels.ops import library
 
 from .device import DEVICE, ON_CUDA, needs_memory
 
@@ -60,16 +60,16 @@ def test_outputs_and_gradients_of_more_than_int32_elements(many: str) -> None:
     shape = ((rows, 1, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
 
     x = image.expand(n, 1, side, side)
-    y = ops.conv(x, values, None, *pattern, *shape)
+    y = library.conv(x, values, None, *pattern, *shape)
     assert y.numel() > BEYOND
     for part in torch.arange(rows).split(64):
         expected = image * values[part].to(torch.bfloat16).view(1, -1, 1, 1)
         for images in y.split(4):
             assert torch.equal(images[:, part], expected.expand(len(images), -1, -1, -1))
 
-    gx = ops.grad_input(y, values, *pattern, (1, side, side), *shape, False)
+    gx = library.grad_input(y, values, *pattern, (1, side, side), *shape, False)
     expected = (image.float() * values.square().sum()).bfloat16()
     assert all(torch.equal(images, expected.expand_as(images)) for images in gx.split(4))
     del gx
-    gvalues = ops.grad_weight(x, y, *pattern, *shape, torch.float32)
+    gvalues = library.grad_weight(x, y, *pattern, *shape, torch.float32)
     assert torch.equal(gvalues, values * (n * image.float().square().sum()))

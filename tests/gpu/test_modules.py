@@ -8,8 +8,8 @@ from io import BytesIO
 import pytest
 import torch
 import torch.nn.functional as F
-from nn_cases import ARGUMENTS, check_layer, layer, same_bits, states_equal
-from op_cases import OPS, problem
+from helpers.nn_cases import ARGUMENTS, check_layer, layer, same_bits, states_equal
+from helpers.op_cases import OPS, problem
 from torch import nn
 
 from dsr_kernels import SparseConv2d, SparseLinear, densify, explain, sparsify

@@ -6,12 +6,12 @@ from itertools import cycle
 
 import pytest
 import torch
+from helpers.convolutions import convolutions, image
+from helpers.formats import FORMAT_CASES, FORMATS, gradient_of
+from helpers.nn_cases import check_layer, layer, swap_pattern
+from helpers.op_cases import check_against_the_reference, check_derivatives, check_opcheck
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nn_cases import check_layer, layer, swap_pattern
-from op_cases import check_against_the_reference, check_derivatives, check_opcheck
-from test_conv_semantics import convolutions, image
-from test_lanes import FORMAT_CASES, FORMATS, gradient_of
 
 from dsr_kernels import SparseConv2d, SparseLinear
 

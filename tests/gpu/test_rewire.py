@@ -8,10 +8,10 @@ from statistics import median
 
 import pytest
 import torch
+from helpers.rewire_cases import Case, layers
+from helpers.rewire_models import assert_same, make_model, snapshot
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from rewire_cases import Case, layers
-from test_rewire_state import assert_same, make_model, snapshot
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

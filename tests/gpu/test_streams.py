@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nn_cases import layer, results, same_bits
-from test_lanes import FORMATS, gradient_of
+from helpers.formats import FORMATS, gradient_of
+from helpers.nn_cases import layer, results, same_bits
 from torch import Tensor, nn
 
-from dsr_kernels import SparseConv2d, SparseLinear, plans
+from dsr_kernels import SparseConv2d, SparseLinear
+from dsr_kernels.backends import plan_cache
 
 from .cases import DTYPES, LARGE, on_device
 from .device import DEVICE, ON_CUDA, cuda_only, side_stream, synchronize
@@ -27,7 +28,7 @@ def test_the_same_bits_twice_and_on_another_stream(name: str, dtype: torch.dtype
     for of in FORMATS["NCHW"][0], FORMATS["channels_last"][0]:
         grad = of(gradient_of(conv, x))
         first = results(conv, of(x), grad)
-        plans.cache.clear()
+        plan_cache.cache.clear()
         assert same_bits(first, results(conv, of(x), grad))
         with side_stream():
             second = results(conv, of(x), grad)

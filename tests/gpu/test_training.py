@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_runs import QUIET, artefacts, interrupt_at, rows, train
+from helpers.small_runs import QUIET, artefacts, interrupt_at, rows, train
 
 from dsr_kernels.cli import main
 

@@ -9,8 +9,8 @@ import os
 
 import pytest
 import torch
-from nn_cases import check_results, layer, same_bits
-from test_lanes import FORMATS, gradient_of
+from helpers.formats import FORMATS, gradient_of
+from helpers.nn_cases import check_results, layer, same_bits
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
@@ -21,7 +21,7 @@ from .device import DEVICE, ON_CUDA
 pytestmark = pytest.mark.gpu
 if not ON_CUDA and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("on the CPU, Triton needs TRITON_INTERPRET=1", allow_module_level=True)
-launch = pytest.importorskip("dsr_kernels.triton_launch", reason="no triton")
+launch = pytest.importorskip("dsr_kernels.backends.triton.launch", reason="no triton")
 
 # Few: Triton compiles every kernel anew for each dtype, kernel size and kind of stride.
 CASES = [

@@ -1,0 +1,1 @@
+"""The fallback for GPUs where the package was built without nvcc."""

@@ -1,0 +1,1 @@
+"""Timing one layer, sparse against dense: `dsr bench`."""

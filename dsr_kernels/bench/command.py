@@ -1,0 +1,106 @@
+"""`dsr bench`: one layer's operations, sparse against dense, as a table and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import re
+import sys
+
+import torch
+
+from dsr_kernels.backends.native import _C
+from dsr_kernels.bench.problem import OPERATIONS, Layer, Problem
+from dsr_kernels.bench.timing import best_dense, compare
+from dsr_kernels.environment import check_processor
+from dsr_kernels.errors import UsageError
+
+SPEC = re.compile(r"(\d+)x(\d+)(?:x(\d+)x(\d+)@(\d+)(?:x(\d+))?)?")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures and prints; raises UsageError, naming the option, for what cannot be measured."""
+    layer = parse_layer(options.layer, options.stride, options.padding, options.batch)
+    _at_least(1, rounds=options.rounds)
+    if not 0 <= options.sparsity < 1:
+        raise UsageError(f"--sparsity: expected 0 <= sparsity < 1, got {options.sparsity:g}")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise UsageError(f"--json: the folder of {options.json} does not exist")
+    check_processor()
+    if options.threads is not None:
+        _at_least(1, threads=options.threads)
+        torch.set_num_threads(options.threads)
+    _keep_freed_memory()
+    peak = _C.peak_gflops(torch.get_num_threads())
+    problem = Problem(layer, [options.sparsity])
+    records = [r for op in OPERATIONS for r in compare(problem, op, options.rounds, peak)]
+    print(table(records, peak))
+    if options.json is not None:
+        kept = {"peak GF/s": round(peak, 1), "rounds": options.rounds, "records": records}
+        options.json.write_text(json.dumps(kept, indent=1) + "\n")
+    return 0
+
+
+def parse_layer(spec: str, stride: int, padding: int | None, batch: int) -> Layer:
+    """The layer of "64x64x3x3@16", "64x32x1x7@8x32" or, linear, "1024x512"."""
+    found = SPEC.fullmatch(spec)
+    if found is None:
+        raise UsageError(
+            f"--layer: expected OxCxKHxKW@H or @HxW, such as 64x64x3x3@16, or OxC for a linear "
+            f"layer, got {spec!r}"
+        )
+    out, channels, kh, kw, height, width = (None if g is None else int(g) for g in found.groups())
+    kernel = (kh, kw) if kh is not None else (1, 1)
+    size = (height, width if width is not None else height) if height is not None else (1, 1)
+    if min(out, channels, *kernel, *size) < 1:
+        raise UsageError(f"--layer: expected sizes of at least 1, got {spec!r}")
+    _at_least(1, stride=stride, batch=batch)
+    if padding is not None:
+        _at_least(0, padding=padding)
+    sides = (kernel[0] // 2, kernel[1] // 2) if padding is None else (padding, padding)
+    layer = Layer(out, channels, kernel, size, stride, sides, batch)
+    if min(layer.out_size) < 1:
+        raise UsageError(
+            f"--layer: a {kernel[0]}x{kernel[1]} kernel does not fit a {size[0]}x{size[1]} input "
+            f"with padding {sides[0]}x{sides[1]}"
+        )
+    return layer
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc keep what is freed, so that neither side pays for page faults on every output.
+
+    As `make bench` does through the environment; another C library is left alone.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_mmap_max, 0)
+
+
+def _at_least(least: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < least:
+            raise UsageError(f"--{name}: expected at least {least}, got {value}")
+
+
+def table(records: list[dict], peak: float) -> str:
+    """A line for each operation: fastest rounds in ms, ratio, useful GF/s and what ran."""
+    first = records[0]
+    lines = [
+        f"{first['layer']}, batch {first['batch']}, {first['nnz']:,} non-zeros "
+        f"({100 * first['sparsity']:g} % zeros), {first['isa']}, {first['threads']} threads, "
+        f"peak {peak:.0f} GF/s",
+        f"{'':<12}{'dense ms':>10}{'ours ms':>10}{'ratio':>8}{'GF/s':>8}  variant",
+    ]
+    for each in records:
+        ms = each["ms"]
+        lines.append(
+            f"{each['operation']:<12}{best_dense(ms):>10.3f}{ms['ours']['min']:>10.3f}"
+            f"{each['speed-up']:>7.2f}x{each['GF/s']:>8.1f}  {each['variant']}"
+        )
+    return "\n".join(lines)

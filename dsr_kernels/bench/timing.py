@@ -1,0 +1,139 @@
+"""Timing one layer against dense: what `dsr bench` prints and what the benchmarks record.
+
+Implementations alternate within each round, so that a slow moment of the machine meets all of them
+alike; ratios are of each one's fastest round. Convolutions and linear layers have no bias here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+from dsr_kernels.backends.native import _C
+from dsr_kernels.bench.problem import DENSE, OPERATIONS, Problem
+
+MASKED = "dense + mask"
+WORST_ERROR = 1e-4  # of float32, relative to the largest element of the float64 result
+
+
+class Alternation:
+    """Runs by name; `round` times each of them once, in turn, after a warm-up."""
+
+    def __init__(self, runs: Mapping[str, Callable[[], object]]) -> None:
+        self.runs = runs
+        self.times: dict[str, list[float]] = {name: [] for name in runs}
+        self.round()
+        for taken in self.times.values():
+            taken.clear()
+
+    def round(self) -> None:
+        for name, run in self.runs.items():
+            start = time.perf_counter()
+            result = run()
+            self.times[name].append(1e3 * (time.perf_counter() - start))
+            del result  # freed outside of the time, before the next one allocates
+
+    def milliseconds(self) -> dict[str, dict[str, float]]:
+        """{name: {"min", "median"}} of the rounds so far."""
+        return {
+            name: {"min": round(min(taken), 4), "median": round(median(taken), 4)}
+            for name, taken in self.times.items()
+        }
+
+
+def best_dense(milliseconds: Mapping[str, Mapping[str, float]]) -> float:
+    """The faster memory format's fastest round; a mask does not count."""
+    return min(milliseconds[name]["min"] for name in DENSE if name in milliseconds)
+
+
+def with_mask(problem: Problem, operation: str) -> dict[str, Callable]:
+    """The dense runs and a masked one, in the memory format that is faster without a mask."""
+    plain = problem.dense_runs(operation)
+    quick = Alternation(plain)
+    for _ in range(2):
+        quick.round()
+    like = min(plain, key=lambda name: min(quick.times[name]))
+    return plain | {MASKED: problem.masked_run(operation, like)}
+
+
+def record(
+    problem: Problem, operation: str, sparsity: float, milliseconds: dict, peak: float
+) -> dict:
+    """What one comparison is worth keeping, as plain JSON.
+
+    `milliseconds` holds the dense runs and "ours". GF/s and GB/s are of `Problem.work`.
+    """
+    layer, ours = problem.layer, milliseconds["ours"]["min"]
+    values, threads = problem.sparse[sparsity][0], torch.get_num_threads()
+    kinds = OPERATIONS[:3] if operation == "module" else (operation,)
+    flops, moved = problem.work(operation, sparsity)
+    passes = problem.passes(sparsity)
+    written = {"forward": problem.grad.nbytes, "grad_input": problem.x.nbytes}
+    written["grad_weight"] = values.nbytes
+    peaks = []
+    for kind in kinds:
+        plan = passes[kind if kind == "grad_input" else "forward"].plan
+        peaks.append(written[kind] + plan.workspace_bytes(kind, layer.batch, threads))
+    named = ("forward", "grad_input") if operation == "module" else (operation,)
+    variants = [passes["grad_input" if o == "grad_input" else "forward"].variant for o in named]
+    return {
+        "layer": str(layer),
+        "batch": layer.batch,
+        "operation": operation,
+        "sparsity": sparsity,
+        "nnz": values.numel(),
+        "ms": milliseconds,
+        "speed-up": short(best_dense(milliseconds) / ours),
+        "GF/s": short(flops / ours / 1e6),
+        "share of peak": short(flops / ours / 1e6 / peak),
+        "GB/s": short(moved / ours / 1e6),
+        "flops": flops,
+        "bytes": moved,
+        "peak bytes": max(peaks),
+        "max error": short(problem.error(operation, sparsity)),
+        "variant": " / ".join(dict.fromkeys(variants)),
+        "isa": _C.isa(),
+        "threads": threads,
+    }
+
+
+def short(number: float) -> float:
+    """Four digits of it, as records keep numbers."""
+    return float(f"{number:.4g}")
+
+
+def compare(
+    problem: Problem,
+    operation: str,
+    rounds: int,
+    peak: float,
+    repeat: Callable[[Callable[[], None], int], None] | None = None,
+    peers: Mapping[str, Mapping[float, Callable]] | None = None,
+) -> list[dict]:
+    """One record for each sparsity, all of them timed in one alternation with dense.
+
+    `repeat(round, rounds)` runs the rounds (a plain loop if None); `peers` are further sparse
+    implementations: name -> sparsity -> run. Raises AssertionError where a result is wrong.
+    """
+    runs = with_mask(problem, operation)
+    dense = list(runs)
+    ours = {("ours", s): problem.ours(operation, s) for s in problem.sparse}
+    other = {(name, s): run for name, by in (peers or {}).items() for s, run in by.items()}
+    alternation = Alternation(runs | ours | other)
+    if repeat is None:
+        for _ in range(rounds):
+            alternation.round()
+    else:
+        repeat(alternation.round, rounds)
+    taken = alternation.milliseconds()
+    records = []
+    for sparsity in problem.sparse:
+        times = {name: taken[name] for name in dense}
+        times |= {name: taken[name, s] for name, s in (*ours, *other) if s == sparsity}
+        records.append(record(problem, operation, sparsity, times, peak))
+        error = records[-1]["max error"]
+        assert error < WORST_ERROR, f"{problem.layer} {operation} at {sparsity}: error {error:.1e}"
+    return records

@@ -1,0 +1,97 @@
+"""What this machine and this build can do: versions, processor, GPUs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from dsr_kernels.backends import native
+from dsr_kernels.backends.devices import cuda_names, why_no_cuda
+from dsr_kernels.backends.native import _C, triton_version
+from dsr_kernels.errors import UsageError
+
+
+def version() -> str:
+    """The installed version, or "unknown" where the package is only a source tree on sys.path."""
+    try:
+        return metadata.version("dsr_kernels")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def show_config() -> None:
+    """Prints version, instruction set, threads, what runs on GPUs and which GPUs torch sees.
+
+    Raises:
+        ValueError: the environment variable DSR_CPU_ISA names an instruction set that this
+            processor or build does not have.
+    """
+    print(f"dsr_kernels  {version()}")
+    print(f"torch        {torch.__version__}")
+    print(f"CPU kernels  {_C.isa()} (available: {', '.join(_C.available_isas())})")
+    print(f"threads      {torch.get_num_threads()} (torch.set_num_threads governs)")
+    print(f"CUDA kernels {_gpu_kernels()}")
+    print(f"GPU          {why_no_cuda() or '; '.join(cuda_names())}")
+
+
+def _gpu_kernels() -> str:
+    if native._cuda is not None and native._cuda.emulated:
+        return "emulated on the CPU"
+    if native._cuda is not None:
+        version = native._cuda.toolkit_version
+        built = f"built with CUDA {version // 1000}.{version % 1000 // 10}"
+        return f"for {native._cuda.architectures.replace(',', ', ')} ({built})"
+    triton = triton_version()
+    if triton is None:
+        return "not in this build, and no Triton: sparse modules run on the CPU only"
+    return f"not in this build; Triton {triton} takes over on GPUs"
+
+
+def check_processor() -> None:
+    """UsageError where DSR_CPU_ISA asks for kernels this processor or build does not have."""
+    try:
+        _C.isa()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers of a run were measured on."""
+    return {
+        **device_facts(device),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "dsr_kernels": version(),
+        "isa": _C.isa(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """The device in the record of a run: what its numbers were measured on."""
+    if device.type == "cpu":
+        return {"device": "cpu"}
+    return {
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda,
+        "tf32": torch.backends.cudnn.allow_tf32,  # of torch's own convolutions in float32
+    }

@@ -1,0 +1,96 @@
+"""What modules call: the sparse twins of F.conv2d and F.linear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsr_kernels.ops import autograd
+from dsr_kernels.ops.library import check_tensors
+
+
+def sparse_conv2d(
+    x: Tensor,  # [N, C, H, W] or [C, H, W], any strides
+    values: Tensor,  # [nnz]
+    bias: Tensor | None,  # [O]
+    crow_indices: Tensor,  # [O + 1] int32
+    col_indices: Tensor,  # [nnz] int32
+    weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),  # top, bottom, left, right
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """[N, O, P, Q] (or [O, P, Q]) = F.conv2d(x, W, bias, ...), in x's memory format.
+
+    Under torch.autocast x is cast to the autocast dtype, as for F.conv2d. Raises ValueError
+    (shapes), TypeError (dtypes) or NotImplementedError (device) naming the argument.
+    """
+    if x.dim() not in (3, 4):
+        raise ValueError(
+            "SparseConv2d: expected a 3-D (unbatched) or 4-D (batched) input, "
+            f"got shape {tuple(x.shape)}"
+        )
+    batched = x.dim() == 4
+    y = autograd.conv(
+        _autocast(x if batched else x.unsqueeze(0)),
+        values,
+        bias,
+        crow_indices,
+        col_indices,
+        weight_shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+    )
+    return y if batched else y.squeeze(0)
+
+
+def sparse_linear(
+    x: Tensor,  # [..., I]
+    values: Tensor,  # [nnz]
+    bias: Tensor | None,  # [O]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    weight_shape: Sequence[int],  # (O, I)
+) -> Tensor:
+    """[..., O] = F.linear(x, W, bias): a 1x1 convolution of a 1x1 image."""
+    if len(weight_shape) != 2 or min(weight_shape) < 1:
+        raise ValueError(
+            "SparseLinear: expected weight_shape (O, I), both of at least 1, "
+            f"got {tuple(weight_shape)}"
+        )
+    rows, features = weight_shape
+    if x.dim() < 1 or x.shape[-1] != features:
+        raise ValueError(
+            f"SparseLinear: expected input with {features} features, "
+            f"got {x.shape[-1] if x.dim() else 'a scalar'} (shape {tuple(x.shape)})"
+        )
+    check_tensors("SparseLinear", x, values, bias, crow_indices, col_indices, rows)
+    image = _autocast(x).reshape(-1, features, 1, 1)
+    y = autograd.conv(
+        image,
+        values,
+        bias,
+        crow_indices,
+        col_indices,
+        (rows, features, 1, 1),
+        (1, 1),
+        (0, 0, 0, 0),
+        (1, 1),
+        1,
+    )
+    return y.reshape(*x.shape[:-1], rows)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """x as torch.autocast would hand it to F.conv2d: float64 and integers stay what they are."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return x
+    if x.dtype == torch.float64 or not x.is_floating_point():
+        return x
+    return x.to(torch.get_autocast_dtype(device))

@@ -1,0 +1,244 @@
+"""SparseModule: what the sparse layers share; they hold nothing of their weight but its non-zeros.
+
+`values` [nnz] is the nn.Parameter, `crow_indices` [O + 1] and `col_indices` [nnz] (int32) are
+persistent buffers, so optimizers, state_dict, deepcopy, pickle and `.to()` treat a sparse layer as
+they treat any other. Values are float32 or float64; the indices stay int32 under every `.to()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.compiler.config
+from torch import Tensor, nn
+
+from dsr_kernels.backends.native import DTYPE_CODES
+from dsr_kernels.distribution import budget
+from dsr_kernels.nn.stored import read_weight
+from dsr_kernels.ops import reference
+from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
+
+
+def _let_nnz_vary() -> None:
+    """Tell torch.compile that the length of `values` changes: rewiring changes it all the time.
+
+    Dynamo takes the shapes of parameters for constants and would recompile at every rewire, up to
+    its limit. Named as a dynamic source, a compiled model is recompiled once and serves any nnz.
+    Only parameters called `values` are concerned; torch before 2.8 has no such setting.
+    """
+    sources = getattr(torch.compiler.config, "dynamic_sources", None)
+    if sources is not None:
+        ours = r".*_parameters.*\['values'\]"
+        torch.compiler.config.dynamic_sources = ",".join(filter(None, (sources, ours)))
+
+
+_let_nnz_vary()
+
+
+class SparseModule(nn.Module):
+    """A layer whose weight of shape `weight_shape` is a CSR matrix (topology.py) of O rows."""
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    crow_indices: Tensor
+    col_indices: Tensor
+
+    def __init__(
+        self,
+        weight_shape: Sequence[int],
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        sparsity: float,
+        nnz: int | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        dtype = dtype or torch.get_default_dtype()
+        if dtype not in DTYPE_CODES:
+            raise TypeError(
+                f"{type(self).__name__}: values must be float32 or float64, got dtype={dtype}; for "
+                "lower precision keep float32 weights and use torch.autocast"
+            )
+        self.weight_shape = check_shape(weight_shape)
+        nnz = budget(math.prod(self.weight_shape), sparsity) if nnz is None else nnz
+        check_nnz(self.weight_shape, nnz)
+        topology = Topology.random(self.weight_shape, nnz, generator=generator, device=device)
+        self.register_buffer("crow_indices", topology.crow_indices)
+        self.register_buffer("col_indices", topology.col_indices)
+        empty = {"device": topology.col_indices.device, "dtype": dtype}
+        self.values = nn.Parameter(torch.empty(nnz, **empty))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(self.weight_shape[0], **empty)) if bias else None
+        )
+        # A pattern drawn on the meta device is drawn in earnest by reset_parameters.
+        self._pattern_pending = self.values.is_meta
+        self._draw_parameters(generator)
+
+    # --- the weight ---
+
+    @property
+    def nnz(self) -> int:
+        return self.col_indices.numel()
+
+    @property
+    def numel(self) -> int:
+        """Elements of the dense weight this layer stands for."""
+        return math.prod(self.weight_shape)
+
+    @property
+    def row_length(self) -> int:
+        return math.prod(self.weight_shape[1:])
+
+    @property
+    def density(self) -> float:
+        return self.nnz / self.numel
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.density
+
+    @property
+    def topology(self) -> Topology:
+        """The present pattern; it shares the module's index tensors."""
+        return Topology(self.weight_shape, self.crow_indices, self.col_indices)
+
+    def to_dense(self) -> Tensor:
+        """The dense weight of shape `weight_shape`, differentiable in `values`: O(numel) memory."""
+        return reference.to_dense(
+            self.values, self.crow_indices, self.col_indices, self.weight_shape
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} has no dense weight: use .values [nnz] for the non-zeros "
+                "(the parameter), .topology for where they are, or .to_dense() for a dense copy"
+            )
+        return super().__getattr__(name)
+
+    # --- change ---
+
+    @torch.no_grad()
+    def replace_topology(
+        self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, *, validate: bool = True
+    ) -> None:
+        """Swap the pattern and the values; the module keeps the tensors it is given.
+
+        The Parameter object stays the same, so optimizers keep knowing it (their state is the
+        caller's to remap); its grad is dropped. A backward through a graph recorded before raises
+        a RuntimeError, also when the number of non-zeros is unchanged. Raises ValueError for a
+        pattern that is not sorted, unique and in range; `validate=False` skips that O(nnz) check.
+        """
+        parameter = self._parameters.get("values")
+        if parameter is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: values is not a parameter of its own (parametrized or "
+                "pruned by torch?), so its pattern cannot be replaced; make that permanent first"
+            )
+        if values.shape != col_indices.shape or values.dtype != parameter.dtype:
+            raise ValueError(
+                f"values: expected shape {tuple(col_indices.shape)} and {parameter.dtype}, got "
+                f"{tuple(values.shape)} and {values.dtype}"
+            )
+        if validate:
+            check_pattern(self.weight_shape, crow_indices, col_indices)
+        # Graphs recorded so far saved these three: a newer version makes their backward refuse.
+        torch.autograd.graph.increment_version(
+            [t for t in (parameter, self.crow_indices, self.col_indices) if not t.is_inference()]
+        )
+        self.crow_indices, self.col_indices = crow_indices, col_indices
+        set_data(parameter, values.detach().contiguous())
+        self._pattern_pending = False
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw values and bias anew, on the present pattern.
+
+        nn.Conv2d's and nn.Linear's own scheme, kaiming_uniform(a=sqrt(5)), that is
+        U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the dense fan_in: the bound is not widened for
+        sparsity. A module built on the meta device draws its pattern here too, after `to_empty`.
+        """
+        if self._pattern_pending and not self.values.is_meta:
+            device = self.values.device
+            drawn = Topology.random(self.weight_shape, self.nnz, generator=generator, device=device)
+            self.crow_indices, self.col_indices = drawn.crow_indices, drawn.col_indices
+            self._pattern_pending = False
+        self._draw_parameters(generator)
+
+    @torch.no_grad()
+    def _draw_parameters(self, generator: torch.Generator | None) -> None:
+        bound = 1 / math.sqrt(self.row_length)
+        for parameter in (self.values, self.bias):
+            if parameter is None:
+                continue
+            if generator is None or parameter.is_meta or generator.device == parameter.device:
+                parameter.uniform_(-bound, bound, generator=generator)
+            else:  # the numbers of a generator of another device, such as the CPU's
+                drawn = torch.empty_like(parameter, device=generator.device)
+                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+    # --- checkpoints ---
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["weight_shape"] = list(self.weight_shape)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        """As nn.Module, after fitting the module to the checkpoint's number of non-zeros.
+
+        Takes `values`, `crow_indices` and `col_indices` together, or a dense `weight` for its exact
+        non-zeros. Anything else is an error and leaves the whole module as it was.
+        """
+        try:
+            state_dict = self._fit_to(state_dict, prefix, local_metadata)
+        except ValueError as error:
+            error_msgs.append(f"{prefix[:-1] or type(self).__name__}: {error}")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _fit_to(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch may copy.
+
+        Raises ValueError, before anything changed, for what cannot be this layer's weight.
+        """
+        weight = read_weight(self.weight_shape, state_dict, prefix, metadata)
+        if weight is None:
+            return state_dict
+        bias = state_dict.get(f"{prefix}bias")
+        if self.bias is not None and bias is not None and bias.shape != self.bias.shape:
+            raise ValueError(
+                f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
+            )
+        if weight["values"].numel() != self.nnz:
+            device, nnz = self.values.device, weight["values"].numel()
+            # New tensors, not resize_: graphs recorded before keep the pattern they know.
+            self.col_indices = torch.empty(nnz, dtype=torch.int32, device=device)
+            set_data(self.values, torch.empty(nnz, dtype=self.values.dtype, device=device))
+        self._pattern_pending = False
+        own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        own.pop(f"{prefix}weight", None)
+        return own | {prefix + part: tensor for part, tensor in weight.items()}
+
+
+def set_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Give a leaf other data, of another size too, and drop its grad.
+
+    Autograd keeps a leaf's size in its gradient accumulator, which lives as long as any old graph
+    does (a loss kept from the last iteration is enough) and is renewed only when the dtype changes:
+    so the data goes through an empty tensor of another dtype.
+    """
+    parameter.grad = None
+    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+    parameter.data = torch.empty(0, dtype=other, device=data.device)
+    parameter.data = data

@@ -1,0 +1,82 @@
+"""The sparse weight in a checkpoint: which keys hold it, and what is checked before it is taken.
+
+A checkpoint holds `<fqn>.values`, `<fqn>.crow_indices`, `<fqn>.col_indices` and `<fqn>.bias`; the
+weight's shape goes into the state_dict's metadata, where torch.save keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsr_kernels.ops.reference import at_pattern
+from dsr_kernels.topology import Topology, check_pattern
+
+PARTS = ("values", "crow_indices", "col_indices")
+
+
+def read_weight(
+    shape: tuple[int, ...], state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
+) -> dict[str, Tensor] | None:
+    """The checkpoint's values, crow_indices and col_indices; None if it has no trace of them.
+
+    Raises ValueError for what cannot be a weight of `shape`.
+    """
+    dense = state_dict.get(f"{prefix}weight")
+    found = {part: state_dict[prefix + part] for part in PARTS if prefix + part in state_dict}
+    if dense is not None and found:
+        raise ValueError(
+            f"the checkpoint has both a dense weight and {', '.join(found)}: which one?"
+        )
+    if dense is not None:
+        return _from_dense(dense, shape)
+    if not found:
+        return None
+    if len(found) < len(PARTS):
+        missing = ", ".join(part for part in PARTS if part not in found)
+        raise ValueError(
+            f"the checkpoint has {', '.join(found)} but not {missing}; values mean nothing without "
+            "the positions they belong to"
+        )
+    saved_shape = tuple(metadata.get("weight_shape", shape))
+    if saved_shape != shape:
+        raise ValueError(f"expected a weight of shape {shape}, the checkpoint's is {saved_shape}")
+    for part in PARTS[1:]:
+        found[part] = _to_int32(part, found[part])
+    values = found["values"]
+    if values.shape != found["col_indices"].shape or not values.is_floating_point():
+        raise ValueError(
+            f"values: expected one floating-point value for each of the "
+            f"{found['col_indices'].numel()} col_indices, got {values.dtype} of shape "
+            f"{tuple(values.shape)}"
+        )
+    check_pattern(shape, found["crow_indices"], found["col_indices"])
+    return found
+
+
+def _from_dense(weight: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    if tuple(weight.shape) != shape or not weight.is_floating_point():
+        raise ValueError(
+            f"weight: expected a dense floating-point weight of shape {shape}, "
+            f"got {weight.dtype} of shape {tuple(weight.shape)}"
+        )
+    pattern = Topology.from_mask(weight)
+    crow, col = pattern.crow_indices, pattern.col_indices
+    return {
+        "values": at_pattern(weight.detach(), crow, col),
+        "crow_indices": crow,
+        "col_indices": col,
+    }
+
+
+def _to_int32(name: str, index: Tensor) -> Tensor:
+    if index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name}: expected int32 (or int64) indices, got {index.dtype}")
+    if index.dtype == torch.int64 and index.numel() and not index.is_meta:
+        low, high = index.aminmax()
+        if low < 0 or high > torch.iinfo(torch.int32).max:
+            raise ValueError(f"{name}: expected indices in the range of int32, got {low} to {high}")
+    return index.to(torch.int32)

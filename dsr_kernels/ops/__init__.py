@@ -1,0 +1,1 @@
+"""The operations as torch knows them: schemas and checks, derivatives, meaning."""

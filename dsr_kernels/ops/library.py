@@ -1,0 +1,245 @@
+"""The operations as torch sees them: `torch.ops.dsr_kernels.*`, and every argument check.
+
+    sparse_conv2d              y  [N, O, P, Q] = conv2d(pad(x), W) + bias
+    sparse_conv2d_grad_input   gx [N, C, H, W] = conv_transpose2d(gy, W)
+    sparse_conv2d_grad_weight  gvalues [nnz]   = (dense weight gradient) at the non-zeros
+    sparse_conv2d_grad_bias    gbias [O]       = gy.sum((0, 2, 3))
+
+W is (values, crow_indices, col_indices) of weight_shape (O, C // groups, KH, KW); `reference` holds
+the meaning in plain torch. They are linear in each tensor argument and each other's
+derivatives, so gradients of any order come from them. Values are float32 or float64; activations
+have the same dtype, or bfloat16 / float16, computed in the values' dtype and returned in their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dsr_kernels.backends import dispatch
+from dsr_kernels.backends.native import DTYPE_CODES
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+_SHAPE = "int[4] weight_shape, int[2] stride, int[4] padding, int[2] dilation, int groups"
+_PATTERN = "Tensor crow_indices, Tensor col_indices"
+
+library = torch.library.Library("dsr_kernels", "DEF")
+for _schema in (
+    f"sparse_conv2d(Tensor x, Tensor values, Tensor? bias, {_PATTERN}, {_SHAPE}) -> Tensor",
+    f"sparse_conv2d_grad_input(Tensor grad, Tensor values, {_PATTERN}, SymInt[3] input_size,"
+    f" {_SHAPE}, bool channels_last) -> Tensor",
+    f"sparse_conv2d_grad_weight(Tensor x, Tensor grad, {_PATTERN}, {_SHAPE}, ScalarType dtype)"
+    " -> Tensor",
+    "sparse_conv2d_grad_bias(Tensor grad, ScalarType dtype) -> Tensor",
+):
+    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+# --- argument checks ------------------------------------------------------------------------------
+
+
+def check_tensors(
+    name: str, x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, rows: int
+) -> None:
+    _check_devices(name, input=x, values=values, bias=bias, crow_indices=crow, col_indices=col)
+    _check_activation(name, "input", x, values.dtype)
+    if values.dim() != 1 or values.shape != col.shape:
+        raise ValueError(
+            f"{name}: expected one value per column index, got values of shape "
+            f"{tuple(values.shape)} and col_indices of shape {tuple(col.shape)}"
+        )
+    if bias is not None and (bias.shape != (rows,) or bias.dtype != values.dtype):
+        raise ValueError(
+            f"{name}: expected bias of shape ({rows},) and dtype {values.dtype}, "
+            f"got {tuple(bias.shape)} and {bias.dtype}"
+        )
+    _check_pattern(name, crow, col, rows)
+
+
+def _check_devices(name: str, **tensors: Tensor | None) -> None:
+    devices = {what: t.device for what, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        places = ", ".join(f"{what} on {device}" for what, device in devices.items())
+        raise ValueError(f"{name}: expected all arguments on one device, got {places}")
+
+
+def _check_activation(name: str, what: str, x: Tensor, dtype: torch.dtype) -> None:
+    if dtype not in DTYPE_CODES:
+        raise TypeError(
+            f"{name}: values must be float32 or float64, got {dtype}; keep the weights in float32 "
+            "(model.float()) and use torch.autocast, or pass bfloat16 / float16 activations"
+        )
+    if x.dtype != dtype and x.dtype not in LOW_PRECISION:
+        raise TypeError(
+            f"{name}: expected {what} of dtype {dtype} like the values (or bfloat16, float16), "
+            f"got {x.dtype}"
+        )
+
+
+def _check_pattern(name: str, crow: Tensor, col: Tensor, rows: int) -> None:
+    if crow.dtype != torch.int32 or col.dtype != torch.int32 or crow.shape != (rows + 1,):
+        raise ValueError(
+            f"{name}: expected int32 crow_indices of shape ({rows + 1},) and int32 col_indices, "
+            f"got {crow.dtype} of shape {tuple(crow.shape)} and {col.dtype}"
+        )
+    if not (crow.is_contiguous() and col.is_contiguous()):
+        raise ValueError(f"{name}: expected contiguous crow_indices and col_indices")
+
+
+def _check_shape(weight_shape: Sequence[int], groups: int) -> None:
+    if len(weight_shape) != 4 or min(weight_shape) < 1:
+        raise ValueError(
+            "SparseConv2d: expected weight_shape (O, C // groups, KH, KW), all of at least 1, "
+            f"got {tuple(weight_shape)}"
+        )
+    if groups < 1 or weight_shape[0] % groups:
+        raise ValueError(
+            f"SparseConv2d: expected groups to divide out_channels, got groups={groups} "
+            f"and out_channels={weight_shape[0]}"
+        )
+
+
+def check_input(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
+    _check_shape(weight_shape, groups)
+    channels = weight_shape[1] * groups
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"SparseConv2d: expected input with {channels} channels, "
+            f"got {x.shape[1] if x.dim() > 1 else 'none'} (shape {tuple(x.shape)})"
+        )
+
+
+def _output_size(
+    size: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """(P, Q) of an input (H, W); refuses a kernel larger than the padded input, as torch does."""
+    if min(*stride, *dilation) < 1 or min(padding) < 0:
+        raise ValueError(
+            "SparseConv2d: expected stride and dilation of at least 1 and padding of at least 0, "
+            f"got stride={tuple(stride)}, dilation={tuple(dilation)}, padding={tuple(padding)}"
+        )
+    height = size[0] + padding[0] + padding[1]
+    width = size[1] + padding[2] + padding[3]
+    extent_h = dilation[0] * (weight_shape[2] - 1) + 1
+    extent_w = dilation[1] * (weight_shape[3] - 1) + 1
+    if height < extent_h or width < extent_w or min(size) < 1:
+        raise ValueError(
+            f"SparseConv2d: expected a padded input of at least {extent_h} x {extent_w}, the "
+            f"extent of the kernel, got {height} x {width} (input {size[0]} x {size[1]})"
+        )
+    return (height - extent_h) // stride[0] + 1, (width - extent_w) // stride[1] + 1
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether channels are x's innermost dimension, as torch judges an input of F.conv2d."""
+    _, channel, row, column = x.stride()
+    return channel == 1 and x.shape[1] <= column <= row and x.shape[2] * x.shape[3] > 1
+
+
+def _check_grad(
+    grad: Tensor,
+    input_size: Sequence[int],  # (C, H, W)
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    out = _output_size(input_size[1:], weight_shape, stride, padding, dilation)
+    if grad.dim() != 4 or grad.shape[1:] != (weight_shape[0], *out):
+        raise ValueError(
+            f"SparseConv2d: expected gradient of shape (N, {weight_shape[0]}, {out[0]}, {out[1]}), "
+            f"got {tuple(grad.shape)}"
+        )
+
+
+# --- kernels and their fakes: the same checks, then an empty result or a full one -----------------
+
+
+def _forward_output(
+    x, values, bias, crow, col, weight_shape, stride, padding, dilation, groups
+) -> Tensor:
+    check_input(x, weight_shape, groups)
+    check_tensors("SparseConv2d", x, values, bias, crow, col, weight_shape[0])
+    out = _output_size(x.shape[2:], weight_shape, stride, padding, dilation)
+    return _empty(x, (x.shape[0], weight_shape[0], *out), channels_last(x))
+
+
+def _grad_input_output(
+    grad, values, crow, col, input_size, weight_shape, stride, padding, dilation, groups, last
+) -> Tensor:
+    _check_shape(weight_shape, groups)
+    if len(input_size) != 3 or input_size[0] != weight_shape[1] * groups:
+        raise ValueError(
+            f"SparseConv2d: expected input_size ({weight_shape[1] * groups}, H, W), "
+            f"got {tuple(input_size)}"
+        )
+    _check_grad(grad, input_size, weight_shape, stride, padding, dilation)
+    check_tensors("SparseConv2d", grad, values, None, crow, col, weight_shape[0])
+    return _empty(grad, (grad.shape[0], *input_size), last)
+
+
+def _grad_weight_output(
+    x, grad, crow, col, weight_shape, stride, padding, dilation, groups, dtype
+) -> Tensor:
+    check_input(x, weight_shape, groups)
+    _check_grad(grad, x.shape[1:], weight_shape, stride, padding, dilation)
+    if grad.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"SparseConv2d: expected gradient of the input's batch size {x.shape[0]}, "
+            f"got {grad.shape[0]}"
+        )
+    _check_devices("SparseConv2d", input=x, gradient=grad, crow_indices=crow, col_indices=col)
+    _check_activation("SparseConv2d", "input", x, dtype)
+    _check_activation("SparseConv2d", "gradient", grad, dtype)
+    _check_pattern("SparseConv2d", crow, col, weight_shape[0])
+    return torch.empty(col.shape, dtype=dtype, device=col.device)
+
+
+def _grad_bias_output(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    _check_activation("SparseConv2d", "gradient", grad, dtype)
+    return torch.empty(grad.shape[1], dtype=dtype, device=grad.device)
+
+
+def conv(*args) -> Tensor:
+    return dispatch.launcher(args[0].device).forward(_forward_output(*args), *args)
+
+
+def grad_input(grad, values, crow, col, input_size, *shape) -> Tensor:
+    out = _grad_input_output(grad, values, crow, col, input_size, *shape)
+    return dispatch.launcher(grad.device).grad_input(out, grad, values, crow, col, *shape[:-1])
+
+
+def grad_weight(*args) -> Tensor:
+    out = _grad_weight_output(*args)
+    return dispatch.launcher(out.device).grad_weight(out, *args[:-1])
+
+
+def grad_bias(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    return dispatch.launcher(grad.device).grad_bias(_grad_bias_output(grad, dtype), grad)
+
+
+def _empty(x: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def from_dispatcher(kernel: Callable) -> Callable:
+    """The dispatcher passes a schema's int[] as lists; kernels look plans up by tuples."""
+    return lambda *args: kernel(*(tuple(a) if isinstance(a, list) else a for a in args))
+
+
+for _name, _kernel, _fake in (
+    ("sparse_conv2d", conv, _forward_output),
+    ("sparse_conv2d_grad_input", grad_input, _grad_input_output),
+    ("sparse_conv2d_grad_weight", grad_weight, _grad_weight_output),
+    ("sparse_conv2d_grad_bias", grad_bias, _grad_bias_output),
+):
+    # For every backend: a tensor of another device reaches the check that says so in words.
+    library.impl(_name, from_dispatcher(_kernel), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dsr_kernels::{_name}", _fake, lib=library)

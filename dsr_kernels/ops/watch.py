@@ -1,0 +1,35 @@
+"""Who looks on while sparse layers compute: methods that grow by gradient."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+from torch import Tensor
+
+# Who wants to see what weights' gradients are made of; empty but where a method asks for it.
+watchers: list[weakref.ref[Watcher]] = []
+
+
+class Watcher(Protocol):
+    """Learns of the passes of every sparse layer in eager mode, while it lives."""
+
+    def used(self, values: Tensor) -> None:
+        """A forward pass with gradients has used this weight."""
+
+    def passed(self, values: Tensor, x: Tensor, grad: Tensor, *shape) -> None:
+        """A backward pass has come to a use of this weight.
+
+        x [N, C, H, W] and grad [N, O, P, Q] are the layer's input and its output's gradient,
+        `shape` is (weight_shape, stride, padding, dilation, groups); a linear layer is a 1x1
+        convolution of 1x1 images.
+        """
+
+
+def watch(watcher: Watcher) -> None:
+    """Has `watcher` told of every pass, until it dies; a compiled pass tells nobody."""
+    watchers.append(weakref.ref(watcher, watchers.remove))
+
+
+def unwatch(watcher: Watcher) -> None:
+    watchers[:] = [reference for reference in watchers if reference() is not watcher]

@@ -1,0 +1,250 @@
+"""Deep rewiring (Bellec et al., ICLR 2018)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.report import LayerReport, RewireReport
+from dsr_kernels.rewiring.rewirer import Rewirer
+from dsr_kernels.rewiring.schedule import Anneal, as_int, as_number
+
+
+class DeepR(Rewirer):
+    """A weight keeps its sign; one that would change it goes, and another grows in its layer.
+
+    After every iteration each weight w of sign s moves by -eta * l1 * s + sqrt(2 eta T) * noise
+    (standard normal), beside the optimizer's own step. Weights with w * s < 0 are then replaced by
+    as many at random positions of the same layer, with random signs and value 0. Where a layer has
+    no room for that, or no other weight, they stay and become 0.
+
+    Args:
+        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        l1: pull towards 0 (the paper's alpha).
+        eta: learning rate of pull and noise, apart from the optimizer's.
+        temperature: T at the start; it falls exponentially to `final_temperature`.
+        length: iterations over which it falls; default: `stop`.
+        report_every: `step` returns what happened in so many iterations as one report; when `stop`
+            is reached, what has happened since the last one. See `take_report`, too.
+        stop: iterations from this one on are not followed by a rewire.
+        seed: of noise, positions and signs; on another kind of device noise and signs differ.
+
+    Signs take one byte per non-zero. Raises ValueError for arguments out of range, a model without
+    trainable sparse modules, and an optimizer that does not hold their values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        l1: float = 1e-5,
+        eta: float = 0.01,
+        temperature: float = 1e-5,
+        final_temperature: float = 1e-15,
+        length: int | None = None,
+        report_every: int = 100,
+        stop: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, every=1, stop=stop, seed=seed)
+        self._check_trains()
+        self.l1, self.eta = as_number(l1, "l1", 0), as_number(eta, "eta", 0)
+        temperature = as_number(temperature, "temperature", 0)
+        final_temperature = as_number(final_temperature, "final_temperature", 0)
+        length = stop if length is None else as_int(length, "length", 1)
+        if length is None:
+            raise ValueError("length: expected the iterations over which T falls, or `stop`")
+        if temperature and not 0 < final_temperature <= temperature:
+            raise ValueError(
+                f"final_temperature: expected a number in (0, {temperature}], for T falls "
+                f"exponentially, got {final_temperature!r}"
+            )
+        kind = "exponential" if temperature else "constant"
+        self.temperature = Anneal(kind, temperature, final_temperature, 0, length or 1)
+        self.report_every = as_int(report_every, "report_every", 1)
+        self.signs: dict[str, Tensor] = {}  # [nnz] int8 by layer: 1, -1
+        self._patterns: dict[str, tuple[Tensor, int]] = {}  # that they belong to, as col_indices
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._sum: RewireReport | None = None  # of the iterations since the last report
+        for layer in self._layers:
+            self._learn_signs(layer)
+
+    def step(self) -> RewireReport | None:
+        """Counts a finished iteration (call it after `optimizer.step()`), moves the weights and
+        replaces those that changed sign. Returns a report every `report_every` iterations, and one
+        at `stop`, of what there is to report.
+        """
+        if self.due(self.iteration + 1):
+            layers = self._live_layers()
+            before = [layer.values.detach().clone() for layer in layers]
+            try:
+                self._perturb(layers)
+                report = super().step() if self._flipped(layers) else None
+            except BaseException:
+                for layer, values in zip(layers, before, strict=True):
+                    layer.values.detach().copy_(values)
+                raise
+            if report is None:
+                self.iteration += 1
+            else:
+                self._add_up(report)
+        else:
+            self.iteration += 1
+        ended = self.schedule.stop is not None and self.iteration >= self.schedule.stop
+        return None if self.iteration % self.report_every and not ended else self.take_report()
+
+    def take_report(self) -> RewireReport | None:
+        """What happened since the last report, as one; None if that is nothing."""
+        report, self._sum = self._sum, None
+        return report and dataclasses.replace(report, step=self.iteration)
+
+    def rewire(self) -> RewireReport:
+        layers = self._live_layers()
+        for layer in layers:
+            self._signs_of(layer)
+        try:
+            return super().rewire()
+        except BaseException:
+            for layer in layers:
+                self._remember(layer)  # taking changes back has made new versions of the pattern
+            raise
+
+    @torch.no_grad()
+    def _perturb(self, layers: list[SparseLayer]) -> None:
+        scale = math.sqrt(2 * self.eta * self.temperature.at(self.iteration))
+        for layer in layers:
+            signs = self._signs_of(layer)
+            values = layer.values.detach()
+            generator = self._generator(values.device, layer.index)
+            if self.l1 * self.eta:
+                values.sub_(signs, alpha=self.l1 * self.eta)
+            if scale:
+                noise = torch.empty_like(values).normal_(generator=generator)
+                values.add_(noise, alpha=scale)
+
+    def _flipped(self, layers: list[SparseLayer]) -> bool:
+        """Whether a weight has the wrong sign, or none that can be told (NaN)."""
+        right = [(self._signed(layer) >= 0).all() for layer in layers]
+        # one wait for a GPU, not one for each layer
+        return bool(right) and not torch.stack([r.to(right[0].device) for r in right]).all()
+
+    # ---- the engine's hooks -------------------------------------------------------------------
+
+    def _judged(self, layers: list[SparseLayer]) -> list[Tensor]:
+        """0 for a weight of the wrong sign, 1 for any other."""
+        return [(self._signed(layer) >= 0).to(layer.values.dtype) for layer in layers]
+
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+        for layer in layers:
+            if not layer.values.detach().isfinite().all():
+                raise ValueError(f"layer {layer.name!r}: a weight is not finite")
+        plan.prune_below(0.5)
+        limited = [min(n, room) for n, room in zip(plan.below_each, plan.capacity, strict=True)]
+        if limited != plan.pruned:  # a layer without room keeps some
+            plan.prune_smallest_each(limited)
+        return 0.0, 0.0
+
+    def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
+        plan.grow(plan.pruned)
+
+    def _entry_state(self, layer: SparseLayer) -> list[tuple[dict[str, Any], str]]:
+        return [(self.signs, layer.name)]
+
+    def _rewired(self, layers: list[SparseLayer]) -> None:
+        for layer in layers:
+            signs = self.signs[layer.name]
+            new = signs == 0  # the engine starts grown entries at 0
+            generator = self._generator(signs.device, layer.index + len(self._layers))
+            drawn = torch.empty_like(signs).random_(0, 2, generator=generator)
+            signs.copy_(torch.where(new, 2 * drawn - 1, signs))
+            values = layer.values.detach()
+            values.masked_fill_(values * signs < 0, 0)  # those that had to stay
+            self._remember(layer)
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def _policy_state(self) -> dict[str, Any]:
+        summed = self._sum and dataclasses.asdict(dataclasses.replace(self._sum, seconds=0.0))
+        signs = {layer.name: self._signs_of(layer).clone() for layer in self._layers}
+        return {"signs": signs, "sum": summed}
+
+    def _load_policy_state(self, state: dict[str, Any]) -> None:
+        signs = state["signs"]
+        for layer in self._layers:
+            found = signs.get(layer.name)
+            if isinstance(found, Tensor) and not (found.abs() == 1).all():
+                raise ValueError(f"signs: expected 1 and -1 for layer {layer.name!r}")
+            if not isinstance(found, Tensor) or found.shape != layer.values.shape:
+                raise ValueError(
+                    f"signs: expected {layer.values.numel()} for layer {layer.name!r}, got "
+                    f"{'none' if found is None else tuple(found.shape)}; load the model first"
+                )
+        summed = state["sum"]
+        if summed is not None:
+            rows = [LayerReport(**row) for row in summed["layers"]]
+            summed = RewireReport(**{**summed, "layers": rows})
+        self._sum = summed
+        for layer in self._layers:
+            device = layer.values.device
+            self.signs[layer.name] = signs[layer.name].to(device, torch.int8, copy=True)
+            self._remember(layer)
+
+    # ---- details ------------------------------------------------------------------------------
+
+    def _learn_signs(self, layer: SparseLayer) -> None:
+        values = layer.values.detach()
+        self.signs[layer.name] = torch.where(values < 0, -1, 1).to(torch.int8)
+        self._remember(layer)
+
+    def _remember(self, layer: SparseLayer) -> None:
+        col = layer.module.col_indices
+        self._patterns[layer.name] = col, col._version
+
+    def _signs_of(self, layer: SparseLayer) -> Tensor:
+        """The signs; anew where the model was loaded or moved since they were learned."""
+        signs, col = self.signs[layer.name], layer.module.col_indices
+        known, version = self._patterns[layer.name]
+        if col is known and col._version == version:
+            return signs
+        if known._version == version and torch.equal(known.to(col.device), col):  # moved
+            self.signs[layer.name] = signs.to(col.device)
+            self._remember(layer)
+        else:
+            self._learn_signs(layer)
+        return self.signs[layer.name]
+
+    def _signed(self, layer: SparseLayer) -> Tensor:
+        """[nnz] of a layer: below 0 where a weight's sign is not its own."""
+        return layer.values.detach() * self._signs_of(layer)
+
+    def _generator(self, device: torch.device, stream: int) -> torch.Generator:
+        """Numbers of this iteration and stream alone: there is no generator state to keep."""
+        generator = self._generators.setdefault(device, torch.Generator(device))
+        mixed = (self.seed * 0x9E3779B97F4A7C15 + self.iteration) * 0xD1342543DE82EF95 + stream
+        return generator.manual_seed(mixed % 2**63)
+
+    def _add_up(self, report: RewireReport) -> None:
+        """Adds a rewire to those since the last report."""
+        if self._sum is None:
+            self._sum = report
+            return
+        rows = {row.name: row for row in self._sum.layers}
+        for b in report.layers:  # a layer may have been frozen or thawed
+            a = rows.get(b.name, LayerReport(b.name, b.nnz_before, 0, 0, 0))
+            rows[b.name] = LayerReport(
+                b.name, a.nnz_before, a.pruned + b.pruned, a.grown + b.grown, b.nnz_after
+            )
+        self._sum = dataclasses.replace(
+            report,
+            pruned=self._sum.pruned + report.pruned,
+            grown=self._sum.grown + report.grown,
+            layers=list(rows.values()),
+            seconds=self._sum.seconds + report.seconds,
+        )

@@ -1,0 +1,186 @@
+"""Dynamic sparse reparameterization (Mostafa & Wang, ICML 2019, arXiv 1902.05967)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsr_kernels.choices import check_choice
+from dsr_kernels.rewiring.allocation import ALLOCATIONS, MAX_POWER, growth_weights, share_in_blocks
+from dsr_kernels.rewiring.blocks import prune_weights, use_kernels
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.rewirer import Rewirer
+from dsr_kernels.rewiring.schedule import as_int, as_number
+
+DEFAULT_FRACTION = 0.1
+
+
+class DSR(Rewirer):
+    """Prunes the smallest weights of the whole network and regrows as many where weights survive.
+
+    One rewire: prune every |w| < H over all layers; give each layer back a share of what was
+    pruned in proportion to its survivors; grow at uniformly random positions that were zero
+    before; start grown weights and their optimizer state at 0. Layers therefore trade non-zeros,
+    and their total is conserved exactly. A layer always keeps its largest weight.
+
+    Args:
+        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        prune_fraction: N_p as a share of the non-zeros, in (0, 1); 0.1 if neither is given.
+        prune_count: N_p, how many weights a rewire should prune.
+        threshold: "adaptive" prunes below H and then doubles (halves) H for the next rewire if
+            fewer than (1 - tolerance) N_p (more than (1 + tolerance) N_p) lay below it, as in the
+            paper. "exact" prunes exactly the N_p smallest, found by selection over all layers.
+        initial_threshold: H of the first rewire ("adaptive").
+        tolerance: see `threshold`.
+        allocation: what a layer's share of the growth is in proportion to: "R", its survivors, as
+            in the paper; for comparison "M" and "N", its non-zeros and its positions, "K", what it
+            has lost, and "anti", 1 / R.
+        power: with "R", the survivors are raised to it; from -8 to 8.
+        granularity: "weight", or "kernel": a convolution's k x k weights of one input and one
+            output channel come and go together, judged by their mean magnitude. N_p and the budget
+            count weights all the same: no more than N_p go, in whole kernels. Where kernels of
+            several sizes leave a remainder, it is carried over to the next rewire.
+        every, schedule, stop, seed: see `Rewirer`.
+
+    Raises ValueError for arguments out of range, a model without trainable sparse modules, and an
+    optimizer that does not hold their values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        prune_fraction: float | None = None,
+        prune_count: int | None = None,
+        threshold: str = "adaptive",
+        initial_threshold: float = 1e-3,
+        tolerance: float = 0.1,
+        allocation: str = "R",
+        power: float = 1.0,
+        granularity: str = "weight",
+        every: int | None = None,
+        schedule: Sequence[tuple[int, int]] | None = None,
+        stop: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, every=every, schedule=schedule, stop=stop, seed=seed)
+        self._check_trains()
+        check_choice(threshold, "threshold", ("adaptive", "exact"))
+        check_choice(allocation, "allocation", ALLOCATIONS)
+        check_choice(granularity, "granularity", ("weight", "kernel"))
+        self.power = as_number(power, "power", -MAX_POWER, MAX_POWER, "[]")
+        if allocation != "R" and self.power != 1:
+            raise ValueError(f"power: expected 1 unless allocation is 'R', got {power!r}")
+        initial_threshold = as_number(initial_threshold, "initial_threshold", 0, ends="()")
+        self.tolerance = as_number(tolerance, "tolerance", 0, 1)
+        self.mode, self.allocation = threshold, allocation
+        self.threshold = initial_threshold if threshold == "adaptive" else 0.0
+        self.owed = self._left_over = 0  # weights of the budget that no whole kernel could hold
+        if granularity == "kernel":
+            use_kernels(self._layers)
+        self.prune_count = _target(prune_fraction, prune_count, self.nnz)
+
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+        if self.mode == "exact":
+            cut = prune_weights(plan, layers, min(self.prune_count, self._growable(plan, layers)))
+            return cut, cut
+        plan.prune_below(self.threshold)
+        below_each, growable = plan.below_each, self._growable(plan, layers)
+        if _weights(plan.pruned, layers) > growable:
+            prune_weights(plan, layers, growable)
+        below = _weights(below_each, layers)
+        prunable = sum(max(layer.values.numel() - layer.block, 0) for layer in layers)
+        return self.threshold, self._adapted(below, prunable)
+
+    def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
+        if self._in_paper_form(layers):
+            plan.grow_proportionally()
+            self._left_over = self.owed
+            return
+        blocks = [layer.block for layer in layers]
+        nnz, pruned, capacity = (
+            [n * block for n, block in zip(numbers, blocks, strict=True)]
+            for numbers in (plan.nnz, plan.pruned, plan.capacity)
+        )
+        survivors = [m - k for m, k in zip(nnz, pruned, strict=True)]
+        sizes = [layer.module.numel for layer in layers]
+        weights = growth_weights(self.allocation, self.power, nnz, pruned, sizes)
+        total = sum(pruned) + self.owed
+        grown = share_in_blocks(total, weights, survivors, capacity, blocks)
+        plan.grow([g // block for g, block in zip(grown, blocks, strict=True)])
+        self._left_over = total - sum(grown)
+
+    def _growable(self, plan: Any, layers: list[SparseLayer]) -> int:
+        """How many weights may be pruned, so that they and those owed have room to grow."""
+        return max(0, _weights(plan.capacity, layers) - self.owed)
+
+    def _in_paper_form(self, layers: list[SparseLayer]) -> bool:
+        single = all(layer.block == 1 for layer in layers)
+        return single and self.allocation == "R" and self.power == 1
+
+    def _wanted(self, layers: list[SparseLayer]) -> int:
+        return super()._wanted(layers) + self.owed - self._left_over
+
+    def _rewired(self, layers: list[SparseLayer]) -> None:
+        self.owed = self._left_over
+
+    def _adapted(self, below: int, prunable: int) -> float:
+        """H of the next rewire, when `below` of `prunable` weights lay below this one's.
+
+        Beyond the paper: H stops rising once everything lies below it and never underflows to 0, so
+        that a target out of reach cannot drive it where no later rewire brings it back from.
+        """
+        if below < (1 - self.tolerance) * self.prune_count:
+            return 2 * self.threshold if below < prunable else self.threshold
+        if below > (1 + self.tolerance) * self.prune_count:
+            return max(self.threshold / 2, sys.float_info.min)
+        return self.threshold
+
+    def _policy_state(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode,
+            "threshold": self.threshold,
+            "prune_count": self.prune_count,
+            "owed": self.owed,
+        }
+
+    def _load_policy_state(self, state: dict[str, Any]) -> None:
+        if state["mode"] != self.mode:
+            raise ValueError(
+                f"state_dict: expected a state of threshold={self.mode!r}, got {state['mode']!r}"
+            )
+        ends = "()" if self.mode == "adaptive" else "[)"
+        threshold = as_number(state["threshold"], "threshold", 0, ends=ends)
+        prune_count, owed = as_int(state["prune_count"], "prune_count", 1), state["owed"]
+        self.owed = self._left_over = as_int(owed, "owed", 0)
+        self.prune_count = prune_count
+        self.threshold = threshold
+
+
+def _weights(blocks: Sequence[int], layers: list[SparseLayer]) -> int:
+    """How many weights so many blocks of each layer are."""
+    return sum(n * layer.block for n, layer in zip(blocks, layers, strict=True))
+
+
+def _target(fraction: float | None, count: int | None, nnz: int) -> int:
+    """N_p from whichever way it was given."""
+    if fraction is not None and count is not None:
+        raise ValueError(
+            f"prune_fraction, prune_count: expected at most one of them, got {fraction!r} and "
+            f"{count!r}"
+        )
+    if count is not None:
+        count = as_int(count, "prune_count", 1)
+        if count > nnz:
+            raise ValueError(
+                f"prune_count: expected at most the model's {nnz} non-zeros, got {count}"
+            )
+        return count
+    fraction = DEFAULT_FRACTION if fraction is None else fraction
+    return max(1, round(as_number(fraction, "prune_fraction", 0, 1, "()") * nnz))

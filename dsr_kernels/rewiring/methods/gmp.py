@@ -1,0 +1,128 @@
+"""Gradual magnitude pruning (Zhu & Gupta, arXiv 1710.01878), on weights that become fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsr_kernels.choices import check_choice
+from dsr_kernels.distribution import budget, exact_fraction
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.rewirer import Rewirer
+from dsr_kernels.rewiring.schedule import Anneal, as_int
+
+SCOPES = ("layer", "global")
+
+
+class GMP(Rewirer):
+    """Prunes the smallest weights step by step until the final sparsity is reached; nothing grows.
+
+    The model starts with more non-zeros, usually all of them (`sparsify(model, sparsity=0.0)`),
+    fresh or trained: from a trained network this is the "compressed sparse" baseline of DSR's
+    paper. Between `begin` and `end` the density follows `density_schedule` from what it is at
+    construction: "cubic" is the published schedule, "exponential" prunes the same share each time.
+
+    Args:
+        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        final_sparsity: at `end`, each layer has floor((1 - final_sparsity) N_l) non-zeros, at
+            least 1; with scope "global", all of them together have the sum of these.
+        scope: "layer", each has the same density (if they began with it); "global", one threshold
+            for all layers, each of which keeps its largest weight.
+        density_schedule: "cubic" or "exponential", see `schedule.Anneal`.
+        begin, end: iterations.
+        every, schedule: when a pruning step is made, see `Rewirer`; one is made after iteration
+            `end` in any case.
+
+    Raises ValueError for arguments out of range, a model without trainable sparse modules or with
+    fewer non-zeros than at the end, and an optimizer that does not hold their values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        final_sparsity: float,
+        end: int,
+        begin: int = 0,
+        scope: str = "layer",
+        density_schedule: str = "cubic",
+        every: int | None = None,
+        schedule: Sequence[tuple[int, int]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        end = as_int(end, "end", 1)
+        super().__init__(model, optimizer, every=every, schedule=schedule, stop=end, seed=seed)
+        self._check_trains()
+        self.begin, self.end = as_int(begin, "begin", 0), end
+        if self.begin >= self.end:
+            raise ValueError(f"begin: expected less than end = {end}, got {begin}")
+        check_choice(scope, "scope", SCOPES)
+        check_choice(density_schedule, "density_schedule", ("cubic", "exponential"))
+        exact_fraction(final_sparsity, "final_sparsity")
+        self.final_sparsity, self.scope, self.kind = final_sparsity, scope, density_schedule
+        self.initial = {layer.name: layer.values.numel() for layer in self._layers}
+        for layer in self._layers:
+            last = budget(layer.module.numel, final_sparsity)
+            if scope == "layer" and self.initial[layer.name] < last:
+                raise ValueError(
+                    f"layer {layer.name!r}: expected at least the {last} non-zeros that "
+                    f"final_sparsity {final_sparsity} leaves, got {self.initial[layer.name]}"
+                )
+        if self.nnz < sum(self._final(layer) for layer in self._live_layers()):
+            raise ValueError(
+                f"final_sparsity: {final_sparsity} leaves more than the {self.nnz} non-zeros there "
+                "are"
+            )
+
+    def due(self, iteration: int) -> bool:
+        return iteration == self.end or (iteration > self.begin and super().due(iteration))
+
+    def scheduled(self, layers: list[SparseLayer], iteration: int) -> int:
+        """How many non-zeros the layers are to have together after `iteration`; no more than now.
+
+        Each layer's own number follows the schedule with scope "layer", their sum with "global".
+        """
+        first = sum(self.initial[layer.name] for layer in layers)
+        last = sum(self._final(layer) for layer in layers)
+        now = sum(layer.values.numel() for layer in layers)
+        if first <= last:  # there is nothing to prune
+            return now
+        numbers = Anneal(self.kind, first, last, self.begin, self.end - self.begin)
+        return min(now, max(last, round(numbers.at(iteration))))
+
+    def _final(self, layer: SparseLayer) -> int:
+        return budget(layer.module.numel, self.final_sparsity)
+
+    # ---- the engine's hooks -------------------------------------------------------------------
+
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+        if self.scope == "global":
+            plan.prune_smallest(sum(plan.nnz) - self._wanted(layers), regrown=False)
+        else:
+            targets = [self.scheduled([layer], self.iteration) for layer in layers]
+            plan.prune_smallest_each([m - n for m, n in zip(plan.nnz, targets, strict=True)])
+        return plan.cut, plan.cut
+
+    def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
+        plan.grow([0] * len(layers))
+
+    def _wanted(self, layers: list[SparseLayer]) -> int:
+        if self.scope == "global":
+            return self.scheduled(layers, self.iteration)
+        return sum(self.scheduled([layer], self.iteration) for layer in layers)
+
+    def _policy_state(self) -> dict[str, Any]:
+        return {"initial": dict(self.initial)}
+
+    def _load_policy_state(self, state: dict[str, Any]) -> None:
+        initial = state["initial"]
+        if set(initial) != set(self.initial):
+            raise ValueError(
+                f"initial: expected the layers {sorted(self.initial)}, got {sorted(initial)}"
+            )
+        self.initial = {name: as_int(n, f"initial: {name}", 0) for name, n in initial.items()}

@@ -1,0 +1,139 @@
+"""What SET, RigL and sparse momentum have in common: each layer loses a share of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from dsr_kernels.choices import check_choice
+from dsr_kernels.rewiring.gradient_growth import GradientWatch, Share
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.rewirer import Ranks, Rewirer
+from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int, as_number
+
+GROWTHS = ("random", "gradient")
+
+
+class LayerwiseRewirer(Rewirer):
+    """Prunes the smallest round(fraction * nnz) weights of each layer and grows as many.
+
+    Args:
+        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        fraction: of each layer's non-zeros that go, in (0, 1), at the start of training.
+        fraction_schedule: "constant", or "cosine", "cubic", "exponential": how it falls to
+            `final_fraction`, see `schedule.Anneal`. Default: the method's own.
+        final_fraction: what it has come to after `length` iterations.
+        length: iterations over which the fraction falls; default: `stop`.
+        growth: "random", uniformly; or "gradient": where the loss gradient of this iteration's last
+            backward pass is largest in magnitude. Default: the method's own. The gradient is
+            computed for blocks of rows, of which the best positions are kept, during the backward
+            pass of iterations that a rewire follows: a dense one never exists. It needs a backward
+            pass in eager mode (gradient checkpointing: with `use_reentrant=False`). Of a weight
+            that is used several times the sum of its gradients decides.
+        every, schedule, stop, seed: see `Rewirer`.
+
+    What was pruned may not come back in the same rewire. A layer keeps its largest weight, and
+    gives up no more than it has free positions to grow at. With gradient growth, a layer whose
+    gradient was not seen or is not finite (an overflow under float16) sits out.
+
+    Raises ValueError for arguments out of range, a model without trainable sparse modules, and an
+    optimizer that does not hold their values.
+    """
+
+    FRACTION_SCHEDULE: ClassVar[str] = "constant"
+    GROWTH: ClassVar[str] = "random"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        fraction: float = 0.3,
+        fraction_schedule: str | None = None,
+        final_fraction: float = 0.0,
+        length: int | None = None,
+        growth: str | None = None,
+        every: int | None = None,
+        schedule: Sequence[tuple[int, int]] | None = None,
+        stop: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, every=every, schedule=schedule, stop=stop, seed=seed)
+        self._check_trains()
+        fraction_schedule = fraction_schedule or self.FRACTION_SCHEDULE
+        growth = growth or self.GROWTH
+        fraction = as_number(fraction, "fraction", 0, 1, "()")
+        final_fraction = as_number(final_fraction, "final_fraction", 0, fraction, "[]")
+        length = stop if length is None else as_int(length, "length", 1)
+        if length is None and fraction_schedule != "constant":
+            raise ValueError(
+                f"length: expected the iterations over which a {fraction_schedule!r} fraction "
+                "falls, or `stop`, got neither"
+            )
+        check_choice(fraction_schedule, "fraction_schedule", KINDS)
+        if fraction_schedule == "exponential" and final_fraction == 0:
+            raise ValueError(
+                "final_fraction: expected a number above 0, for the fraction falls exponentially, "
+                f"got {final_fraction!r}"
+            )
+        check_choice(growth, "growth", GROWTHS)
+        self.fraction = Anneal(fraction_schedule, fraction, final_fraction, 0, length or 1)
+        self.growth = growth
+        self._watch = GradientWatch(self._decide_ahead) if growth == "gradient" else None
+        self._iteration_done()
+
+    # ---- what a method decides ----------------------------------------------------------------
+
+    def _grown_counts(self, layers: list[SparseLayer], pruned: list[int]) -> list[int]:
+        """How many entries each layer gains: here, as many as it loses."""
+        return pruned
+
+    # ---- the engine's hooks -------------------------------------------------------------------
+
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+        if self._watch is None:
+            pruned = self._pruned_counts(layers, self.iteration)
+            self._growing = self._grown_counts(layers, pruned)
+        else:
+            pruned, self._growing = self._watch.balanced(layers)
+        plan.prune_smallest_each(pruned)
+        return plan.cut, plan.cut
+
+    def _grow(self, plan: Any, layers: list[SparseLayer]) -> Ranks | None:
+        plan.grow(self._growing)
+        return None if self._watch is None else self._watch.ranks(layers, self._growing)
+
+    def _rewired(self, layers: list[SparseLayer]) -> None:
+        if self._watch is not None:
+            self._watch.forget()
+
+    def _iteration_done(self) -> None:
+        if self._watch is None:
+            return
+        self._watch.stop()
+        if self.due(self.iteration + 1):
+            self._watch.start(self._layers)
+
+    # ---- details ------------------------------------------------------------------------------
+
+    def _pruned_counts(self, layers: list[SparseLayer], iteration: int) -> list[int]:
+        fraction = self.fraction.at(iteration)
+        counts = []
+        for layer in layers:
+            nnz, size = layer.values.numel(), layer.module.numel
+            counts.append(min(round(fraction * nnz), max(nnz - 1, 0), size - nnz))
+        return counts
+
+    def _decide_ahead(self) -> dict[int, Share]:
+        """In the backward pass of an iteration that a rewire follows: each layer's part of it."""
+        layers = self._live_layers()
+        pruned = self._pruned_counts(layers, self.iteration + 1)
+        grown = self._grown_counts(layers, pruned)
+        return {
+            layer.index: Share(*counts)
+            for layer, *counts in zip(layers, pruned, grown, strict=True)
+        }

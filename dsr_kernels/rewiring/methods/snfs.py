@@ -1,0 +1,66 @@
+"""Sparse networks from scratch, or sparse momentum (Dettmers & Zettlemoyer, arXiv 1907.04840)."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor
+
+from dsr_kernels.rewiring.allocation import share_growth
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.methods.layerwise import LayerwiseRewirer
+
+MOMENTA = ("momentum_buffer", "exp_avg")  # SGD's and Adam's
+
+
+class SNFS(LayerwiseRewirer):
+    """Each layer loses its smallest weights; layers gain in proportion to their mean momentum.
+
+    That is the mean magnitude of the optimizer's momentum at a layer's non-zeros. Arguments are
+    those of `LayerwiseRewirer`; the fraction falls along a cosine. A departure from the paper,
+    which keeps the momentum of absent weights: growth goes where this iteration's gradient is
+    largest, so that nothing is ever dense.
+
+    Raises ValueError for an optimizer without momentum, beside what `LayerwiseRewirer` raises; so
+    does a rewire where momentum is not finite.
+    """
+
+    FRACTION_SCHEDULE = "cosine"
+    GROWTH = "gradient"
+
+    def _check_trains(self) -> None:
+        super()._check_trains()
+        groups = self._optimizer.param_groups
+        if any(group.get("momentum", 1) == 0 for group in groups) or not any(
+            key in groups[0] for key in ("momentum", "betas")
+        ):
+            raise ValueError(
+                "optimizer: SNFS shares growth out by momentum: expected one with momentum (SGD's "
+                f"above 0, Adam, AdamW), got {type(self._optimizer).__name__} without"
+            )
+
+    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+        for layer in layers:  # here: `_grown_counts` may be called in the midst of a backward pass
+            if not math.isfinite(self._mean_momentum(layer)):
+                raise ValueError(f"optimizer: the momentum of layer {layer.name!r} is not finite")
+        return super()._prune(plan, layers)
+
+    def _grown_counts(self, layers: list[SparseLayer], pruned: list[int]) -> list[int]:
+        means = [self._mean_momentum(layer) for layer in layers]
+        weights = [Fraction(mean) if math.isfinite(mean) else Fraction(0) for mean in means]
+        survivors = [
+            layer.values.numel() - count for layer, count in zip(layers, pruned, strict=True)
+        ]
+        capacities = [layer.module.numel - layer.values.numel() for layer in layers]
+        if not any(weights):  # before the first step
+            weights = [Fraction(count) for count in pruned]
+        return share_growth(sum(pruned), weights, survivors, capacities)
+
+    def _mean_momentum(self, layer: SparseLayer) -> float:
+        state = self._optimizer.state.get(layer.values, {})
+        for key in MOMENTA:
+            if isinstance(momentum := state.get(key), Tensor) and momentum.numel():
+                return momentum.detach().double().abs().mean().item()
+        return 0.0

@@ -1,0 +1,1 @@
+"""Data sets: reading, order, augmentation and batches."""

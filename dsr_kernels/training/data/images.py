@@ -1,0 +1,226 @@
+"""Data sets too large for memory: images decoded as they are needed, by worker processes.
+
+The draws of an image's augmentation come from a stream named by (seed, "augment", epoch, index), so
+neither the number of workers nor the batch a run is resumed from changes what it looks like.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from dsr_kernels.errors import UsageError, require
+from dsr_kernels.training.data.listing import Listing
+from dsr_kernels.training.data.streams import Batches, Draw
+from dsr_kernels.training.recipe.schema import Data
+
+AUGMENT = "resized_crop_flip"
+SIDE = 224
+RESIZED = 256 / 224  # shorter side before the central crop, as a multiple of the crop's side
+AREA, ASPECT, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of RandomResizedCrop
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1
+
+
+def splits(train: Listing, test: Listing, side: int, workers: int) -> tuple[ImageSplit, ImageSplit]:
+    """Both parts whole; `side` 0 stands for the paper's 224."""
+    require("PIL.Image", "data set imagenet", "imagenet")
+    classes = int(train.labels.max()) + 1
+    return tuple(
+        ImageSplit(part, np.arange(len(part)), classes, side or SIDE, workers)
+        for part in (train, test)
+    )
+
+
+def moments() -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation per channel that ImageNet is normalised with, in 0..255."""
+    return 255 * torch.tensor(MEAN), 255 * torch.tensor(STD)
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """One part of a data set, as files. `chosen` are its images within the listing."""
+
+    listing: Listing
+    chosen: np.ndarray  # [N] int64
+    classes: int
+    side: int
+    workers: int  # processes that decode; 0: this one
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def labels(self) -> torch.Tensor:  # [N] int64
+        return torch.from_numpy(self.listing.labels[self.chosen])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 3, self.side, self.side
+
+    def fingerprint(self) -> str:
+        return f"{self.classes} classes, files {self.listing.fingerprint(self.chosen)}"
+
+    def take(self, index: torch.Tensor) -> ImageSplit:
+        return replace(self, chosen=self.chosen[index.numpy()])
+
+    def train_batches(
+        self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw
+    ) -> Batches:
+        """As `data.Split` says; `draw` is called with the number of each image."""
+        return _read(
+            _Chunks(self, chunks, draw if settings.augment != "none" else None), self.workers
+        )
+
+    def eval_batches(self, batch_size: int) -> Batches:
+        chunks = torch.arange(len(self)).split(batch_size)
+        return _read(_Chunks(self, chunks, None), self.workers)
+
+    def image(self, number: int, generator: torch.Generator | None) -> np.ndarray:
+        """uint8 [3, side, side]: augmented, or the central crop where there is no generator."""
+        index = self.chosen[number]
+        picture = decode(self.listing.read(index), self.listing.where(index))
+        if generator is None:
+            pixels = np.asarray(central_crop(picture, self.side))
+        else:
+            pixels = random_crop(picture, self.side, generator)
+        return pixels.transpose(2, 0, 1)
+
+
+def decode(raw: bytes, where: str):
+    """The image as Pillow's RGB; UsageError that names the file where it is none."""
+    Image = require("PIL.Image", "data set imagenet", "imagenet")
+    try:
+        return Image.open(io.BytesIO(raw)).convert("RGB")
+    except Image.UnidentifiedImageError:
+        raise UsageError(f"{where}: not an image in a format that Pillow knows") from None
+    except Exception as error:  # a damaged image can raise nearly anything
+        raise UsageError(f"{where}: cannot be decoded ({error}); the file is damaged") from None
+
+
+def central_crop(picture, side: int):
+    """Bilinear to a shorter side of `side` * 256 / 224, then the middle of it."""
+    width, height = picture.size
+    shorter = round(side * RESIZED)
+    scale = shorter / min(width, height)
+    # The longer side is cut off, not rounded, as torchvision does.
+    wide, high = (shorter if s == min(width, height) else int(s * scale) for s in (width, height))
+    left, top = round((wide - side) / 2), round((high - side) / 2)
+    picture = picture.resize((wide, high), _bilinear())
+    return picture.crop((left, top, left + side, top + side))
+
+
+def random_crop(picture, side: int, generator: torch.Generator) -> np.ndarray:
+    """A random part of the picture, resized bilinearly to `side`, half of them mirrored: uint8
+    [side, side, 3].
+    """
+    numbers = torch.rand(4 * TRIES + 1, generator=generator, dtype=torch.float64).tolist()
+    left, top, wide, high = crop_box(*picture.size, numbers)
+    part = picture.crop((left, top, left + wide, top + high)).resize((side, side), _bilinear())
+    pixels = np.asarray(part)
+    return pixels[:, ::-1] if numbers[-1] < 0.5 else pixels
+
+
+def crop_box(width: int, height: int, numbers: Sequence[float]) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of RandomResizedCrop from uniform numbers, four a try: an area of
+    8 to 100 % and an aspect ratio of 3/4 to 4/3, log-uniform; after ten that do not fit inside, the
+    largest central part with such a ratio.
+    """
+    low, high = map(math.log, ASPECT)
+    for attempt in range(TRIES):
+        area, ratio, x, y = numbers[4 * attempt : 4 * attempt + 4]
+        target = width * height * (AREA[0] + (AREA[1] - AREA[0]) * area)
+        aspect = math.exp(low + (high - low) * ratio)
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    w, h = min(width, round(height * ASPECT[1])), min(height, round(width / ASPECT[0]))
+    w, h = max(w, 1), max(h, 1)
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _bilinear():
+    from PIL import Image
+
+    return Image.Resampling.BILINEAR
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """What a worker makes: the images and labels of one chunk of numbers."""
+
+    split: ImageSplit
+    chunks: Sequence[torch.Tensor]
+    draw: Draw | None
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, batch: int) -> tuple[torch.Tensor, torch.Tensor] | UsageError:
+        """An error is handed over: raised in a worker it would arrive as a traceback."""
+        numbers = self.chunks[batch].tolist()
+        try:
+            images = [self.split.image(n, self.draw and self.draw(n)) for n in numbers]
+        except UsageError as error:
+            return error
+        labels = self.split.listing.labels[self.split.chosen[numbers]]
+        return torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
+
+
+def _read(chunks: _Chunks, workers: int) -> Batches:
+    """The batches in order. Closing the iterator ends the workers."""
+    made = map(chunks.__getitem__, range(len(chunks)))
+    if workers and len(chunks):
+        made = _start_workers(chunks, min(workers, len(chunks)))
+    try:
+        for result in made:
+            if isinstance(result, UsageError):
+                raise result
+            yield result
+    finally:
+        made = result = None  # the workers end now, even where a traceback keeps this frame
+
+
+def _start_workers(chunks: _Chunks, workers: int) -> Iterator:
+    with warnings.catch_warnings():
+        # More workers than cores is for the user to choose, who may have slow disks.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            chunks,
+            batch_size=None,  # each chunk is a batch already
+            num_workers=workers,
+            # Python 3.14 starts a server instead: no shared arrays, and another parent to heed.
+            multiprocessing_context="fork",
+            worker_init_fn=_heed_the_parent_only,
+            generator=torch.Generator(),  # or it draws from torch's own
+        )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the workers
+        try:
+            return iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heed_the_parent_only(_worker: int) -> None:
+    """A Ctrl-C or SIGTERM to the whole group of processes must not end a worker: the run needs it
+    to come to a safe point. Only a SIGTERM that the run itself sends does.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

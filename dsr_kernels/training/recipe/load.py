@@ -1,0 +1,198 @@
+"""Recipes: named TOML files in the package, resolved with overrides, written back into the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from dsr_kernels.errors import UsageError, require
+from dsr_kernels.training.recipe import rewirer
+from dsr_kernels.training.recipe.schema import Model, Recipe, Schedule, convert, hint_of, unknown
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    tomllib = require("tomli", "reading a recipe on Python 3.10")
+
+FOLDER = Path(__file__).parent
+DEFAULT = "wrn28_2-digits"
+
+
+def names() -> list[str]:
+    """Names of the recipes in the package, the default first."""
+    found = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(found, key=lambda name: name != DEFAULT)
+
+
+def load(source: str, overrides: list[str] = (), seed: int | None = None) -> Recipe:
+    """The recipe named `source` (or the file at that path) with ``key=value`` overrides applied.
+
+    A file may hold ``[variant.METHOD]`` tables: they replace the values given above when that
+    method is chosen, since the paper trains its baselines on schedules of their own;
+    ``[variant.METHOD.at."0.9"]`` tables do for that sparsity alone. Overrides win over variants.
+    """
+    table = _parse(_locate(source))
+    variants = _variants(table)
+    changes = [_parse_override(text) for text in overrides]
+    method = dict(changes).get("method", table.get("method", "dsr"))
+    if method in variants:
+        by_sparsity = _by_sparsity(method, variants[method])
+        _merge(table, variants[method])
+        own = table["model"] if isinstance(table.get("model"), dict) else {}
+        sparsity = dict(changes).get("model.sparsity", own.get("sparsity", Model.sparsity))
+        for level, more in by_sparsity.items():
+            _merge(table, more if level == sparsity else {})
+    table.setdefault("name", Path(source).stem)
+    for key, value in changes:
+        _assign(table, key, value)
+    if seed is not None:
+        table["seed"] = seed
+    recipe = convert(Recipe, table)
+    _check(recipe)
+    return recipe
+
+
+def parse_text(text: str, where: str) -> Recipe:
+    """A recipe that `dump` wrote; `where` it came from is for the error message."""
+    try:
+        return convert(Recipe, tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, UsageError) as error:
+        raise UsageError(f"{where}: not a recipe: {error}") from None
+
+
+def _locate(source: str) -> Path:
+    path = FOLDER / f"{source}.toml"
+    if "/" not in source and path.is_file():
+        return path
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.suffix == ".toml" or "/" in source:
+        raise UsageError(f"--recipe: there is no file {source}")
+    raise UsageError(f"--recipe: unknown recipe {unknown(source, names())}")
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a recipe in TOML: {error}") from None
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    """``key=value``: strings are taken as they are, everything else is read as TOML."""
+    key, equals, raw = text.partition("=")
+    key, raw = key.strip(), raw.strip()
+    if not equals:
+        raise UsageError(f"--set: expected key=value, got {text!r}")
+    hint = hint_of(key)
+    if hint is str:
+        return key, raw
+    try:
+        return key, float(raw) if hint is float else tomllib.loads(f"value = {raw}")["value"]
+    except (tomllib.TOMLDecodeError, ValueError):
+        kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+        expected = "[[epoch, value], ...]" if hint == Schedule else kinds[hint]
+        raise UsageError(f"--set {key}: expected {expected}, got {raw!r}") from None
+
+
+def override(key: str, value: Any) -> str:
+    """``key=value`` as `load` takes it, from a value as TOML gives it."""
+    return f"{key}={value if isinstance(value, str) else _toml(value)}"
+
+
+def _assign(table: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+    table[leaf] = value
+
+
+def _variants(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Takes the tables ``[variant.METHOD]`` out of `table`; UsageError for one of no method."""
+    variants = table.pop("variant", {})
+    field = next(field for field in dataclasses.fields(Recipe) if field.name == "method")
+    methods = field.metadata["choices"]
+    if not isinstance(variants, dict):
+        raise UsageError(f"recipe: expected tables [variant.METHOD], got variant = {variants!r}")
+    for name, changes in variants.items():
+        if name not in methods:
+            raise UsageError(f"recipe: [variant.{name}]: unknown method {unknown(name, methods)}")
+        if not isinstance(changes, dict):
+            raise UsageError(f"recipe: expected a table [variant.{name}], got {changes!r}")
+    return variants
+
+
+def _by_sparsity(method: str, variant: dict[str, Any]) -> dict[float, dict[str, Any]]:
+    """Takes the tables ``[variant.METHOD.at.SPARSITY]`` out of a variant."""
+    levels = variant.pop("at", {})
+    try:
+        found = {float(level): changes for level, changes in levels.items()}
+    except (AttributeError, ValueError):
+        found = {0.0: None}
+    if not all(isinstance(changes, dict) for changes in found.values()):
+        raise UsageError(
+            f'recipe: [variant.{method}.at]: expected tables named by a sparsity, as in "0.9", got '
+            f"{levels!r}"
+        )
+    return found
+
+
+def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            _merge(table.setdefault(key, {}), value)
+        else:
+            table[key] = value
+
+
+def _check(recipe: Recipe) -> None:
+    """What no single field can tell."""
+    rewirer.check(recipe)
+    if not recipe.optimizer.lr:
+        raise UsageError("recipe: optimizer.lr: expected at least one value, got []")
+    if recipe.optimizer.nesterov and recipe.optimizer.momentum == 0:
+        raise UsageError("recipe: optimizer.nesterov needs optimizer.momentum above 0")
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML; `load` gives the same recipe back."""
+    plain, tables = [], []
+    for spec in dataclasses.fields(recipe):
+        value = getattr(recipe, spec.name)
+        if not dataclasses.is_dataclass(value):
+            plain.append(f"{spec.name} = {_toml(value)}")
+            continue
+        lines = [f"{f.name} = {_toml(getattr(value, f.name))}" for f in dataclasses.fields(value)]
+        tables.append("\n".join([f"[{spec.name}]", *lines]))
+    return "\n".join(plain) + "\n\n" + "\n\n".join(tables) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)
+
+
+def difference(one: Recipe, other: Recipe) -> str | None:
+    """The first key in which two recipes differ, with both values; None where they train alike:
+    a description may have been reworded since.
+    """
+
+    def walk(a: Any, b: Any, path: str) -> str | None:
+        for spec in dataclasses.fields(a):
+            left, right, key = getattr(a, spec.name), getattr(b, spec.name), f"{path}{spec.name}"
+            if dataclasses.is_dataclass(left):
+                if found := walk(left, right, f"{key}."):
+                    return found
+            elif left != right and key != "description":
+                return f"{key}: {left!r} and {right!r}"
+        return None
+
+    return walk(one, other, "")

@@ -1,0 +1,246 @@
+"""What a recipe holds: dataclasses that convert, check and describe every value.
+
+The field types are the schema: a recipe file, ``--set`` and the resolved copy in a run all go
+through `convert`.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: RUF009 (`setting` is dataclasses.field with limits)
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from dsr_kernels.choices import closest
+from dsr_kernels.distribution import DISTRIBUTIONS
+from dsr_kernels.errors import UsageError
+from dsr_kernels.rewiring import METHODS
+from dsr_kernels.rewiring.allocation import ALLOCATIONS
+from dsr_kernels.rewiring.methods.gmp import SCOPES
+from dsr_kernels.rewiring.methods.layerwise import GROWTHS
+from dsr_kernels.rewiring.schedule import KINDS
+
+Schedule = list[tuple[float, float]]  # (first epoch, value) pairs; epochs may be fractions
+DENSE = ("dense", "thin_dense")  # methods whose model has no sparse layers
+
+
+def setting(default: Any = dataclasses.MISSING, *, choices=None, low=None, high=None, below=None):
+    """A recipe field with its limits: ``low <= value``, ``value <= high``, ``value < below``."""
+    limits = {"choices": choices, "low": low, "high": high, "below": below}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=limits)
+    return field(default=default, metadata=limits)
+
+
+@dataclass(kw_only=True)
+class Model:
+    name: str = setting(choices=("wrn28", "lenet300", "resnet18", "resnet50"))
+    sparsity: float = setting(0.9, low=0.0, below=1.0)
+    # Multiplies the channels; 0: wrn28 2, others 1, and for thin_dense what the sparsity leaves.
+    width: float = setting(0.0, low=0.0)
+    distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
+    granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": dsr and static
+    memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
+
+
+@dataclass(kw_only=True)
+class Data:
+    name: str = setting(choices=("digits", "fashion_mnist", "mnist", "cifar10", "imagenet"))
+    validation: int = setting(low=0)  # images held out of the training set, stratified by class
+    augment: str = setting("none", choices=("none", "crop_flip", "crop", "resized_crop_flip"))
+    pad: int = setting(4, low=0)  # reflection padding before the random crop
+    # digits: side to upsample 8x8 to, 0: as stored; imagenet: side of the crops, 0: 224.
+    image_size: int = setting(0, low=0)
+    workers: int = setting(4, low=0)  # imagenet: processes that decode images; 0: none
+
+
+@dataclass(kw_only=True)
+class Optimizer:
+    lr: Schedule = setting()
+    name: str = setting("sgd", choices=("sgd", "adam", "adamw"))
+    momentum: float = setting(0.9, low=0.0, below=1.0)
+    nesterov: bool = setting(True)
+    weight_decay: float = setting(0.0, low=0.0)  # on every parameter
+    l1: float = setting(0.0, low=0.0)  # on the weights of convolutions and fully connected layers
+
+
+@dataclass(kw_only=True)
+class Training:
+    epochs: int = setting(low=1)
+    batch_size: int = setting(low=2)
+    eval_batch_size: int = setting(500, low=1)
+    eval_test_every: int = setting(0, low=0)  # epochs between tests; 0: at the end only
+    # Of activations, by autocast; weights and their optimizer state are float32 in any case.
+    precision: str = setting("float32", choices=("float32", "bfloat16", "float16"))
+
+
+@dataclass(kw_only=True)
+class Rewiring:
+    """What the methods are told; each takes the keys that are named after it."""
+
+    every: Schedule = setting([])  # (first epoch, iterations between rewires); deepr: every one
+    stop_epoch: float = setting(0.0, low=0.0)  # no rewire from this epoch on; 0: never stops
+    # dsr
+    prune_count: int = setting(0, low=0)  # N_p, weights to prune a rewire; 0: use prune_fraction
+    prune_fraction: float = setting(0.0, low=0.0, below=1.0)
+    threshold: str = setting("adaptive", choices=("adaptive", "exact"))
+    initial_threshold: float = setting(1e-3, low=0.0)
+    tolerance: float = setting(0.1, low=0.0, below=1.0)
+    allocation: str = setting("R", choices=ALLOCATIONS)
+    power: float = setting(1.0)
+    # set, rigl, snfs: the share of each layer that goes, and how it falls until stop_epoch
+    fraction: float = setting(0.0, low=0.0, below=1.0)  # 0: the method's own
+    fraction_schedule: str = setting("", choices=("", *KINDS))  # "": the method's own
+    final_fraction: float = setting(0.0, low=0.0, below=1.0)
+    growth: str = setting("", choices=("", *GROWTHS))  # "": the method's own
+    # deepr
+    temperature: float = setting(1e-5, low=0.0)
+    final_temperature: float = setting(1e-15, low=0.0)
+    eta: float = setting(0.01, low=0.0)
+    l1: float = setting(1e-5, low=0.0)
+    # gmp: from begin_epoch to stop_epoch, down to model.sparsity
+    initial_sparsity: float = setting(0.0, low=0.0, below=1.0)
+    begin_epoch: float = setting(0.0, low=0.0)
+    density_schedule: str = setting("cubic", choices=("cubic", "exponential"))
+    scope: str = setting("layer", choices=SCOPES)
+    record_exploration: bool = setting(False)  # a bit for each position ever active
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    every_seconds: float = setting(120.0, low=0.0)  # 0: not by time
+    every_iterations: int = setting(0, low=0)  # 0: not by count
+    keep: int = setting(2, low=1)
+
+
+@dataclass(kw_only=True)
+class Start:
+    """What a run begins with instead of its own initialisation; see training/origin.py."""
+
+    run: str = setting("")  # folder of a finished run; "": none
+    take: str = setting("weights", choices=("weights", "structure", "structure_and_init"))
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """One resolved recipe. `method`: one of `dsr_kernels.rewiring`, dense (the twin) or thin_dense
+    (a twin so narrow that it has no more parameters than the sparse model).
+    """
+
+    name: str = setting("")
+    description: str = setting("")
+    method: str = setting("dsr", choices=(*METHODS, *DENSE))
+    seed: int = setting(0, low=0, high=2**63 - 1)
+    model: Model = setting()
+    data: Data = setting()
+    optimizer: Optimizer = setting()
+    training: Training = setting()
+    rewiring: Rewiring = field(default_factory=Rewiring)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    start: Start = field(default_factory=Start)
+
+
+def convert(kind: type, table: Any, path: str = "") -> Any:
+    """Builds the dataclass `kind` from a plain table; every complaint names the dotted key."""
+    if not isinstance(table, dict):
+        raise UsageError(f"recipe: expected a table [{path}], got {table!r}")
+    hints, known = get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    for key in table:
+        if key not in known:
+            raise UsageError(f"recipe: unknown key {unknown(join(path, key), all_keys())}")
+    values = {}
+    for name, spec in known.items():
+        key = join(path, name)
+        if name in table:
+            values[name] = _value(hints[name], table[name], key, spec.metadata)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise UsageError(f"recipe: {key} is missing")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, key: str, limits: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return convert(hint, value, key)
+    if hint == Schedule:
+        return _schedule(value, key)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise UsageError(f"recipe: {key}: expected {_words(hint)}, got {value!r}")
+    if hint is float and not math.isfinite(value):
+        raise UsageError(f"recipe: {key}: expected a finite number, got {value!r}")
+    if limits.get("choices") and value not in limits["choices"]:
+        raise UsageError(f"recipe: {key}: unknown value {unknown(value, limits['choices'])}")
+    for name, text, bad in (
+        ("low", "at least", lambda bound: value < bound),
+        ("high", "at most", lambda bound: value > bound),
+        ("below", "below", lambda bound: value >= bound),
+    ):
+        if limits.get(name) is not None and bad(limits[name]):
+            raise UsageError(f"recipe: {key}: expected a value {text} {limits[name]}, got {value}")
+    return value
+
+
+def _schedule(value: Any, key: str) -> Schedule:
+    """A number stands for one value throughout; otherwise pairs from epoch 0 on, in order."""
+    if type(value) in (int, float):
+        value = [[0, value]]
+    shape = "a number or [[0, value], [epoch, value], ...] with rising epochs and positive values"
+    try:
+        pairs = [(float(epoch), float(number)) for epoch, number in value]
+    except (TypeError, ValueError):
+        raise UsageError(f"recipe: {key}: expected {shape}, got {value!r}") from None
+    epochs = [epoch for epoch, _ in pairs]
+    rising = all(a < b for a, b in itertools.pairwise(epochs))
+    if not rising or any(epochs[:1]) or not all(0 < v < math.inf for _, v in pairs):
+        raise UsageError(f"recipe: {key}: expected {shape}, got {value!r}")
+    return pairs
+
+
+def at(schedule: Schedule, epoch: float) -> float:
+    """The value in force at `epoch` (a fraction within the epoch counts)."""
+    return [value for start, value in schedule if start <= epoch][-1]
+
+
+def _words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    return names[hint]
+
+
+def join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def all_keys(kind: type = Recipe, path: str = "") -> list[str]:
+    """Every dotted key of the schema."""
+    keys = []
+    for name, hint in get_type_hints(kind).items():
+        key = join(path, name)
+        keys += all_keys(hint, key) if dataclasses.is_dataclass(hint) else [key]
+    return keys
+
+
+def hint_of(key: str) -> Any:
+    """The type of one dotted key; UsageError with the closest name where there is none."""
+    kind: Any = Recipe
+    for part in key.split("."):
+        hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if part not in hints:
+            raise UsageError(f"--set: unknown key {unknown(key, all_keys())}")
+        kind = hints[part]
+    if dataclasses.is_dataclass(kind):
+        raise UsageError(f"--set: {key} is a table: set one of {', '.join(all_keys(kind, key))}")
+    return kind
+
+
+def unknown(got: str, known) -> str:
+    """'got; did you mean X?' with the closest known name, or all of them where none is close."""
+    known = list(known)
+    leaves = {name.split(".")[-1]: name for name in known}
+    close = closest(got, known)
+    if close is None and (leaf := closest(got.split(".")[-1], leaves)):
+        close = leaves[leaf]
+    tail = f"did you mean {close}?" if close else f"expected one of {', '.join(known)}"
+    return f"'{got}'; {tail}"

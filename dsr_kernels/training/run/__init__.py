@@ -1,0 +1,1 @@
+"""All that a run leaves on disk, and the only place that knows its format."""

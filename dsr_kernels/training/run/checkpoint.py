@@ -1,0 +1,146 @@
+"""Checkpoints: one folder each, complete or absent, verified before anything is loaded from it.
+
+    checkpoints/step-0000001200/weights.safetensors   state_dict of the model: values and indices
+                                state.pt              optimizer, rewirer, position, log lengths, ...
+                                manifest.json         format, step, size and SHA-256 of both
+    checkpoints/latest -> step-0000001200             for people; loading takes the highest step
+
+The folder is written under a hidden name and renamed once all of it is on the disk, so a kill at
+any moment leaves the former checkpoints and at most a hidden leftover, which the next start
+removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsr_kernels.errors import UsageError, require
+from dsr_kernels.training.run.files import sync_file, sync_folder
+
+FORMAT, VERSION = "dsr_kernels checkpoint", 1
+WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run; the newest `keep` stay."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep: expected at least 1, got {keep}")
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*"), key=lambda path: path.name)
+
+    def save(self, step: int, weights: Mapping[str, torch.Tensor], state: dict[str, Any]) -> Path:
+        """Writes checkpoint `step`; returns only once it would survive a power cut."""
+        safetensors = require("safetensors.torch", "saving a checkpoint")
+        self.folder.mkdir(exist_ok=True)
+        self.clean()
+        final = self._free_name(step)
+        part = self.folder / f".part-{final.name}"
+        part.mkdir()
+        # safetensors wants each tensor contiguous and with storage of its own.
+        whole = {name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}
+        # One entry: the library writes several in an order that changes from run to run.
+        safetensors.save_file(whole, part / WEIGHTS, metadata={"format": FORMAT})
+        torch.save(state, part / STATE)
+        files = {name: _fingerprint(part / name) for name in (WEIGHTS, STATE)}
+        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for name in (WEIGHTS, STATE, MANIFEST):
+            sync_file(part / name)
+        sync_folder(part)
+        os.rename(part, final)
+        self._point_to(final)
+        sync_folder(self.folder)
+        for old in self.steps()[: -self.keep]:
+            self._discard(old)
+        return final
+
+    def clean(self) -> None:
+        """Removes what a kill in the middle of saving has left."""
+        for leftover in (*self.folder.glob(".part-*"), *self.folder.glob(".old-*")):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
+    def load_latest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """(weights, state) of the newest checkpoint; None where there is none yet."""
+        steps = self.steps()
+        if not steps:
+            return None
+        try:
+            return load(steps[-1])
+        except UsageError as error:
+            if steps[:-1]:
+                hint = f"remove that folder to resume from {steps[-2].name} instead"
+                raise UsageError(f"{error}; {hint}") from None
+            raise
+
+    def _free_name(self, step: int) -> Path:
+        """A second checkpoint at one step (the evaluation has been done since) sorts behind the
+        first.
+        """
+        names = [f"step-{step:010d}", *(f"step-{step:010d}.{again}" for again in range(1, 10))]
+        return next(p for p in (self.folder / name for name in names) if not p.exists())
+
+    def _discard(self, path: Path) -> None:
+        # Renamed first: a half-removed folder must not look like a checkpoint.
+        hidden = path.with_name(f".old-{path.name}")
+        os.rename(path, hidden)
+        shutil.rmtree(hidden)
+
+    def _point_to(self, final: Path) -> None:
+        link = self.folder / ".part-latest"
+        with contextlib.suppress(OSError):  # a file system without links: it is only a convenience
+            link.symlink_to(final.name)
+            os.replace(link, self.folder / "latest")
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(weights, state) of one checkpoint; UsageError if it is truncated, altered or foreign."""
+    safetensors = require("safetensors.torch", "loading a checkpoint")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: manifest["files"][name] for name in (WEIGHTS, STATE)}
+        if manifest["format"] != FORMAT:
+            raise KeyError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{path}: not a checkpoint of dsr_kernels (no valid {MANIFEST})") from None
+    if manifest.get("version") != VERSION:
+        raise UsageError(
+            f"{path}: checkpoint format {manifest.get('version')}, this dsr_kernels reads {VERSION}"
+        )
+    for name, fingerprint in expected.items():
+        if not (path / name).is_file():
+            raise UsageError(f"{path}: damaged checkpoint: {name} is missing")
+        found = _fingerprint(path / name)
+        if found["bytes"] != fingerprint["bytes"]:
+            raise UsageError(
+                f"{path}: truncated checkpoint: {name} has {found['bytes']} bytes, "
+                f"expected {fingerprint['bytes']}"
+            )
+        if found != fingerprint:
+            raise UsageError(f"{path}: damaged checkpoint: {name} does not match its SHA-256")
+    weights = safetensors.load_file(path / WEIGHTS)
+    return weights, torch.load(path / STATE, weights_only=True, map_location="cpu")
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

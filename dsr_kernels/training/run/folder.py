@@ -1,0 +1,121 @@
+"""The folder of one run: who may use it, what it was made with, where its parts lie.
+
+RUN/recipe.toml  the resolved recipe        RUN/metrics.csv  one row an epoch
+RUN/run.json     machine, versions, sizes   RUN/timings.csv  seconds and images/s an epoch
+RUN/results.json once training is over      RUN/rewires.csv  one row a rewire
+RUN/checkpoints  RUN/tensorboard            RUN/report.html, RUN/plots
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from dsr_kernels.errors import UsageError
+from dsr_kernels.training.recipe import load as recipes
+from dsr_kernels.training.recipe.schema import Recipe
+from dsr_kernels.training.run.files import write_atomically
+
+LOCK = ".lock"
+LOG = "log.txt"  # what the process printed, where `dsr experiment` started it: older than the run
+
+
+class Run:
+    """An existing run folder. `create` makes one, `open` finds one; `lock` keeps a second process
+    out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = None
+        self._made = False  # the folder itself, by `create`
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe) -> Run:
+        """A new run in an empty or absent folder; refuses to touch anything that is there."""
+        if (folder / "recipe.toml").exists():
+            raise UsageError(
+                f"--out: {folder} already holds a run; continue it with `{resume_command(folder)}` "
+                "or name another folder"
+            )
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--out: {folder} is not a folder")
+        hidden = {LOCK, LOG, ".recipe.toml.tmp"}  # what a run leaves that was killed as it began
+        if folder.exists() and any(path.name not in hidden for path in folder.iterdir()):
+            raise UsageError(f"--out: {folder} is not empty and holds no run; name another folder")
+        made = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out: cannot make {folder}: {error.strerror}") from None
+        run = cls(folder)
+        run._made = made
+        run.lock()
+        write_atomically(folder / "recipe.toml", recipes.dump(recipe))
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        if not (folder / "recipe.toml").is_file():
+            raise UsageError(f"{folder} holds no run (there is no recipe.toml in it)")
+        return cls(folder)
+
+    def lock(self) -> None:
+        """Held until the process ends, however it ends."""
+        self._lock = (self.folder / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{self.folder}: another process is training this run") from None
+
+    def withdraw(self) -> None:
+        """Undoes `create` where nothing has been added since: the folder can be named again."""
+        own = {"recipe.toml", LOCK}
+        kept = own | {LOG}
+        if self._lock is None or any(path.name not in kept for path in self.folder.iterdir()):
+            return
+        for name in own:
+            (self.folder / name).unlink(missing_ok=True)
+        if self._made:
+            with contextlib.suppress(OSError):  # somebody has put a file there this very moment
+                self.folder.rmdir()
+        self._lock.close()
+        self._lock = None
+
+    def recipe(self) -> Recipe:
+        return recipes.load(str(self.folder / "recipe.toml"))
+
+    def check_state(self, state: dict[str, Any], recipe: Recipe, data: str) -> None:
+        """UsageError for a checkpoint of another recipe or of other data (its fingerprint)."""
+        if state.get("data") != data:
+            raise UsageError(
+                f"{self.folder}: the checkpoint was trained on other data: {state.get('data')}, "
+                f"found {data}"
+            )
+        where = f"{self.folder}: recipe in the checkpoint"
+        theirs = recipes.parse_text(state.get("recipe", ""), where)
+        if found := recipes.difference(recipe, theirs):
+            raise UsageError(
+                f"{self.folder}: the checkpoint was made with another recipe than recipe.toml: "
+                f"{found}"
+            )
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{path}: not valid JSON: {error}") from None
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_atomically(self.folder / name, json.dumps(content, indent=1) + "\n")
+
+
+def resume_command(folder: Path) -> str:
+    return f"dsr train --resume {shlex.quote(str(folder))}"

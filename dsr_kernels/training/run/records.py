@@ -1,0 +1,178 @@
+"""What a run writes while it trains: CSV files that resume exactly, and TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsr_kernels.errors import UsageError
+from dsr_kernels.rewiring import RewireReport
+
+METRICS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "validation_loss",
+           "validation_accuracy", "validation_top5", "test_loss", "test_accuracy", "test_top5",
+           "nonzeros")  # fmt: skip
+WITHOUT_TOP5 = tuple(name for name in METRICS if not name.endswith("top5"))
+TIMINGS = ("epoch", "iteration", "train_seconds", "images", "images_per_second")
+REPORTED = ("threshold", "next_threshold", "pruned", "grown")  # of a RewireReport
+REWIRES = ("iteration", "epoch", *REPORTED, "nonzeros")
+
+
+class CsvLog:
+    """An append-only CSV file. Its length goes into the checkpoint; a resume cuts it back to that
+    length.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], length: int | None = None) -> None:
+        self.columns = columns
+        header = (",".join(columns) + "\n").encode()
+        if length is None:
+            path.write_bytes(header)
+        else:
+            found = path.stat().st_size if path.is_file() else 0
+            if found < length or not path.read_bytes().startswith(header):
+                raise UsageError(
+                    f"{path}: does not belong to the checkpoint ({found} bytes, expected {length} "
+                    "or more)"
+                )
+            os.truncate(path, length)
+        self.file = path.open("ab")
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        """Appends one row; columns without a value stay empty."""
+        cells = [_cell(values.get(column)) for column in self.columns]
+        self.file.write((",".join(cells) + "\n").encode())
+        self.file.flush()
+
+    def length(self) -> int:
+        """Bytes so far, all of them on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+class Events:
+    """TensorBoard scalars; silently nothing where tensorboard is not installed."""
+
+    def __init__(self, folder: Path, begin: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.writer = None
+            return
+        # Hides what an earlier, killed process wrote from iteration `begin` on.
+        self.writer = SummaryWriter(str(folder), purge_step=begin)
+
+    def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self.writer.add_scalar(name, value, iteration)
+
+    def flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
+    return {k: row.get(k) for k in METRICS[2:]}
+
+
+def _timing_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
+    return {"images_per_second": row["images_per_second"]}
+
+
+def _rewire_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
+    layers = {k.replace(":", "/", 1): v for k, v in row.items() if k.startswith("nonzeros:")}
+    names = ("threshold", "pruned", "grown", "exploration")
+    return {**{f"rewire/{k}": row.get(k) for k in names}, **layers}
+
+
+class Records:
+    """All records of one run; `lengths` is their state for the checkpoint."""
+
+    def __init__(
+        self,
+        folder: Path,
+        layers: list[str],
+        lengths: Mapping[str, int] | None = None,
+        resumed_at: int | None = None,
+        exploration: bool = False,
+        top5: bool = False,
+    ) -> None:
+        layer_columns = tuple(f"nonzeros:{name}" for name in layers)
+        columns = {
+            "metrics": METRICS if top5 else WITHOUT_TOP5,
+            "timings": TIMINGS,
+            "rewires": REWIRES + ("exploration",) * exploration + layer_columns,
+        }
+        self.logs = {
+            name: CsvLog(folder / f"{name}.csv", names, None if lengths is None else lengths[name])
+            for name, names in columns.items()
+        }
+        self.events = Events(folder / "tensorboard", resumed_at or 0)
+        if resumed_at is not None:
+            self._repeat_events(folder, resumed_at)
+
+    def _repeat_events(self, folder: Path, iteration: int) -> None:
+        """The events of the checkpoint's own iteration, from the rows it holds. All events of that
+        iteration are hidden: the row of its epoch may have come after the checkpoint.
+        """
+        for name, scalars in (
+            ("metrics", _epoch_scalars),
+            ("timings", _timing_scalars),
+            ("rewires", _rewire_scalars),
+        ):
+            with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+                for cells in csv.DictReader(file):
+                    if cells["iteration"] == str(iteration):
+                        row = {k: float(v) if v else None for k, v in cells.items()}
+                        self.events.scalars(iteration, scalars(row))
+
+    def lengths(self) -> dict[str, int]:
+        """Their state as of now, for the checkpoint; the events of it are safe from a kill, too."""
+        self.events.flush()
+        return {name: log.length() for name, log in self.logs.items()}
+
+    def epoch(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+        """One finished epoch. Timings are apart because they alone differ between equal runs."""
+        self.logs["metrics"].row(row)
+        self.logs["timings"].row(timing)
+        self.events.scalars(row["iteration"], {**_epoch_scalars(row), **_timing_scalars(timing)})
+
+    def rewire(
+        self,
+        iteration: int,
+        epoch: float,
+        report: RewireReport | None,
+        nonzeros: Mapping[str, int],
+        exploration: float | None,
+    ) -> None:
+        """One rewire, or (without a report) the pattern training starts from."""
+        row: dict[str, Any] = {"iteration": iteration, "epoch": epoch, "exploration": exploration}
+        if report is not None:
+            row |= {name: getattr(report, name) for name in REPORTED}
+        row["nonzeros"] = sum(nonzeros.values())
+        row |= {f"nonzeros:{name}": count for name, count in nonzeros.items()}
+        self.logs["rewires"].row(row)
+        self.events.scalars(row["iteration"], _rewire_scalars(row))
+
+    def close(self) -> None:
+        for log in self.logs.values():
+            log.close()
+        self.events.close()

@@ -1,0 +1,194 @@
+"""What a run takes over from a finished one (the recipe's ``[start]``), before its first iteration.
+
+weights             all weights and statistics of the other run. Of a dense run a sparse model takes
+                    every position: it begins at density 1, for pruning.
+structure           the final pattern of a sparse run; values and all else are this run's own.
+structure_and_init  the final pattern with the other run's initial values: those it drew, where it
+                    had drawn one, and fresh draws from the same distribution elsewhere. In the
+                    paper these come from one dense initial tensor; a grown weight starts at 0, so
+                    its entry there never took part. Dense parameters are its initial ones, too.
+
+The other run may have trained on other images: to go on from a large data set on a small one is
+fair. But where both split one data set differently, it may have trained on images that are held
+out here, so that a difference is told, in one line and in run.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsr_kernels.distribution import budget
+from dsr_kernels.errors import UsageError
+from dsr_kernels.models._layers import draw_
+from dsr_kernels.nn import SparseModule, named_sparse_modules
+from dsr_kernels.topology import Topology
+from dsr_kernels.training.data.sets import DataSet, stream
+from dsr_kernels.training.recipe.schema import Recipe
+from dsr_kernels.training.run import checkpoint
+from dsr_kernels.training.run.folder import Run
+from dsr_kernels.training.setup import build_model
+
+Weights = dict[str, Tensor]  # a checkpoint's
+
+
+def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
+    """Applies the recipe's ``[start]`` to the fresh `model`; returns what run.json says of it.
+    Prints a line where the other run's training images are not those of `data`.
+
+    None where the recipe names no run. Raises UsageError for an unfinished run, one of another
+    kind, and a layer of another shape.
+    """
+    if not recipe.start.run:
+        return None
+    run = Run.open(Path(recipe.start.run))
+    if run.read_json("results.json") is None:
+        raise UsageError(f"recipe: start.run: {run.folder} is not finished: continue it first")
+    steps = checkpoint.Checkpoints(run.folder / "checkpoints").steps()
+    if not steps:
+        raise UsageError(f"recipe: start.run: {run.folder} has no checkpoint")
+    weights, state = checkpoint.load(steps[-1])
+    layers = dict(named_sparse_modules(model))
+    _check_layers(run, layers, weights)
+    if recipe.start.take == "weights":
+        _take_weights(run, model, layers, weights)
+        _check_prunable(recipe, run, layers)
+    else:
+        _take_structure(run, recipe, model, layers, weights, data)
+    theirs, ours = state.get("data"), data.fingerprint()
+    if theirs != ours:
+        print(f"start.run: {run.folder} was trained on other images ({theirs}) than those of this "
+              f"run ({ours}): it may have learned from some that are held out here")  # fmt: skip
+    manifest = json.loads((steps[-1] / checkpoint.MANIFEST).read_text(encoding="utf-8"))
+    return {
+        "run": str(run.folder.resolve()),
+        "take": recipe.start.take,
+        "checkpoint": steps[-1].name,
+        "weights_sha256": manifest["files"][checkpoint.WEIGHTS]["sha256"],
+        "data": theirs,
+    }
+
+
+def _check_prunable(recipe: Recipe, run: Run, layers: dict[str, SparseModule]) -> None:
+    """UsageError where gradual pruning would find nothing to prune."""
+    final = sum(budget(layer.numel, recipe.model.sparsity) for layer in layers.values())
+    nnz = sum(layer.nnz for layer in layers.values())
+    if recipe.method == "gmp" and nnz <= final:
+        raise UsageError(
+            f"recipe: start.run: {run.folder} has {nnz} non-zeros, gradual pruning to "
+            f"model.sparsity {recipe.model.sparsity} leaves {final}: begin with a dense run"
+        )
+
+
+def _check_layers(run: Run, layers: dict[str, SparseModule], weights: Weights) -> None:
+    """UsageError unless the run has every sparse layer, sparse or dense, in the same shape."""
+    about = run.read_json("run.json") or {}
+    shapes = {entry["name"]: tuple(entry["shape"]) for entry in about["model"]["layers"]}
+    for name, layer in layers.items():
+        dense = weights.get(f"{name}.weight")
+        found = shapes.get(name) if dense is None else tuple(dense.shape)
+        if found is None:
+            raise UsageError(f"recipe: start.run: {run.folder} has no layer {name}")
+        if found != layer.weight_shape:
+            raise UsageError(
+                f"recipe: start.run: layer {name}: expected a weight of shape "
+                f"{layer.weight_shape}, the one in {run.folder} is {found}"
+            )
+
+
+def _take_weights(
+    run: Run, model: nn.Module, layers: dict[str, SparseModule], weights: Weights
+) -> None:
+    rest = dict(weights)
+    for name, layer in layers.items():
+        weight = rest.pop(f"{name}.weight", None)
+        if weight is None:
+            part = f"{name}."
+            own = {key.removeprefix(part): rest.pop(key) for key in weights if key.startswith(part)}
+            layer.load_state_dict(own)
+        else:
+            _replace(layer, _everywhere(layer), weight.reshape(-1).to(layer.values.dtype))
+    _load_dense(run, model, rest)
+
+
+def _everywhere(layer: SparseModule) -> Topology:
+    """Every position of the layer, those of weights that are exactly 0 too."""
+    rows, length = layer.weight_shape[0], layer.row_length
+    crow = torch.arange(rows + 1, dtype=torch.int32) * length
+    return Topology(layer.weight_shape, crow, torch.arange(length, dtype=torch.int32).repeat(rows))
+
+
+def _take_structure(
+    run: Run,
+    recipe: Recipe,
+    model: nn.Module,
+    layers: dict[str, SparseModule],
+    weights: Weights,
+    data: DataSet,
+) -> None:
+    if not layers:
+        raise UsageError(
+            f"recipe: start.take: method {recipe.method} has no sparse layers to give the "
+            f"structure of {run.folder} to"
+        )
+    initial = _initial_model(run, data) if recipe.start.take == "structure_and_init" else None
+    for name, layer in layers.items():
+        if f"{name}.values" not in weights:
+            raise UsageError(f"recipe: start.take: layer {name} of {run.folder} is dense: it has "
+                             "no structure to take")  # fmt: skip
+        crow, col = weights[f"{name}.crow_indices"], weights[f"{name}.col_indices"]
+        topology = Topology(layer.weight_shape, crow, col)
+        values = torch.empty(topology.nnz, dtype=layer.values.dtype)
+        draw_(values, layer.weight_shape, stream(recipe.seed, "start", name))
+        if initial is not None:
+            _restore(values, topology, initial.get_submodule(name))
+        _replace(layer, topology, values)
+    if initial is not None:
+        sparse = tuple(f"{name}." for name in layers)
+        state = initial.state_dict()
+        _load_dense(run, model, {k: v for k, v in state.items() if not k.startswith(sparse)})
+
+
+def _initial_model(run: Run, data: DataSet) -> nn.Module:
+    """The model as the run began with it, drawn again from its seed."""
+    recipe = run.recipe()
+    if recipe.start.run:
+        raise UsageError(
+            f"recipe: start.take: {run.folder} itself started from {recipe.start.run}, so its seed "
+            "does not give its initial values"
+        )
+    return build_model(recipe, data)
+
+
+@torch.no_grad()
+def _restore(values: Tensor, topology: Topology, initial: SparseModule) -> None:
+    """Gives `values` what `initial` has at the positions that are in both patterns."""
+    ours, theirs = topology.linear_positions(), initial.topology.linear_positions()
+    where = torch.searchsorted(theirs, ours).clamp_max(len(theirs) - 1)
+    both = theirs[where] == ours
+    values[both] = initial.values[where[both]].to(values.dtype)
+
+
+def _replace(layer: SparseModule, topology: Topology, values: Tensor) -> None:
+    device = layer.values.device
+    pattern = topology.to(device)
+    layer.replace_topology(pattern.crow_indices, pattern.col_indices, values.to(device))
+
+
+def _load_dense(run: Run, model: nn.Module, rest: Weights) -> None:
+    """Copies what belongs to no sparse layer; UsageError unless it is all there, in its shape."""
+    own = model.state_dict()
+    sparse = tuple(f"{name}." for name, _ in named_sparse_modules(model))
+    for key in (*own, *rest):
+        if key.startswith(sparse):
+            continue
+        ours, theirs = (tuple(d[key].shape) if key in d else None for d in (own, rest))
+        if ours != theirs:
+            layer, _, part = key.rpartition(".")
+            raise UsageError(f"recipe: start.run: layer {layer}: expected {part} of shape {ours}, "
+                             f"the one in {run.folder} is {theirs}")  # fmt: skip
+    model.load_state_dict(rest, strict=False)

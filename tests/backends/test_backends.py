@@ -1,0 +1,121 @@
+"""Which kernels run where, what is refused where there are none, and how show_config says it."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from helpers.nn_cases import layer
+
+from dsr_kernels import show_config
+from dsr_kernels.backends import cpu, devices, dispatch, native
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_cuda", None)
+
+
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args, **kwargs) -> ModuleType:
+        if name.partition(".")[0] == "triton":
+            raise ImportError("No module named 'triton'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_each_device_has_its_kernels(without_cuda_kernels) -> None:
+    assert dispatch.launcher(CPU) is cpu
+    pytest.importorskip("triton")
+    from dsr_kernels.backends.triton import launch
+
+    assert dispatch.launcher(GPU) is launch
+
+
+def test_cuda_kernels_come_before_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ModuleType("dsr_kernels.backends.cuda.launch")
+    monkeypatch.setattr(native, "_cuda", SimpleNamespace(architectures="80-real,120"))
+    monkeypatch.setitem(sys.modules, "dsr_kernels.backends.cuda.launch", ours)
+    monkeypatch.setattr(sys.modules["dsr_kernels.backends.cuda"], "launch", ours, raising=False)
+    assert dispatch.launcher(GPU) is ours
+
+
+def test_a_gpu_without_any_kernels_is_refused_in_words(
+    without_cuda_kernels, without_triton
+) -> None:
+    with pytest.raises(NotImplementedError, match=r"on cuda:0, but .* pip install triton, or"):
+        dispatch.launcher(GPU)
+
+
+def test_other_devices_are_refused_in_words() -> None:
+    with pytest.raises(NotImplementedError, match="on xpu:1, but there are kernels for CPUs and"):
+        dispatch.launcher(torch.device("xpu", 1))
+
+
+def test_the_ops_ask_for_the_kernels_of_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def launcher(device: torch.device) -> ModuleType:
+        asked.append(device)
+        return cpu
+
+    monkeypatch.setattr(dispatch, "launcher", launcher)
+    layer(4, 6, 3)(torch.randn(1, 4, 5, 5, requires_grad=True)).sum().backward()
+    assert asked == [CPU] * 4
+
+
+def test_show_config_says_what_runs_on_gpus(without_cuda_kernels, capsys) -> None:
+    triton = pytest.importorskip("triton")
+    show_config()
+    assert f"\nCUDA kernels not in this build; Triton {triton.__version__} takes over" in (
+        capsys.readouterr().out
+    )
+
+
+def test_show_config_without_triton(without_cuda_kernels, without_triton, capsys) -> None:
+    show_config()
+    assert "not in this build, and no Triton: sparse modules run on the CPU only" in (
+        capsys.readouterr().out
+    )
+
+
+def test_show_config_of_gpus(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    built = {"architectures": "80-real,120", "toolkit_version": 12040, "emulated": False}
+    monkeypatch.setattr(native, "_cuda", SimpleNamespace(**built))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    show_config()
+    printed = capsys.readouterr().out
+    assert "\nCUDA kernels for 80-real, 120 (built with CUDA 12.4)\n" in printed
+    assert "\nGPU          no CUDA device: " in printed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    card = SimpleNamespace(name="card", major=9, minor=0, total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    show_config()
+    listed = "card (compute capability 9.0, 80 GiB)"
+    assert capsys.readouterr().out.endswith(f"\nGPU          {listed}; {listed}\n")
+
+
+def test_why_there_is_no_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have one.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert devices.why_no_cuda() == (
+        f"no CUDA device: this torch ({torch.__version__}) is built without CUDA"
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", no_driver)
+    assert devices.why_no_cuda() == "no CUDA device: Found no NVIDIA driver on your system"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.why_no_cuda() is None

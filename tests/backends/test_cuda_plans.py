@@ -1,0 +1,208 @@
+"""What the GPU's kernels are told, against brute force: passes and tilings."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from helpers.cuda_conv_cases import AtRandom
+from helpers.cuda_plan_cases import DEVICES, Conv, convolutions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsr_kernels.backends.cuda.layout import Layout, _conflicts
+from dsr_kernels.backends.cuda.passes import PassClass, PassShape
+from dsr_kernels.backends.cuda.tiling import (
+    COMPUTE_WARPS,
+    Device,
+    GatherTiling,
+    GradWeightTiling,
+    choose_gather,
+    choose_grad_weight,
+    gather_tilings,
+    grad_weight_tilings,
+)
+
+# ---- passes -------------------------------------------------------------------------------------
+
+
+def pixels(shape: PassShape, c: PassClass) -> Iterator[tuple]:
+    """(position, destination pixel) of a class."""
+    for row, col in itertools.product(range(c.rows), range(c.cols)):
+        pixel = c.dest_h + row * shape.dest_step_h, c.dest_w + col * shape.dest_step_w
+        yield (row, col), pixel
+
+
+def meetings_of(shape: PassShape) -> Iterator[tuple]:
+    for c in shape.classes:
+        for ((row, col), pixel), (tap, dh, dw) in itertools.product(pixels(shape, c), c.taps):
+            h = c.first_h + row * shape.row_step + dh
+            w = c.first_w + col * shape.col_step + dw
+            if 0 <= h < shape.height and 0 <= w < shape.width:
+                yield pixel, tap, (h, w)
+
+
+@settings(max_examples=400, deadline=None)
+@given(convolutions())
+def test_passes_meet_the_taps_that_the_convolution_has(conv: Conv) -> None:
+    forward, grad_input = conv.passes()
+    expected = sorted(conv.meetings())
+    assert sorted(meetings_of(forward)) == expected
+    assert sorted(meetings_of(grad_input)) == sorted((x, tap, y) for y, tap, x in expected)
+    for shape, size in ((forward, (conv.output(0), conv.output(1))), (grad_input, conv.size)):
+        covered = sorted(pixel for c in shape.classes for _, pixel in pixels(shape, c))
+        assert covered == list(itertools.product(range(size[0]), range(size[1])))
+        for c in shape.classes:
+            taps = [(dh, dw) for _, dh, dw in c.taps]
+            assert not taps or (min(dh for dh, _ in taps), min(dw for _, dw in taps)) == (0, 0)
+
+
+# ---- tilings ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Slabs:
+    """One channel of a class's slabs, as csrc/cuda/slab.cuh fills them."""
+
+    shape: PassShape
+    c: PassClass
+    layout: Layout
+    vectors: int  # of images
+    tile: int
+
+    def position(self, number: int) -> tuple[int, int, int, int] | None:
+        """(vector of images, chunk, row, column of the class); None in a chunk's ragged end."""
+        line, col = divmod(number, self.layout.tile_cols)
+        image, row = divmod(line, self.c.rows)
+        vector, chunk = divmod(image, self.layout.chunks)
+        col += chunk * self.layout.tile_cols
+        return (vector, chunk, row, col) if col < self.c.cols else None
+
+    def slab_row(self, number: int) -> int:
+        image, row = divmod(number // self.layout.tile_cols, self.c.rows)
+        return image * self.layout.image_rows + row * self.shape.row_step
+
+    def contents(self, first: int) -> dict[int, tuple]:
+        """place -> (vector of images, source row, source column), for the tile's first position."""
+        last = min(first + self.tile, self.layout.positions) - 1
+        found: dict[int, tuple] = {}
+        rows = range(self.slab_row(first), self.slab_row(last) + self.c.reach_h + 1)
+        for row, col in itertools.product(rows, range(self.layout.slab_cols)):
+            image, in_image = divmod(row, self.layout.image_rows)
+            vector, chunk = divmod(image, self.layout.chunks)
+            step, phase = divmod(col, self.shape.col_step)
+            place = (row - rows[0]) * self.layout.pitch + phase * self.layout.phase_cols + step
+            assert place not in found
+            left = chunk * self.layout.tile_cols * self.shape.col_step
+            found[place] = vector, in_image + self.c.first_h, left + col + self.c.first_w
+        assert max(found) < self.layout.plane
+        return found
+
+
+def tilings(shape: PassShape, images: int, size: int, seed: int, device: Device):
+    """(tiling, tile, layouts): those to choose from, and some at random."""
+    problem = shape, images, 0.3, size, device
+    chosen = AtRandom(seed)
+    found = [*gather_tilings(*problem), *(chosen.gather(*problem) for _ in range(5))]
+    if not shape.transposed:
+        found += grad_weight_tilings(*problem)
+        found += [chosen.grad_weight(*problem) for _ in range(5)]
+    for tiling in found:
+        if isinstance(tiling, GatherTiling):
+            tile = COMPUTE_WARPS // tiling.row_warps * tiling.units * 32
+            yield tiling, tile, tiling.layouts
+        elif tiling is not None:
+            yield tiling, tiling.units * 32, (tiling.layout,)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    conv=convolutions(),
+    images=st.sampled_from((1, 5, 17)),
+    size=st.sampled_from((2, 4)),
+    device=st.sampled_from(DEVICES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_tilings_cover_everything_once_and_fit(conv, images, size, device, seed) -> None:
+    vectors = -(-images // (16 // size))
+    for shape in conv.passes():
+        seen = set()
+        for tiling, tile, layouts in tilings(shape, images, size, seed, device):
+            assert 1 <= tiling.channel_block <= shape.source_channels
+            plane = max(layout.plane for layout in layouts)
+            assert 2 * tiling.channel_block * plane * 16 <= device.shared_per_block
+            if isinstance(tiling, GradWeightTiling):
+                assert 1 <= tiling.row_block <= shape.dest_channels
+                unneeded = tiling.splits * tiling.tiles_per_split - tiling.layout.tiles
+                assert 0 <= unneeded < tiling.tiles_per_split
+            for c, layout in zip(shape.classes, layouts, strict=True):
+                if (c, layout, tile) not in seen:
+                    check_layout(Slabs(shape, c, layout, vectors, tile))
+                seen.add((c, layout, tile))
+
+
+def check_layout(slabs: Slabs) -> None:
+    layout, c, shape = slabs.layout, slabs.c, slabs.shape
+    assert layout.tiles == -(-layout.positions // slabs.tile)
+    positions = [slabs.position(n) for n in range(layout.positions)]
+    covered = Counter((p[0], p[2], p[3]) for p in positions if p is not None)
+    everything = itertools.product(range(slabs.vectors), range(c.rows), range(c.cols))
+    assert covered == Counter(everything)
+    for first in range(0, layout.positions, slabs.tile):
+        found, top = slabs.contents(first), slabs.slab_row(first)
+        for number in range(first, min(first + slabs.tile, layout.positions)):
+            if (position := slabs.position(number)) is None:
+                continue
+            vector, chunk, row, col = position
+            at = (slabs.slab_row(number) - top) * layout.pitch + col - chunk * layout.tile_cols
+            for _, dh, dw in c.taps:
+                step, phase = divmod(dw, shape.col_step)
+                h = c.first_h + row * shape.row_step + dh
+                w = c.first_w + col * shape.col_step + dw
+                offset = dh * layout.pitch + phase * layout.phase_cols + step
+                assert found[at + offset] == (vector, h, w)
+
+
+@pytest.mark.parametrize("line_step", [1, 2, 3, 5, 7, 8, 12, 13])
+def test_bank_conflicts(line_step: int) -> None:
+    """Eight lanes read vectors of 16 bytes side by side; two in one column wait for each other."""
+    for width, tile in itertools.product((1, 2, 3, 4, 5, 7, 8, 12, 16, 20), (32, 64, 256)):
+        places = [line * line_step + col for line in range(8 * tile) for col in range(width)]
+        groups = [places[i : i + 8] for i in range(0, len(places), 8)]
+        wavefronts = sum(max(Counter(p % 8 for p in group).values()) for group in groups)
+        found = _conflicts(line_step, tile, width)
+        assert found == pytest.approx(wavefronts / len(groups)), (width, tile)
+
+
+LARGE = [
+    (Conv((224, 224), (7, 7), (2, 2), (3, 3, 3, 3), (1, 1), 3, 64), 64),
+    (Conv((397, 391), (3, 3), (3, 3), (1, 1, 1, 1), (1, 1), 64, 64), 3),
+    (Conv((1, 5000), (1, 3), (1, 1), (0, 0, 1, 1), (1, 1), 64, 64), 129),
+    (Conv((500, 501), (31, 31), (5, 5), (15, 15, 15, 15), (3, 3), 8, 8), 2),
+    (Conv((7, 7), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 2048, 2048), 512),
+]
+
+
+@pytest.mark.parametrize("conv, images", LARGE)
+def test_the_choice_is_made_once(conv: Conv, images: int) -> None:
+    forward, grad_input = conv.passes()
+    for choose, shape in (
+        (choose_gather, forward),
+        (choose_gather, grad_input),
+        (choose_grad_weight, forward),
+    ):
+        problem = shape, images, 0.1, 4, DEVICES[0]
+        assert choose(*problem) is choose(*problem)
+
+
+def test_no_tiling_where_no_slab_fits_or_positions_need_more_than_32_bits() -> None:
+    conv = Conv((20, 20), (9, 9), (1, 1), (8, 8, 8, 8), (2, 2), 2, 3)
+    for shape in conv.passes():
+        assert choose_gather(shape, 3, 0.3, 4, DEVICES[0]) is not None
+        assert choose_gather(shape, 3, 0.3, 4, DEVICES[1]) is None
+        assert choose_gather(shape, 2**25, 0.3, 4, DEVICES[0]) is None
+    for images, device in ((3, DEVICES[1]), (2**25, DEVICES[0])):
+        assert choose_grad_weight(conv.passes()[0], images, 0.3, 4, device) is None

@@ -1,0 +1,89 @@
+"""The cache of native plans: built once, bounded, never stale."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from helpers.nn_cases import layer, swap_pattern
+
+from dsr_kernels.backends import cpu, plan_cache
+from dsr_kernels.topology import Topology
+
+
+def test_a_plan_is_built_once_per_pattern_and_geometry():
+    plan_cache.cache.clear()
+    conv, x = layer(4, 6, 3), torch.randn(2, 4, 5, 5, requires_grad=True)
+    for batch in (1, 2, 1):
+        conv(x[:batch]).square().sum().backward()
+    assert len(plan_cache.cache) == 2  # grad-weight shares the forward's, grad-input has its own
+    conv(torch.randn(2, 4, 6, 6))
+    assert len(plan_cache.cache) == 3
+    assert plan_cache.cache.bytes > 0
+
+
+def test_plans_of_dead_patterns_are_dropped():
+    plan_cache.cache.clear()
+    conv, x = layer(4, 6, 3), torch.randn(2, 4, 5, 5)
+    for nnz in range(10, 30):
+        swap_pattern(conv, nnz)
+        conv(x).sum().backward()
+        conv.zero_grad()
+    gc.collect()
+    assert len(plan_cache.cache) <= 2
+
+
+def test_the_cache_is_bounded():
+    cache = plan_cache.PlanCache(capacity=3)
+    topology = Topology.random((6, 4, 3, 3), 20)
+    for size in range(5, 12):
+        geometry = cpu.Geometry(
+            (4, size, size),
+            (6, size - 2, size - 2),
+            (6, 4, 3, 3),
+            (1, 1),
+            (0, 0, 0, 0),
+            (1, 1),
+            1,
+            torch.float32,
+        )
+        cache.get(topology.crow_indices, topology.col_indices, geometry, cpu.build_plan)
+    assert len(cache) == 3
+
+
+def test_a_reused_address_never_finds_a_stale_plan():
+    """Two patterns live one after the other in the same memory; each must get its own plan."""
+    x, conv = torch.randn(1, 4, 5, 5), layer(4, 6, 3)
+    memory = [bytearray(4 * 7), bytearray(4 * conv.nnz)]
+    for seed in range(3):
+        drawn = Topology.random(conv.weight_shape, conv.nnz, generator=torch.manual_seed(seed))
+        crow, col = (torch.frombuffer(m, dtype=torch.int32) for m in memory)
+        crow.copy_(drawn.crow_indices)
+        col.copy_(drawn.col_indices)
+        conv.replace_topology(crow, col, torch.randn(conv.nnz))
+        del crow, col
+        expected = torch.nn.functional.conv2d(x, conv.to_dense(), conv.bias)
+        torch.testing.assert_close(conv(x), expected)
+
+
+def test_a_pattern_written_in_place_gets_a_new_plan():
+    conv, x = layer(4, 6, 3), torch.randn(1, 4, 5, 5)
+    conv(x)
+    other = layer(4, 6, 3, seed=5)
+    conv.crow_indices.copy_(other.crow_indices)
+    conv.col_indices.copy_(other.col_indices)
+    expected = torch.nn.functional.conv2d(x, conv.to_dense(), conv.bias)
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        conv = layer(4, 6, 3)
+        x = torch.randn(1, 4, 5, 5)
+        before = conv(x)
+        torch.testing.assert_close(
+            before, torch.nn.functional.conv2d(x, conv.to_dense(), conv.bias)
+        )
+    conv = layer(4, 6, 3)
+    with torch.inference_mode():
+        conv(torch.randn(1, 4, 5, 5))
