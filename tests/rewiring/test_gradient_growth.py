@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsr_kernels.nn import SparseConv2d
-from dsr_kernels.ops import autograd
+from dsr_kernels.ops import watch
 from dsr_kernels.rewiring import gradient_growth
 
 
@@ -56,7 +56,7 @@ def test_blocks_of_rows_make_the_dense_gradient(kind, row_block, layer, mode, se
     size = (layer.in_channels, 6, 7) if conv else (layer.in_features,)
     x = torch.randn(3, *size, generator=generator, dtype=layer.values.dtype)
     recorder = Recorder()
-    autograd.watch(recorder)
+    watch.watch(recorder)
     with torch.autocast("cpu", enabled="float" not in kind or kind == "bfloat16"):
         y = layer(x)
         grad = torch.randn(y.shape, generator=generator).to(y.dtype)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dsr_kernels.nn import SparseConv2d, SparseLinear
-from dsr_kernels.ops import autograd
+from dsr_kernels.ops import watch
 from dsr_kernels.rewiring import SNFS, RigL, gradient_growth
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -25,7 +25,7 @@ QUICK = settings(max_examples=60, deadline=None)
 def test_watchers_are_gone_with_whom_they_belong_to():
     model = nn.Sequential(SparseLinear(6, 5, nnz=12))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert not autograd._watchers
+    assert not watch.watchers
     rewirer = RigL(model, optimizer, every=2, stop=4)
     other = RigL(model, optimizer, every=3, length=9)
     armed = []
@@ -33,14 +33,14 @@ def test_watchers_are_gone_with_whom_they_belong_to():
         model(torch.randn(3, 6)).sum().backward()
         optimizer.step()
         rewirer.step()
-        armed.append(len(autograd._watchers))
+        armed.append(len(watch.watchers))
     assert armed == [1, 0, 1, 0, 0, 0, 0]
     for _ in range(2):
         other.step()
-    assert len(autograd._watchers) == 1
+    assert len(watch.watchers) == 1
     del other
     gc.collect()
-    assert not autograd._watchers
+    assert not watch.watchers
 
 
 def armed(layers, method=RigL, **arguments):

@@ -50,7 +50,7 @@ def test_tensorboard_shows_each_epoch_once_after_a_resume(tmp_path):
 DIE = """
 import os, signal, sys
 from dsr_kernels.cli import main
-from dsr_kernels.training.records import Records
+from dsr_kernels.training.run.records import Records
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 # Events stay in memory until a flush, as where TensorFlow's files are used.
