@@ -275,8 +275,9 @@ def _rows(
     name: str, module: SparseModule, call: _Call, threads: int, peak: float
 ) -> Iterator[LayerPass]:
     pattern = module.crow_indices, module.col_indices
-    n, peak = call.x.shape[0], peak * 4 / module.values.element_size()
-    for operation, run in passes(call.x, call.y, module.values, *pattern, *call.shape).items():
+    n, peak = call.x.shape[0], peak * 4 / module.weight_values.element_size()
+    values = module.weight_values
+    for operation, run in passes(call.x, call.y, values, *pattern, *call.shape).items():
         shared = ["grad_weight"] if operation == "forward" else []
         needed = [run.plan.workspace_bytes(op, n, threads) for op in (operation, *shared)]
         yield LayerPass(
@@ -291,7 +292,7 @@ def _rows(
             variant=run.variant,
             reason=run.reason,
             expected_gflops=run.expected_gflops(peak),
-            values_bytes=module.values.nbytes,
+            values_bytes=module.weight_values.nbytes,
             index_bytes=sum(index.nbytes for index in pattern),
             plan_bytes=run.plan.bytes,
             workspace_bytes=max(needed),

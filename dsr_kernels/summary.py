@@ -101,7 +101,7 @@ def _layer(name: str, module: nn.Module) -> LayerSummary:
     parameters = [p for p in module._parameters.values() if p is not None]
     held = sum(p.nbytes for p in parameters)
     if isinstance(module, SparseModule):
-        item = module.values.element_size()
+        item = module.weight_values.element_size()
         dense = held + (module.numel - module.nnz) * item
         indices = module.crow_indices.nbytes + module.col_indices.nbytes
         shape, numel, nnz, note = module.weight_shape, module.numel, module.nnz, ""

@@ -84,7 +84,7 @@ def test_whole_kernels_come_and_go_together():
     source = small_model()
     kept = dsr_kernels.sparsify(source, 0.5, keep="kernels")
     at = kept[0].topology.linear_positions()
-    assert torch.equal(kept[0].values, source[0].weight.flatten()[at])
+    assert torch.equal(kept[0].weight_values[:, 0], source[0].weight.flatten()[at])
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "er", "erk"])
@@ -96,4 +96,4 @@ def test_a_model_is_laid_out_anew(distribution):
     counts = [module.nnz for _, module in named_sparse_modules(model)]
     assert counts == dsr_kernels.layer_nnz(shapes, 0.9, distribution)
     assert sum(counts) == 26_620
-    assert all(module.values.abs().max() > 0 for _, module in named_sparse_modules(model))
+    assert all(module.weight_values.abs().max() > 0 for _, module in named_sparse_modules(model))

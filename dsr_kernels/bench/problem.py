@@ -128,7 +128,7 @@ class Problem:
         if operation == "grad_weight":
             return lambda: library.grad_weight(x, grad, crow, col, *shape, values.dtype)
         module = self._sparse_module(values, crow, col)
-        return _through_autograd(module, self._flat(x), module.values, self._flat(grad))
+        return _through_autograd(module, self._flat(x), module.weight_values, self._flat(grad))
 
     def _sparse_module(self, values: Tensor, crow: Tensor, col: Tensor) -> SparseModule:
         layer = self.layer

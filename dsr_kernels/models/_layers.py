@@ -99,8 +99,9 @@ def lay_out_(
     counts = layer_nnz([module.weight_shape for _, module in layers], sparsity, distribution)
     draw = Topology.random_kernels if granularity == "kernel" else Topology.random
     for (_, module), nnz in zip(layers, counts, strict=True):
-        drawn = draw(module.weight_shape, nnz, generator=generator, device=module.values.device)
-        values = torch.empty(drawn.nnz, dtype=module.values.dtype, device=module.values.device)
+        values = module.weight_values
+        drawn = draw(module.weight_shape, nnz, generator=generator, device=values.device)
+        values = torch.empty(drawn.nnz, 1, dtype=values.dtype, device=values.device)
         module.replace_topology(drawn.crow_indices, drawn.col_indices, values)
     initialize_(model, generator)
 
@@ -121,7 +122,7 @@ def weight_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, torch.Ten
     for name, module in model.named_modules():
         if weight_shape(module) is not None:
             sparse = isinstance(module, SparseModule)
-            yield name, module, module.values if sparse else module.weight
+            yield name, module, module.weight_values if sparse else module.weight
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ def fill_sparse(sparse: SparseModule, dense: nn.Module, topology: Topology) -> N
     crow, col = topology.crow_indices, topology.col_indices
     values = at_pattern(dense.weight.detach(), crow, col)
     sparse.crow_indices, sparse.col_indices = crow, col
-    sparse.values = nn.Parameter(values, requires_grad=dense.weight.requires_grad)
+    sparse.weight_values = nn.Parameter(values[:, None], requires_grad=dense.weight.requires_grad)
     _copy_rest(sparse, dense)
     sparse._pattern_pending = False
 
@@ -88,7 +88,7 @@ def fill_sparse(sparse: SparseModule, dense: nn.Module, topology: Topology) -> N
 def fill_dense(dense: nn.Module, sparse: SparseModule) -> None:
     """Give a dense layer built on the meta device the sparse one's weights."""
     weight = sparse.to_dense().detach()
-    dense.weight = nn.Parameter(weight, requires_grad=sparse.values.requires_grad)
+    dense.weight = nn.Parameter(weight, requires_grad=sparse.weight_values.requires_grad)
     _copy_rest(dense, sparse)
 
 

@@ -91,7 +91,7 @@ class SparseConv2d(SparseModule):
             sides = (0, 0, 0, 0)
         return functional.sparse_conv2d(
             x,
-            self.values,
+            self.weight_values,
             self.bias,
             self.crow_indices,
             self.col_indices,
@@ -127,7 +127,7 @@ class SparseConv2d(SparseModule):
 
     def dense_module(self) -> nn.Conv2d:
         """The nn.Conv2d that computes the same: O(numel) memory."""
-        conv = nn.Conv2d(**from_dense.conv_arguments(self), dtype=self.values.dtype)
+        conv = nn.Conv2d(**from_dense.conv_arguments(self), dtype=self.weight_values.dtype)
         from_dense.fill_dense(conv, self)
         return conv
 
@@ -169,7 +169,7 @@ class SparseLinear(SparseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.sparse_linear(
-            x, self.values, self.bias, self.crow_indices, self.col_indices, self.weight_shape
+            x, self.weight_values, self.bias, self.crow_indices, self.col_indices, self.weight_shape
         )
 
     @classmethod
@@ -193,7 +193,7 @@ class SparseLinear(SparseModule):
 
     def dense_module(self) -> nn.Linear:
         """The nn.Linear that computes the same: O(numel) memory."""
-        linear = nn.Linear(**from_dense.linear_arguments(self), dtype=self.values.dtype)
+        linear = nn.Linear(**from_dense.linear_arguments(self), dtype=self.weight_values.dtype)
         from_dense.fill_dense(linear, self)
         return linear
 

@@ -1,8 +1,10 @@
-"""SparseModule: what the sparse layers share; they hold nothing of their weight but its non-zeros.
+"""SparseModule: what the sparse layers share. They hold only the non-zeros of their weight.
 
-`values` [nnz] is the nn.Parameter, `crow_indices` [O + 1] and `col_indices` [nnz] (int32) are
-persistent buffers, so optimizers, state_dict, deepcopy, pickle and `.to()` treat a sparse layer as
-they treat any other. Values are float32 or float64; the indices stay int32 under every `.to()`.
+`weight_values` [nnz, 1] is the nn.Parameter. `crow_indices` [O + 1] and `col_indices` [nnz] (int32)
+are persistent buffers. So optimizers, state_dict, deepcopy, pickle and `.to()` treat a sparse layer
+like any other. Values are float32 or float64; the indices stay int32 under every `.to()`.
+
+The values have two dimensions because many recipes decay only parameters that have at least two.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
 
 
 def _let_nnz_vary() -> None:
-    """Tell torch.compile that the length of `values` changes: rewiring changes it all the time.
+    """Tells torch.compile that rewiring changes the length of `weight_values`.
 
     Dynamo takes the shapes of parameters for constants and would recompile at every rewire, up to
     its limit. Named as a dynamic source, a compiled model is recompiled once and serves any nnz.
-    Only parameters called `values` are concerned; torch before 2.8 has no such setting.
+    Only parameters called `weight_values` are concerned; torch before 2.8 has no such setting.
     """
     sources = getattr(torch.compiler.config, "dynamic_sources", None)
     if sources is not None:
-        ours = r".*_parameters.*\['values'\]"
+        ours = r".*_parameters.*\['weight_values'\]"
         torch.compiler.config.dynamic_sources = ",".join(filter(None, (sources, ours)))
 
 
@@ -41,7 +43,7 @@ _let_nnz_vary()
 class SparseModule(nn.Module):
     """A layer whose weight of shape `weight_shape` is a CSR matrix (topology.py) of O rows."""
 
-    values: nn.Parameter
+    weight_values: nn.Parameter
     bias: nn.Parameter | None
     crow_indices: Tensor
     col_indices: Tensor
@@ -70,12 +72,12 @@ class SparseModule(nn.Module):
         self.register_buffer("crow_indices", topology.crow_indices)
         self.register_buffer("col_indices", topology.col_indices)
         empty = {"device": topology.col_indices.device, "dtype": dtype}
-        self.values = nn.Parameter(torch.empty(nnz, **empty))
+        self.weight_values = nn.Parameter(torch.empty(nnz, 1, **empty))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(self.weight_shape[0], **empty)) if bias else None
         )
         # A pattern drawn on the meta device is drawn in earnest by reset_parameters.
-        self._pattern_pending = self.values.is_meta
+        self._pattern_pending = self.weight_values.is_meta
         self._draw_parameters(generator)
 
     # --- the weight ---
@@ -107,16 +109,20 @@ class SparseModule(nn.Module):
         return Topology(self.weight_shape, self.crow_indices, self.col_indices)
 
     def to_dense(self) -> Tensor:
-        """The dense weight of shape `weight_shape`, differentiable in `values`: O(numel) memory."""
+        """The dense weight, differentiable in `weight_values`; takes O(numel) memory."""
         return reference.to_dense(
-            self.values, self.crow_indices, self.col_indices, self.weight_shape
+            self.weight_values,
+            self.crow_indices,
+            self.col_indices,
+            self.weight_shape,
         )
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             raise AttributeError(
-                f"{type(self).__name__} has no dense weight: use .values [nnz] for the non-zeros "
-                "(the parameter), .topology for where they are, or .to_dense() for a dense copy"
+                f"{type(self).__name__} has no dense weight: use .weight_values [nnz, 1] for the "
+                "non-zeros (the parameter), .topology for where they are, or .to_dense() for a "
+                "dense copy"
             )
         return super().__getattr__(name)
 
@@ -133,15 +139,17 @@ class SparseModule(nn.Module):
         a RuntimeError, also when the number of non-zeros is unchanged. Raises ValueError for a
         pattern that is not sorted, unique and in range; `validate=False` skips that O(nnz) check.
         """
-        parameter = self._parameters.get("values")
+        parameter = self._parameters.get("weight_values")
         if parameter is None:
             raise RuntimeError(
-                f"{type(self).__name__}: values is not a parameter of its own (parametrized or "
-                "pruned by torch?), so its pattern cannot be replaced; make that permanent first"
+                f"{type(self).__name__}: weight_values is not a parameter of its own "
+                "(parametrized or pruned by torch?), so its pattern cannot be replaced; "
+                "make that permanent first"
             )
-        if values.shape != col_indices.shape or values.dtype != parameter.dtype:
+        nnz = col_indices.numel()
+        if values.shape not in ((nnz, 1), (nnz,)) or values.dtype != parameter.dtype:
             raise ValueError(
-                f"values: expected shape {tuple(col_indices.shape)} and {parameter.dtype}, got "
+                f"values: expected shape ({nnz}, 1) or ({nnz},) and {parameter.dtype}, got "
                 f"{tuple(values.shape)} and {values.dtype}"
             )
         if validate:
@@ -151,7 +159,7 @@ class SparseModule(nn.Module):
             [t for t in (parameter, self.crow_indices, self.col_indices) if not t.is_inference()]
         )
         self.crow_indices, self.col_indices = crow_indices, col_indices
-        set_data(parameter, values.detach().contiguous())
+        set_data(parameter, values.detach().contiguous().view(nnz, 1))
         self._pattern_pending = False
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -161,8 +169,8 @@ class SparseModule(nn.Module):
         U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the dense fan_in: the bound is not widened for
         sparsity. A module built on the meta device draws its pattern here too, after `to_empty`.
         """
-        if self._pattern_pending and not self.values.is_meta:
-            device = self.values.device
+        if self._pattern_pending and not self.weight_values.is_meta:
+            device = self.weight_values.device
             drawn = Topology.random(self.weight_shape, self.nnz, generator=generator, device=device)
             self.crow_indices, self.col_indices = drawn.crow_indices, drawn.col_indices
             self._pattern_pending = False
@@ -171,7 +179,7 @@ class SparseModule(nn.Module):
     @torch.no_grad()
     def _draw_parameters(self, generator: torch.Generator | None) -> None:
         bound = 1 / math.sqrt(self.row_length)
-        for parameter in (self.values, self.bias):
+        for parameter in (self.weight_values, self.bias):
             if parameter is None:
                 continue
             if generator is None or parameter.is_meta or generator.device == parameter.device:
@@ -193,8 +201,8 @@ class SparseModule(nn.Module):
     ) -> None:
         """As nn.Module, after fitting the module to the checkpoint's number of non-zeros.
 
-        Takes `values`, `crow_indices` and `col_indices` together, or a dense `weight` for its exact
-        non-zeros. Anything else is an error and leaves the whole module as it was.
+        Takes `weight_values`, `crow_indices` and `col_indices` together, or a dense `weight` for
+        its exact non-zeros. Anything else is an error and leaves the whole module as it was.
         """
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
@@ -220,11 +228,13 @@ class SparseModule(nn.Module):
             raise ValueError(
                 f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
             )
-        if weight["values"].numel() != self.nnz:
-            device, nnz = self.values.device, weight["values"].numel()
+        nnz = weight["weight_values"].shape[0]
+        if nnz != self.nnz:
+            device = self.weight_values.device
             # New tensors, not resize_: graphs recorded before keep the pattern they know.
             self.col_indices = torch.empty(nnz, dtype=torch.int32, device=device)
-            set_data(self.values, torch.empty(nnz, dtype=self.values.dtype, device=device))
+            empty = torch.empty(nnz, 1, dtype=self.weight_values.dtype, device=device)
+            set_data(self.weight_values, empty)
         self._pattern_pending = False
         own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
         own.pop(f"{prefix}weight", None)

@@ -1,7 +1,7 @@
 """The sparse weight in a checkpoint: which keys hold it, and what is checked before it is taken.
 
-A checkpoint holds `<fqn>.values`, `<fqn>.crow_indices`, `<fqn>.col_indices` and `<fqn>.bias`; the
-weight's shape goes into the state_dict's metadata, where torch.save keeps it.
+A checkpoint holds `<fqn>.weight_values`, `<fqn>.crow_indices`, `<fqn>.col_indices` and
+`<fqn>.bias`. The weight's shape goes into the state_dict's metadata, where torch.save keeps it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
-PARTS = ("values", "crow_indices", "col_indices")
+PARTS = ("weight_values", "crow_indices", "col_indices")
 
 
 def read_weight(
     shape: tuple[int, ...], state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
 ) -> dict[str, Tensor] | None:
-    """The checkpoint's values, crow_indices and col_indices; None if it has no trace of them.
+    """The checkpoint's weight_values, crow_indices and col_indices; None if it has none of them.
 
     Raises ValueError for what cannot be a weight of `shape`.
     """
@@ -33,6 +33,12 @@ def read_weight(
         )
     if dense is not None:
         return _from_dense(dense, shape)
+    if f"{prefix}values" in state_dict:
+        raise ValueError(
+            "the checkpoint was written by dsr_kernels 0.1, which called weight_values [nnz, 1] "
+            f"values [nnz]: put state_dict['{prefix}values'][:, None] under "
+            f"'{prefix}weight_values' instead, for every sparse layer"
+        )
     if not found:
         return None
     if len(found) < len(PARTS):
@@ -46,12 +52,11 @@ def read_weight(
         raise ValueError(f"expected a weight of shape {shape}, the checkpoint's is {saved_shape}")
     for part in PARTS[1:]:
         found[part] = _to_int32(part, found[part])
-    values = found["values"]
-    if values.shape != found["col_indices"].shape or not values.is_floating_point():
+    values, nnz = found["weight_values"], found["col_indices"].numel()
+    if values.shape != (nnz, 1) or not values.is_floating_point():
         raise ValueError(
-            f"values: expected one floating-point value for each of the "
-            f"{found['col_indices'].numel()} col_indices, got {values.dtype} of shape "
-            f"{tuple(values.shape)}"
+            f"weight_values: expected floating-point values of shape ({nnz}, 1), one for each of "
+            f"the col_indices, got {values.dtype} of shape {tuple(values.shape)}"
         )
     check_pattern(shape, found["crow_indices"], found["col_indices"])
     return found
@@ -66,7 +71,7 @@ def _from_dense(weight: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
     pattern = Topology.from_mask(weight)
     crow, col = pattern.crow_indices, pattern.col_indices
     return {
-        "values": at_pattern(weight.detach(), crow, col),
+        "weight_values": at_pattern(weight.detach(), crow, col)[:, None],
         "crow_indices": crow,
         "col_indices": col,
     }

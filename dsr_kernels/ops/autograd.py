@@ -53,6 +53,7 @@ class _Conv(torch.autograd.Function):
             gx = grad_input(grad, values, crow, col, ctx.input_size, *ctx.shape, ctx.last)
         if wants_values:
             gvalues = grad_weight(x, grad, crow, col, *ctx.shape, values.dtype)
+            gvalues = gvalues.view(values.shape)
             if watch.watchers:
                 _tell("passed", values.detach(), x.detach(), grad.detach(), *ctx.shape)
         if wants_bias:
@@ -76,6 +77,7 @@ class _GradInput(torch.autograd.Function):
             ggrad = conv(ggx, values, None, crow, col, *ctx.shape)
         if wants_values:
             gvalues = grad_weight(ggx, grad, crow, col, *ctx.shape, values.dtype)
+            gvalues = gvalues.view(values.shape)
         return None, ggrad, gvalues, *[None] * len(rest)
 
 

@@ -45,10 +45,10 @@ def check_tensors(
 ) -> None:
     _check_devices(name, input=x, values=values, bias=bias, crow_indices=crow, col_indices=col)
     _check_activation(name, "input", x, values.dtype)
-    if values.dim() != 1 or values.shape != col.shape:
+    if col.dim() != 1 or values.shape not in (col.shape, (*col.shape, 1)):
         raise ValueError(
-            f"{name}: expected one value per column index, got values of shape "
-            f"{tuple(values.shape)} and col_indices of shape {tuple(col.shape)}"
+            f"{name}: expected one value per column index, of shape (nnz, 1) or (nnz,), got values "
+            f"of shape {tuple(values.shape)} and col_indices of shape {tuple(col.shape)}"
         )
     if bias is not None and (bias.shape != (rows,) or bias.dtype != values.dtype):
         raise ValueError(

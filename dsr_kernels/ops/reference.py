@@ -16,9 +16,11 @@ from dsr_kernels.topology import rows_of
 
 
 def to_dense(values: Tensor, crow: Tensor, col: Tensor, weight_shape: Sequence[int]) -> Tensor:
-    """The weight of shape `weight_shape` with `values` [nnz] at its non-zeros."""
+    """The weight of `weight_shape` with `values` [nnz] or [nnz, 1] at its non-zeros."""
     dense = values.new_zeros(weight_shape[0], _row_length(weight_shape))
-    return dense.index_put((rows_of(crow), col.long()), values).view(tuple(weight_shape))
+    return dense.index_put((rows_of(crow), col.long()), values.reshape(-1)).view(
+        tuple(weight_shape)
+    )
 
 
 def at_pattern(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:

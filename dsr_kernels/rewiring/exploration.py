@@ -24,7 +24,7 @@ class Exploration:
         self._layers = find_layers(model)
         self._bitmaps = [
             torch.zeros((layer.module.numel + 7) // 8, dtype=torch.uint8,
-                        device=layer.values.device)
+                        device=layer.weight_values.device)
             for layer in self._layers
         ]  # fmt: skip
         self._counted: list[Tensor | None] = [None] * len(self._layers)  # the last patterns

@@ -163,7 +163,7 @@ class GradientWatch:
         if values.numel() == 0:
             return None
         address = values.data_ptr()
-        return next((one for one in self._layers if one.values.data_ptr() == address), None)
+        return next((one for one in self._layers if one.weight_values.data_ptr() == address), None)
 
 
 def _backward_pass() -> int:

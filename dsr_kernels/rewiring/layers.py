@@ -27,8 +27,8 @@ class SparseLayer:
     block: int = 1  # weights that come and go together: a kernel's k x k, or each on its own
 
     @property
-    def values(self) -> nn.Parameter:
-        return self.module.values
+    def weight_values(self) -> nn.Parameter:
+        return self.module.weight_values
 
     @property
     def pattern(self) -> Pattern:
@@ -44,23 +44,24 @@ class SparseLayer:
 
     def magnitudes(self) -> Tensor:
         """What an entry is judged by: its value, of a block the mean of |w|."""
-        values = self.values.detach()
+        values = self.weight_values.detach().flatten()
         return values if self.block == 1 else values.abs().view(-1, self.block).mean(1)
 
     def check(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Raises ValueError where this layer or its optimizer state could not be rewired."""
-        if self.values.dtype not in (torch.float32, torch.float64):
+        if self.weight_values.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"layer {self.name!r}: expected float32 or float64 values, got {self.values.dtype}"
+                f"layer {self.name!r}: expected float32 or float64 values, got "
+                f"{self.weight_values.dtype}"
             )
-        device = self.values.device
+        device = self.weight_values.device
         if device.type not in ("cpu", "cuda"):
             raise ValueError(
                 f"layer {self.name!r}: rewiring works on CPU and CUDA tensors, got {device}"
             )
         others = self.sharers + self.followers
         for name, module in [(self.name, self.module), *others]:
-            for tensor in (module.values, module.crow_indices, module.col_indices):
+            for tensor in (module.weight_values, module.crow_indices, module.col_indices):
                 if tensor.device != device:
                     raise ValueError(
                         f"layer {name!r}: expected values and indices on {device}, got one on "
@@ -103,7 +104,7 @@ def check_optimizer(optimizer: Any, layers: list[SparseLayer]) -> None:
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for layer in layers:
-        if layer.values.requires_grad and id(layer.values) not in held:
+        if layer.weight_values.requires_grad and id(layer.weight_values) not in held:
             raise ValueError(
                 f"optimizer: expected it to hold the values of layer {layer.name!r}, it does not; "
                 "build it from model.parameters() after the model has become sparse, or freeze the "
@@ -115,9 +116,9 @@ def find_layers(model: nn.Module) -> list[SparseLayer]:
     """The model's sparse weights in its order; modules that share a Parameter are one layer."""
     layers: dict[int, SparseLayer] = {}
     for name, module in named_sparse_modules(model):
-        layer = layers.get(id(module.values))
+        layer = layers.get(id(module.weight_values))
         if layer is None:
-            layers[id(module.values)] = SparseLayer(name, len(layers), module)
+            layers[id(module.weight_values)] = SparseLayer(name, len(layers), module)
         else:
             layer.sharers.append((name, module))
     if not layers:
@@ -130,10 +131,10 @@ def find_layers(model: nn.Module) -> list[SparseLayer]:
 
 def check_same_pattern(name: str, module: SparseModule, other: str, twin: SparseModule) -> None:
     """Raises ValueError unless `twin` has its non-zeros exactly where `module` has them."""
-    if module.values.device != twin.values.device:
+    if module.weight_values.device != twin.weight_values.device:
         raise ValueError(
             f"layer {name!r} and {other!r}: expected them on one device, got "
-            f"{module.values.device} and {twin.values.device}"
+            f"{module.weight_values.device} and {twin.weight_values.device}"
         )
     same = (
         module.weight_shape == twin.weight_shape
@@ -176,9 +177,9 @@ def optimizer_state(
             "optimizer: LBFGS keeps 'd', 'old_dirs' and more of all parameters in one: cannot "
             f"rewire layer {layer.name!r} under it; use SGD, Adam or another that works per weight"
         )
-    if layer.values not in optimizer.state:
+    if layer.weight_values not in optimizer.state:
         return
-    state = optimizer.state[layer.values]
+    state = optimizer.state[layer.weight_values]
     for key, value in state.items():
         if _holds_tensors(value):
             raise ValueError(
@@ -187,16 +188,18 @@ def optimizer_state(
             )
         if not isinstance(value, Tensor) or value.dim() == 0:
             continue
-        if value.shape != layer.values.shape:
+        if value.numel() == 1 and layer.weight_values.numel() > 1:
+            continue  # one number for all entries, as Adafactor keeps
+        if value.shape != layer.weight_values.shape:
             raise ValueError(
                 f"optimizer: state {key!r} of layer {layer.name!r} has shape {tuple(value.shape)}, "
-                f"expected {tuple(layer.values.shape)}: cannot rewire under "
+                f"expected {tuple(layer.weight_values.shape)}: cannot rewire under "
                 f"{type(optimizer).__name__}"
             )
-        if value.device != layer.values.device:
+        if value.device != layer.weight_values.device:
             raise ValueError(
                 f"optimizer: state {key!r} of layer {layer.name!r} is on {value.device}, expected "
-                f"{layer.values.device}"
+                f"{layer.weight_values.device}"
             )
         yield state, key
 

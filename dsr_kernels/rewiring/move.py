@@ -28,10 +28,10 @@ class Move:
         entry_state: list[tuple[dict[str, Any], str]] = (),
     ) -> None:
         def successor(tensor: Tensor, size: int = after * layer.block) -> Tensor:
-            return torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+            return tensor.new_empty(size, *tensor.shape[1:])
 
         self.layer = layer
-        self.grad = layer.values.grad
+        self.grad = layer.weight_values.grad
         self.old_pattern = layer.pattern
         self.new_blocks = (
             torch.empty_like(layer.pattern[0]),
@@ -39,9 +39,9 @@ class Move:
         )
         self.modules = [layer.module]
         self.modules += [module for _, module in layer.sharers + layer.followers]
-        self.old_values = [module.values.detach() for module in self.modules]
+        self.old_values = [module.weight_values.detach() for module in self.modules]
         shared = 1 + len(layer.sharers)
-        values = successor(layer.values)
+        values = successor(layer.weight_values)
         self.new_values = [values] * shared + [successor(v) for v in self.old_values[shared:]]
         held = [*optimizer_state(optimizer, layer), *entry_state]
         self.state: list[tuple[dict[str, Any], str, Tensor, Tensor]] = [
@@ -81,7 +81,7 @@ class Move:
         self._replace(self.old_pattern, self.old_values)
         for state, key, old, _ in self.state:
             state[key] = old
-        self.layer.values.grad = self.grad
+        self.layer.weight_values.grad = self.grad
 
     def _replace(self, pattern: tuple[Tensor, Tensor], values: list[Tensor]) -> None:
         crow, col = pattern

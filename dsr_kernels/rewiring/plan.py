@@ -45,12 +45,12 @@ class _Plan:
 def _common_device(layers: list[SparseLayer]) -> torch.device:
     for layer in layers[1:]:
         first = layers[0]
-        if layer.values.device != first.values.device:
+        if layer.weight_values.device != first.weight_values.device:
             raise ValueError(
                 f"layers {first.name!r} and {layer.name!r}: expected all layers on one device, got "
-                f"{first.values.device} and {layer.values.device}"
+                f"{first.weight_values.device} and {layer.weight_values.device}"
             )
-    return layers[0].values.device if layers else CPU
+    return layers[0].weight_values.device if layers else CPU
 
 
 def _check_kernels(device: torch.device) -> None:

@@ -66,7 +66,7 @@ class Rewirer:
     @property
     def nnz(self) -> int:
         """Non-zeros of all trainable sparse layers."""
-        return sum(layer.values.numel() for layer in self._live_layers())
+        return sum(layer.weight_values.numel() for layer in self._live_layers())
 
     def step(self) -> RewireReport | None:
         """Counts a finished iteration (call it after `optimizer.step()`); rewires if one is due."""
@@ -136,7 +136,7 @@ class Rewirer:
         copies = match_followers(self._layers, model)
         for layer, copy in zip(self._layers, copies, strict=True):
             check_same_pattern(layer.name, layer.module, copy.name, copy.module)
-            if copy.values is layer.values:
+            if copy.weight_values is layer.weight_values:
                 raise ValueError("follow: expected a copy of the model, got the model itself")
         for layer, copy in zip(self._layers, copies, strict=True):
             layer.followers += [(copy.name, copy.module), *copy.sharers]
@@ -192,7 +192,7 @@ class Rewirer:
 
     def _wanted(self, layers: list[SparseLayer]) -> int:
         """How many non-zeros there must be after a rewire: as many as before."""
-        return sum(layer.values.numel() for layer in layers)
+        return sum(layer.weight_values.numel() for layer in layers)
 
     def _entry_state(self, layer: SparseLayer) -> list[tuple[dict[str, Any], str]]:
         """Tensors with a number per entry that move with the survivors: (where held, key)."""
@@ -215,7 +215,7 @@ class Rewirer:
 
     def _live_layers(self) -> list[SparseLayer]:
         """Frozen layers do not train, so they neither give nor take."""
-        return [layer for layer in self._layers if layer.values.requires_grad]
+        return [layer for layer in self._layers if layer.weight_values.requires_grad]
 
     def _check_trains(self) -> None:
         """Raises ValueError without an optimizer or anything to train; Static needs neither."""
@@ -237,7 +237,7 @@ class Rewirer:
         self, plan: Any, layers: list[SparseLayer], threshold: float, next_threshold: float
     ) -> RewireReport:
         rows = [
-            LayerReport(layer.name, layer.values.numel(), *(layer.block * n for n in counts))
+            LayerReport(layer.name, layer.weight_values.numel(), *(layer.block * n for n in counts))
             for layer, *counts in zip(layers, plan.pruned, plan.grown, plan.nnz_after, strict=True)
         ]
         return RewireReport(

@@ -111,7 +111,7 @@ def _take_weights(
             own = {key.removeprefix(part): rest.pop(key) for key in weights if key.startswith(part)}
             layer.load_state_dict(own)
         else:
-            _replace(layer, _everywhere(layer), weight.reshape(-1).to(layer.values.dtype))
+            _replace(layer, _everywhere(layer), weight.reshape(-1).to(layer.weight_values.dtype))
     _load_dense(run, model, rest)
 
 
@@ -137,12 +137,12 @@ def _take_structure(
         )
     initial = _initial_model(run, data) if recipe.start.take == "structure_and_init" else None
     for name, layer in layers.items():
-        if f"{name}.values" not in weights:
+        if f"{name}.weight_values" not in weights:
             raise UsageError(f"recipe: start.take: layer {name} of {run.folder} is dense: it has "
                              "no structure to take")  # fmt: skip
         crow, col = weights[f"{name}.crow_indices"], weights[f"{name}.col_indices"]
         topology = Topology(layer.weight_shape, crow, col)
-        values = torch.empty(topology.nnz, dtype=layer.values.dtype)
+        values = torch.empty(topology.nnz, dtype=layer.weight_values.dtype)
         draw_(values, layer.weight_shape, stream(recipe.seed, "start", name))
         if initial is not None:
             _restore(values, topology, initial.get_submodule(name))
@@ -170,11 +170,11 @@ def _restore(values: Tensor, topology: Topology, initial: SparseModule) -> None:
     ours, theirs = topology.linear_positions(), initial.topology.linear_positions()
     where = torch.searchsorted(theirs, ours).clamp_max(len(theirs) - 1)
     both = theirs[where] == ours
-    values[both] = initial.values[where[both]].to(values.dtype)
+    values[both] = initial.weight_values[where[both], 0].to(values.dtype)
 
 
 def _replace(layer: SparseModule, topology: Topology, values: Tensor) -> None:
-    device = layer.values.device
+    device = layer.weight_values.device
     pattern = topology.to(device)
     layer.replace_topology(pattern.crow_indices, pattern.col_indices, values.to(device))
 

@@ -25,7 +25,7 @@ LOW = torch.bfloat16
 def results(conv: SparseConv2d, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = x.detach().requires_grad_()
     y = conv(x)
-    return y.detach(), *torch.autograd.grad(y, (x, conv.values), grad)
+    return y.detach(), *torch.autograd.grad(y, (x, conv.weight_values), grad)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -90,7 +90,7 @@ def products_with(factors: list[float]) -> SparseConv2d:
     """Each output is one product. Strided, as other pointwise layers take kPlane by themselves."""
     conv = layer(1, len(factors), 1, stride=(2, 1), sparsity=0.0, bias=False)
     with torch.no_grad():
-        conv.values.copy_(torch.tensor(factors))
+        conv.weight_values.copy_(torch.tensor(factors))
     return conv
 
 

@@ -54,7 +54,7 @@ def test_patterns_from_empty_to_full(dtype: torch.dtype) -> None:
             check_layer(conv, x)
         crow = torch.tensor([0, 0, 0, 81, 81, 83] + [83] * 9, dtype=torch.int32)
         col = torch.tensor([*range(81), 0, 80], dtype=torch.int32)  # a full row, most are empty
-        values = torch.randn(83, dtype=conv.values.dtype)
+        values = torch.randn(83, dtype=conv.weight_values.dtype)
         conv.replace_topology(*(t.to(DEVICE) for t in (crow, col, values)))
         check_layer(conv, x)
 
@@ -135,7 +135,7 @@ def test_grad_weight_of_two_types(of_x: torch.dtype, of_grad: torch.dtype) -> No
 
 def test_values_and_bias_that_are_not_contiguous() -> None:
     conv, x = conv_and_input((5, 6, 3, (6, 5), 9), {"padding": 1})
-    values, bias = conv.values.detach(), conv.bias.detach()
+    values, bias = conv.weight_values.detach(), conv.bias.detach()
     apart = [torch.stack((t, t.new_full(t.shape, torch.nan)), 1)[:, 0] for t in (values, bias)]
     rest = conv.crow_indices, conv.col_indices, conv.weight_shape, (1, 1), (1,) * 4
     with gpu_kernels():
@@ -172,7 +172,7 @@ def test_autocast(low: torch.dtype) -> None:
     with gpu_kernels():
         with torch.autocast(DEVICE.type, low):
             y = conv(x)
-        ours = [y.detach(), *torch.autograd.grad(y, (x, conv.values, conv.bias), grad)]
+        ours = [y.detach(), *torch.autograd.grad(y, (x, conv.weight_values, conv.bias), grad)]
         expected = results(conv, x.to(low), grad)
     expected[1] = expected[1].float()
     assert same_bits(ours, expected)

@@ -65,7 +65,9 @@ def test_results_do_not_depend_on_threads(isa: str, name: str) -> None:
         for count in (1, 3):
             torch.set_num_threads(count)
             y = conv(x)
-            results.append([y, *torch.autograd.grad(y, (x, conv.values), torch.ones_like(y) / 3)])
+            results.append(
+                [y, *torch.autograd.grad(y, (x, conv.weight_values), torch.ones_like(y) / 3)]
+            )
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -76,7 +78,7 @@ def test_subnormals_are_flushed_and_the_callers_mode_is_kept(isa: str) -> None:
     conv = layer(1, 1, 1, sparsity=0.0, bias=False)
     tiny = torch.full((1, 1, 4, 4), 1e-40)
     with torch.no_grad():
-        conv.values.fill_(1.0)
+        conv.weight_values.fill_(1.0)
         if isa != "portable" or os.uname().machine == "x86_64":
             assert conv(tiny).abs().max() == 0
     assert (tiny * 1.0).abs().max() > 0

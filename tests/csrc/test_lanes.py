@@ -82,9 +82,9 @@ def test_the_gradient_of_a_sum(isa: str, lanes: str) -> None:
     x.requires_grad_()
     with kernels(isa, lanes):
         conv(x).sum().backward()
-        ours = x.grad, conv.values.grad, conv.bias.grad
+        ours = x.grad, conv.weight_values.grad, conv.bias.grad
         y = conv(x)
-        dense = torch.autograd.grad(y, (x, conv.values, conv.bias), torch.ones_like(y))
+        dense = torch.autograd.grad(y, (x, conv.weight_values, conv.bias), torch.ones_like(y))
     for one, other in zip(ours, dense, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -20,7 +20,7 @@ def results(conv: SparseConv2d, x: Tensor, grad: Tensor | None = None) -> list[T
     x = x.detach().requires_grad_()
     y = conv(x)
     grad = torch.cos(torch.arange(y.numel())).view(y.shape) if grad is None else grad
-    return [y.detach(), *torch.autograd.grad(y, (x, conv.values), grad)]
+    return [y.detach(), *torch.autograd.grad(y, (x, conv.weight_values), grad)]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_subnormals_are_flushed_and_the_callers_mode_is_kept(isa: str, lanes: st
     tiny = torch.full((16, 8, 8, 8), 1e-40)
     many = torch.full((1 << 20,), 1e-40)  # enough for torch to use every thread
     with torch.no_grad():
-        conv.values.fill_(1.0)
+        conv.weight_values.fill_(1.0)
     with kernels(isa, lanes, threads=3):
         for result in results(conv, tiny, tiny)[:2]:
             assert result.abs().max() == 0

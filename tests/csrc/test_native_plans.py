@@ -77,7 +77,7 @@ def test_a_plan_runs_in_its_direction_only(conv, lanes: str) -> None:
     )
     x, y = (torch.zeros(2, c, 5, 5) for c in (4, 6))
     x, y = ((t.data_ptr(), False, t.stride()) for t in (x, y))
-    values, grad_values = conv.values.data_ptr(), torch.zeros(conv.nnz)
+    values, grad_values = conv.weight_values.data_ptr(), torch.zeros(conv.nnz)
     message = "grad_input takes a transposed plan, forward and grad_weight not"
     with pytest.raises(ValueError, match=message):
         transposed.forward(2, x, values, 0, y, 1, 0)
@@ -92,7 +92,7 @@ def test_bfloat16_beside_float64_values_is_refused(conv) -> None:
     x, y = (torch.zeros(2, c, 5, 5, dtype=torch.bfloat16) for c in (4, 6))
     x, y = ((t.data_ptr(), True, t.stride()) for t in (x, y))
     with pytest.raises(ValueError, match="bfloat16 activations need float32 values"):
-        plan.forward(2, x, conv.values.data_ptr(), 0, y, 1, 0)
+        plan.forward(2, x, conv.weight_values.data_ptr(), 0, y, 1, 0)
 
 
 def chosen(n: int, width: int, *, rows=True, kernel=3, stride=1, dtype="float32") -> str:

@@ -42,9 +42,9 @@ def model_and_input() -> tuple[nn.Module, torch.Tensor]:
 def test_there_and_back_again() -> None:
     conv, x = layer(**ARGUMENTS), torch.randn(2, 6, 8, 8)
     before, state = conv(x), copy.deepcopy(conv.state_dict())
-    parameter = conv.values
+    parameter = conv.weight_values
     conv.to(DEVICE)
-    assert conv.values is parameter
+    assert conv.weight_values is parameter
     assert all(t.device == DEVICE for t in conv.state_dict().values())
     assert conv.crow_indices.dtype == conv.col_indices.dtype == torch.int32
     check_layer(conv, x.to(DEVICE))
@@ -68,9 +68,9 @@ def test_built_on_the_device() -> None:
     on_cpu = SparseConv2d(16, 24, 3, generator=torch.Generator().manual_seed(3))
     assert states_equal(from_cpu.cpu(), on_cpu)
     for module in one, linear, empty:
-        assert module.values.device == module.col_indices.device == DEVICE
+        assert module.weight_values.device == module.col_indices.device == DEVICE
         module.topology.validate()
-    assert linear.values.abs().max() <= 300**-0.5
+    assert linear.weight_values.abs().max() <= 300**-0.5
     check_layer(empty, torch.randn(2, 16, 5, 5, device=DEVICE))
 
 
@@ -81,20 +81,20 @@ def test_copies_are_whole_and_independent() -> None:
     torch.save(conv, buffer)
     buffer.seek(0)
     for twin in copy.deepcopy(conv), torch.load(buffer, weights_only=False):
-        assert twin.values.device == DEVICE
+        assert twin.weight_values.device == DEVICE
         assert torch.equal(twin(x), expected)
         with torch.no_grad():
-            twin.values.zero_()
+            twin.weight_values.zero_()
         assert torch.equal(conv(x), expected)
 
 
 def test_state_goes_from_device_to_device() -> None:
     one, two = layer(**ARGUMENTS, seed=1).to(DEVICE), layer(**ARGUMENTS, seed=2, sparsity=0.4)
     two.load_state_dict(one.state_dict())
-    assert two.values.device.type == "cpu"
+    assert two.weight_values.device.type == "cpu"
     assert states_equal(copy.deepcopy(one).cpu(), two)
     one.load_state_dict(layer(**ARGUMENTS, seed=3, sparsity=0.2).state_dict())
-    assert one.values.device == one.col_indices.device == DEVICE
+    assert one.weight_values.device == one.col_indices.device == DEVICE
     check_layer(one, torch.randn(2, 6, 8, 8, device=DEVICE))
     buffer = BytesIO()
     torch.save(one.state_dict(), buffer)
@@ -136,7 +136,7 @@ def test_compiled_in_one_graph() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
     compiled(x).sum().backward()
-    assert model[0].values.grad is not None
+    assert model[0].weight_values.grad is not None
 
 
 # --- low precision ---
@@ -150,10 +150,10 @@ def test_autocast_casts_activations_and_keeps_weights(dtype: torch.dtype) -> Non
         y = conv(x)
     assert y.dtype == dtype
     grad = torch.randn_like(y)
-    ours = torch.autograd.grad(y, (x, conv.values, conv.bias), grad)
+    ours = torch.autograd.grad(y, (x, conv.weight_values, conv.bias), grad)
     assert all(t.dtype == torch.float32 for t in ours)
     low = x.detach().to(dtype).requires_grad_()
-    expected = torch.autograd.grad(conv(low), (low, conv.values, conv.bias), grad)
+    expected = torch.autograd.grad(conv(low), (low, conv.weight_values, conv.bias), grad)
     assert same_bits([*ours], [expected[0].float(), *expected[1:]])
 
 

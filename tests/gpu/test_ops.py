@@ -112,7 +112,7 @@ def test_no_images(dtype: torch.dtype, nnz: int) -> None:
     x = torch.empty(0, 4, 5, 5, device=DEVICE, dtype=dtype, requires_grad=True)
     conv(x).sum().backward()
     assert x.grad.shape == x.shape
-    assert conv.values.grad.eq(0).all() and conv.bias.grad.eq(0).all()
+    assert conv.weight_values.grad.eq(0).all() and conv.bias.grad.eq(0).all()
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (0, 37), (129, 37), (5, 7, 300), (512, 1024)])

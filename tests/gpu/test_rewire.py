@@ -131,9 +131,9 @@ def test_the_other_methods_rewire_as_on_the_cpu(name: str) -> None:
 def model_of(cases: list[Case]) -> nn.Module:
     model = nn.Sequential()
     for case in cases:
-        empty = {"bias": False, "dtype": case.values.dtype, "nnz": case.nnz}
+        empty = {"bias": False, "dtype": case.weight_values.dtype, "nnz": case.nnz}
         linear = SparseLinear(case.row_length, case.rows, **empty)
-        linear.replace_topology(case.crow, case.col, case.values)
+        linear.replace_topology(case.crow, case.col, case.weight_values)
         model.append(linear)
     return model
 
@@ -153,8 +153,8 @@ def test_layers_full_of_ties(cases: list[Case], how_much: float) -> None:
         model = model_of(copy.deepcopy(cases)).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         for (_, module), case in zip(named_sparse_modules(model), cases, strict=True):
-            momentum = case.momentum.to(device, case.values.dtype)
-            optimizer.state[module.values]["momentum_buffer"] = momentum
+            momentum = case.momentum.to(device, case.weight_values.dtype)
+            optimizer.state[module.weight_values]["momentum_buffer"] = momentum
         rewirer = DSR(model, optimizer, seed=total, **how)
         rewirer.rewire()
         both.append((model, optimizer, rewirer))
@@ -200,12 +200,12 @@ def test_a_non_finite_weight_stops_the_rewire_before_anything_changes(bad: float
     parts = parts_of(make_model().to(DEVICE), "fused adam", "exact")
     model, _, rewirer = parts
     train(*parts[:2], 3)
-    model[3].values.data[17] = bad
+    model[3].weight_values.data[17] = bad
     before = snapshot(*parts)
     with pytest.raises(ValueError, match=r"layer '3': the weight at row \d+, column \d+ is"):
         rewirer.rewire()
     assert_same(before, snapshot(*parts))
-    model[3].values.data[17] = 0.5
+    model[3].weight_values.data[17] = 0.5
     assert rewirer.rewire().pruned > 0
 
 

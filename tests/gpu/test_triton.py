@@ -37,7 +37,7 @@ VIEWS = ("channels_last", "sliced", "expanded gradient")
 
 def results(conv: SparseConv2d, x: Tensor, grad: Tensor) -> list[Tensor]:
     """[y, gx, gvalues, gbias] from the launcher itself."""
-    values, bias = conv.values.detach(), conv.bias.detach()
+    values, bias = conv.weight_values.detach(), conv.bias.detach()
     pattern = conv.crow_indices, conv.col_indices
     shape = conv.weight_shape, conv.stride, conv._sides, conv.dilation, conv.groups
     return [

@@ -91,7 +91,7 @@ def forward_and_grad_input(conv: SparseConv2d, x: Tensor, grad: Tensor) -> list[
 
 
 def check_grad_weight(conv: SparseConv2d, x: Tensor, grad: Tensor) -> None:
-    (found,) = torch.autograd.grad(conv(x), conv.values, grad)
+    (found,) = torch.autograd.grad(conv(x), conv.weight_values, grad)
     same, exact = (
         dense_results(conv, x, grad, d, "cpu")[2] for d in (torch.float32, torch.float64)
     )

@@ -42,7 +42,7 @@ class Bundle(nn.Module):
         return gradients
 
     def live(self) -> list[int]:
-        return [i for i, layer in enumerate(self.layers) if layer.values.requires_grad]
+        return [i for i, layer in enumerate(self.layers) if layer.weight_values.requires_grad]
 
 
 def whole_numbers(size, generator: torch.Generator) -> Tensor:
@@ -92,14 +92,16 @@ def bundles(draw, layers=None, freeze=True) -> Bundle:
         positions = torch.tensor(sorted(random.sample(range(numel), nnz)), dtype=torch.int64)
         values = torch.tensor([random.randint(-grid, grid) / grid for _ in range(nnz)])
         place(layer, positions, values)
-        layer.values.requires_grad_(not (freeze and draw(st.sampled_from([False, False, True]))))
+        layer.weight_values.requires_grad_(
+            not (freeze and draw(st.sampled_from([False, False, True])))
+        )
     trainable = [layer for layer in bundle.layers if layer.nnz]
     if not trainable:
         layer = SparseLinear(3, 2, nnz=3)
         bundle.layers.append(layer)
         trainable = [layer]
-    if not any(layer.values.requires_grad for layer in trainable):
-        trainable[0].values.requires_grad_(True)
+    if not any(layer.weight_values.requires_grad for layer in trainable):
+        trainable[0].weight_values.requires_grad_(True)
     return bundle
 
 
@@ -109,11 +111,13 @@ def place(layer, positions: Tensor, values: Tensor) -> None:
 
 
 def entries(layer, optimizer: torch.optim.Optimizer | None = None) -> Entries:
-    state = optimizer.state.get(layer.values, {}) if optimizer else {}
-    arrays = [layer.values.detach()]
+    state = optimizer.state.get(layer.weight_values, {}) if optimizer else {}
+    arrays = [layer.weight_values.detach()]
     arrays += [v for _, v in sorted(state.items()) if isinstance(v, Tensor) and v.dim()]
     positions = layer.topology.linear_positions().tolist()
-    return dict(zip(positions, zip(*(a.tolist() for a in arrays), strict=True), strict=True))
+    return dict(
+        zip(positions, zip(*(a.flatten().tolist() for a in arrays), strict=True), strict=True)
+    )
 
 
 def snapshot(bundle: Bundle, optimizer=None) -> list[Entries]:

@@ -75,7 +75,7 @@ def check_layer(
 
 def gradients(conv: SparseModule, x: Tensor, y: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     """(gx, gvalues) and, with a bias, gbias, from y = conv(x)."""
-    inputs = [x, conv.values] + ([] if conv.bias is None else [conv.bias])
+    inputs = [x, conv.weight_values] + ([] if conv.bias is None else [conv.bias])
     return torch.autograd.grad(y, inputs, grad)
 
 
@@ -103,7 +103,9 @@ def check_results(
     dtype = torch.float32 if x.dtype in LOW_PRECISION else x.dtype
     same, exact = (dense_results(conv, x, grad, d, device) for d in (dtype, torch.float64))
     for name, *results in zip(("y", "gx", "gvalues", "gbias"), ours, same, exact, strict=False):
-        assert results[0].dtype == (x.dtype if name in ("y", "gx") else conv.values.dtype), name
+        assert results[0].dtype == (x.dtype if name in ("y", "gx") else conv.weight_values.dtype), (
+            name
+        )
         results[0] = results[0].to(device)
         assert within_rule(*results), f"{name} of {conv}, input {tuple(x.shape)} {x.dtype}"
 
@@ -113,11 +115,11 @@ def dense_results(
 ) -> list[Tensor]:
     """[y, gx, gvalues] and, with a bias, gbias, by F.conv2d in `dtype` on `device`."""
     x = x.detach().to(device, dtype).requires_grad_()
-    values = conv.values.detach().to(device, dtype).requires_grad_()
+    values = conv.weight_values.detach().to(device, dtype).requires_grad_()
     bias = None if conv.bias is None else conv.bias.detach().to(device, dtype).requires_grad_()
     positions = conv.topology.to(device).linear_positions()
     weight = torch.zeros(conv.numel, dtype=dtype, device=device)
-    weight = weight.index_put((positions,), values).view(conv.weight_shape)
+    weight = weight.index_put((positions,), values.flatten()).view(conv.weight_shape)
     y = dense_conv(conv, x, weight, bias)
     inputs = [x, values] + ([] if bias is None else [bias])
     return [y.detach(), *torch.autograd.grad(y, inputs, grad.to(device, dtype))]
@@ -127,6 +129,9 @@ def swap_pattern(module, nnz: int, seed: int = 1) -> None:
     """Replace a layer's pattern by a random one of `nnz` entries with random values."""
     generator = torch.Generator().manual_seed(seed)
     topology = Topology.random(module.weight_shape, nnz, generator=generator)
-    values = torch.randn(nnz, generator=generator, dtype=module.values.dtype)
-    topology, values = topology.to(module.values.device), values.to(module.values.device)
+    values = torch.randn(nnz, generator=generator, dtype=module.weight_values.dtype)
+    topology, values = (
+        topology.to(module.weight_values.device),
+        values.to(module.weight_values.device),
+    )
     module.replace_topology(topology.crow_indices, topology.col_indices, values)

@@ -57,12 +57,14 @@ def train(model, optimizer, rewirer, iterations, start=0, ema=None):
 
 def entries(module: SparseModule, *arrays: torch.Tensor) -> dict[int, tuple[float, ...]]:
     positions = module.topology.linear_positions().tolist()
-    return dict(zip(positions, zip(*(a.tolist() for a in arrays), strict=True), strict=True))
+    return dict(
+        zip(positions, zip(*(a.flatten().tolist() for a in arrays), strict=True), strict=True)
+    )
 
 
 def state_arrays(optimizer, module: SparseModule) -> list[torch.Tensor]:
-    state = optimizer.state[module.values]
-    arrays = [module.values.detach()]
+    state = optimizer.state[module.weight_values]
+    arrays = [module.weight_values.detach()]
     return arrays + [v for k, v in sorted(state.items()) if torch.is_tensor(v) and v.dim()]
 
 

@@ -82,14 +82,14 @@ def test_wrn_stem_shortcuts_and_classifier_are_dense():
 
 def test_initialisation_is_the_papers_and_not_rescaled_for_sparsity():
     model = wrn_28(2, 0.9, generator=torch.Generator().manual_seed(1))
-    values = model.group3[3].conv2.values  # 3x3 to 128 channels, 14,745 non-zeros
+    values = model.group3[3].conv2.weight_values  # 3x3 to 128 channels, 14,745 non-zeros
     expected = math.sqrt(2 / (9 * 128))
     assert values.std().item() == pytest.approx(expected, rel=0.03)
     assert abs(values.mean().item()) < 0.05 * expected
     lenet = lenet_300_100(0.9)
     bound = 1 / math.sqrt(784)
-    assert 0.99 * bound < lenet.fc1.values.abs().max() <= bound
-    assert lenet.fc1.values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    assert 0.99 * bound < lenet.fc1.weight_values.abs().max() <= bound
+    assert lenet.fc1.weight_values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
     assert torch.equal(model.bn.weight, torch.ones(128))
 
 
@@ -128,7 +128,7 @@ def test_sparse_wrn_equals_its_dense_twin_with_the_same_weights():
     dense = wrn_28(0.5, sparse=False, dtype=torch.float64)
     state = sparse.state_dict()
     for name, module in named_sparse_modules(sparse):
-        for part in ("values", "crow_indices", "col_indices"):
+        for part in ("weight_values", "crow_indices", "col_indices"):
             del state[f"{name}.{part}"]
         state[f"{name}.weight"] = module.to_dense().detach()
     dense.load_state_dict(state)
@@ -141,22 +141,24 @@ def test_sparse_wrn_equals_its_dense_twin_with_the_same_weights():
             torch.arange(module.weight_shape[0]), module.crow_indices.long().diff()
         )
         expected = twin[name].weight.grad.flatten(1)[rows, module.col_indices.long()]
-        torch.testing.assert_close(module.values.grad, expected, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(module.weight_values.grad[:, 0], expected, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(sparse.stem.weight.grad, dense.stem.weight.grad)
 
 
 def test_resnet50_takes_a_training_step_at_224():
     model = resnet50(0.9, generator=torch.Generator().manual_seed(0))
     largest = max(math.prod(m.weight_shape) for _, m in named_sparse_modules(model))
-    assert max(p.numel() for n, p in model.named_parameters() if ".values" in n) < largest // 5
+    assert (
+        max(p.numel() for n, p in model.named_parameters() if ".weight_values" in n) < largest // 5
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    before = model.fc.values.detach().clone()
+    before = model.fc.weight_values.detach().clone()
     loss = F.cross_entropy(model(torch.randn(2, 3, 224, 224)), torch.tensor([3, 999]))
     loss.backward()
     optimizer.step()
     assert math.isfinite(loss.item())
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
-    assert not torch.equal(model.fc.values, before)
+    assert not torch.equal(model.fc.weight_values, before)
     state = sum(s["momentum_buffer"].numel() for s in optimizer.state.values())
     assert state == counts(model)[2]
 

@@ -25,14 +25,14 @@ def test_counts_and_bounds():
     conv = SparseConv2d(**ARGUMENTS, sparsity=0.9)
     assert conv.weight_shape == (9, 2, 3, 2)
     assert conv.numel == 108
-    assert conv.nnz == conv.values.numel() == conv.col_indices.numel() == 10
+    assert conv.nnz == conv.weight_values.numel() == conv.col_indices.numel() == 10
     assert conv.density == 10 / 108
     assert conv.sparsity == 1 - 10 / 108
     assert conv.row_length == 12
     bound = 1 / math.sqrt(12)
-    for parameter in (conv.values, conv.bias):
+    for parameter in (conv.weight_values, conv.bias):
         assert parameter.abs().max() <= bound
-    assert [name for name, _ in conv.named_parameters()] == ["values", "bias"]
+    assert [name for name, _ in conv.named_parameters()] == ["weight_values", "bias"]
     assert [name for name, _ in conv.named_buffers()] == ["crow_indices", "col_indices"]
     conv.topology.validate()
     assert SparseConv2d(4, 4, 1, nnz=7).nnz == 7
@@ -42,7 +42,7 @@ def test_counts_and_bounds():
 def test_init_is_torchs_scheme_on_the_non_zeros():
     torch.manual_seed(0)
     sparse, dense = SparseConv2d(64, 64, 3, sparsity=0.5), nn.Conv2d(64, 64, 3)
-    assert sparse.values.std().item() == pytest.approx(dense.weight.std().item(), rel=0.02)
+    assert sparse.weight_values.std().item() == pytest.approx(dense.weight.std().item(), rel=0.02)
     assert sparse.bias.std().item() == pytest.approx(dense.bias.std().item(), rel=0.3)
 
 
@@ -95,7 +95,9 @@ def test_repr_says_what_nn_conv2d_says_and_how_sparse():
 
 def test_weight_says_where_the_weight_is():
     conv = layer(**ARGUMENTS)
-    with pytest.raises(AttributeError, match=r"no dense weight: use \.values.*\.to_dense\(\)"):
+    with pytest.raises(
+        AttributeError, match=r"no dense weight: use \.weight_values.*\.to_dense\(\)"
+    ):
         _ = conv.weight
     assert not hasattr(conv, "weight")
     with pytest.raises(AttributeError, match="has no attribute 'wieght'"):
@@ -109,7 +111,7 @@ def test_dtype_changes_leave_the_indices_int32():
     conv = layer(**ARGUMENTS)
     for change in (nn.Module.double, nn.Module.half, lambda m: m.to(torch.float64)):
         changed = change(copy.deepcopy(conv))
-        assert changed.values.dtype != torch.float32
+        assert changed.weight_values.dtype != torch.float32
         assert changed.crow_indices.dtype == changed.col_indices.dtype == torch.int32
     check_layer(conv.double(), torch.randn(2, 6, 8, 8, dtype=torch.float64))
 
@@ -166,7 +168,7 @@ def test_a_layer_used_twice_and_one_with_shared_values():
     dense.load_state_dict({"weight": linear.to_dense(), "bias": linear.bias})
     dense(dense(x)).sum().backward()
     rows = linear.topology.linear_positions()
-    torch.testing.assert_close(linear.values.grad, dense.weight.grad.flatten()[rows])
+    torch.testing.assert_close(linear.weight_values.grad[:, 0], dense.weight.grad.flatten()[rows])
     model = nn.Sequential(linear, nn.ReLU(), linear)
     assert [name for name, _ in named_sparse_modules(model)] == ["0"]
 
@@ -174,15 +176,15 @@ def test_a_layer_used_twice_and_one_with_shared_values():
 def test_values_given_from_outside_or_made_by_a_hook():
     """functional_call and pruning put a computed tensor in place of the parameter."""
     linear, x = SparseLinear(6, 5, sparsity=0.5), torch.randn(3, 6)
-    doubled = {"values": 2 * linear.values.detach()}
+    doubled = {"weight_values": 2 * linear.weight_values.detach()}
     expected = F.linear(x, 2 * linear.to_dense(), linear.bias)
     torch.testing.assert_close(torch.func.functional_call(linear, doubled, (x,)), expected)
-    prune.random_unstructured(linear, "values", 0.4)
+    prune.random_unstructured(linear, "weight_values", 0.4)
     torch.testing.assert_close(linear(x), F.linear(x, linear.to_dense(), linear.bias))
     linear(x).sum().backward()
-    assert linear.values_orig.grad.count_nonzero() <= 9
+    assert linear.weight_values_orig.grad.count_nonzero() <= 9
     topology = Topology.random((5, 6), 3)
-    with pytest.raises(RuntimeError, match="values is not a parameter of its own"):
+    with pytest.raises(RuntimeError, match="weight_values is not a parameter of its own"):
         linear.replace_topology(topology.crow_indices, topology.col_indices, torch.zeros(3))
 
 
@@ -218,11 +220,11 @@ def test_ema_on_a_static_pattern():
     model = layer(**ARGUMENTS)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=False)
     ema.update_parameters(model)
-    before = model.values.detach().clone()
+    before = model.weight_values.detach().clone()
     with torch.no_grad():
-        model.values += 1
+        model.weight_values += 1
     ema.update_parameters(model)
-    torch.testing.assert_close(ema.module.values, before + 0.5)
+    torch.testing.assert_close(ema.module.weight_values, before + 0.5)
     check_layer(ema.module, torch.randn(2, 6, 8, 8))
 
 
@@ -231,8 +233,8 @@ def test_gradient_checkpointing_and_clipping():
 
     conv, x = layer(**ARGUMENTS), torch.randn(2, 6, 8, 8, requires_grad=True)
     checkpoint(conv, x, use_reentrant=False).sum().backward()
-    gradient = conv.values.grad.clone()
+    gradient = conv.weight_values.grad.clone()
     conv.zero_grad()
     conv(x).sum().backward()
-    assert torch.equal(conv.values.grad, gradient)
+    assert torch.equal(conv.weight_values.grad, gradient)
     torch.nn.utils.clip_grad_norm_(conv.parameters(), 0.1)

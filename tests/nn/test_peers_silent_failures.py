@@ -56,7 +56,7 @@ def test_sparseprop_nan_weight_gradient_for_an_expanded_gradient():
     dense(leaf).sum().backward()
     torch.testing.assert_close(x.grad, leaf.grad)
     expected = dense.weight.grad.flatten()[conv.topology.linear_positions()]
-    torch.testing.assert_close(conv.values.grad, expected)
+    torch.testing.assert_close(conv.weight_values.grad[:, 0], expected)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_sparseprop_type_error_for_bf16_and_autocast(dtype):
         y = conv(x)
     assert y.dtype == dtype
     y.float().sum().backward()
-    assert conv.values.grad.isfinite().all()
+    assert conv.weight_values.grad.isfinite().all()
 
 
 def test_sparseprop_no_fullgraph_compile():
@@ -114,7 +114,7 @@ def test_sparselab_deepcopy_and_pickle_fail(make):
     module = make()
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(twin.to_dense(), module.to_dense())
-        assert twin.values is not module.values
+        assert twin.weight_values is not module.weight_values
 
 
 def test_sparselab_rewiring_never_touches_the_optimizer():
@@ -136,9 +136,9 @@ def test_sparselab_rewiring_never_touches_the_optimizer():
 
 
 def momentum_by_position(module, optimizer) -> dict[int, float]:
-    buffer = optimizer.state[module.values]["momentum_buffer"]
+    buffer = optimizer.state[module.weight_values]["momentum_buffer"]
     positions = module.topology.linear_positions().tolist()
-    return dict(zip(positions, buffer.tolist(), strict=True))
+    return dict(zip(positions, buffer.flatten().tolist(), strict=True))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -24,7 +24,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 def test_keys_and_dtypes():
     state = nn.Sequential(small()).state_dict()
-    assert list(state) == ["0.values", "0.bias", "0.crow_indices", "0.col_indices"]
+    assert list(state) == ["0.weight_values", "0.bias", "0.crow_indices", "0.col_indices"]
     assert state["0.col_indices"].dtype == torch.int32
 
 
@@ -35,12 +35,12 @@ def test_round_trip_into_another_pattern_and_nnz(sparsity, assign):
     buffer = BytesIO()
     torch.save(saved.state_dict(), buffer)
     buffer.seek(0)
-    parameter = module.values
+    parameter = module.weight_values
     result = module.load_state_dict(torch.load(buffer, weights_only=True), assign=assign)
     assert not result.missing_keys
     assert not result.unexpected_keys
     assert same(module, saved)
-    assert (module.values is parameter) != assign
+    assert (module.weight_values is parameter) != assign
     check_layer(module, torch.randn(2, 4, 6, 6))
 
 
@@ -48,8 +48,8 @@ def test_loading_copies():
     saved, module = small(seed=1), small(seed=2)
     module.load_state_dict(saved.state_dict())
     with torch.no_grad():
-        module.values.zero_()
-    assert saved.values.abs().sum() > 0
+        module.weight_values.zero_()
+    assert saved.weight_values.abs().sum() > 0
     assert saved.col_indices.data_ptr() != module.col_indices.data_ptr()
 
 
@@ -57,8 +57,8 @@ def test_loading_another_precision():
     module = small(seed=2).double()
     saved = small(seed=1)
     module.load_state_dict(saved.state_dict())
-    assert module.values.dtype == torch.float64
-    assert torch.equal(module.values, saved.values.double())
+    assert module.weight_values.dtype == torch.float64
+    assert torch.equal(module.weight_values, saved.weight_values.double())
 
 
 def test_int64_indices_are_taken():
@@ -114,10 +114,16 @@ def changed(state, **changes):
 REFUSED = {
     "values without indices": ({"crow_indices": None, "col_indices": None}, "mean nothing without"),
     "no columns": ({"col_indices": None}, "but not col_indices"),
-    "indices without values": ({"values": None}, "but not values"),
+    "indices without values": ({"weight_values": None}, "but not weight_values"),
     "sparse and dense": ({"weight": torch.zeros(6, 4, 3, 3)}, "both a dense weight and"),
-    "fewer values": ({"values": lambda v: v[:-1]}, "values: expected one floating-point value"),
-    "integer values": ({"values": lambda v: v.int()}, "values: expected one floating-point"),
+    "fewer values": (
+        {"weight_values": lambda v: v[:-1]},
+        "weight_values: expected floating-point values",
+    ),
+    "integer values": (
+        {"weight_values": lambda v: v.int()},
+        "weight_values: expected floating-point",
+    ),
     "unsorted": ({"col_indices": lambda c: c.flip(0)}, "col_indices: expected strictly ascending"),
     "twins": ({"col_indices": lambda c: c * 0}, "col_indices: expected strictly ascending"),
     "out of range": ({"col_indices": lambda c: c + 36}, "col_indices: expected columns in"),
@@ -147,7 +153,9 @@ def test_refuses_as_a_whole(case, strict, assign):
 def test_errors_name_the_layer():
     model = nn.Sequential(nn.ReLU(), nn.Sequential(small()))
     state = changed(model.state_dict(), **{"1.0.col_indices": None})
-    with pytest.raises(RuntimeError, match=r"1\.0: the checkpoint has values, crow_indices but"):
+    with pytest.raises(
+        RuntimeError, match=r"1\.0: the checkpoint has weight_values, crow_indices but"
+    ):
         model.load_state_dict(state)
 
 
@@ -166,10 +174,10 @@ def test_refuses_a_dense_weight_of_another_shape():
 
 def test_missing_and_unexpected_keys_go_torchs_way():
     module = small()
-    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"values\""):
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"weight_values\""):
         module.load_state_dict({})
     result = module.load_state_dict({}, strict=False)
-    assert set(result.missing_keys) == {"values", "bias", "crow_indices", "col_indices"}
+    assert set(result.missing_keys) == {"weight_values", "bias", "crow_indices", "col_indices"}
     state = dict(module.state_dict(), extra=torch.zeros(1))
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"extra\""):
         module.load_state_dict(state)
@@ -203,7 +211,7 @@ def test_training_continues_after_loading_another_nnz():
     module.load_state_dict(small(seed=1, sparsity=0.5).state_dict())
     losses.append(module(x).sum())
     losses[1].backward()
-    assert module.values.grad.shape == module.values.shape
+    assert module.weight_values.grad.shape == module.weight_values.shape
 
 
 def test_safetensors_round_trip(tmp_path):

@@ -38,10 +38,10 @@ def test_gradcheck_to_second_order(direct):
 def test_gradcheck_of_the_layers():
     conv = layer(4, 6, (3, 2), stride=(1, 2), padding="valid", groups=2, dtype=torch.float64)
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda x, *_: conv(x), (x, conv.values, conv.bias))
+    assert gradcheck(lambda x, *_: conv(x), (x, conv.weight_values, conv.bias))
     linear = SparseLinear(7, 5, sparsity=0.6, dtype=torch.float64)
     x = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda x, *_: linear(x), (x, linear.values, linear.bias))
+    assert gradcheck(lambda x, *_: linear(x), (x, linear.weight_values, linear.bias))
 
 
 def test_only_what_is_asked_for_is_computed():

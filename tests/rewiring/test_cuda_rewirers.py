@@ -34,7 +34,7 @@ def start(name: str, threshold: str, **arguments):
 def tensors_of(model, optimizer, average) -> list[torch.Tensor]:
     tensors = [*model.state_dict().values(), *average.state_dict().values()]
     for _, module in named_sparse_modules(model):
-        tensors += [v for v in optimizer.state[module.values].values() if torch.is_tensor(v)]
+        tensors += [v for v in optimizer.state[module.weight_values].values() if torch.is_tensor(v)]
     return tensors
 
 
@@ -76,8 +76,8 @@ def test_rewires_equal_the_cpus(name, threshold):
             assert same_bits(tensor, other)
         for one in (model, expected[0]):  # what has grown is to leave again
             for _, module in named_sparse_modules(one):
-                drawn = torch.randn(module.nnz, generator=torch.Generator().manual_seed(step))
-                module.values.data += drawn.mul_(0.05).to(DEVICE if one is model else "cpu")
+                drawn = torch.randn(module.nnz, 1, generator=torch.Generator().manual_seed(step))
+                module.weight_values.data += drawn.mul_(0.05).to(DEVICE if one is model else "cpu")
 
 
 def test_models_of_both_dtypes():
@@ -106,7 +106,7 @@ def test_models_of_both_dtypes():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_failed_rewire_changes_nothing(bad):
     model, optimizer, average, rewirer = start("adam", "adaptive", every=1)
-    model[3].values.data[17] = bad
+    model[3].weight_values.data[17] = bad
     for module in (model, average):
         module.to(DEVICE)
     before = copy.deepcopy(model.state_dict()), rewirer.state_dict()
@@ -125,7 +125,7 @@ def test_static_and_frozen_models_need_no_kernels():
     with gpu_rewires() as opened:
         assert Static(model).rewire().pruned == 0
         for _, module in named_sparse_modules(model):
-            module.values.requires_grad_(False)
+            module.weight_values.requires_grad_(False)
         assert rewirer.rewire().layers == []
     assert opened == [0]
 

@@ -89,7 +89,7 @@ def test_counts_at_every_step_and_what_goes(scope, kind, bundle, sparsity, name,
 def pair(**arguments):
     torch.manual_seed(0)
     model = nn.Sequential(SparseLinear(10, 10, sparsity=0.0), SparseLinear(10, 10, sparsity=0.0))
-    model[0].values.data.mul_(1e-9)
+    model[0].weight_values.data.mul_(1e-9)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return model, GMP(model, optimizer, **{"final_sparsity": 0.5, "end": 4, "every": 1} | arguments)
 

@@ -54,7 +54,7 @@ def test_blocks_of_rows_make_the_dense_gradient(kind, row_block, layer, mode, se
     if kind == "float64":
         layer.double()
     size = (layer.in_channels, 6, 7) if conv else (layer.in_features,)
-    x = torch.randn(3, *size, generator=generator, dtype=layer.values.dtype)
+    x = torch.randn(3, *size, generator=generator, dtype=layer.weight_values.dtype)
     recorder = Recorder()
     watch.watch(recorder)
     with torch.autocast("cpu", enabled="float" not in kind or kind == "bfloat16"):

@@ -86,8 +86,8 @@ class Shared(nn.Module):
         super().__init__()
         self.a, self.b = SparseLinear(8, 8, nnz=30, bias=False), SparseLinear(8, 8, bias=False)
         self.b.replace_topology(self.a.crow_indices.clone(), self.a.col_indices.clone(),
-                                self.a.values.detach())  # fmt: skip
-        self.b.values = self.a.values
+                                self.a.weight_values.detach())  # fmt: skip
+        self.b.weight_values = self.a.weight_values
 
     def forward(self, x):
         return self.b(self.a(self.a(x).tanh()).tanh())
@@ -135,7 +135,7 @@ def test_a_layer_without_a_gradient_sits_out(method):
     x = torch.randn(4, 9)
     loss = bundle.layers[0](x).sum() + bundle.layers[1](x / 0).square().sum()
     loss.backward()
-    assert not bundle.layers[1].values.grad.isfinite().all()
+    assert not bundle.layers[1].weight_values.grad.isfinite().all()
     report = rewirer.step()
     assert report.pruned == report.grown > 0
     assert snapshot(bundle)[1:] == [second, third]
@@ -179,17 +179,17 @@ def test_a_model_that_is_loaded_after_the_rewirer_was_made(nnz):
 
 def test_layers_frozen_or_thawed_meanwhile():
     layers = [SparseLinear(9, 7, nnz=30) for _ in range(3)]
-    layers[2].values.requires_grad_(False)
+    layers[2].weight_values.requires_grad_(False)
     bundle, _, rewirer = armed(layers)
-    layers[2].values.requires_grad_(True)
-    layers[0].values.requires_grad_(False)
+    layers[2].weight_values.requires_grad_(True)
+    layers[0].weight_values.requires_grad_(False)
     before, found = snapshot(bundle), bundle.backward(0)
     report = rewirer.step()
     assert [row.pruned for row in report.layers] == [12, 12]
     assert snapshot(bundle)[0] == before[0]
     assert_rigl(before[2], entries(layers[2]), layers[2], found[2], 12)
     for layer in layers:
-        layer.values.requires_grad_(False)
+        layer.weight_values.requires_grad_(False)
     assert rewirer.step().layers == []
 
 

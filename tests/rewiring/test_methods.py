@@ -137,7 +137,7 @@ def test_momentum_that_is_not_finite_stops_the_rewire_but_no_backward_pass(growt
     rewirer = SNFS(bundle, optimizer, every=1, stop=9, growth=growth)
     iterate(bundle, optimizer, 0)
     rewirer.step()
-    optimizer.state[bundle.layers[1].values]["exp_avg"][0] = bad
+    optimizer.state[bundle.layers[1].weight_values]["exp_avg"][0] = bad
     bundle.backward(1)
     before, patterns = snapshot(bundle), [layer.col_indices for layer in bundle.layers]
     with pytest.raises(ValueError, match=r"the momentum of layer 'layers\.1' is not finite"):
@@ -147,7 +147,7 @@ def test_momentum_that_is_not_finite_stops_the_rewire_but_no_backward_pass(growt
 
 
 def momenta_of(bundle, optimizer) -> list[list[float]]:
-    values = [bundle.layers[i].values for i in bundle.live()]
+    values = [bundle.layers[i].weight_values for i in bundle.live()]
     states = [optimizer.state.get(v, {}) for v in values]
     found = [s.get("momentum_buffer", s.get("exp_avg", torch.empty(0))) for s in states]
     return [m.double().numpy() for m in found]

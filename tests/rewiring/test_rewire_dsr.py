@@ -34,7 +34,7 @@ def total_nnz(model: nn.Module) -> int:
 
 def below(model: nn.Module, threshold: float) -> int:
     modules = [m for _, m in named_sparse_modules(model)]
-    return sum(int((m.values.double().abs() < threshold).sum()) for m in modules)
+    return sum(int((m.weight_values.double().abs() < threshold).sum()) for m in modules)
 
 
 # ---- arguments ----------------------------------------------------------------------------------
@@ -132,23 +132,23 @@ def test_adaptive_prunes_strictly_below_h_and_adapts_it_afterwards():
         factor = 2 if expected < 0.9 * 60 else 0.5 if expected > 1.1 * 60 else 1
         assert report.next_threshold == rewirer.threshold == factor * threshold
         for _, module in named_sparse_modules(model):
-            module.values.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+            module.weight_values.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(("count", "factor"), [(53, 2), (54, 1), (66, 1), (67, 0.5)])
 def test_the_tolerance_is_strict_on_both_sides(count, factor):
     model = make_model()
     for _, module in named_sparse_modules(model):
-        module.values.data.fill_(1.0)
-    model[0].values.data[:count] = 0.01
+        module.weight_values.data.fill_(1.0)
+    model[0].weight_values.data[:count] = 0.01
     rewirer = make_dsr(model, prune_count=60, initial_threshold=0.1)
     assert rewirer.rewire().next_threshold == factor * 0.1
 
 
 def test_a_weight_of_exactly_h_stays():
     model = nn.Sequential(SparseLinear(10, 10, nnz=20))
-    model[0].values.data.fill_(0.5)
-    model[0].values.data[:4] = 0.25
+    model[0].weight_values.data.fill_(0.5)
+    model[0].weight_values.data[:4] = 0.25
     report = make_dsr(model, prune_count=5, initial_threshold=0.25).rewire()
     assert report.pruned == 0 and report.next_threshold == 0.5
 
@@ -160,7 +160,7 @@ def test_h_stays_within_reach_when_the_target_is_out_of_reach():
         rewirer.rewire()
     assert rewirer.threshold == 1.0  # all but the keeper lie below it: doubling prunes no more
     rewirer = make_dsr(model, prune_count=1, initial_threshold=1e-307)
-    model[0].values.data.zero_()
+    model[0].weight_values.data.zero_()
     for _ in range(6):
         rewirer.rewire()
     assert rewirer.threshold > 0
@@ -168,8 +168,8 @@ def test_h_stays_within_reach_when_the_target_is_out_of_reach():
 
 def test_exact_prunes_the_smallest_of_all_layers():
     model = make_model()
-    magnitudes = torch.cat([m.values.detach().abs() for _, m in named_sparse_modules(model)])
-    cut = magnitudes.sort().values[99].item()
+    magnitudes = torch.cat([m.weight_values.detach().abs() for _, m in named_sparse_modules(model)])
+    cut = magnitudes.flatten().sort().values[99].item()
     report = make_dsr(model, prune_count=100, threshold="exact").rewire()
     assert report.pruned == report.grown == 100
     assert report.threshold == report.next_threshold == cut
@@ -191,14 +191,14 @@ def test_report_adds_up_and_prints():
 
 def test_a_frozen_layer_is_left_alone():
     model = make_model()
-    model[0].values.requires_grad_(False)
-    before = model[0].col_indices.clone(), model[0].values.detach().clone()
+    model[0].weight_values.requires_grad_(False)
+    before = model[0].col_indices.clone(), model[0].weight_values.detach().clone()
     rewirer = make_dsr(model, prune_count=40, threshold="exact")
     report = rewirer.rewire()
     assert [layer.name for layer in report.layers] == ["3"] and report.pruned == 40
     assert torch.equal(model[0].col_indices, before[0])
-    assert torch.equal(model[0].values, before[1])
-    model[3].values.requires_grad_(False)
+    assert torch.equal(model[0].weight_values, before[1])
+    model[3].weight_values.requires_grad_(False)
     assert rewirer.rewire().layers == []  # frozen after the rewirer was made: nothing left to do
     with pytest.raises(ValueError, match="all of them are frozen"):
         make_dsr(model)
@@ -208,9 +208,9 @@ def test_freezing_another_layer_does_not_change_where_a_layer_grows():
     patterns = []
     for freeze in (False, True):
         model = make_model()
-        model[0].values.data.fill_(10.0)  # loses nothing, gains some of what the other loses
+        model[0].weight_values.data.fill_(10.0)  # loses nothing, gains some of what the other loses
         rewirer = make_dsr(model, prune_count=1, initial_threshold=0.03)
-        model[0].values.requires_grad_(not freeze)
+        model[0].weight_values.requires_grad_(not freeze)
         rewirer.rewire()
         patterns.append(set(model[3].topology.linear_positions().tolist()))
     fewer, more = sorted(patterns, key=len)
@@ -220,13 +220,13 @@ def test_freezing_another_layer_does_not_change_where_a_layer_grows():
 def test_one_parameter_in_two_modules_is_rewired_once():
     generator = torch.Generator().manual_seed(0)
     a, b = (SparseLinear(30, 30, nnz=200) for _ in range(2))
-    b.replace_topology(a.crow_indices.clone(), a.col_indices.clone(), b.values.detach())
-    a.values.data.normal_(generator=generator)
-    b.values = a.values
+    b.replace_topology(a.crow_indices.clone(), a.col_indices.clone(), b.weight_values.detach())
+    a.weight_values.data.normal_(generator=generator)
+    b.weight_values = a.weight_values
     model = nn.Sequential(a, b)
     report = make_dsr(model, prune_count=50, threshold="exact").rewire()
     assert len(report.layers) == 1 and report.pruned == 50
-    assert a.values is b.values and a.nnz == b.nnz == 200
+    assert a.weight_values is b.weight_values and a.nnz == b.nnz == 200
     assert torch.equal(a.col_indices, b.col_indices) and torch.equal(a.crow_indices, b.crow_indices)
     assert torch.equal(a.to_dense(), b.to_dense())
 
@@ -239,7 +239,7 @@ def test_one_module_in_two_places_is_rewired_once():
 
 def test_sharers_with_different_patterns_are_refused():
     a, b = SparseLinear(30, 30, nnz=200), SparseLinear(30, 30, nnz=200)
-    b.values = a.values
+    b.weight_values = a.weight_values
     with pytest.raises(ValueError, match="layer '0' and '1': expected the same pattern"):
         make_dsr(nn.Sequential(a, b)).rewire()
 
@@ -248,7 +248,7 @@ def test_float64_and_mixed_models():
     model = nn.Sequential(make_model(), SparseLinear(5, 40, nnz=50, dtype=torch.float64))
     report = make_dsr(model, prune_count=100, threshold="exact").rewire()
     assert report.pruned == report.grown == 100 and total_nnz(model) == 778
-    assert model[1].values.dtype == torch.float64
+    assert model[1].weight_values.dtype == torch.float64
 
 
 @pytest.mark.parametrize("threshold", ["adaptive", "exact"])

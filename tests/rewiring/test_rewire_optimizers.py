@@ -33,7 +33,7 @@ def trained(optimizer_type):
 @pytest.mark.parametrize("container", [list, tuple, deque, lambda t: {"history": list(t)}])
 def test_optimizer_state_in_containers_is_refused(container):
     model, rewirer, optimizer = trained(torch.optim.Adam)
-    state = optimizer.state[model[1].values]
+    state = optimizer.state[model[1].weight_values]
     state["history"] = container([torch.zeros(model[1].nnz)])
     with pytest.raises(ValueError, match=r"state 'history' of layer '1' is a \w+ of tensors"):
         rewirer.rewire()

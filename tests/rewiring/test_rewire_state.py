@@ -31,7 +31,7 @@ def test_sparselab_set_never_touches_the_optimizer(name):
     rewirer = DSR(model, optimizer, prune_fraction=0.3, threshold="exact", every=10**6)
     train(model, optimizer, rewirer, 5)
     modules = [m for _, m in named_sparse_modules(model)]
-    steps = [copy.deepcopy(optimizer.state[m.values].get("step")) for m in modules]
+    steps = [copy.deepcopy(optimizer.state[m.weight_values].get("step")) for m in modules]
     before = [entries(m, *state_arrays(optimizer, m)) for m in modules]
     parameters = list(model.parameters())
     rewirer.rewire()
@@ -44,8 +44,8 @@ def test_sparselab_set_never_touches_the_optimizer(name):
         assert moved
         zeros = (0.0,) * len(arrays)
         assert all(new[p] == old.get(p, zeros) for p in new)
-        assert optimizer.state[module.values].get("step") == step
-        assert module.values.grad is None
+        assert optimizer.state[module.weight_values].get("step") == step
+        assert module.weight_values.grad is None
     train(model, optimizer, rewirer, 5)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
@@ -129,13 +129,13 @@ def test_an_average_follows():
     rewirer.follow(ema)
     train(model, optimizer, rewirer, 4, ema=ema)
     pairs = [(model[i], ema.module[i]) for i in (0, 3)]
-    before = [entries(copied, copied.values.detach()) for _, copied in pairs]
+    before = [entries(copied, copied.weight_values.detach()) for _, copied in pairs]
     rewirer.rewire()
     for (module, copied), old in zip(pairs, before, strict=True):
         assert torch.equal(module.crow_indices, copied.crow_indices)
         assert torch.equal(module.col_indices, copied.col_indices)
         assert module.col_indices.data_ptr() != copied.col_indices.data_ptr()
-        new = entries(copied, copied.values.detach())
+        new = entries(copied, copied.weight_values.detach())
         assert all(new[p] == old.get(p, (0.0,)) for p in new) and set(old) - set(new)
     train(model, optimizer, rewirer, 4, ema=ema)
     ema(torch.randn(2, 3, 6, 6))
@@ -162,7 +162,7 @@ def test_follow_refuses_what_is_no_copy():
 def test_a_non_finite_weight_stops_the_rewire_before_anything_changes(bad):
     parts = trained()
     model, _, rewirer = parts
-    model[3].values.data[17] = bad
+    model[3].weight_values.data[17] = bad
     before = snapshot(*parts)
     for rewire in (rewirer.rewire, rewirer.step):
         with pytest.raises(ValueError, match=r"layer '3': the weight at row \d+, column \d+ is"):
@@ -193,7 +193,7 @@ def test_a_failure_half_way_through_is_taken_back():
 def test_optimizer_state_of_another_shape_is_refused():
     parts = trained()
     model, optimizer, rewirer = parts
-    optimizer.state[model[3].values]["exp_avg"] = torch.zeros(3)
+    optimizer.state[model[3].weight_values]["exp_avg"] = torch.zeros(3)
     before = snapshot(*parts)
     with pytest.raises(ValueError, match=r"state 'exp_avg' of layer '3' has shape \(3,\)"):
         rewirer.rewire()

@@ -165,7 +165,7 @@ def test_what_no_kernel_can_hold_is_owed_and_paid():
     rewirer = DSR(model, torch.optim.SGD(model.parameters(), lr=0.1), **arguments)
     owed = []
     for _ in range(6):
-        model[0].values.data.fill_(9.0)
+        model[0].weight_values.data.fill_(9.0)
         rewirer.rewire()
         owed.append(rewirer.owed)
         assert model[0].nnz + model[3].nnz + rewirer.owed == 72 + 160

@@ -15,7 +15,7 @@ from dsr_kernels.training.run.checkpoint import MANIFEST, STATE, WEIGHTS, Checkp
 
 def content(number):
     weights = {
-        "a.values": torch.full((5,), float(number)),
+        "a.weight_values": torch.full((5,), float(number)),
         "a.col_indices": torch.arange(5, dtype=torch.int32),
         "b.weight": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
         "bn.num_batches_tracked": torch.tensor(number),
@@ -38,7 +38,7 @@ def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     assert got_state["nested"] == {"x": [1, 0.1, None]} and got_state["number"] == 7
     assert (tmp_path / "checkpoints/latest").resolve() == path
     # Readable without dsr_kernels: plain safetensors, and a pickle that runs no code.
-    assert torch.equal(load_file(path / WEIGHTS)["a.values"], weights["a.values"])
+    assert torch.equal(load_file(path / WEIGHTS)["a.weight_values"], weights["a.weight_values"])
     assert torch.load(path / STATE, weights_only=True)["number"] == 7
 
 
@@ -121,7 +121,7 @@ def test_a_crash_at_any_file_operation_leaves_a_complete_checkpoint(tmp_path):
         weights, state = Checkpoints(folder, keep=1).load_latest()
         assert state["number"] in (1, 2)
         assert all(load(path) for path in store.steps())  # the older ones are whole, too
-        assert weights["a.values"][0] == state["number"]
+        assert weights["a.weight_values"][0] == state["number"]
         again = Checkpoints(folder, keep=1)
         save(again, 3)
         assert again.load_latest()[1]["number"] == 3

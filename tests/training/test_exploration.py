@@ -72,7 +72,7 @@ def test_real_rewires_explore_what_they_grow():
         exploration.update()
         assert exploration.rate == len(seen) / (40 * 30 + 30 * 20)
         for layer in model:
-            layer.values.data.normal_()
+            layer.weight_values.data.normal_()
         rewirer.step()
     assert len(seen) > 2 * 180
 

@@ -56,7 +56,7 @@ def test_a_step_that_overflows_is_left_out_and_halves_the_scale(tmp_path, monkey
 
     def overflowing(self):
         real(self)
-        weight = self.model.fc3.values
+        weight = self.model.fc3.weight_values
         weight.register_hook(lambda gradient: gradient * float("inf"))
         began["fc3"] = weight.detach().clone()
 
@@ -64,7 +64,7 @@ def test_a_step_that_overflows_is_left_out_and_halves_the_scale(tmp_path, monkey
     interrupt_at(monkeypatch, 3)
     assert train(tmp_path / "run", "training.precision=float16", "method=static") == 130
     weights, state = Checkpoints(tmp_path / "run/checkpoints").load_latest()
-    assert torch.equal(weights["fc3.values"], began["fc3"])
+    assert torch.equal(weights["fc3.weight_values"], began["fc3"])
     assert state["scaler"]["scale"] == 2.0**13
 
 

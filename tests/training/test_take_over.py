@@ -76,7 +76,7 @@ def test_zeros_of_a_dense_run_are_active_too(finished):
     weights = {key: value.clone() for key, value in weights_of(finished["dense"]).items()}
     weights["fc2.weight"][3] = 0.0
     take_over._take_weights(None, model, {"fc2": layer}, weights)
-    assert layer.nnz == layer.numel and int((layer.values == 0).sum()) == 300
+    assert layer.nnz == layer.numel and int((layer.weight_values == 0).sum()) == 300
 
 
 @pytest.mark.parametrize("kind, source", [("lenet", "sparse"), ("wrn", "wrn")])
@@ -88,9 +88,9 @@ def test_structure_is_the_pattern_with_fresh_values(finished, kind, source):
     theirs = weights_of(run)
     for name, layer in named_sparse_modules(model):
         assert torch.equal(positions(layer), positions(layer, theirs, name))
-        assert torch.equal(layer.values, again.get_submodule(name).values)
-        assert not torch.equal(layer.values, other.get_submodule(name).values)
-        assert not torch.isin(layer.values, theirs[f"{name}.values"]).any()
+        assert torch.equal(layer.weight_values, again.get_submodule(name).values)
+        assert not torch.equal(layer.weight_values, other.get_submodule(name).values)
+        assert not torch.isin(layer.weight_values, theirs[f"{name}.values"]).any()
     ours = model.state_dict()
     sparse = tuple(f"{name}." for name, _ in named_sparse_modules(model))
     for key, value in plain.state_dict().items():
@@ -107,10 +107,13 @@ def test_structure_and_init_has_the_initial_values_where_there_were_any(finished
     theirs, kept, drawn = weights_of(run), 0, 0
     for name, layer in named_sparse_modules(model):
         first = begun.get_submodule(name)
-        initial = dict(zip(positions(first).tolist(), first.values.tolist(), strict=True))
+        initial = dict(
+            zip(positions(first).tolist(), first.weight_values.flatten().tolist(), strict=True)
+        )
         assert torch.equal(positions(layer), positions(layer, theirs, name))
-        lottery = zip(positions(layer).tolist(), layer.values.tolist(),
-                      fresh.get_submodule(name).values.tolist(), strict=True)  # fmt: skip
+        values = layer.weight_values, fresh.get_submodule(name).weight_values
+        values = [v.flatten().tolist() for v in values]
+        lottery = zip(positions(layer).tolist(), *values, strict=True)
         for position, value, draw in lottery:
             assert value == initial.get(position, draw)
             kept, drawn = kept + (position in initial), drawn + (position not in initial)
@@ -125,7 +128,7 @@ def test_structure_and_init_has_the_initial_values_where_there_were_any(finished
 def test_fresh_values_have_the_distribution_of_the_initialisation(finished):
     model, *_ = started(finished["wrn"], "structure", "method=static", kind="wrn")
     convs = [layer for _, layer in named_sparse_modules(model) if layer.numel > 2000]
-    scaled = torch.cat([c.values / (2 / (9 * c.weight_shape[0])) ** 0.5 for c in convs])
+    scaled = torch.cat([c.weight_values / (2 / (9 * c.weight_shape[0])) ** 0.5 for c in convs])
     assert len(scaled) > 1000
     assert scaled.std().item() == pytest.approx(1.0, rel=0.1)
     assert abs(scaled.mean().item()) < 0.1

@@ -178,7 +178,7 @@ def test_a_nan_weight_is_named_by_its_layer(tmp_path, monkeypatch, capsys):
 
     def poisoned(self):
         if self.position.epoch == 1:
-            self.model.fc3.values.data[3] = float("nan")
+            self.model.fc3.weight_values.data[3] = float("nan")
         real(self)
 
     monkeypatch.setattr(loop.Trainer, "_train_epoch", poisoned)
@@ -195,7 +195,7 @@ def test_snfs_that_diverges_stops_training(growth, tmp_path, monkeypatch, capsys
 
     def poisoned(self, images, labels):
         if self.position.iteration == 14:  # a rewire follows it
-            weight = self.model.fc1.values
+            weight = self.model.fc1.weight_values
             self.optimizer.state[weight]["momentum_buffer"].fill_(float("inf"))
         return real(self, images, labels)
 
@@ -266,7 +266,7 @@ def test_l1_pulls_weights_towards_zero(tmp_path):
     for l1 in ("0.0", "0.01"):
         train(tmp_path / l1, f"optimizer.l1={l1}", "method=static")
         weights = Checkpoints(tmp_path / l1 / "checkpoints").load_latest()[0]
-        sums[l1] = sum(v.abs().sum() for k, v in weights.items() if k.endswith("values"))
+        sums[l1] = sum(v.abs().sum() for k, v in weights.items() if k.endswith("weight_values"))
     assert sums["0.01"] < 0.8 * sums["0.0"]
 
 

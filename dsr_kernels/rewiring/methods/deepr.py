@@ -83,13 +83,13 @@ class DeepR(Rewirer):
         """
         if self.due(self.iteration + 1):
             layers = self._live_layers()
-            before = [layer.values.detach().clone() for layer in layers]
+            before = [layer.weight_values.detach().clone() for layer in layers]
             try:
                 self._perturb(layers)
                 report = super().step() if self._flipped(layers) else None
             except BaseException:
                 for layer, values in zip(layers, before, strict=True):
-                    layer.values.detach().copy_(values)
+                    layer.weight_values.detach().copy_(values)
                 raise
             if report is None:
                 self.iteration += 1
@@ -121,7 +121,7 @@ class DeepR(Rewirer):
         scale = math.sqrt(2 * self.eta * self.temperature.at(self.iteration))
         for layer in layers:
             signs = self._signs_of(layer)
-            values = layer.values.detach()
+            values = layer.weight_values.detach()
             generator = self._generator(values.device, layer.index)
             if self.l1 * self.eta:
                 values.sub_(signs, alpha=self.l1 * self.eta)
@@ -139,11 +139,13 @@ class DeepR(Rewirer):
 
     def _judged(self, layers: list[SparseLayer]) -> list[Tensor]:
         """0 for a weight of the wrong sign, 1 for any other."""
-        return [(self._signed(layer) >= 0).to(layer.values.dtype) for layer in layers]
+        return [
+            (self._signed(layer) >= 0).flatten().to(layer.weight_values.dtype) for layer in layers
+        ]
 
     def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
         for layer in layers:
-            if not layer.values.detach().isfinite().all():
+            if not layer.weight_values.detach().isfinite().all():
                 raise ValueError(f"layer {layer.name!r}: a weight is not finite")
         plan.prune_below(0.5)
         limited = [min(n, room) for n, room in zip(plan.below_each, plan.capacity, strict=True)]
@@ -164,7 +166,7 @@ class DeepR(Rewirer):
             generator = self._generator(signs.device, layer.index + len(self._layers))
             drawn = torch.empty_like(signs).random_(0, 2, generator=generator)
             signs.copy_(torch.where(new, 2 * drawn - 1, signs))
-            values = layer.values.detach()
+            values = layer.weight_values.detach()
             values.masked_fill_(values * signs < 0, 0)  # those that had to stay
             self._remember(layer)
 
@@ -181,10 +183,10 @@ class DeepR(Rewirer):
             found = signs.get(layer.name)
             if isinstance(found, Tensor) and not (found.abs() == 1).all():
                 raise ValueError(f"signs: expected 1 and -1 for layer {layer.name!r}")
-            if not isinstance(found, Tensor) or found.shape != layer.values.shape:
+            if not isinstance(found, Tensor) or found.shape != layer.weight_values.shape:
                 raise ValueError(
-                    f"signs: expected {layer.values.numel()} for layer {layer.name!r}, got "
-                    f"{'none' if found is None else tuple(found.shape)}; load the model first"
+                    f"signs: expected {tuple(layer.weight_values.shape)} for layer {layer.name!r}, "
+                    f"got {'none' if found is None else tuple(found.shape)}; load the model first"
                 )
         summed = state["sum"]
         if summed is not None:
@@ -192,14 +194,14 @@ class DeepR(Rewirer):
             summed = RewireReport(**{**summed, "layers": rows})
         self._sum = summed
         for layer in self._layers:
-            device = layer.values.device
+            device = layer.weight_values.device
             self.signs[layer.name] = signs[layer.name].to(device, torch.int8, copy=True)
             self._remember(layer)
 
     # ---- details ------------------------------------------------------------------------------
 
     def _learn_signs(self, layer: SparseLayer) -> None:
-        values = layer.values.detach()
+        values = layer.weight_values.detach()
         self.signs[layer.name] = torch.where(values < 0, -1, 1).to(torch.int8)
         self._remember(layer)
 
@@ -221,8 +223,8 @@ class DeepR(Rewirer):
         return self.signs[layer.name]
 
     def _signed(self, layer: SparseLayer) -> Tensor:
-        """[nnz] of a layer: below 0 where a weight's sign is not its own."""
-        return layer.values.detach() * self._signs_of(layer)
+        """[nnz, 1] of a layer: below 0 where a weight's sign is not its own."""
+        return layer.weight_values.detach() * self._signs_of(layer)
 
     def _generator(self, device: torch.device, stream: int) -> torch.Generator:
         """Numbers of this iteration and stream alone: there is no generator state to keep."""

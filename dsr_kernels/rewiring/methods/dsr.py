@@ -95,7 +95,7 @@ class DSR(Rewirer):
         if _weights(plan.pruned, layers) > growable:
             prune_weights(plan, layers, growable)
         below = _weights(below_each, layers)
-        prunable = sum(max(layer.values.numel() - layer.block, 0) for layer in layers)
+        prunable = sum(max(layer.weight_values.numel() - layer.block, 0) for layer in layers)
         return self.threshold, self._adapted(below, prunable)
 
     def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:

@@ -65,7 +65,7 @@ class GMP(Rewirer):
         check_choice(density_schedule, "density_schedule", ("cubic", "exponential"))
         exact_fraction(final_sparsity, "final_sparsity")
         self.final_sparsity, self.scope, self.kind = final_sparsity, scope, density_schedule
-        self.initial = {layer.name: layer.values.numel() for layer in self._layers}
+        self.initial = {layer.name: layer.weight_values.numel() for layer in self._layers}
         for layer in self._layers:
             last = budget(layer.module.numel, final_sparsity)
             if scope == "layer" and self.initial[layer.name] < last:
@@ -89,7 +89,7 @@ class GMP(Rewirer):
         """
         first = sum(self.initial[layer.name] for layer in layers)
         last = sum(self._final(layer) for layer in layers)
-        now = sum(layer.values.numel() for layer in layers)
+        now = sum(layer.weight_values.numel() for layer in layers)
         if first <= last:  # there is nothing to prune
             return now
         numbers = Anneal(self.kind, first, last, self.begin, self.end - self.begin)

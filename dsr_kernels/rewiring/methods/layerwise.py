@@ -124,7 +124,7 @@ class LayerwiseRewirer(Rewirer):
         fraction = self.fraction.at(iteration)
         counts = []
         for layer in layers:
-            nnz, size = layer.values.numel(), layer.module.numel
+            nnz, size = layer.weight_values.numel(), layer.module.numel
             counts.append(min(round(fraction * nnz), max(nnz - 1, 0), size - nnz))
         return counts
 

@@ -51,15 +51,15 @@ class SNFS(LayerwiseRewirer):
         means = [self._mean_momentum(layer) for layer in layers]
         weights = [Fraction(mean) if math.isfinite(mean) else Fraction(0) for mean in means]
         survivors = [
-            layer.values.numel() - count for layer, count in zip(layers, pruned, strict=True)
+            layer.weight_values.numel() - count for layer, count in zip(layers, pruned, strict=True)
         ]
-        capacities = [layer.module.numel - layer.values.numel() for layer in layers]
+        capacities = [layer.module.numel - layer.weight_values.numel() for layer in layers]
         if not any(weights):  # before the first step
             weights = [Fraction(count) for count in pruned]
         return share_growth(sum(pruned), weights, survivors, capacities)
 
     def _mean_momentum(self, layer: SparseLayer) -> float:
-        state = self._optimizer.state.get(layer.values, {})
+        state = self._optimizer.state.get(layer.weight_values, {})
         for key in MOMENTA:
             if isinstance(momentum := state.get(key), Tensor) and momentum.numel():
                 return momentum.detach().double().abs().mean().item()

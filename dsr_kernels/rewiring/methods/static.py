@@ -22,7 +22,7 @@ class Static(Rewirer):
     def rewire(self) -> RewireReport:
         """Touches nothing."""
         layers = [
-            LayerReport(layer.name, layer.values.numel(), 0, 0, layer.values.numel())
+            LayerReport(layer.name, layer.weight_values.numel(), 0, 0, layer.weight_values.numel())
             for layer in self._layers
         ]
         return RewireReport(self.iteration, 0.0, 0.0, 0, 0, layers, 0.0)
