@@ -14,30 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.compiler.config
 from torch import Tensor, nn
 
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.distribution import budget
+from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.stored import read_weight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
-
-
-def _let_nnz_vary() -> None:
-    """Tells torch.compile that rewiring changes the length of `weight_values`.
-
-    Dynamo takes the shapes of parameters for constants and would recompile at every rewire, up to
-    its limit. Named as a dynamic source, a compiled model is recompiled once and serves any nnz.
-    Only parameters called `weight_values` are concerned; torch before 2.8 has no such setting.
-    """
-    sources = getattr(torch.compiler.config, "dynamic_sources", None)
-    if sources is not None:
-        ours = r".*_parameters.*\['weight_values'\]"
-        torch.compiler.config.dynamic_sources = ",".join(filter(None, (sources, ours)))
-
-
-_let_nnz_vary()
 
 
 class SparseModule(nn.Module):
@@ -59,6 +43,7 @@ class SparseModule(nn.Module):
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
+        let_nnz_vary()
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPE_CODES:
             raise TypeError(
@@ -79,6 +64,11 @@ class SparseModule(nn.Module):
         # A pattern drawn on the meta device is drawn in earnest by reset_parameters.
         self._pattern_pending = self.weight_values.is_meta
         self._draw_parameters(generator)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A layer that is unpickled may be the first of its process."""
+        super().__setstate__(state)
+        let_nnz_vary()
 
     # --- the weight ---
 
