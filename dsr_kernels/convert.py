@@ -14,7 +14,7 @@ from torch import nn
 from dsr_kernels.choices import check_choice
 from dsr_kernels.distribution import DISTRIBUTIONS, budget, distribute, reachable
 from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule
-from dsr_kernels.nn.from_dense import METHODS, why_not
+from dsr_kernels.nn.from_dense import KEEP, why_not
 
 KINDS: dict[type[nn.Module], type[SparseModule]] = {
     nn.Conv2d: SparseConv2d,
@@ -49,7 +49,7 @@ def sparsify(
     of reach; a layer that cannot be converted stays dense with a warning. `inplace=True` changes
     the given model (the result is what is returned: another object if the model is a layer itself).
     """
-    check_choice(keep, "keep", METHODS)
+    check_choice(keep, "keep", KEEP)
     check_choice(over, "over", ("converted", "model"))
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
     model = model if inplace else copy.deepcopy(model)
@@ -65,7 +65,7 @@ def sparsify(
     replacements = {}
     for module, nnz in zip(layers.values(), counts, strict=True):
         twin = KINDS[type(module)]
-        replacements[module] = twin.from_dense(module, nnz=nnz, method=keep, generator=generator)
+        replacements[module] = twin.from_dense(module, nnz=nnz, keep=keep, generator=generator)
     for name, reason in kept_dense.items():
         modules[name].kept_dense = reason  # for summary()
     return _replace(model, replacements)

@@ -14,7 +14,7 @@ from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology
 
-METHODS = ("magnitude", "random", "kernels")
+KEEP = ("magnitude", "random", "kernels")  # which weights of a dense layer stay
 
 
 def why_not(module: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -48,7 +48,7 @@ def choose_topology(
     sparsity: float | None,
     nnz: int | None,
     mask: Tensor | None,
-    method: str,
+    keep: str,
     generator: torch.Generator | None,
 ) -> Topology:
     """The pattern from_dense keeps: a mask's, or `nnz` entries by magnitude or at random, or as
@@ -60,7 +60,7 @@ def choose_topology(
             "from_dense: expected exactly one of sparsity, nnz and mask, "
             f"got {', '.join(given) or 'none of them'}"
         )
-    check_choice(method, "method", METHODS)
+    check_choice(keep, "keep", KEEP)
     if mask is not None:
         if mask.shape != weight.shape:
             raise ValueError(
@@ -68,9 +68,9 @@ def choose_topology(
             )
         return Topology.from_mask(mask).to(weight.device)
     nnz = budget(weight.numel(), sparsity) if nnz is None else nnz
-    if method == "random":
+    if keep == "random":
         return Topology.random(weight.shape, nnz, generator=generator, device=weight.device)
-    if method == "kernels":
+    if keep == "kernels":
         return Topology.random_kernels(weight.shape, nnz, generator=generator, device=weight.device)
     return Topology.from_dense_magnitude(weight, nnz)
 

@@ -110,7 +110,7 @@ class SparseConv2d(SparseModule):
         *,
         nnz: int | None = None,
         mask: Tensor | None = None,
-        method: str = "magnitude",
+        keep: str = "magnitude",
         generator: torch.Generator | None = None,
     ) -> SparseConv2d:
         """The sparse twin of `conv`, with its arguments, its bias and its weights at the non-zeros.
@@ -119,7 +119,7 @@ class SparseConv2d(SparseModule):
         in magnitude or random ones. Raises TypeError for a module that does more than nn.Conv2d.
         """
         from_dense.check_dense(conv, nn.Conv2d)
-        topology = from_dense.choose_topology(conv.weight, sparsity, nnz, mask, method, generator)
+        topology = from_dense.choose_topology(conv.weight, sparsity, nnz, mask, keep, generator)
         arguments = from_dense.conv_arguments(conv)
         sparse = cls(**arguments, dtype=conv.weight.dtype, nnz=topology.nnz)
         from_dense.fill_sparse(sparse, conv, topology)
@@ -180,12 +180,12 @@ class SparseLinear(SparseModule):
         *,
         nnz: int | None = None,
         mask: Tensor | None = None,
-        method: str = "magnitude",
+        keep: str = "magnitude",
         generator: torch.Generator | None = None,
     ) -> SparseLinear:
         """The sparse twin of `linear`; see SparseConv2d.from_dense."""
         from_dense.check_dense(linear, nn.Linear)
-        topology = from_dense.choose_topology(linear.weight, sparsity, nnz, mask, method, generator)
+        topology = from_dense.choose_topology(linear.weight, sparsity, nnz, mask, keep, generator)
         arguments = from_dense.linear_arguments(linear)
         sparse = cls(**arguments, dtype=linear.weight.dtype, nnz=topology.nnz)
         from_dense.fill_sparse(sparse, linear, topology)
