@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dsr_kernels.convert import KINDS
+from dsr_kernels.convert import why_dense
 from dsr_kernels.nn.module import SparseModule
 
 
@@ -16,6 +16,7 @@ class LayerSummary:
 
     name: str
     kind: str
+    sparse: bool
     shape: tuple[int, ...]
     numel: int  # weights of the dense layer
     nnz: int  # weights held
@@ -36,7 +37,7 @@ class Summary:
 
     @property
     def sparse_layers(self) -> list[LayerSummary]:
-        return [layer for layer in self.layers if layer.kind in ("SparseConv2d", "SparseLinear")]
+        return [layer for layer in self.layers if layer.sparse]
 
     @property
     def sparse_numel(self) -> int:
@@ -88,16 +89,19 @@ class Summary:
 
 def summary(model: nn.Module) -> Summary:
     """Every module of `model` that holds parameters of its own, a shared one once."""
+    reasons = why_dense(model)
     return Summary(
         [
-            _layer(name or "(model)", module)
+            _layer(
+                name or "(model)", module, reasons.get(module, "not a convolution or linear layer")
+            )
             for name, module in model.named_modules()
             if any(p is not None for p in module._parameters.values())
         ]
     )
 
 
-def _layer(name: str, module: nn.Module) -> LayerSummary:
+def _layer(name: str, module: nn.Module, why_dense: str) -> LayerSummary:
     parameters = [p for p in module._parameters.values() if p is not None]
     held = sum(p.nbytes for p in parameters)
     if isinstance(module, SparseModule):
@@ -110,10 +114,9 @@ def _layer(name: str, module: nn.Module) -> LayerSummary:
         weight = module._parameters.get("weight")
         shape = tuple(weight.shape) if weight is not None else ()
         numel = nnz = sum(p.numel() for p in parameters) if weight is None else weight.numel()
-        dense = held
-        default = "" if isinstance(module, tuple(KINDS)) else "not a convolution or linear layer"
-        note = getattr(module, "kept_dense", default)
-    return LayerSummary(name, type(module).__name__, shape, numel, nnz, dense, held, note)
+        dense, note = held, why_dense
+    sparse = isinstance(module, SparseModule)
+    return LayerSummary(name, type(module).__name__, sparse, shape, numel, nnz, dense, held, note)
 
 
 def _cells(layer: LayerSummary) -> tuple[str, ...]:

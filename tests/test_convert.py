@@ -111,7 +111,7 @@ def test_globs_that_fit_nothing_are_errors_with_the_closest_names(argument):
 def test_refuses_the_impossible():
     with pytest.raises(ValueError, match="overrides: layer stem is given several sparsities"):
         sparsify(Net(), overrides={"stem": 0.5, "st*m": 0.6})
-    with pytest.raises(ValueError, match=r"no nn\.Conv2d or nn\.Linear to convert"):
+    with pytest.raises(ValueError, match=r"no nn\.Conv1d, nn\.Conv2d or nn\.Linear to convert"):
         sparsify(nn.ReLU())
     with pytest.raises(ValueError, match="keep: unknown value"):
         sparsify(Net(), keep="largest")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
+from dsr_kernels.convert import KINDS
 from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
@@ -110,7 +111,7 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Shape of the weight the layer stands for, sparse or dense; None for other modules."""
     if isinstance(module, SparseModule):
         return tuple(module.weight_shape)
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
+    if isinstance(module, tuple(KINDS)):
         return tuple(module.weight.shape)
     return None
 
@@ -140,9 +141,9 @@ def initialize_(model: nn.Module, generator: torch.Generator | None) -> None:
 
 def draw_(tensor: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> None:
     """Fills `tensor`, of any size, as if of a weight of `shape`: `initialize_`'s distribution."""
-    if len(shape) == 4:
-        outputs, _, height, width = shape
-        tensor.normal_(0.0, math.sqrt(2.0 / (height * width * outputs)), generator=generator)
+    outputs, inputs, *kernel = shape
+    if kernel:
+        tensor.normal_(0.0, math.sqrt(2.0 / (math.prod(kernel) * outputs)), generator=generator)
     else:
-        bound = 1.0 / math.sqrt(shape[1])
+        bound = 1.0 / math.sqrt(inputs)
         tensor.uniform_(-bound, bound, generator=generator)

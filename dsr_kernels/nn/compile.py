@@ -1,4 +1,4 @@
-"""What torch.compile has to be told about sparse layers: how many non-zeros they have may change."""
+"""What torch.compile has to know of sparse layers: the number of their non-zeros may change."""
 
 from __future__ import annotations
 

@@ -116,6 +116,26 @@ class SparseModule(nn.Module):
             )
         return super().__getattr__(name)
 
+    # --- its dense twin, which each layer has of its own kind ---
+
+    @classmethod
+    def from_dense(
+        cls,
+        dense: Any,
+        sparsity: float | None = None,
+        *,
+        nnz: int | None = None,
+        mask: Tensor | None = None,
+        keep: str = "magnitude",
+        generator: torch.Generator | None = None,
+    ) -> SparseModule:
+        """The sparse twin of a layer of torch.nn; see SparseConv2d.from_dense."""
+        raise NotImplementedError(f"{cls.__name__} has no dense twin")
+
+    def dense_module(self) -> nn.Module:
+        """The layer of torch.nn that computes the same: O(numel) memory."""
+        raise NotImplementedError(f"{type(self).__name__} has no dense twin")
+
     # --- change ---
 
     @torch.no_grad()

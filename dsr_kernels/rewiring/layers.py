@@ -88,9 +88,9 @@ class SparseLayer:
             whole = not (blocks[:, 0] % self.block).any()
             whole = whole and bool((blocks == blocks[:, :1] + steps).all())
         if not whole:
-            height, width = self.module.weight_shape[2:]
+            size = "x".join(map(str, self.module.weight_shape[2:]))
             raise ValueError(
-                f"layer {self.name!r}: expected whole {height}x{width} kernels, present or absent "
+                f"layer {self.name!r}: expected whole {size} kernels, present or absent "
                 "as one; build the model with them (sparsify's keep='kernels', the models' "
                 "granularity='kernel')"
             )
