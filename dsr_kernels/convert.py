@@ -15,9 +15,9 @@ from torch import nn
 from dsr_kernels.choices import check_choice
 from dsr_kernels.distribution import DISTRIBUTIONS, budget, distribute, reachable
 from dsr_kernels.nn import SparseConv1d, SparseConv2d, SparseLinear, SparseModule
-from dsr_kernels.nn.from_dense import KEEP, why_not
+from dsr_kernels.nn.from_dense import KEEP, DenseLayer, why_not
 
-KINDS: dict[type[nn.Module], type[SparseModule]] = {
+KINDS: dict[type[DenseLayer], type[SparseModule]] = {
     nn.Conv1d: SparseConv1d,
     nn.Conv2d: SparseConv2d,
     nn.Linear: SparseLinear,
@@ -73,7 +73,7 @@ def sparsify(
     modules = dict(model.named_modules())
     dense = sum(modules[name].weight.numel() for name in kept_dense) if over == "model" else None
     counts = _share_out(shapes, sparsity, distribution, fixed, dense)
-    replacements = {}
+    replacements: dict[nn.Module, nn.Module] = {}
     for module, nnz in zip(layers.values(), counts, strict=True):
         twin = KINDS[type(module)]
         replacements[module] = twin.from_dense(module, nnz=nnz, keep=keep, generator=generator)
@@ -89,7 +89,7 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 def _choose_layers(
     model: nn.Module, exclude: list[str]
-) -> tuple[dict[str, nn.Module], dict[str, str]]:
+) -> tuple[dict[str, DenseLayer], dict[str, str]]:
     """The layers to convert by name, and why each other convolution or linear layer stays dense."""
     names = _layer_names(model)
     _check_globs("exclude", exclude, [name for group in names.values() for name in group])
@@ -121,11 +121,11 @@ def why_dense(model: nn.Module) -> dict[nn.Module, str]:
     return unknown | _obstacles(model, names) | excluded
 
 
-def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
+def _layer_names(model: nn.Module) -> dict[DenseLayer, list[str]]:
     """The dense convolutions and linear layers, each with all of its names."""
-    names: dict[nn.Module, list[str]] = {}
+    names: dict[DenseLayer, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, tuple(KINDS)):
+        if isinstance(module, DenseLayer):
             names.setdefault(module, []).append(name)
     return names
 
@@ -133,7 +133,7 @@ def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 def _obstacles(model: nn.Module, layers: Iterable[nn.Module]) -> dict[nn.Module, str]:
     """Why some of `layers` cannot be converted."""
     holders: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
-    read = set()
+    read: set[nn.Module] = set()
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             if parameter is not None:
@@ -221,6 +221,6 @@ def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> n
         return replacements[model]
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in replacements:
+            if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
     return model

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from dsr_kernels.convert import KINDS
 from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
+from dsr_kernels.nn.from_dense import DenseLayer
 from dsr_kernels.topology import Topology
 
 
@@ -36,7 +37,10 @@ class LayerFactory:
             raise ValueError(f"sparsity: expected 0 <= sparsity < 1, got {sparsity}")
         self.sparse = sparse
         self.generator = generator
-        self.options = {"device": device or torch.get_default_device(), "dtype": dtype}
+        self.options: dict[str, Any] = {
+            "device": device or torch.get_default_device(),
+            "dtype": dtype,
+        }
         self.sparse_options = {**self.options, "sparsity": sparsity, "generator": generator}
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
@@ -100,9 +104,9 @@ def lay_out_(
     counts = layer_nnz([module.weight_shape for _, module in layers], sparsity, distribution)
     draw = Topology.random_kernels if granularity == "kernel" else Topology.random
     for (_, module), nnz in zip(layers, counts, strict=True):
-        values = module.weight_values
-        drawn = draw(module.weight_shape, nnz, generator=generator, device=values.device)
-        values = torch.empty(drawn.nnz, 1, dtype=values.dtype, device=values.device)
+        old = module.weight_values
+        drawn = draw(module.weight_shape, nnz, generator=generator, device=old.device)
+        values = torch.empty(drawn.nnz, 1, dtype=old.dtype, device=old.device)
         module.replace_topology(drawn.crow_indices, drawn.col_indices, values)
     initialize_(model, generator)
 
@@ -111,7 +115,7 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Shape of the weight the layer stands for, sparse or dense; None for other modules."""
     if isinstance(module, SparseModule):
         return tuple(module.weight_shape)
-    if isinstance(module, tuple(KINDS)):
+    if isinstance(module, DenseLayer):
         return tuple(module.weight.shape)
     return None
 
@@ -121,9 +125,10 @@ def weight_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, torch.Ten
     whole.
     """
     for name, module in model.named_modules():
-        if weight_shape(module) is not None:
-            sparse = isinstance(module, SparseModule)
-            yield name, module, module.weight_values if sparse else module.weight
+        if isinstance(module, SparseModule):
+            yield name, module, module.weight_values
+        elif isinstance(module, DenseLayer):
+            yield name, module, module.weight
 
 
 @torch.no_grad()
@@ -134,9 +139,11 @@ def initialize_(model: nn.Module, generator: torch.Generator | None) -> None:
     bias 0.
     """
     for _, module, weight in weight_tensors(model):
-        draw_(weight, weight_shape(module), generator)
+        shape = weight_shape(module)
+        assert shape is not None  # it has a weight
+        draw_(weight, shape, generator)
         if isinstance(module, (nn.Linear, SparseLinear)) and module.bias is not None:
-            draw_(module.bias, weight_shape(module), generator)
+            draw_(module.bias, shape, generator)
 
 
 def draw_(tensor: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> None:

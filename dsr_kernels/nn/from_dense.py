@@ -14,6 +14,7 @@ from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology
 
+DenseLayer = nn.Conv1d | nn.Conv2d | nn.Linear
 CONVOLUTION = (
     "in_channels",
     "out_channels",
@@ -24,19 +25,19 @@ CONVOLUTION = (
     "groups",
     "padding_mode",
 )
-# What a dense layer and its sparse twin have in common but for weight and bias.
-ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
+# What a dense layer and its sparse twin have in common, but for weight and bias.
+ARGUMENTS: dict[type[DenseLayer], tuple[str, ...]] = {
     nn.Conv1d: CONVOLUTION,
     nn.Conv2d: CONVOLUTION,
     nn.Linear: ("in_features", "out_features"),
 }
 S = TypeVar("S", bound=SparseModule)
-D = TypeVar("D", bound=nn.Module)
+D = TypeVar("D", nn.Conv1d, nn.Conv2d, nn.Linear)
 
 KEEP = ("magnitude", "random", "kernels")  # which weights of a dense layer stay
 
 
-def why_not(module: nn.Module, kind: type[nn.Module]) -> str | None:
+def why_not(module: nn.Module, kind: type[DenseLayer]) -> str | None:
     """Why `module` cannot become the sparse twin of `kind`, such as nn.Conv2d; None if it can.
 
     A sparse layer computes what `kind` computes from the same arguments, nothing more: a module
@@ -52,14 +53,15 @@ def why_not(module: nn.Module, kind: type[nn.Module]) -> str | None:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, name) for name in hooks):
         return "it has hooks, which would be lost; remove them first"
+    assert isinstance(module, DenseLayer)
     if module.weight.dtype not in DTYPE_CODES:
         return f"its weight is {module.weight.dtype}; sparse values are float32 or float64"
     return None
 
 
 def choose_topology(
-    dense: nn.Module,
-    kind: type[nn.Module],
+    dense: DenseLayer,
+    kind: type[DenseLayer],
     sparsity: float | None,
     nnz: int | None,
     mask: Tensor | None,
@@ -89,7 +91,9 @@ def choose_topology(
                 f"mask: expected the weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
             )
         return Topology.from_mask(mask).to(weight.device)
-    nnz = budget(weight.numel(), sparsity) if nnz is None else nnz
+    if sparsity is not None:
+        nnz = budget(weight.numel(), sparsity)
+    assert nnz is not None  # one of the three is given
     if keep == "random":
         return Topology.random(weight.shape, nnz, generator=generator, device=weight.device)
     if keep == "kernels":
@@ -97,7 +101,7 @@ def choose_topology(
     return Topology.from_dense_magnitude(weight, nnz)
 
 
-def sparse_twin(sparse_class: type[S], dense: nn.Module, topology: Topology) -> S:
+def sparse_twin(sparse_class: type[S], dense: DenseLayer, topology: Topology) -> S:
     """A `sparse_class` with the arguments of `dense` and its weights at `topology`."""
     arguments = _arguments(dense, type(dense))
     sparse = sparse_class(**arguments, dtype=dense.weight.dtype, nnz=topology.nnz)
@@ -119,13 +123,13 @@ def dense_twin(dense_class: type[D], sparse: SparseModule) -> D:
     return dense
 
 
-def _arguments(layer: nn.Module, dense_class: type[nn.Module]) -> dict[str, Any]:
+def _arguments(layer: DenseLayer | SparseModule, dense_class: type[DenseLayer]) -> dict[str, Any]:
     """The arguments that both twins take, read off either; for a layer on meta, to be filled."""
     arguments = {name: getattr(layer, name) for name in ARGUMENTS[dense_class]}
     return {**arguments, "bias": layer.bias is not None, "device": "meta"}
 
 
-def _copy_rest(target: nn.Module, source: nn.Module) -> None:
+def _copy_rest(target: DenseLayer | SparseModule, source: DenseLayer | SparseModule) -> None:
     if source.bias is not None:
         bias = source.bias.detach().clone()
         target.bias = nn.Parameter(bias, requires_grad=source.bias.requires_grad)

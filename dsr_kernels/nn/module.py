@@ -56,11 +56,10 @@ class SparseModule(nn.Module):
         topology = Topology.random(self.weight_shape, nnz, generator=generator, device=device)
         self.register_buffer("crow_indices", topology.crow_indices)
         self.register_buffer("col_indices", topology.col_indices)
-        empty = {"device": topology.col_indices.device, "dtype": dtype}
-        self.weight_values = nn.Parameter(torch.empty(nnz, 1, **empty))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(self.weight_shape[0], **empty)) if bias else None
-        )
+        device = topology.col_indices.device
+        self.weight_values = nn.Parameter(torch.empty(nnz, 1, device=device, dtype=dtype))
+        empty = torch.empty(self.weight_shape[0], device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
         # A pattern drawn on the meta device is drawn in earnest by reset_parameters.
         self._pattern_pending = self.weight_values.is_meta
         self._draw_parameters(generator)
