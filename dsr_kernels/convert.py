@@ -1,4 +1,4 @@
-"""Whole models: sparsify(model) makes convolutions and linear layers sparse, densify undoes it."""
+"""Whole models: sparsify makes their convolutions and linear layers sparse, densify undoes it."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _obstacles(model: nn.Module, layers: Iterable[nn.Module]) -> dict[nn.Module,
 def _own_sparsity(
     layers: Mapping[str, nn.Module], overrides: Mapping[str, float], names: list[str]
 ) -> dict[int, float]:
-    """Layer index -> sparsity, for the layers an override names."""
+    """Layer index -> sparsity, for the layers that an override names."""
     _check_globs("overrides", overrides, names)
     own: dict[int, float] = {}
     for index, name in enumerate(layers):
@@ -193,8 +193,10 @@ def _share_out(
     fixed: Mapping[int, int],
     dense: int | None,
 ) -> list[int]:
-    """Non-zeros of each layer. `dense`: weights that stay dense and count with the others; if None,
-    the sparsity is that of the layers not `fixed` alone.
+    """Non-zeros of each layer.
+
+    `fixed` gives those of some layers. `dense` counts the weights that stay dense and belong to the
+    budget; if it is None, the budget is that of the layers that are not `fixed`.
     """
     check_choice(distribution, "distribution", DISTRIBUTIONS)
     free = [i for i in range(len(shapes)) if i not in fixed]

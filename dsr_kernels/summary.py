@@ -1,4 +1,4 @@
-"""summary(model): what each layer weighs, sparse or dense, and why a layer stayed dense."""
+"""summary(model): the size of each layer, sparse or dense, and why a layer stayed dense."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsr_kernels.nn.module import SparseModule
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer: sizes count its weight and bias; indices count as bytes, not as parameters."""
+    """One layer. Sizes count its weight and bias; indices count as bytes, not as parameters."""
 
     name: str
     kind: str
@@ -31,7 +31,7 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The layers of a model in order; print it for a table with totals."""
+    """The layers of a model in order. Printed, it is a table with totals."""
 
     layers: list[LayerSummary]
 
@@ -50,7 +50,7 @@ class Summary:
 
     @property
     def sparsity(self) -> float:
-        """Of the sparse layers' weights, as the paper counts it."""
+        """The share of the sparse layers' weights that is absent, as the paper counts it."""
         return 1 - self.sparse_nnz / max(self.sparse_numel, 1)
 
     @property

@@ -1,6 +1,4 @@
-"""What the models share: a factory that builds a layer sparse or dense, and the paper's
-initialisation.
-"""
+"""What the models share: a factory of sparse or dense layers, and the paper's initialisation."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ from dsr_kernels.topology import Topology
 
 
 class LayerFactory:
-    """Builds the layers of one model; ``sparse`` decides what the sparsifiable ones become.
+    """Builds the layers of one model; ``sparse`` says whether the sparsifiable ones are sparse.
 
-    The dense twin of a model is the same code with ``sparse=False``: same modules, same names, same
-    shapes.
+    The dense twin of a model is the same code with ``sparse=False``. It has the same modules, names
+    and shapes.
     """
 
     def __init__(
@@ -97,8 +95,8 @@ def lay_out_(
 ) -> None:
     """Draws the model's sparse patterns and all its weights anew.
 
-    distribution: "uniform", "er" or "erk", see distribution.layer_nnz. granularity: "weight", or
-    "kernel" for whole k x k kernels, as many as each layer's share holds.
+    `distribution` is "uniform", "er" or "erk", see distribution.layer_nnz. `granularity` is
+    "weight", or "kernel" for whole k x k kernels, as many as each layer's share holds.
     """
     layers = list(named_sparse_modules(model))
     counts = layer_nnz([module.weight_shape for _, module in layers], sparsity, distribution)
@@ -121,8 +119,9 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
 
 
 def weight_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    """(name, layer, stored weight) of each convolution and fully connected layer: non-zeros or the
-    whole.
+    """(name, layer, stored weight) of each convolution and fully connected layer.
+
+    The stored weight of a sparse layer is its non-zeros [nnz, 1].
     """
     for name, module in model.named_modules():
         if isinstance(module, SparseModule):
@@ -135,8 +134,8 @@ def weight_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, torch.Ten
 def initialize_(model: nn.Module, generator: torch.Generator | None) -> None:
     """The paper's initialisation: conv N(0, sqrt(2 / (k k C_out))), FC U(+-1 / sqrt(fan_in)).
 
-    It is not rescaled for sparsity, and a sparse layer draws its non-zeros only. BN keeps weight 1,
-    bias 0.
+    The scale does not depend on the sparsity. A sparse layer draws its non-zeros only. Batch norm
+    keeps weight 1 and bias 0.
     """
     for _, module, weight in weight_tensors(model):
         shape = weight_shape(module)
@@ -147,7 +146,7 @@ def initialize_(model: nn.Module, generator: torch.Generator | None) -> None:
 
 
 def draw_(tensor: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> None:
-    """Fills `tensor`, of any size, as if of a weight of `shape`: `initialize_`'s distribution."""
+    """Fills `tensor`, of any size, as `initialize_` fills a weight of `shape`."""
     outputs, inputs, *kernel = shape
     if kernel:
         tensor.normal_(0.0, math.sqrt(2.0 / (math.prod(kernel) * outputs)), generator=generator)

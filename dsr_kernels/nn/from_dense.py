@@ -1,4 +1,4 @@
-"""Between one dense layer and its sparse twin: what carries over, and what is refused."""
+"""From a dense layer to its sparse twin and back: what carries over, and what is refused."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ KEEP = ("magnitude", "random", "kernels")  # which weights of a dense layer stay
 def why_not(module: nn.Module, kind: type[DenseLayer]) -> str | None:
     """Why `module` cannot become the sparse twin of `kind`, such as nn.Conv2d; None if it can.
 
-    A sparse layer computes what `kind` computes from the same arguments, nothing more: a module
-    that does something else (own forward, parametrized or pruned weight, hooks) would lose it.
+    A sparse layer computes just what `kind` computes from the same arguments. A module that does
+    more (a forward of its own, a parametrized or pruned weight, hooks) would lose it.
     """
     if not isinstance(module, kind):
         return f"expected an nn.{kind.__name__}, got {type(module).__name__}"

@@ -126,7 +126,8 @@ class SparseConv2d(SparseConvNd):
         """nnz = floor((1 - sparsity) * numel), at least 1, unless `nnz` is given.
 
         The pattern is uniform over the weight and drawn from `generator` (a CPU one; the default
-        generator if None) in O(nnz + O): nothing dense ever exists. Raises ValueError by name.
+        generator if None) in O(nnz + O): nothing dense ever exists. Raises ValueError or TypeError
+        that names the argument.
         """
         super().__init__(
             in_channels,
@@ -180,8 +181,9 @@ class SparseConv2d(SparseConvNd):
     ) -> SparseConv2d:
         """The sparse twin of `conv`, with its arguments, its bias and its weights at the non-zeros.
 
-        The pattern is the mask's, or as many entries as `sparsity` (or `nnz`) leaves: the largest
-        in magnitude or random ones. Raises TypeError for a module that does more than nn.Conv2d.
+        The pattern is the mask's, or `sparsity` or `nnz` says how many weights are kept and `keep`
+        which ones: the largest by 'magnitude', 'random' ones, or whole random 'kernels'. Raises
+        TypeError for a module that does more than nn.Conv2d, ValueError for wrong arguments.
         """
         topology = from_dense.choose_topology(conv, nn.Conv2d, sparsity, nnz, mask, keep, generator)
         return from_dense.sparse_twin(cls, conv, topology)

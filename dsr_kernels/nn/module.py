@@ -2,7 +2,7 @@
 
 `weight_values` [nnz, 1] is the nn.Parameter. `crow_indices` [O + 1] and `col_indices` [nnz] (int32)
 are persistent buffers. So optimizers, state_dict, deepcopy, pickle and `.to()` treat a sparse layer
-like any other. Values are float32 or float64; the indices stay int32 under every `.to()`.
+like any other. Values are float32 or float64. The indices stay int32 under every `.to()`.
 
 The values have two dimensions because many recipes decay only parameters that have at least two.
 """
@@ -60,7 +60,7 @@ class SparseModule(nn.Module):
         self.weight_values = nn.Parameter(torch.empty(nnz, 1, device=device, dtype=dtype))
         empty = torch.empty(self.weight_shape[0], device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
-        # A pattern drawn on the meta device is drawn in earnest by reset_parameters.
+        # On the meta device there is no pattern yet: reset_parameters draws it.
         self._pattern_pending = self.weight_values.is_meta
         self._draw_parameters(generator)
 
@@ -141,12 +141,14 @@ class SparseModule(nn.Module):
     def replace_topology(
         self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, *, validate: bool = True
     ) -> None:
-        """Swap the pattern and the values; the module keeps the tensors it is given.
+        """Replaces the pattern and the values [nnz, 1] or [nnz]. The module keeps these tensors.
 
-        The Parameter object stays the same, so optimizers keep knowing it (their state is the
-        caller's to remap); its grad is dropped. A backward through a graph recorded before raises
-        a RuntimeError, also when the number of non-zeros is unchanged. Raises ValueError for a
-        pattern that is not sorted, unique and in range; `validate=False` skips that O(nnz) check.
+        The Parameter object stays the same, so optimizers still know it; their state is the
+        caller's to remap. Its grad is dropped. A backward through a graph recorded before raises a
+        RuntimeError, also when the number of non-zeros is unchanged.
+
+        Raises ValueError for a pattern that is not sorted, unique and in range; `validate=False`
+        skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned.
         """
         parameter = self._parameters.get("weight_values")
         if parameter is None:
@@ -172,11 +174,11 @@ class SparseModule(nn.Module):
         self._pattern_pending = False
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw values and bias anew, on the present pattern.
+        """Draws values and bias anew, on the present pattern.
 
-        nn.Conv2d's and nn.Linear's own scheme, kaiming_uniform(a=sqrt(5)), that is
-        U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the dense fan_in: the bound is not widened for
-        sparsity. A module built on the meta device draws its pattern here too, after `to_empty`.
+        The scheme is that of nn.Conv2d and nn.Linear: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the
+        dense fan_in. The bound is not widened for sparsity. A module built on the meta device draws
+        its pattern here too, after `to_empty`.
         """
         if self._pattern_pending and not self.weight_values.is_meta:
             device = self.weight_values.device
@@ -208,10 +210,10 @@ class SparseModule(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        """As nn.Module, after fitting the module to the checkpoint's number of non-zeros.
+        """As nn.Module, but the module first takes on the checkpoint's number of non-zeros.
 
-        Takes `weight_values`, `crow_indices` and `col_indices` together, or a dense `weight` for
-        its exact non-zeros. Anything else is an error and leaves the whole module as it was.
+        The checkpoint has `weight_values`, `crow_indices` and `col_indices`, or a dense `weight`,
+        of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
@@ -225,7 +227,7 @@ class SparseModule(nn.Module):
     def _fit_to(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch may copy.
+        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch copies.
 
         Raises ValueError, before anything changed, for what cannot be this layer's weight.
         """
@@ -251,11 +253,11 @@ class SparseModule(nn.Module):
 
 
 def set_data(parameter: nn.Parameter, data: Tensor) -> None:
-    """Give a leaf other data, of another size too, and drop its grad.
+    """Gives a leaf other data, perhaps of another size, and drops its grad.
 
-    Autograd keeps a leaf's size in its gradient accumulator, which lives as long as any old graph
-    does (a loss kept from the last iteration is enough) and is renewed only when the dtype changes:
-    so the data goes through an empty tensor of another dtype.
+    Autograd keeps a leaf's size in its gradient accumulator. That lives as long as any old graph
+    does (a loss kept from the last iteration is enough) and is renewed only when the dtype changes.
+    So the data goes through an empty tensor of another dtype.
     """
     parameter.grad = None
     other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
