@@ -44,8 +44,8 @@ def read_weight(
     if len(found) < len(PARTS):
         missing = ", ".join(part for part in PARTS if part not in found)
         raise ValueError(
-            f"the checkpoint has {', '.join(found)} but not {missing}; values have no meaning without "
-            "their positions"
+            f"the checkpoint has {', '.join(found)} but not {missing}; values have no meaning "
+            "without their positions"
         )
     saved_shape = tuple(metadata.get("weight_shape", shape))
     if saved_shape != shape:
