@@ -12,7 +12,7 @@ from helpers.nn_cases import ARGUMENTS, check_layer, layer, same_bits, states_eq
 from helpers.op_cases import OPS, problem
 from torch import nn
 
-from dsr_kernels import SparseConv2d, SparseLinear, densify, explain, sparsify
+from dsr_kernels import SparseConv1d, SparseConv2d, SparseLinear, densify, explain, sparsify
 from dsr_kernels.models import wrn_28
 
 from .device import DEVICE, ON_CUDA, cuda_only
@@ -51,6 +51,13 @@ def test_there_and_back_again() -> None:
     conv.cpu()
     assert all(torch.equal(t, state[name]) for name, t in conv.state_dict().items())
     assert torch.equal(conv(x), before)
+
+
+@pytest.mark.parametrize("length", [9, 40, 1500])
+def test_sequences_are_images_of_height_1(length: int) -> None:
+    torch.manual_seed(0)
+    conv = SparseConv1d(6, 9, 5, padding="same", groups=3, sparsity=0.5, device=DEVICE)
+    check_layer(conv, torch.randn(2, 6, length, device=DEVICE))
 
 
 def test_built_on_the_device() -> None:
