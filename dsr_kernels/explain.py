@@ -14,6 +14,7 @@ from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsr_kernels.backends import cpu
+from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.plan_cache import cache
 from dsr_kernels.nn.module import SparseModule
@@ -31,7 +32,7 @@ class Pass(NamedTuple):
     """What one op of one call runs as."""
 
     plan: _C.ConvPlan
-    how: dict  # the plan's own description
+    how: _C.PlanDescription
     lanes: str
     reason: str
     filled: float  # share of the lanes that compute something that is stored
@@ -48,12 +49,19 @@ class Pass(NamedTuple):
         return peak * CYCLES_AT_PEAK / self.how["cycles_per_fma"] * self.filled
 
 
-def passes(x: Tensor, y: Tensor, values: Tensor, crow: Tensor, col: Tensor, *shape) -> dict:
+def passes(
+    x: Tensor,
+    y: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
+) -> dict[str, Pass]:
     """{"forward": Pass, "grad_input": Pass} of a call; grad-weight shares forward's.
 
     x [N, C, H, W] and y [N, O, P, Q] give sizes and strides only and may be fake or meta tensors;
-    the gradients are taken to have the same formats. `shape`: weight_shape, stride, padding,
-    dilation, groups. Builds the plan_cache, or finds them where the layer has run.
+    the gradients are taken to have the same formats. Builds the plans, or finds them where the
+    layer has run.
     """
     last = torch.channels_last if library.channels_last(x) else torch.contiguous_format
     grad_x = torch.empty(x.shape, device="meta", memory_format=last)
@@ -61,16 +69,14 @@ def passes(x: Tensor, y: Tensor, values: Tensor, crow: Tensor, col: Tensor, *sha
     result = {}
     for name, read, written in (("forward", x, y), ("grad_input", y, grad_x)):
         transposed = name == "grad_input"
-        call = (read, written, *sizes, *shape, values.dtype, transposed)
-        geometry = cpu.geometry(*call)
-        plan = cache.get(crow, col, geometry, cpu.build_plan)
-        how = plan.describe()
-        filled = _filled(how, read.shape[0])
-        result[name] = Pass(plan, how, geometry.lanes, cpu.lanes_reason(*call), filled)
+        geometry = cpu.geometry(read, written, *sizes, shape, values.dtype, transposed)
+        plan = cache.get(crow_indices, col_indices, geometry, cpu.build_plan)
+        how, reason = plan.describe(), cpu.lanes_reason(read, written, geometry)
+        result[name] = Pass(plan, how, geometry.lanes, reason, _filled(how, read.shape[0]))
     return result
 
 
-def _filled(how: dict, n: int) -> float:
+def _filled(how: _C.PlanDescription, n: int) -> float:
     groups = math.ceil(n / (how["images"] * how["lane_images"]))
     filled = n / (groups * how["images"] * how["lane_images"])
     if how["lanes"] == "row":
@@ -200,7 +206,7 @@ def _checked(input_shape: Sequence[int]) -> tuple[int, ...]:
 class _Call(NamedTuple):
     x: Tensor  # fake, or on the meta device: sizes and strides
     y: Tensor
-    shape: tuple
+    shape: ConvShape
 
 
 class _Recorder(TorchDispatchMode):
@@ -211,17 +217,18 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[tuple[SparseModule, _Call]] = []
         self.layer: SparseModule | None = None
 
-    def enter(self, module: SparseModule, _) -> None:
+    def enter(self, module: nn.Module, args: object) -> None:
+        assert isinstance(module, SparseModule)
         self.layer = module
 
-    def leave(self, *_) -> None:
+    def leave(self, module: nn.Module, args: object, output: object) -> None:
         self.layer = None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.dsr_kernels.sparse_conv2d.default and self.layer is not None:
-            shape = tuple(tuple(a) if isinstance(a, list) else a for a in args[5:])
-            self.calls.append((self.layer, _Call(_meta(args[0]), _meta(out), shape)))
+            x, _values, _bias, _crow, _col, *fields = args
+            self.calls.append((self.layer, _Call(_meta(x), _meta(out), conv_shape(*fields))))
         return out
 
 
@@ -277,7 +284,7 @@ def _rows(
     pattern = module.crow_indices, module.col_indices
     n, peak = call.x.shape[0], peak * 4 / module.weight_values.element_size()
     values = module.weight_values
-    for operation, run in passes(call.x, call.y, values, *pattern, *call.shape).items():
+    for operation, run in passes(call.x, call.y, values, *pattern, call.shape).items():
         shared = ["grad_weight"] if operation == "forward" else []
         needed = [run.plan.workspace_bytes(op, n, threads) for op in (operation, *shared)]
         yield LayerPass(
