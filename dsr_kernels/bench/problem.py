@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.distribution import budget
-from dsr_kernels.explain import Pass, passes
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops import library
+from dsr_kernels.ops.passes import Pass, passes
 from dsr_kernels.ops.reference import to_dense
 from dsr_kernels.topology import Topology
 
@@ -188,7 +188,9 @@ class Problem:
         stride, padding = [self.layer.stride] * 2, list(self.layer.padding)
         forward = functools.partial(F.conv2d, stride=stride, padding=padding)
 
-        def backward(grad, x, weight, wants_x, wants_weight):
+        def backward(
+            grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
+        ) -> tuple[Tensor | None, ...]:
             return torch.ops.aten.convolution_backward(
                 grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1,
                 [wants_x, wants_weight, False],
@@ -197,7 +199,9 @@ class Problem:
         return forward, backward
 
     def _dense_linear(self) -> tuple[Callable, Callable]:
-        def backward(grad, x, weight, wants_x, wants_weight):
+        def backward(
+            grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
+        ) -> tuple[Tensor | None, ...]:
             return grad @ weight if wants_x else None, grad.t() @ x if wants_weight else None
 
         return F.linear, backward

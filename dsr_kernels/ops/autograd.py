@@ -108,21 +108,19 @@ def is_recorded(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def _are_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether a kernel may read the memory of every tensor as it stands, unseen by any mode.
-
-    The first one must not be None.
-    """
+    """Whether a kernel may read the memory of every tensor as it stands, unseen by any mode."""
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
-        kind = type(tensor)
-        if kind is Tensor or kind is Parameter:
+        if type(tensor) is Tensor or type(tensor) is Parameter:
             if tensor.is_neg():
                 return False
         elif tensor is not None:
             return False
+    first = tensors[0]
     return (
-        (tensors[0].is_cpu or tensors[0].is_cuda)
+        first is not None
+        and (first.is_cpu or first.is_cuda)
         and forward_ad._current_level < 0
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
@@ -137,6 +135,7 @@ class _Context(FunctionCtx):
     """What a recorded op remembers until its backward pass."""
 
     needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
     shape: ConvShape
     input_size: torch.Size  # (C, H, W)
     channels_last: bool  # of the input
@@ -164,7 +163,7 @@ class Conv(torch.autograd.Function):
         # values is saved even where only its own gradient is asked for: its version is what tells a
         # rewired layer from the one this graph was recorded with.
         kept = x if ctx.needs_input_grad[2] else None
-        ctx.save_for_backward(kept, values, crow_indices, col_indices)
+        ctx.save_for_backward(kept, values, crow_indices, col_indices)  # type: ignore[arg-type]
         ctx.shape, ctx.input_size = shape, x.shape[1:]
         ctx.channels_last = library.channels_last(x)
         if watch.watchers and _are_plain((values,)):
@@ -207,7 +206,7 @@ class GradInput(torch.autograd.Function):
         channels_last: bool,
     ) -> Tensor:
         kept = grad if ctx.needs_input_grad[2] else None
-        ctx.save_for_backward(kept, values, crow_indices, col_indices)
+        ctx.save_for_backward(kept, values, crow_indices, col_indices)  # type: ignore[arg-type]
         ctx.shape = shape
         return kernel(grad, values, crow_indices, col_indices, input_size, shape, channels_last)
 

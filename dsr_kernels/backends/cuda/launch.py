@@ -291,5 +291,5 @@ def _limits(index: int) -> tiling.Device:
     found = torch.cuda.get_device_properties(index)
     return tiling.Device(
         found.multi_processor_count,
-        found.shared_memory_per_block_optin,
+        found.shared_memory_per_block_optin,  # type: ignore[attr-defined]
     )

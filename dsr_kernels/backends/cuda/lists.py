@@ -42,11 +42,10 @@ class _OnDevice:
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self._tensors = tensors
-        self._stream: torch.cuda.Stream | None = None
-        self._ready: torch.cuda.Event | None = None
+        self._made: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
         if tensors[0].is_cuda:
-            self._stream = torch.cuda.current_stream(tensors[0].device)
-            self._ready = self._stream.record_event()
+            stream = torch.cuda.current_stream(tensors[0].device)
+            self._made = stream, stream.record_event()
 
     @property
     def bytes(self) -> int:
@@ -58,11 +57,12 @@ class _OnDevice:
         Nothing to do on the stream that made it, nor in a graph: its capture began with the device
         idle, and refuses events from outside.
         """
-        if self._stream is None or torch.cuda.is_current_stream_capturing():
+        if self._made is None or torch.cuda.is_current_stream_capturing():
             return
+        made_on, ready = self._made
         stream = torch.cuda.current_stream(self._tensors[0].device)
-        if stream != self._stream:
-            stream.wait_event(self._ready)
+        if stream != made_on:
+            stream.wait_event(ready)
             for tensor in self._tensors:
                 tensor.record_stream(stream)
 

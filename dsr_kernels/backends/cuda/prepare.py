@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -113,14 +114,17 @@ def prepare_grad_weight(
     return GradWeightPass(key, _name(dtype), tiling.splits, launch)
 
 
+Tiling = TypeVar("Tiling", GatherTiling, GradWeightTiling)
+
+
 def _slab_tiling(
-    choose: Callable,
+    choose: Callable[[PassShape, int, float, int, Device], Tiling | None],
     shape: PassShape,
     images: int,
     density: float,
     dtype: torch.dtype,
     device: Device,
-) -> GatherTiling | GradWeightTiling | None:
+) -> Tiling | None:
     """The tiling that `choose` finds; None where the direct kernels are to run.
 
     Those do float64, slabs that do not fit, and patterns so sparse that most segments of a list
