@@ -50,7 +50,7 @@ def passes(layer: Layer) -> tuple[PassShape, PassShape]:
     if layer.kernel == (1, 1) and size == out_size:
         size = out_size = (size[0] * size[1], 1)
     sizes = (layer.in_channels, *size), (layer.out_channels, *out_size)
-    return forward_shape(*sizes, *layer.shape), grad_input_shape(*sizes, *layer.shape)
+    return forward_shape(*sizes, layer.shape), grad_input_shape(*sizes, layer.shape)
 
 
 def microseconds(layer: Layer, gpu: Gpu, element_size: int = BYTES) -> list[float]:

@@ -14,6 +14,7 @@ from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology
 
+DenseLayer = nn.Conv2d | nn.Linear
 METHODS = ("magnitude", "random", "kernels")
 
 
@@ -67,7 +68,9 @@ def choose_topology(
                 f"mask: expected the weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
             )
         return Topology.from_mask(mask).to(weight.device)
-    nnz = budget(weight.numel(), sparsity) if nnz is None else nnz
+    if sparsity is not None:
+        nnz = budget(weight.numel(), sparsity)
+    assert nnz is not None  # one of the three is given
     if method == "random":
         return Topology.random(weight.shape, nnz, generator=generator, device=weight.device)
     if method == "kernels":
@@ -75,7 +78,7 @@ def choose_topology(
     return Topology.from_dense_magnitude(weight, nnz)
 
 
-def fill_sparse(sparse: SparseModule, dense: nn.Module, topology: Topology) -> None:
+def fill_sparse(sparse: SparseModule, dense: DenseLayer, topology: Topology) -> None:
     """Give a sparse layer built on the meta device the dense one's weights at `topology`."""
     crow, col = topology.crow_indices, topology.col_indices
     values = at_pattern(dense.weight.detach(), crow, col)
@@ -85,14 +88,14 @@ def fill_sparse(sparse: SparseModule, dense: nn.Module, topology: Topology) -> N
     sparse._pattern_pending = False
 
 
-def fill_dense(dense: nn.Module, sparse: SparseModule) -> None:
+def fill_dense(dense: DenseLayer, sparse: SparseModule) -> None:
     """Give a dense layer built on the meta device the sparse one's weights."""
     weight = sparse.to_dense().detach()
     dense.weight = nn.Parameter(weight, requires_grad=sparse.weight_values.requires_grad)
     _copy_rest(dense, sparse)
 
 
-def _copy_rest(target: nn.Module, source: nn.Module) -> None:
+def _copy_rest(target: DenseLayer | SparseModule, source: DenseLayer | SparseModule) -> None:
     if source.bias is not None:
         bias = source.bias.detach().clone()
         target.bias = nn.Parameter(bias, requires_grad=source.bias.requires_grad)

@@ -71,11 +71,10 @@ class SparseModule(nn.Module):
         topology = Topology.random(self.weight_shape, nnz, generator=generator, device=device)
         self.register_buffer("crow_indices", topology.crow_indices)
         self.register_buffer("col_indices", topology.col_indices)
-        empty = {"device": topology.col_indices.device, "dtype": dtype}
-        self.weight_values = nn.Parameter(torch.empty(nnz, 1, **empty))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(self.weight_shape[0], **empty)) if bias else None
-        )
+        values = torch.empty(nnz, 1, device=topology.col_indices.device, dtype=dtype)
+        self.weight_values = nn.Parameter(values)
+        empty_bias = nn.Parameter(values.new_empty(self.weight_shape[0])) if bias else None
+        self.register_parameter("bias", empty_bias)
         # A pattern drawn on the meta device is drawn in earnest by reset_parameters.
         self._pattern_pending = self.weight_values.is_meta
         self._draw_parameters(generator)
@@ -190,14 +189,23 @@ class SparseModule(nn.Module):
 
     # --- checkpoints ---
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if metadata is not None:
             metadata["weight_shape"] = list(self.weight_shape)
 
     def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """As nn.Module, after fitting the module to the checkpoint's number of non-zeros.
 
