@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import geometric_mean
+from textwrap import fill
 
 from layers import FAMILIES
 
@@ -29,6 +30,7 @@ from .tables import (
 )
 
 BEGIN, END = "<!-- measured: made by `make gpu-tables` -->", "<!-- end of measured -->"
+COLUMNS = 100  # of a page
 OPERATIONS = ("forward", "grad_input", "grad_weight")
 MODELLED = GPUS["H100"]  # an H200's multiprocessors, clocks and shared memory
 ELEMENT_SIZES = {"fp32": 4, "bf16": 2}
@@ -46,7 +48,7 @@ def details(kept: dict) -> str:
     """The part of docs/cuda.md."""
     found = at_90(kept)
     parts = [family_table(kept["layers"]), layer_table(found), training_table(kept["training"])]
-    parts += [other_table(kept["other"]), left_out(kept), model_table(found)]
+    parts += [other_table(kept["other"]), fill(left_out(kept), COLUMNS), model_table(found)]
     return "\n\n".join(parts)
 
 

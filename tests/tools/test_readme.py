@@ -190,7 +190,7 @@ def commands(page: str) -> list[str]:
     """The lines of code blocks, and what stands between backticks, that call dsr with options."""
     blocks = [line.text for line in lines(page) if line.code]
     inline = re.findall(r"`(dsr [^`]*?--[^`]*)`", prose(page))
-    found = [text.strip() for text in blocks if text.strip().startswith("dsr ")]
+    found = [text.strip() for text in blocks if re.match(r" *dsr [^…─]*$", text)]
     return found + [" ".join(text.split()) for text in inline]
 
 
