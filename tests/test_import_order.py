@@ -91,7 +91,7 @@ def circles(graph: dict[str, dict[str, int]]) -> list[str]:
     changed = True
     while changed:
         changed = False
-        for module, reached in reach.items():
+        for reached in reach.values():
             more = set().union(*(reach[other] for other in reached)) - reached
             reached |= more
             changed = changed or bool(more)

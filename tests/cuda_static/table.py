@@ -48,7 +48,7 @@ def section(kernels: list[Kernel], toolkit: str) -> str:
     """What stands between the two marks."""
     text = (
         f"Compiled with CUDA {toolkit}; threads, shared memory, thread blocks on a multiprocessor "
-        f"as far as registers\nallow, and the occupancy they make are those of sm_{SHOWN}."
+        f"as far as\nregisters allow, and the occupancy they make are those of sm_{SHOWN}."
     )
     return "\n".join([BEGIN, text, "", HEAD, "|---" * 7 + "|", *rows(kernels), END])
 
