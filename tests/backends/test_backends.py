@@ -49,7 +49,8 @@ def test_cuda_kernels_come_before_triton(monkeypatch: pytest.MonkeyPatch) -> Non
     ours = ModuleType("dsr_kernels.backends.cuda.launch")
     monkeypatch.setattr(native, "_cuda", SimpleNamespace(architectures="80-real,120"))
     monkeypatch.setitem(sys.modules, "dsr_kernels.backends.cuda.launch", ours)
-    monkeypatch.setattr(sys.modules["dsr_kernels.backends.cuda"], "launch", ours, raising=False)
+    room = importlib.import_module("dsr_kernels.backends.cuda")
+    monkeypatch.setattr(room, "launch", ours, raising=False)
     assert dispatch.gpu_backend(GPU) is ours
 
 
