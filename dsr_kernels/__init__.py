@@ -1,15 +1,30 @@
 """Truly sparse training for PyTorch."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dsr_kernels import nn
 from dsr_kernels.convert import densify, sparsify
 from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.environment import show_config
 from dsr_kernels.explain import Explanation, explain
-from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
+from dsr_kernels.nn import (
+    SparseConv1d,
+    SparseConv2d,
+    SparseLinear,
+    SparseModule,
+    named_sparse_modules,
+)
 from dsr_kernels.summary import summary
 from dsr_kernels.topology import Topology
 
+if TYPE_CHECKING:
+    from dsr_kernels import models, rewiring
+
 __all__ = [
     "Explanation",
+    "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
     "SparseModule",
@@ -17,8 +32,24 @@ __all__ = [
     "densify",
     "explain",
     "layer_nnz",
+    "models",
     "named_sparse_modules",
+    "nn",
+    "rewiring",
     "show_config",
     "sparsify",
     "summary",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """dsr_kernels.models and dsr_kernels.rewiring, imported when they are first asked for."""
+    if name in ("models", "rewiring"):
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -80,7 +80,7 @@ def _add_train(commands) -> None:
     train.add_argument("--device", metavar="NAME", help="where to train: cpu, cuda or cuda:N "
                        "(default: cpu, or what the run began on)")  # fmt: skip
     train.add_argument("--quiet", action="store_true", help="no progress bar, one line an epoch")
-    train.add_argument("--no-report", action="store_true", help="leave report.html for `dsr report`")
+    train.add_argument("--no-report", action="store_true", help="leave the report to `dsr report`")
     train.set_defaults(run=_train)
 
 

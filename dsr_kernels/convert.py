@@ -1,4 +1,4 @@
-"""Whole models: sparsify(model) makes convolutions and linear layers sparse, densify undoes it."""
+"""Whole models: sparsify makes their convolutions and linear layers sparse, densify undoes it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from dsr_kernels.choices import check_choice
 from dsr_kernels.distribution import DISTRIBUTIONS, budget, distribute, reachable
-from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule
-from dsr_kernels.nn.from_dense import METHODS, why_not
+from dsr_kernels.nn import SparseConv1d, SparseConv2d, SparseLinear, SparseModule
+from dsr_kernels.nn.from_dense import KEEP, DenseLayer, why_not
 
-KINDS: dict[type[nn.Module], type[SparseModule]] = {
+KINDS: dict[type[DenseLayer], type[SparseModule]] = {
+    nn.Conv1d: SparseConv1d,
     nn.Conv2d: SparseConv2d,
     nn.Linear: SparseLinear,
 }
 # Containers of torch.nn whose own code reads the weights of their linear layers.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# What the model itself does not show: which of its layers a caller excluded, and how. Kept beside
+# the layers, not on them; an entry goes with its layer, and a copy of the layer has none.
+_excluded: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def sparsify(
@@ -36,43 +41,47 @@ def sparsify(
     inplace: bool = False,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """A model whose nn.Conv2d and nn.Linear layers are sparse; the given one is left as it was.
+    """A model whose nn.Conv1d, nn.Conv2d and nn.Linear layers are sparse.
 
-    Together the converted layers keep exactly floor((1 - sparsity) * N) of their N weights, shared
-    out by `distribution` ('uniform', 'er' or 'erk', see distribution.layer_nnz) and chosen at
-    'random' or by 'magnitude'; they keep the dense layers' values there. keep='kernels' takes whole
-    kernels at random, as many as the shares hold. `exclude` leaves layers dense and `overrides`
-    gives layers a sparsity of their own, outside that budget: both name layers by glob ('layer4.*',
-    or a container for all that is in it). With over='model', N counts the weights of all
-    convolutions and linear layers, and the layers that stay dense or have a sparsity of their own
-    are made up for by the others. A glob that fits no layer is an error, and so is a sparsity out
-    of reach; a layer that cannot be converted stays dense with a warning. `inplace=True` changes
-    the given model (the result is what is returned: another object if the model is a layer itself).
+    The given model stays as it was. `inplace=True` changes it; the result is what is returned,
+    which is another object if the model is a layer itself.
+
+    Together the converted layers keep exactly floor((1 - sparsity) * N) of their N weights.
+    `distribution` ('uniform', 'er' or 'erk', see distribution.layer_nnz) shares them out. `keep`
+    says which weights are kept: 'random' ones, the largest by 'magnitude', or whole random
+    'kernels', as many as each share holds. They keep the dense layers' values.
+
+    `exclude` leaves layers dense. `overrides` gives layers a sparsity of their own, outside that
+    budget. Both name layers by glob ('layer4.*', or a container for all that is in it). With
+    over='model', N counts the weights of all convolutions and linear layers, and the others make
+    up for the layers that stay dense or have a sparsity of their own.
+
+    A layer that cannot be converted stays dense with a warning. Raises ValueError for a glob that
+    fits no layer, for a sparsity out of reach, and where there is nothing to convert.
     """
-    check_choice(keep, "keep", METHODS)
+    check_choice(keep, "keep", KEEP)
     check_choice(over, "over", ("converted", "model"))
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
     model = model if inplace else copy.deepcopy(model)
     layers, kept_dense = _choose_layers(model, exclude)
     own = _own_sparsity(layers, overrides or {}, [*layers, *kept_dense])
     if not layers:
-        raise ValueError("sparsify: the model has no nn.Conv2d or nn.Linear to convert")
+        *others, last = (f"nn.{kind.__name__}" for kind in KINDS)
+        raise ValueError(f"sparsify: the model has no {', '.join(others)} or {last} to convert")
     shapes = [module.weight.shape for module in layers.values()]
     fixed = {i: budget(shapes[i].numel(), s) for i, s in own.items()}
     modules = dict(model.named_modules())
     dense = sum(modules[name].weight.numel() for name in kept_dense) if over == "model" else None
     counts = _share_out(shapes, sparsity, distribution, fixed, dense)
-    replacements = {}
+    replacements: dict[nn.Module, nn.Module] = {}
     for module, nnz in zip(layers.values(), counts, strict=True):
         twin = KINDS[type(module)]
-        replacements[module] = twin.from_dense(module, nnz=nnz, method=keep, generator=generator)
-    for name, reason in kept_dense.items():
-        modules[name].kept_dense = reason  # for summary()
+        replacements[module] = twin.from_dense(module, nnz=nnz, keep=keep, generator=generator)
     return _replace(model, replacements)
 
 
 def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """A model with a plain nn.Conv2d or nn.Linear for every sparse layer: O(dense size) memory."""
+    """A model with a plain layer of torch.nn for every sparse one: O(dense size) memory."""
     model = model if inplace else copy.deepcopy(model)
     sparse = [module for module in model.modules() if isinstance(module, SparseModule)]
     return _replace(model, {module: module.dense_module() for module in sparse})
@@ -80,45 +89,76 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 def _choose_layers(
     model: nn.Module, exclude: list[str]
-) -> tuple[dict[str, nn.Module], dict[str, str]]:
+) -> tuple[dict[str, DenseLayer], dict[str, str]]:
     """The layers to convert by name, and why each other convolution or linear layer stays dense."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, tuple(KINDS)):
-            names.setdefault(module, []).append(name)
+    names = _layer_names(model)
     _check_globs("exclude", exclude, [name for group in names.values() for name in group])
-    readers = [m for m in model.modules() if isinstance(m, READS_WEIGHTS)]
-    read = {child for reader in readers for child in reader.children()}
-    layers, kept_dense, surprising = {}, {}, {}
+    obstacles = _obstacles(model, names)
+    layers, excluded, surprising = {}, {}, {}
     for module, aliases in names.items():
-        kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
         glob = next((g for g in exclude if any(_fits(g, alias) for alias in aliases)), None)
         if glob is not None:
-            kept_dense[aliases[0]] = f"excluded by {glob!r}"
-        elif reason := _tied(model, module) or why_not(module, kind):
-            surprising[aliases[0]] = reason
-        elif module in read:
-            surprising[aliases[0]] = "the module it is in reads its weight directly"
+            excluded[aliases[0]] = _excluded[module] = f"excluded by {glob!r}"
+        elif module in obstacles:
+            surprising[aliases[0]] = obstacles[module]
         else:
             layers[aliases[0]] = module
     if surprising:
         listed = "; ".join(f"{name}: {reason}" for name, reason in surprising.items())
         warnings.warn(f"sparsify: these layers stay dense: {listed}", stacklevel=3)
-    return layers, kept_dense | surprising
+    return layers, excluded | surprising
 
 
-def _tied(model: nn.Module, module: nn.Module) -> str | None:
-    weight = module._parameters.get("weight")
-    for name, other in model.named_modules():
-        if other is not module and any(p is weight for p in other._parameters.values()):
-            return None if weight is None else f"its weight is shared with {name or 'the model'}"
-    return None
+def why_dense(model: nn.Module) -> dict[nn.Module, str]:
+    """Why each convolution or linear layer of `model` is dense.
+
+    Read off the model; that a layer was excluded is known as long as the very layer lives.
+    """
+    names = _layer_names(model)
+    partly_sparse = any(isinstance(module, SparseModule) for module in model.modules())
+    unknown = dict.fromkeys(names, "left dense" if partly_sparse else "")
+    excluded = {module: _excluded[module] for module in names if module in _excluded}
+    return unknown | _obstacles(model, names) | excluded
+
+
+def _layer_names(model: nn.Module) -> dict[DenseLayer, list[str]]:
+    """The dense convolutions and linear layers, each with all of its names."""
+    names: dict[DenseLayer, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, DenseLayer):
+            names.setdefault(module, []).append(name)
+    return names
+
+
+def _obstacles(model: nn.Module, layers: Iterable[nn.Module]) -> dict[nn.Module, str]:
+    """Why some of `layers` cannot be converted."""
+    holders: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    read: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(parameter, []).append((name or "the model", module))
+        if isinstance(module, READS_WEIGHTS):
+            read.update(module.children())
+    found = {}
+    for module in layers:
+        kind = next(kind for kind in KINDS if isinstance(module, kind))
+        weight = module._parameters.get("weight")
+        sharing = [] if weight is None else holders[weight]
+        sharer = next((name for name, other in sharing if other is not module), None)
+        if sharer is not None:
+            found[module] = f"its weight is shared with {sharer}"
+        elif reason := why_not(module, kind):
+            found[module] = reason
+        elif module in read:
+            found[module] = "the module it is in reads its weight directly"
+    return found
 
 
 def _own_sparsity(
     layers: Mapping[str, nn.Module], overrides: Mapping[str, float], names: list[str]
 ) -> dict[int, float]:
-    """Layer index -> sparsity, for the layers an override names."""
+    """Layer index -> sparsity, for the layers that an override names."""
     _check_globs("overrides", overrides, names)
     own: dict[int, float] = {}
     for index, name in enumerate(layers):
@@ -153,8 +193,10 @@ def _share_out(
     fixed: Mapping[int, int],
     dense: int | None,
 ) -> list[int]:
-    """Non-zeros of each layer. `dense`: weights that stay dense and count with the others; if None,
-    the sparsity is that of the layers not `fixed` alone.
+    """Non-zeros of each layer.
+
+    `fixed` gives those of some layers. `dense` counts the weights that stay dense and belong to the
+    budget; if it is None, the budget is that of the layers that are not `fixed`.
     """
     check_choice(distribution, "distribution", DISTRIBUTIONS)
     free = [i for i in range(len(shapes)) if i not in fixed]
@@ -181,6 +223,6 @@ def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> n
         return replacements[model]
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in replacements:
+            if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
     return model

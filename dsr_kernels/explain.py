@@ -30,7 +30,7 @@ class LayerPass:
 
     layer: str
     operation: str  # "forward" (grad-weight shares its plan) or "grad_input"
-    input_shape: tuple[int, ...]  # [N, C, H, W] of the convolution; a linear layer's H and W are 1
+    input_shape: tuple[int, ...]  # [N, C, H, W]; a sequence's H is 1, a linear layer's H and W are
     nnz: int
     sparsity: float
     lanes: str  # what fills a vector: "plane", "row" or "batch"

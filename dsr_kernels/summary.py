@@ -1,4 +1,4 @@
-"""summary(model): what each layer weighs, sparse or dense, and why a layer stayed dense."""
+"""summary(model): the size of each layer, sparse or dense, and why a layer stayed dense."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dsr_kernels.convert import KINDS
+from dsr_kernels.convert import why_dense
 from dsr_kernels.nn.module import SparseModule
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer: sizes count its weight and bias; indices count as bytes, not as parameters."""
+    """One layer. Sizes count its weight and bias; indices count as bytes, not as parameters."""
 
     name: str
     kind: str
+    sparse: bool
     shape: tuple[int, ...]
     numel: int  # weights of the dense layer
     nnz: int  # weights held
@@ -30,13 +31,13 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The layers of a model in order; print it for a table with totals."""
+    """The layers of a model in order. Printed, it is a table with totals."""
 
     layers: list[LayerSummary]
 
     @property
     def sparse_layers(self) -> list[LayerSummary]:
-        return [layer for layer in self.layers if layer.kind in ("SparseConv2d", "SparseLinear")]
+        return [layer for layer in self.layers if layer.sparse]
 
     @property
     def sparse_numel(self) -> int:
@@ -49,7 +50,7 @@ class Summary:
 
     @property
     def sparsity(self) -> float:
-        """Of the sparse layers' weights, as the paper counts it."""
+        """The share of the sparse layers' weights that is absent, as the paper counts it."""
         return 1 - self.sparse_nnz / max(self.sparse_numel, 1)
 
     @property
@@ -88,16 +89,19 @@ class Summary:
 
 def summary(model: nn.Module) -> Summary:
     """Every module of `model` that holds parameters of its own, a shared one once."""
+    reasons = why_dense(model)
     return Summary(
         [
-            _layer(name or "(model)", module)
+            _layer(
+                name or "(model)", module, reasons.get(module, "not a convolution or linear layer")
+            )
             for name, module in model.named_modules()
             if any(p is not None for p in module._parameters.values())
         ]
     )
 
 
-def _layer(name: str, module: nn.Module) -> LayerSummary:
+def _layer(name: str, module: nn.Module, why_dense: str) -> LayerSummary:
     parameters = [p for p in module._parameters.values() if p is not None]
     held = sum(p.nbytes for p in parameters)
     if isinstance(module, SparseModule):
@@ -110,10 +114,9 @@ def _layer(name: str, module: nn.Module) -> LayerSummary:
         weight = module._parameters.get("weight")
         shape = tuple(weight.shape) if weight is not None else ()
         numel = nnz = sum(p.numel() for p in parameters) if weight is None else weight.numel()
-        dense = held
-        default = "" if isinstance(module, tuple(KINDS)) else "not a convolution or linear layer"
-        note = getattr(module, "kept_dense", default)
-    return LayerSummary(name, type(module).__name__, shape, numel, nnz, dense, held, note)
+        dense, note = held, why_dense
+    sparse = isinstance(module, SparseModule)
+    return LayerSummary(name, type(module).__name__, sparse, shape, numel, nnz, dense, held, note)
 
 
 def _cells(layer: LayerSummary) -> tuple[str, ...]:

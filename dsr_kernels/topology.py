@@ -1,8 +1,9 @@
 """Where the non-zeros of a weight sit.
 
-A weight of shape (O, I/groups, KH, KW), or (O, I), is a CSR matrix of O rows whose columns run over
-(i * KH + kh) * KW + kw. `crow_indices` [O + 1] and `col_indices` [nnz] are int32 and sorted in each
-row; only positions are counted in 64 bits, so a weight may have more than 2**31 elements.
+A weight of shape (O, I/groups, KH, KW), (O, I/groups, K) or (O, I) is a CSR matrix of O rows. Its
+columns run over (i * KH + kh) * KW + kw. `crow_indices` [O + 1] and `col_indices` [nnz] are int32
+and sorted in each row; only positions are counted in 64 bits, so a weight may have more than 2**31
+elements.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Topology:
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Topology:
-        """Whole KH x KW kernels, uniform over the weight: as many as `nnz` holds, at least one."""
+        """Whole random kernels, of KH x KW or K weights: as many as `nnz` holds, at least one."""
         shape = check_shape(weight_shape)
         check_nnz(shape, nnz)
         size = math.prod(shape[2:])
@@ -149,10 +150,10 @@ def rows_of(crow_indices: Tensor) -> Tensor:
 def check_shape(weight_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape as a tuple of ints, refused unless a CSR pattern of int32 indices can hold it."""
     shape = tuple(int(size) for size in weight_shape)
-    if len(shape) not in (2, 4) or min(shape) < 1:
+    if len(shape) not in (2, 3, 4) or min(shape) < 1:
         raise ValueError(
-            "weight_shape: expected (O, I) or (O, I // groups, KH, KW), all positive, "
-            f"got {tuple(weight_shape)}"
+            "weight_shape: expected (O, I), (O, I // groups, K) or (O, I // groups, KH, KW), "
+            f"all positive, got {tuple(weight_shape)}"
         )
     if math.prod(shape[1:]) > INT32_MAX:
         raise ValueError(

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from dsr_kernels import SparseConv2d, SparseLinear, densify, named_sparse_modules, sparsify, summary
+from dsr_kernels import (
+    SparseConv1d,
+    SparseConv2d,
+    SparseLinear,
+    densify,
+    named_sparse_modules,
+    sparsify,
+    summary,
+)
 from dsr_kernels.distribution import budget
 
 
@@ -111,7 +119,7 @@ def test_globs_that_fit_nothing_are_errors_with_the_closest_names(argument):
 def test_refuses_the_impossible():
     with pytest.raises(ValueError, match="overrides: layer stem is given several sparsities"):
         sparsify(Net(), overrides={"stem": 0.5, "st*m": 0.6})
-    with pytest.raises(ValueError, match=r"no nn\.Conv2d or nn\.Linear to convert"):
+    with pytest.raises(ValueError, match=r"no nn\.Conv1d, nn\.Conv2d or nn\.Linear to convert"):
         sparsify(nn.ReLU())
     with pytest.raises(ValueError, match="keep: unknown value"):
         sparsify(Net(), keep="largest")
@@ -188,3 +196,41 @@ def test_training_a_sparsified_model():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_nothing_is_written_onto_the_layers_that_stay_dense(inplace):
+    net = Net()
+    before = {name: set(vars(module)) for name, module in net.named_modules()}
+    sparse = sparsify(net, exclude=["stem", "*.conv1"], inplace=inplace)
+    for model in (net, sparse):
+        dense = {n: m for n, m in model.named_modules() if not hasattr(m, "weight_values")}
+        assert all(set(vars(module)) == before[name] for name, module in dense.items())
+
+
+def test_summary_says_why_a_layer_is_dense_as_far_as_that_can_be_known():
+    class Scaled(nn.Linear):
+        pass
+
+    def notes(model: nn.Module) -> list[str]:
+        return [layer.note for layer in summary(model).layers if not layer.sparse]
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), Scaled(4, 4), nn.BatchNorm1d(4))
+    subclass = "Scaled is a subclass of nn.Linear and may compute something else"
+    other = "not a convolution or linear layer"
+    assert notes(model) == ["", "", subclass, other]
+    with pytest.warns(UserWarning, match="these layers stay dense: 2: Scaled"):
+        sparse = sparsify(model, 0.5, exclude=["1"])
+    assert notes(sparse) == ["excluded by '1'", subclass, other]
+    assert notes(model) == ["", "", subclass, other]
+    assert notes(copy.deepcopy(sparse)) == ["left dense", subclass, other]
+    thawed = sparsify(sparse, 0.5, exclude=["2"])
+    assert notes(thawed) == ["excluded by '2'", other]
+
+
+def test_convolutions_of_one_dimension_are_converted():
+    model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU(), nn.Conv1d(6, 2, 5, padding="same"))
+    sparse = sparsify(model, 0.5)
+    assert [type(module) for module in sparse] == [SparseConv1d, nn.ReLU, SparseConv1d]
+    x = torch.randn(3, 4, 9)
+    torch.testing.assert_close(densify(sparse)(x), sparse(x))

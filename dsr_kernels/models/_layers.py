@@ -1,11 +1,10 @@
-"""What the models share: a factory that builds a layer sparse or dense, and the paper's
-initialisation.
-"""
+"""What the models share: a factory of sparse or dense layers, and the paper's initialisation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,14 +12,15 @@ from torch.nn.utils import skip_init
 
 from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
+from dsr_kernels.nn.from_dense import DenseLayer
 from dsr_kernels.topology import Topology
 
 
 class LayerFactory:
-    """Builds the layers of one model; ``sparse`` decides what the sparsifiable ones become.
+    """Builds the layers of one model; ``sparse`` says whether the sparsifiable ones are sparse.
 
-    The dense twin of a model is the same code with ``sparse=False``: same modules, same names, same
-    shapes.
+    The dense twin of a model is the same code with ``sparse=False``. It has the same modules, names
+    and shapes.
     """
 
     def __init__(
@@ -35,7 +35,10 @@ class LayerFactory:
             raise ValueError(f"sparsity: expected 0 <= sparsity < 1, got {sparsity}")
         self.sparse = sparse
         self.generator = generator
-        self.options = {"device": device or torch.get_default_device(), "dtype": dtype}
+        self.options: dict[str, Any] = {
+            "device": device or torch.get_default_device(),
+            "dtype": dtype,
+        }
         self.sparse_options = {**self.options, "sparsity": sparsity, "generator": generator}
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
@@ -92,16 +95,16 @@ def lay_out_(
 ) -> None:
     """Draws the model's sparse patterns and all its weights anew.
 
-    distribution: "uniform", "er" or "erk", see distribution.layer_nnz. granularity: "weight", or
-    "kernel" for whole k x k kernels, as many as each layer's share holds.
+    `distribution` is "uniform", "er" or "erk", see distribution.layer_nnz. `granularity` is
+    "weight", or "kernel" for whole k x k kernels, as many as each layer's share holds.
     """
     layers = list(named_sparse_modules(model))
     counts = layer_nnz([module.weight_shape for _, module in layers], sparsity, distribution)
     draw = Topology.random_kernels if granularity == "kernel" else Topology.random
     for (_, module), nnz in zip(layers, counts, strict=True):
-        values = module.weight_values
-        drawn = draw(module.weight_shape, nnz, generator=generator, device=values.device)
-        values = torch.empty(drawn.nnz, 1, dtype=values.dtype, device=values.device)
+        old = module.weight_values
+        drawn = draw(module.weight_shape, nnz, generator=generator, device=old.device)
+        values = torch.empty(drawn.nnz, 1, dtype=old.dtype, device=old.device)
         module.replace_topology(drawn.crow_indices, drawn.col_indices, values)
     initialize_(model, generator)
 
@@ -110,39 +113,43 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Shape of the weight the layer stands for, sparse or dense; None for other modules."""
     if isinstance(module, SparseModule):
         return tuple(module.weight_shape)
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
+    if isinstance(module, DenseLayer):
         return tuple(module.weight.shape)
     return None
 
 
 def weight_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    """(name, layer, stored weight) of each convolution and fully connected layer: non-zeros or the
-    whole.
+    """(name, layer, stored weight) of each convolution and fully connected layer.
+
+    The stored weight of a sparse layer is its non-zeros [nnz, 1].
     """
     for name, module in model.named_modules():
-        if weight_shape(module) is not None:
-            sparse = isinstance(module, SparseModule)
-            yield name, module, module.weight_values if sparse else module.weight
+        if isinstance(module, SparseModule):
+            yield name, module, module.weight_values
+        elif isinstance(module, DenseLayer):
+            yield name, module, module.weight
 
 
 @torch.no_grad()
 def initialize_(model: nn.Module, generator: torch.Generator | None) -> None:
     """The paper's initialisation: conv N(0, sqrt(2 / (k k C_out))), FC U(+-1 / sqrt(fan_in)).
 
-    It is not rescaled for sparsity, and a sparse layer draws its non-zeros only. BN keeps weight 1,
-    bias 0.
+    The scale does not depend on the sparsity. A sparse layer draws its non-zeros only. Batch norm
+    keeps weight 1 and bias 0.
     """
     for _, module, weight in weight_tensors(model):
-        draw_(weight, weight_shape(module), generator)
+        shape = weight_shape(module)
+        assert shape is not None  # it has a weight
+        draw_(weight, shape, generator)
         if isinstance(module, (nn.Linear, SparseLinear)) and module.bias is not None:
-            draw_(module.bias, weight_shape(module), generator)
+            draw_(module.bias, shape, generator)
 
 
 def draw_(tensor: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> None:
-    """Fills `tensor`, of any size, as if of a weight of `shape`: `initialize_`'s distribution."""
-    if len(shape) == 4:
-        outputs, _, height, width = shape
-        tensor.normal_(0.0, math.sqrt(2.0 / (height * width * outputs)), generator=generator)
+    """Fills `tensor`, of any size, as `initialize_` fills a weight of `shape`."""
+    outputs, inputs, *kernel = shape
+    if kernel:
+        tensor.normal_(0.0, math.sqrt(2.0 / (math.prod(kernel) * outputs)), generator=generator)
     else:
-        bound = 1.0 / math.sqrt(shape[1])
+        bound = 1.0 / math.sqrt(inputs)
         tensor.uniform_(-bound, bound, generator=generator)

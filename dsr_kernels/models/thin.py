@@ -1,6 +1,4 @@
-"""Thin dense networks, a baseline of the paper: a sparse network's parameters, spent on a narrower
-dense one.
-"""
+"""Thin dense networks, a baseline of the paper: narrower, with a sparse one's parameter count."""
 
 from __future__ import annotations
 
@@ -15,13 +13,15 @@ STEPS = 1000  # widths are multiples of 1 / STEPS
 
 
 def learnable(model: nn.Module) -> int:
-    """Learnable parameters of a model, of which a sparse layer has its non-zeros."""
+    """Learnable parameters of a model. A sparse layer counts its non-zeros and its bias."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def learnable_if_sparse(twin: nn.Module, sparsity: float, distribution: str = "uniform") -> int:
-    """Learnable parameters of the network whose dense twin is `twin`, were it built with
-    `sparsity`, shared out by `distribution` (see `layer_nnz`). The twin may be on the meta device.
+    """Learnable parameters of the sparse network whose dense twin is `twin`.
+
+    `sparsity` and `distribution` are that network's (see `layer_nnz`). The twin may be on the meta
+    device.
     """
     layers = [m for _, m, _ in weight_tensors(twin) if getattr(m, "sparsifiable", False)]
     positions = sum(module.weight.numel() for module in layers)
@@ -35,11 +35,11 @@ def thin_width(
     sparsity: float,
     distribution: str = "uniform",
 ) -> float:
-    """The largest multiple of 0.001 up to `usual` with which the dense network has at most as many
-    learnable parameters as the sparse network of the usual width.
+    """The width at which a dense network is about as large as the sparse one of the usual width.
 
-    `build` gives the dense twin of a width, on the meta device for speed. ValueError where even the
-    narrowest network has more parameters.
+    It is the largest multiple of 0.001 up to `usual` that does not give the dense network more
+    learnable parameters. `build` gives the dense twin of a width, on the meta device for speed.
+    Raises ValueError where even the narrowest network has more parameters.
     """
     allowed = learnable_if_sparse(build(usual), sparsity, distribution)
     fits, above = 0, round(usual * STEPS) + 1  # in steps; the count never falls as the width grows

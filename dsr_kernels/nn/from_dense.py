@@ -1,8 +1,8 @@
-"""Between one dense layer and its sparse twin: what carries over, and what is refused."""
+"""From a dense layer to its sparse twin and back: what carries over, and what is refused."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,54 +14,77 @@ from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology
 
-DenseLayer = nn.Conv2d | nn.Linear
-METHODS = ("magnitude", "random", "kernels")
+DenseLayer = nn.Conv1d | nn.Conv2d | nn.Linear
+CONVOLUTION = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+# What a dense layer and its sparse twin have in common, but for weight and bias.
+ARGUMENTS: dict[type[DenseLayer], tuple[str, ...]] = {
+    nn.Conv1d: CONVOLUTION,
+    nn.Conv2d: CONVOLUTION,
+    nn.Linear: ("in_features", "out_features"),
+}
+S = TypeVar("S", bound=SparseModule)
+D = TypeVar("D", nn.Conv1d, nn.Conv2d, nn.Linear)
+
+KEEP = ("magnitude", "random", "kernels")  # which weights of a dense layer stay
 
 
-def why_not(module: nn.Module, kind: type[nn.Module]) -> str | None:
-    """Why `module` cannot become the sparse twin of `kind`, nn.Conv2d or nn.Linear; None if it can.
+def why_not(module: nn.Module, kind: type[DenseLayer]) -> str | None:
+    """Why `module` cannot become the sparse twin of `kind`, such as nn.Conv2d; None if it can.
 
-    A sparse layer computes what `kind` computes from the same arguments, nothing more: a module
-    that does something else (own forward, parametrized or pruned weight, hooks) would lose it.
+    A sparse layer computes just what `kind` computes from the same arguments. A module that does
+    more (a forward of its own, a parametrized or pruned weight, hooks) would lose it.
     """
     if not isinstance(module, kind):
         return f"expected an nn.{kind.__name__}, got {type(module).__name__}"
     if nn.utils.parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is parametrized, normalized or pruned; make that permanent first"
     if type(module) is not kind:
-        return f"{type(module).__name__} is a subclass of nn.{kind.__name__} with a life of its own"
+        name = type(module).__name__
+        return f"{name} is a subclass of nn.{kind.__name__} and may compute something else"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, name) for name in hooks):
         return "it has hooks, which would be lost; remove them first"
+    assert isinstance(module, DenseLayer)
     if module.weight.dtype not in DTYPE_CODES:
         return f"its weight is {module.weight.dtype}; sparse values are float32 or float64"
     return None
 
 
-def check_dense(module: nn.Module, kind: type[nn.Module]) -> None:
-    reason = why_not(module, kind)
-    if reason is not None:
-        raise TypeError(f"from_dense: cannot convert {type(module).__name__}: {reason}")
-
-
 def choose_topology(
-    weight: Tensor,
+    dense: DenseLayer,
+    kind: type[DenseLayer],
     sparsity: float | None,
     nnz: int | None,
     mask: Tensor | None,
-    method: str,
+    keep: str,
     generator: torch.Generator | None,
 ) -> Topology:
-    """The pattern from_dense keeps: a mask's, or `nnz` entries by magnitude or at random, or as
-    many whole kernels at random as hold no more than `nnz`.
+    """The pattern from_dense gives the sparse twin of `dense`, an instance of `kind`.
+
+    It is the mask's, or that of `nnz` weights by magnitude or at random, or of as many whole
+    kernels at random as hold no more than `nnz` weights. Raises TypeError where `dense` cannot be
+    converted.
     """
+    reason = why_not(dense, kind)
+    if reason is not None:
+        raise TypeError(f"from_dense: cannot convert {type(dense).__name__}: {reason}")
     given = [n for n, v in (("sparsity", sparsity), ("nnz", nnz), ("mask", mask)) if v is not None]
     if len(given) != 1:
         raise ValueError(
             "from_dense: expected exactly one of sparsity, nnz and mask, "
             f"got {', '.join(given) or 'none of them'}"
         )
-    check_choice(method, "method", METHODS)
+    check_choice(keep, "keep", KEEP)
+    weight = dense.weight
     if mask is not None:
         if mask.shape != weight.shape:
             raise ValueError(
@@ -71,28 +94,39 @@ def choose_topology(
     if sparsity is not None:
         nnz = budget(weight.numel(), sparsity)
     assert nnz is not None  # one of the three is given
-    if method == "random":
+    if keep == "random":
         return Topology.random(weight.shape, nnz, generator=generator, device=weight.device)
-    if method == "kernels":
+    if keep == "kernels":
         return Topology.random_kernels(weight.shape, nnz, generator=generator, device=weight.device)
     return Topology.from_dense_magnitude(weight, nnz)
 
 
-def fill_sparse(sparse: SparseModule, dense: DenseLayer, topology: Topology) -> None:
-    """Give a sparse layer built on the meta device the dense one's weights at `topology`."""
+def sparse_twin(sparse_class: type[S], dense: DenseLayer, topology: Topology) -> S:
+    """A `sparse_class` with the arguments of `dense` and its weights at `topology`."""
+    arguments = _arguments(dense, type(dense))
+    sparse = sparse_class(**arguments, dtype=dense.weight.dtype, nnz=topology.nnz)
     crow, col = topology.crow_indices, topology.col_indices
     values = at_pattern(dense.weight.detach(), crow, col)
     sparse.crow_indices, sparse.col_indices = crow, col
     sparse.weight_values = nn.Parameter(values[:, None], requires_grad=dense.weight.requires_grad)
     _copy_rest(sparse, dense)
     sparse._pattern_pending = False
+    return sparse
 
 
-def fill_dense(dense: DenseLayer, sparse: SparseModule) -> None:
-    """Give a dense layer built on the meta device the sparse one's weights."""
+def dense_twin(dense_class: type[D], sparse: SparseModule) -> D:
+    """A `dense_class` with the arguments of `sparse`, that computes the same."""
+    dense = dense_class(**_arguments(sparse, dense_class), dtype=sparse.weight_values.dtype)
     weight = sparse.to_dense().detach()
     dense.weight = nn.Parameter(weight, requires_grad=sparse.weight_values.requires_grad)
     _copy_rest(dense, sparse)
+    return dense
+
+
+def _arguments(layer: DenseLayer | SparseModule, dense_class: type[DenseLayer]) -> dict[str, Any]:
+    """The arguments that both twins take, read off either; for a layer on meta, to be filled."""
+    arguments = {name: getattr(layer, name) for name in ARGUMENTS[dense_class]}
+    return {**arguments, "bias": layer.bias is not None, "device": "meta"}
 
 
 def _copy_rest(target: DenseLayer | SparseModule, source: DenseLayer | SparseModule) -> None:
@@ -100,28 +134,3 @@ def _copy_rest(target: DenseLayer | SparseModule, source: DenseLayer | SparseMod
         bias = source.bias.detach().clone()
         target.bias = nn.Parameter(bias, requires_grad=source.bias.requires_grad)
     target.train(source.training)
-
-
-def conv_arguments(conv: Any) -> dict[str, Any]:
-    """Every argument nn.Conv2d and SparseConv2d share, read off either; built on meta, unfilled."""
-    return {
-        "in_channels": conv.in_channels,
-        "out_channels": conv.out_channels,
-        "kernel_size": conv.kernel_size,
-        "stride": conv.stride,
-        "padding": conv.padding,
-        "dilation": conv.dilation,
-        "groups": conv.groups,
-        "bias": conv.bias is not None,
-        "padding_mode": conv.padding_mode,
-        "device": "meta",
-    }
-
-
-def linear_arguments(linear: Any) -> dict[str, Any]:
-    return {
-        "in_features": linear.in_features,
-        "out_features": linear.out_features,
-        "bias": linear.bias is not None,
-        "device": "meta",
-    }

@@ -1,4 +1,4 @@
-"""What modules call: the sparse twins of F.conv2d and F.linear."""
+"""What modules call: the sparse twins of F.conv1d, F.conv2d and F.linear."""
 
 from __future__ import annotations
 
@@ -10,6 +10,61 @@ from torch import Tensor
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.ops import autograd
 from dsr_kernels.ops.library import check_tensors
+
+
+def sparse_conv1d(
+    x: Tensor,  # [N, C, L] or [C, L], any strides
+    values: Tensor,  # [nnz, 1] or [nnz]
+    bias: Tensor | None,  # [O]
+    crow_indices: Tensor,  # [O + 1] int32
+    col_indices: Tensor,  # [nnz] int32
+    weight_shape: Sequence[int],  # (O, C // groups, K)
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0, 0),  # left, right
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Tensor:
+    """[N, O, Q] (or [O, Q]) = F.conv1d(x, W, bias, ...): a convolution of images of height 1.
+
+    Autocast and errors as in sparse_conv2d.
+    """
+    check_sequence(x, weight_shape, groups)
+    rows, inputs, kernel = weight_shape
+    check_tensors("SparseConv1d", x, values, bias, crow_indices, col_indices, rows)
+    length, extent = x.shape[-1] + sum(padding), dilation[0] * (kernel - 1) + 1
+    if x.shape[-1] < 1 or length < extent:
+        raise ValueError(
+            f"SparseConv1d: expected a padded input of at least {extent}, the extent of the "
+            f"kernel, got {length} (input {x.shape[-1]})"
+        )
+    y = sparse_conv2d(
+        x.unsqueeze(-2),
+        values,
+        bias,
+        crow_indices,
+        col_indices,
+        (rows, inputs, 1, kernel),
+        (1, *stride),
+        (0, 0, *padding),
+        (1, *dilation),
+        groups,
+    )
+    return y.squeeze(-2)
+
+
+def check_sequence(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
+    """Raises ValueError unless x is an input of a 1-D convolution with that weight."""
+    if len(weight_shape) != 3 or min(weight_shape) < 1:
+        raise ValueError(
+            "SparseConv1d: expected weight_shape (O, C // groups, K), all of at least 1, "
+            f"got {tuple(weight_shape)}"
+        )
+    channels = weight_shape[1] * groups
+    if x.dim() not in (2, 3) or x.shape[-2] != channels:
+        raise ValueError(
+            f"SparseConv1d: expected input of shape (N, {channels}, L) or ({channels}, L), "
+            f"got {tuple(x.shape)}"
+        )
 
 
 def sparse_conv2d(

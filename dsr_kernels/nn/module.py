@@ -2,7 +2,7 @@
 
 `weight_values` [nnz, 1] is the nn.Parameter. `crow_indices` [O + 1] and `col_indices` [nnz] (int32)
 are persistent buffers. So optimizers, state_dict, deepcopy, pickle and `.to()` treat a sparse layer
-like any other. Values are float32 or float64; the indices stay int32 under every `.to()`.
+like any other. Values are float32 or float64. The indices stay int32 under every `.to()`.
 
 The values have two dimensions because many recipes decay only parameters that have at least two.
 """
@@ -14,30 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.compiler.config
 from torch import Tensor, nn
 
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.distribution import budget
+from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.stored import read_weight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
-
-
-def _let_nnz_vary() -> None:
-    """Tells torch.compile that rewiring changes the length of `weight_values`.
-
-    Dynamo takes the shapes of parameters for constants and would recompile at every rewire, up to
-    its limit. Named as a dynamic source, a compiled model is recompiled once and serves any nnz.
-    Only parameters called `weight_values` are concerned; torch before 2.8 has no such setting.
-    """
-    sources = getattr(torch.compiler.config, "dynamic_sources", None)
-    if sources is not None:
-        ours = r".*_parameters.*\['weight_values'\]"
-        torch.compiler.config.dynamic_sources = ",".join(filter(None, (sources, ours)))
-
-
-_let_nnz_vary()
 
 
 class SparseModule(nn.Module):
@@ -59,6 +43,7 @@ class SparseModule(nn.Module):
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
+        let_nnz_vary()
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPE_CODES:
             raise TypeError(
@@ -71,13 +56,18 @@ class SparseModule(nn.Module):
         topology = Topology.random(self.weight_shape, nnz, generator=generator, device=device)
         self.register_buffer("crow_indices", topology.crow_indices)
         self.register_buffer("col_indices", topology.col_indices)
-        values = torch.empty(nnz, 1, device=topology.col_indices.device, dtype=dtype)
-        self.weight_values = nn.Parameter(values)
-        empty_bias = nn.Parameter(values.new_empty(self.weight_shape[0])) if bias else None
-        self.register_parameter("bias", empty_bias)
-        # A pattern drawn on the meta device is drawn in earnest by reset_parameters.
+        device = topology.col_indices.device
+        self.weight_values = nn.Parameter(torch.empty(nnz, 1, device=device, dtype=dtype))
+        empty = torch.empty(self.weight_shape[0], device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
+        # On the meta device there is no pattern yet: reset_parameters draws it.
         self._pattern_pending = self.weight_values.is_meta
         self._draw_parameters(generator)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A layer that is unpickled may be the first of its process."""
+        super().__setstate__(state)
+        let_nnz_vary()
 
     # --- the weight ---
 
@@ -125,18 +115,40 @@ class SparseModule(nn.Module):
             )
         return super().__getattr__(name)
 
+    # --- its dense twin, which each layer has of its own kind ---
+
+    @classmethod
+    def from_dense(
+        cls,
+        dense: Any,
+        sparsity: float | None = None,
+        *,
+        nnz: int | None = None,
+        mask: Tensor | None = None,
+        keep: str = "magnitude",
+        generator: torch.Generator | None = None,
+    ) -> SparseModule:
+        """The sparse twin of a layer of torch.nn; see SparseConv2d.from_dense."""
+        raise NotImplementedError(f"{cls.__name__} has no dense twin")
+
+    def dense_module(self) -> nn.Module:
+        """The layer of torch.nn that computes the same: O(numel) memory."""
+        raise NotImplementedError(f"{type(self).__name__} has no dense twin")
+
     # --- change ---
 
     @torch.no_grad()
     def replace_topology(
         self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, *, validate: bool = True
     ) -> None:
-        """Swap the pattern and the values; the module keeps the tensors it is given.
+        """Replaces the pattern and the values [nnz, 1] or [nnz]. The module keeps these tensors.
 
-        The Parameter object stays the same, so optimizers keep knowing it (their state is the
-        caller's to remap); its grad is dropped. A backward through a graph recorded before raises
-        a RuntimeError, also when the number of non-zeros is unchanged. Raises ValueError for a
-        pattern that is not sorted, unique and in range; `validate=False` skips that O(nnz) check.
+        The Parameter object stays the same, so optimizers still know it; their state is the
+        caller's to remap. Its grad is dropped. A backward through a graph recorded before raises a
+        RuntimeError, also when the number of non-zeros is unchanged.
+
+        Raises ValueError for a pattern that is not sorted, unique and in range; `validate=False`
+        skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned.
         """
         parameter = self._parameters.get("weight_values")
         if parameter is None:
@@ -162,11 +174,11 @@ class SparseModule(nn.Module):
         self._pattern_pending = False
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw values and bias anew, on the present pattern.
+        """Draws values and bias anew, on the present pattern.
 
-        nn.Conv2d's and nn.Linear's own scheme, kaiming_uniform(a=sqrt(5)), that is
-        U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the dense fan_in: the bound is not widened for
-        sparsity. A module built on the meta device draws its pattern here too, after `to_empty`.
+        The scheme is that of nn.Conv2d and nn.Linear: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the
+        dense fan_in. The bound is not widened for sparsity. A module built on the meta device draws
+        its pattern here too, after `to_empty`.
         """
         if self._pattern_pending and not self.weight_values.is_meta:
             device = self.weight_values.device
@@ -207,10 +219,10 @@ class SparseModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """As nn.Module, after fitting the module to the checkpoint's number of non-zeros.
+        """As nn.Module, but the module first takes on the checkpoint's number of non-zeros.
 
-        Takes `weight_values`, `crow_indices` and `col_indices` together, or a dense `weight` for
-        its exact non-zeros. Anything else is an error and leaves the whole module as it was.
+        The checkpoint has `weight_values`, `crow_indices` and `col_indices`, or a dense `weight`,
+        of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
@@ -224,7 +236,7 @@ class SparseModule(nn.Module):
     def _fit_to(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch may copy.
+        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch copies.
 
         Raises ValueError, before anything changed, for what cannot be this layer's weight.
         """
@@ -250,11 +262,11 @@ class SparseModule(nn.Module):
 
 
 def set_data(parameter: nn.Parameter, data: Tensor) -> None:
-    """Give a leaf other data, of another size too, and drop its grad.
+    """Gives a leaf other data, perhaps of another size, and drops its grad.
 
-    Autograd keeps a leaf's size in its gradient accumulator, which lives as long as any old graph
-    does (a loss kept from the last iteration is enough) and is renewed only when the dtype changes:
-    so the data goes through an empty tensor of another dtype.
+    Autograd keeps a leaf's size in its gradient accumulator. That lives as long as any old graph
+    does (a loss kept from the last iteration is enough) and is renewed only when the dtype changes.
+    So the data goes through an empty tensor of another dtype.
     """
     parameter.grad = None
     other = torch.float32 if parameter.dtype == torch.float64 else torch.float64

@@ -1,4 +1,4 @@
-"""The sparse weight in a checkpoint: which keys hold it, and what is checked before it is taken.
+"""The sparse weight in a checkpoint: which keys hold it, and what is checked before it is loaded.
 
 A checkpoint holds `<fqn>.weight_values`, `<fqn>.crow_indices`, `<fqn>.col_indices` and
 `<fqn>.bias`. The weight's shape goes into the state_dict's metadata, where torch.save keeps it.
@@ -23,13 +23,13 @@ def read_weight(
 ) -> dict[str, Tensor] | None:
     """The checkpoint's weight_values, crow_indices and col_indices; None if it has none of them.
 
-    Raises ValueError for what cannot be a weight of `shape`.
+    A dense `weight` gives its non-zeros. Raises ValueError for what cannot be a weight of `shape`.
     """
     dense = state_dict.get(f"{prefix}weight")
     found = {part: state_dict[prefix + part] for part in PARTS if prefix + part in state_dict}
     if dense is not None and found:
         raise ValueError(
-            f"the checkpoint has both a dense weight and {', '.join(found)}: which one?"
+            f"expected either a dense weight or weight_values, got weight and {', '.join(found)}"
         )
     if dense is not None:
         return _from_dense(dense, shape)
@@ -44,8 +44,8 @@ def read_weight(
     if len(found) < len(PARTS):
         missing = ", ".join(part for part in PARTS if part not in found)
         raise ValueError(
-            f"the checkpoint has {', '.join(found)} but not {missing}; values mean nothing without "
-            "the positions they belong to"
+            f"the checkpoint has {', '.join(found)} but not {missing}; values have no meaning "
+            "without their positions"
         )
     saved_shape = tuple(metadata.get("weight_shape", shape))
     if saved_shape != shape:

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.nn import SparseModule, named_sparse_modules
+from dsr_kernels.rewiring.matrix_rules import refuse_matrix_rules
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices [O + 1], col_indices [nnz]
+# State that is one number for all entries, though it looks like an entry's where there is only one:
+# the column factor of torch's Adafactor and of transformers'.
+ONE_FOR_ALL = ("col_var", "exp_avg_sq_col")
 
 
 @dataclass
@@ -88,28 +92,37 @@ class SparseLayer:
             whole = not (blocks[:, 0] % self.block).any()
             whole = whole and bool((blocks == blocks[:, :1] + steps).all())
         if not whole:
-            height, width = self.module.weight_shape[2:]
+            size = "x".join(map(str, self.module.weight_shape[2:]))
             raise ValueError(
-                f"layer {self.name!r}: expected whole {height}x{width} kernels, present or absent "
+                f"layer {self.name!r}: expected whole {size} kernels, present or absent "
                 "as one; build the model with them (sparsify's keep='kernels', the models' "
                 "granularity='kernel')"
             )
 
 
 def check_optimizer(optimizer: Any, layers: list[SparseLayer]) -> None:
-    """Raises unless it is an optimizer and holds the values of every layer that trains."""
+    """Raises unless it is an optimizer that holds the values of every layer that trains.
+
+    Raises ValueError, too, for one that would update them as a matrix (see matrix_rules.py).
+    """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for layer in layers:
+        if "weight_values" not in layer.module._parameters:
+            raise ValueError(
+                f"layer {layer.name!r}: weight_values is not a parameter of its own (parametrized, "
+                "normalized or pruned by torch?); make that permanent first"
+            )
         if layer.weight_values.requires_grad and id(layer.weight_values) not in held:
             raise ValueError(
                 f"optimizer: expected it to hold the values of layer {layer.name!r}, it does not; "
                 "build it from model.parameters() after the model has become sparse, or freeze the "
                 "layer with requires_grad_(False)"
             )
+    refuse_matrix_rules(optimizer, {layer.weight_values: layer.name for layer in layers})
 
 
 def find_layers(model: nn.Module) -> list[SparseLayer]:
@@ -188,9 +201,9 @@ def optimizer_state(
             )
         if not isinstance(value, Tensor) or value.dim() == 0:
             continue
-        if value.numel() == 1 and layer.weight_values.numel() > 1:
-            continue  # one number for all entries, as Adafactor keeps
-        if value.shape != layer.weight_values.shape:
+        if key in ONE_FOR_ALL or (value.numel() == 1 and layer.weight_values.numel() > 1):
+            continue  # one number for all entries
+        if value.shape not in (layer.weight_values.shape, layer.weight_values.shape[:1]):
             raise ValueError(
                 f"optimizer: state {key!r} of layer {layer.name!r} has shape {tuple(value.shape)}, "
                 f"expected {tuple(layer.weight_values.shape)}: cannot rewire under "

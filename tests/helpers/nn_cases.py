@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsr_kernels import SparseConv2d, SparseLinear, SparseModule
+from dsr_kernels import SparseConv1d, SparseConv2d, SparseLinear, SparseModule
 from dsr_kernels.ops.library import LOW_PRECISION
 from dsr_kernels.topology import Topology
 
@@ -50,14 +50,15 @@ def states_equal(one: nn.Module, two: nn.Module) -> bool:
 
 
 def dense_conv(conv: SparseModule, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What nn.Conv2d (nn.Linear) with the layer's arguments computes from an explicit weight."""
+    """What the layer's dense twin with its arguments computes from an explicit weight."""
     if isinstance(conv, SparseLinear):
         return F.linear(x, weight, bias)
     padding = conv.padding
     if conv.padding_mode != "zeros":
-        top, bottom, left, right = conv._sides
-        x, padding = F.pad(x, (left, right, top, bottom), mode=conv.padding_mode), 0
-    return F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
+        *rows, left, right = conv._sides
+        x, padding = F.pad(x, (left, right, *rows), mode=conv.padding_mode), 0
+    convolve = F.conv1d if isinstance(conv, SparseConv1d) else F.conv2d
+    return convolve(x, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
 
 
 def check_layer(

@@ -15,7 +15,7 @@ from dsr_kernels import SparseConv2d, SparseLinear
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("method", ["magnitude", "random"])
+@pytest.mark.parametrize("keep", ["magnitude", "random"])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -32,9 +32,9 @@ from dsr_kernels import SparseConv2d, SparseLinear
         },
     ],
 )
-def test_from_dense_carries_over_every_argument(arguments, method, bias):
+def test_from_dense_carries_over_every_argument(arguments, keep, bias):
     conv = nn.Conv2d(**arguments, bias=bias, dtype=torch.float64)
-    sparse = SparseConv2d.from_dense(conv, 0.5, method=method)
+    sparse = SparseConv2d.from_dense(conv, 0.5, keep=keep)
     assert sparse.nnz == conv.weight.numel() // 2
     for name in ("stride", "padding", "dilation", "groups", "padding_mode", "kernel_size"):
         assert getattr(sparse, name) == getattr(conv, name), name
@@ -106,8 +106,8 @@ def test_from_dense_refuses_what_it_cannot_carry_over():
         SparseConv2d.from_dense(conv)
     with pytest.raises(ValueError, match="got sparsity, mask"):
         SparseConv2d.from_dense(conv, 0.5, mask=torch.ones(4, 3, 3, 3))
-    with pytest.raises(ValueError, match="method: unknown value"):
-        SparseConv2d.from_dense(conv, 0.5, method="largest")
+    with pytest.raises(ValueError, match="keep: unknown value"):
+        SparseConv2d.from_dense(conv, 0.5, keep="largest")
 
 
 def test_to_dense_is_differentiable():

@@ -88,7 +88,7 @@ def test_sparseprop_and_sparselab_state_dict_lacks_the_indices(make):
     other.load_state_dict(state)
     assert torch.equal(other.to_dense(), saved.to_dense())
     state = {key: value for key, value in state.items() if "indices" not in key}
-    with pytest.raises(RuntimeError, match="values mean nothing without the positions"):
+    with pytest.raises(RuntimeError, match="values have no meaning without their positions"):
         other.load_state_dict(state, strict=False)
 
 

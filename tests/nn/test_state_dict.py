@@ -112,10 +112,13 @@ def changed(state, **changes):
 
 
 REFUSED = {
-    "values without indices": ({"crow_indices": None, "col_indices": None}, "mean nothing without"),
+    "values without indices": (
+        {"crow_indices": None, "col_indices": None},
+        "have no meaning without",
+    ),
     "no columns": ({"col_indices": None}, "but not col_indices"),
     "indices without values": ({"weight_values": None}, "but not weight_values"),
-    "sparse and dense": ({"weight": torch.zeros(6, 4, 3, 3)}, "both a dense weight and"),
+    "sparse and dense": ({"weight": torch.zeros(6, 4, 3, 3)}, "expected either a dense weight or"),
     "fewer values": (
         {"weight_values": lambda v: v[:-1]},
         "weight_values: expected floating-point values",

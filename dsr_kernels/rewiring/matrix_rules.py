@@ -1,0 +1,65 @@
+"""Optimizers that update a two-dimensional parameter as a matrix, which weight_values is not.
+
+`weight_values` [nnz, 1] is a list of single weights. An update that mixes its entries, by singular
+vectors, Kronecker factors or a projection, makes no sense of them, and its state could not follow
+a rewire. docs/optimizers.md says which optimizers work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+# Parts of the names of classes whose rule is a matrix's: Muon, NorMuon, MuonWithAuxAdam,
+# DistributedShampoo, SOAP, ForeachPSGDKron, Dion, Scion, GaLore and so on.
+MATRIX_RULES = ("muon", "shampoo", "soap", "kron", "dion", "scion", "galore")
+# What a group of Dion's sets to be updated entry by entry.
+ENTRY_BY_ENTRY = ("adam", "adamw", "lion", "sgd")
+
+
+def matrix_rule(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter
+) -> str | None:
+    """Why `optimizer` updates `parameter` of `group` as a matrix; None where no reason is known.
+
+    A flag of the group, or of the parameter's state, decides. Muons that leave other parameters to
+    Adam have `use_muon` or `use_fallback`, Dion has `algorithm`. GaLore, APOLLO and Fira project
+    the groups that have a `rank`. Where there is no flag, the names of the classes decide.
+    """
+    state = optimizer.state.get(parameter, {})
+    use_muon = state.get("use_muon", group.get("use_muon"))
+    if use_muon is not None:
+        return "use_muon=True" if use_muon else None
+    if group.get("use_fallback") or group.get("algorithm") in ENTRY_BY_ENTRY:
+        return None
+    if group.get("rank") is not None and ("update_proj_gap" in group or "proj_type" in group):
+        return f"a projection to rank={group['rank']}"
+    for kind in type(optimizer).__mro__:
+        if any(rule in kind.__name__.lower() for rule in MATRIX_RULES):
+            return kind.__name__
+    return None
+
+
+def refuse_matrix_rules(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
+) -> None:
+    """Raises ValueError if `optimizer` updates one of these parameters as a matrix.
+
+    `names` gives the layer of each. Frozen parameters are passed over: nothing updates them.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in names or not parameter.requires_grad:
+                continue
+            rule = matrix_rule(optimizer, group, parameter)
+            if rule is not None:
+                raise ValueError(
+                    f"optimizer: {type(optimizer).__name__} updates the weight_values of layer "
+                    f"{names[parameter]!r} as a matrix ({rule}), but they are a list of single "
+                    "weights; put them into a group that is updated entry by entry (as by "
+                    "use_muon=False, or without rank), or into an optimizer such as AdamW and "
+                    "give the Rewirer that one"
+                )
