@@ -15,6 +15,8 @@ from pathlib import Path
 
 from targets import target_table
 
+from dsr_kernels.text_table import markdown
+
 SECTIONS = {
     "test_layer": "layers",
     "test_break_even": "layers",
@@ -70,27 +72,28 @@ def speed_table(layers: list[dict]) -> str:
         row[record["sparsity"]] = record["speed-up"]
     columns = sorted({sparsity for row in rows.values() for sparsity in row})
     header = ["times as fast as dense", "operation", *(f"{100 * s:g} %" for s in columns)]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = []
     for (layer, operation), row in rows.items():
-        cells = [f"{row[s]:.2f}x" if s in row else "" for s in columns]
-        lines.append("| " + " | ".join([layer, operation, *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([layer, operation, *(f"{row[s]:.2f}x" if s in row else "" for s in columns)])
+    return markdown(header, lines)
 
 
 def model_table(kept: dict) -> str:
     """Markdown: training steps and inference of whole models, and the plain times."""
-    lines = ["| | sparsity | dense ms | ours ms | ratio |", "|---|---|---|---|---|"]
+    models = []
     for what in ("training", "inference"):
         for each in kept[what]:
             ms = each["ms"]
             dense = min(times["min"] for name, times in ms.items() if name != "ours")
             name = f"{each['model']} {what}, batch {each['batch']}"
-            numbers = f"{dense:.1f} | {ms['ours']['min']:.1f} | {each['speed-up']:.2f}x"
-            lines.append(f"| {name} | {100 * each['sparsity']:g} % | {numbers} |")
-    lines += ["", "| | ms | ms, median |", "|---|---|---|"]
-    for each in kept["other"]:
-        lines.append(f"| {each['name']} | {each['ms']['min']} | {each['ms']['median']} |")
-    return "\n".join(lines)
+            numbers = [f"{dense:.1f}", f"{ms['ours']['min']:.1f}", f"{each['speed-up']:.2f}x"]
+            models.append([name, f"{100 * each['sparsity']:g} %", *numbers])
+    times = [(each["name"], each["ms"]["min"], each["ms"]["median"]) for each in kept["other"]]
+    tables = (
+        markdown(["", "sparsity", "dense ms", "ours ms", "ratio"], models),
+        markdown(["", "ms", "ms, median"], [list(map(str, row)) for row in times]),
+    )
+    return "\n\n".join(tables)
 
 
 def main() -> None:

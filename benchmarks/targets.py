@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import geometric_mean
 
+from dsr_kernels.text_table import markdown
+
 RAW = ("forward", "grad_input", "grad_weight")
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 SPEED_UPS = {  # of the geometric mean over a family's layers and RAW, at SPARSITIES
@@ -77,34 +79,34 @@ def over_sparseprop(layers: list[dict], sparsity: float = 0.9) -> float | None:
 def target_table(kept: dict) -> str:
     """Markdown: target, measured, and whether it is met."""
     layers = kept["layers"]
-    lines = ["| | sparsity | target | measured | met |", "|---|---|---|---|---|"]
+    rows = []
     for family, targets in SPEED_UPS.items():
         for sparsity, target in zip(SPARSITIES, targets, strict=True):
             measured = speed_up(layers, sparsity, family=family)
-            lines.append(_line(family, f"{100 * sparsity:g} %", target, measured, "x"))
+            rows.append(_row(family, f"{100 * sparsity:g} %", target, measured, "x"))
     for layer in dict.fromkeys(r["layer"] for r in layers if r["sparsity"] < min(SPARSITIES)):
         point = break_even(layers, layer)
         name = f"{layer}: faster than dense from a sparsity of"
         if point is None:
-            lines.append(f"| {name} | | <= {BREAK_EVEN:.0%} | never | no |")
+            rows.append([name, "", f"<= {BREAK_EVEN:.0%}", "never", "no"])
         else:
             met = "yes" if point <= BREAK_EVEN else "no"
-            lines.append(f"| {name} | | <= {BREAK_EVEN:.0%} | {point:.0%} | {met} |")
+            rows.append([name, "", f"<= {BREAK_EVEN:.0%}", f"{point:.0%}", met])
     share, step = module_share(layers), _chosen(kept["training"], model="WRN-28-2", sparsity=0.9)
-    lines += [
-        _line("module over its operations", "all", MODULE_SHARE, share, ""),
-        _line("forward + backward over sparseprop", "90 %", SPARSEPROP, over_sparseprop(layers),
-              "x"),
-        _line("WRN-28-2 training step", "90 %", STEP, step[0]["speed-up"] if step else None, "x"),
-    ]  # fmt: skip
-    return "\n".join(lines)
+    peer = over_sparseprop(layers)
+    rows += [
+        _row("module over its operations", "all", MODULE_SHARE, share, ""),
+        _row("forward + backward over sparseprop", "90 %", SPARSEPROP, peer, "x"),
+        _row("WRN-28-2 training step", "90 %", STEP, step[0]["speed-up"] if step else None, "x"),
+    ]
+    return markdown(["", "sparsity", "target", "measured", "met"], rows)
 
 
-def _line(name: str, sparsity: str, target: float, measured: float | None, unit: str) -> str:
+def _row(name: str, sparsity: str, target: float, measured: float | None, unit: str) -> list[str]:
     if measured is None:
-        return f"| {name} | {sparsity} | {target:g}{unit} | {MISSING} | |"
+        return [name, sparsity, f"{target:g}{unit}", MISSING, ""]
     met = "yes" if measured >= target else "no"
-    return f"| {name} | {sparsity} | {target:g}{unit} | {measured:.2f}{unit} | {met} |"
+    return [name, sparsity, f"{target:g}{unit}", f"{measured:.2f}{unit}", met]
 
 
 if __name__ == "__main__":

@@ -129,13 +129,13 @@ def _add_bench(commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from dsr_kernels import text_table
     from dsr_kernels.errors import UsageError
     from dsr_kernels.training.recipe import load as recipes
 
     if options.list:
-        width = max(len(name) for name in recipes.names())
-        for name in recipes.names():
-            print(f"{name:<{width}}  {recipes.load(name).description}")
+        rows = [(name, recipes.load(name).description) for name in recipes.names()]
+        print("\n".join(text_table.columns(rows, left=(0, 1))))
         return 0
     folder = _folder(options)
     overrides = list(options.overrides)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dsr_kernels import text_table
 from dsr_kernels.backends import cpu
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.plan_cache import cache
@@ -116,16 +117,7 @@ class Explanation:
         table = [("layer", "pass", "input", "nnz", "sparsity", "variant", "GF/s", "held", "plan",
                   "workspace", "why")]  # fmt: skip
         table += [_cells(row) for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        right = {3, 4, 6, 7, 8, 9}
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i in right else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in table
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
+        lines = text_table.columns(table, left=(0, 1, 2, 5, 10), rules=(1,))
         lines += [f"{name}: not called" for name in self.unused]
         lines.append(
             f"{self.isa}, {self.threads} threads, peak {self.peak_gflops:.0f} GF/s; GF/s are the "

@@ -14,6 +14,8 @@ from statistics import geometric_mean
 
 from layers import FAMILIES
 
+from dsr_kernels.text_table import markdown
+
 from .layers import best
 from .model import GPUS, microseconds
 from .pages import renew
@@ -22,7 +24,6 @@ from .tables import (
     PAIRS,
     family_table,
     left_out,
-    markdown,
     mean_ratios,
     other_table,
     training_table,

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from statistics import geometric_mean
 
+from dsr_kernels.text_table import markdown
+
 AT = 0.9  # the sparsity of columns that show one only
 PAIRS = (  # ours in a dtype, over dense in a precision
     ("fp32", "fp32", "ours fp32 over dense fp32"),
@@ -110,11 +112,6 @@ def training_table(training: list[dict]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 if __name__ == "__main__":

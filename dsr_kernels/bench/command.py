@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from dsr_kernels import text_table
 from dsr_kernels.backends.native import _C
 from dsr_kernels.bench.problem import OPERATIONS, Layer, Problem
 from dsr_kernels.bench.timing import best_dense, compare
@@ -91,16 +92,16 @@ def _at_least(least: int, **options: int) -> None:
 def table(records: list[dict], peak: float) -> str:
     """A line for each operation: fastest rounds in ms, ratio, useful GF/s and what ran."""
     first = records[0]
-    lines = [
+    measured = (
         f"{first['layer']}, batch {first['batch']}, {first['nnz']:,} non-zeros "
         f"({100 * first['sparsity']:g} % zeros), {first['isa']}, {first['threads']} threads, "
-        f"peak {peak:.0f} GF/s",
-        f"{'':<12}{'dense ms':>10}{'ours ms':>10}{'ratio':>8}{'GF/s':>8}  variant",
-    ]
+        f"peak {peak:.0f} GF/s"
+    )
+    rows = [("", "dense ms", "ours ms", "ratio", "GF/s", "variant")]
     for each in records:
-        ms = each["ms"]
-        lines.append(
-            f"{each['operation']:<12}{best_dense(ms):>10.3f}{ms['ours']['min']:>10.3f}"
-            f"{each['speed-up']:>7.2f}x{each['GF/s']:>8.1f}  {each['variant']}"
+        times = best_dense(each["ms"]), each["ms"]["ours"]["min"]
+        ratio, speed = f"{each['speed-up']:.2f}x", f"{each['GF/s']:.1f}"
+        rows.append(
+            (each["operation"], *(f"{ms:.3f}" for ms in times), ratio, speed, each["variant"])
         )
-    return "\n".join(lines)
+    return "\n".join([measured, *text_table.columns(rows, left=(0, 5))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dsr_kernels import text_table
 from dsr_kernels.environment import check_processor
 from dsr_kernels.errors import Interrupted, UsageError
 from dsr_kernels.experiments import grid as grids
@@ -53,9 +54,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list() -> int:
-    width = max(len(name) for name in grids.names())
-    for name in grids.names():
-        print(f"{name:<{width}}  {grids.load(name).description}")
+    rows = [(name, grids.load(name).description) for name in grids.names()]
+    print("\n".join(text_table.columns(rows, left=(0, 1))))
     return 0
 
 

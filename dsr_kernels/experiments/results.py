@@ -8,6 +8,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from dsr_kernels import text_table
 from dsr_kernels.experiments.folder import DONE, Folder
 from dsr_kernels.experiments.grid import Cell, Grid
 from dsr_kernels.training.run.files import write_atomically
@@ -159,12 +160,12 @@ def table_md(grid: Grid, rows: list[Row]) -> str:
 
 
 def _markdown(grid: Grid, rows: list[Row], quantity: Quantity) -> str:
-    lines = ["| sparsity | " + " | ".join(f"{s:g}" for s in grid.sparsities) + " |"]
-    lines.append("|---" * (1 + len(grid.sparsities)) + "|")
-    for method in grid.methods:
-        cells = [_shown(grid, rows, method, s, quantity) for s in grid.sparsities]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    header = ["sparsity", *(f"{sparsity:g}" for sparsity in grid.sparsities)]
+    lines = [
+        [method, *(_shown(grid, rows, method, sparsity, quantity) for sparsity in grid.sparsities)]
+        for method in grid.methods
+    ]
+    return text_table.markdown(header, lines)
 
 
 def _shown(grid: Grid, rows: list[Row], method: str, sparsity: float, quantity: Quantity) -> str:
