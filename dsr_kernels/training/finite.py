@@ -12,7 +12,7 @@ class NonFinite(NamedTuple):
     """The first parameter or buffer with a nan or inf."""
 
     kind: str  # 'weight', or 'value' in a buffer: BN's statistics
-    where: str  # 'layer (n of m values)'
+    where: str  # "fc3 (1 of 90 weight_values)"
 
 
 def first_non_finite(model: nn.Module) -> NonFinite | None:

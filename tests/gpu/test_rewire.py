@@ -131,9 +131,9 @@ def test_the_other_methods_rewire_as_on_the_cpu(name: str) -> None:
 def model_of(cases: list[Case]) -> nn.Module:
     model = nn.Sequential()
     for case in cases:
-        empty = {"bias": False, "dtype": case.weight_values.dtype, "nnz": case.nnz}
+        empty = {"bias": False, "dtype": case.values.dtype, "nnz": case.nnz}
         linear = SparseLinear(case.row_length, case.rows, **empty)
-        linear.replace_topology(case.crow, case.col, case.weight_values)
+        linear.replace_topology(case.crow, case.col, case.values)
         model.append(linear)
     return model
 
@@ -153,7 +153,7 @@ def test_layers_full_of_ties(cases: list[Case], how_much: float) -> None:
         model = model_of(copy.deepcopy(cases)).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         for (_, module), case in zip(named_sparse_modules(model), cases, strict=True):
-            momentum = case.momentum.to(device, case.weight_values.dtype)
+            momentum = case.momentum.to(device, case.values.dtype)
             optimizer.state[module.weight_values]["momentum_buffer"] = momentum
         rewirer = DSR(model, optimizer, seed=total, **how)
         rewirer.rewire()

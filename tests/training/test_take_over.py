@@ -88,9 +88,9 @@ def test_structure_is_the_pattern_with_fresh_values(finished, kind, source):
     theirs = weights_of(run)
     for name, layer in named_sparse_modules(model):
         assert torch.equal(positions(layer), positions(layer, theirs, name))
-        assert torch.equal(layer.weight_values, again.get_submodule(name).values)
-        assert not torch.equal(layer.weight_values, other.get_submodule(name).values)
-        assert not torch.isin(layer.weight_values, theirs[f"{name}.values"]).any()
+        assert torch.equal(layer.weight_values, again.get_submodule(name).weight_values)
+        assert not torch.equal(layer.weight_values, other.get_submodule(name).weight_values)
+        assert not torch.isin(layer.weight_values, theirs[f"{name}.weight_values"]).any()
     ours = model.state_dict()
     sparse = tuple(f"{name}." for name, _ in named_sparse_modules(model))
     for key, value in plain.state_dict().items():

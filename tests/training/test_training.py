@@ -185,7 +185,7 @@ def test_a_nan_weight_is_named_by_its_layer(tmp_path, monkeypatch, capsys):
     assert train(tmp_path / "run") == 3
     message = capsys.readouterr().err
     assert "the loss became nan at iteration 13 (epoch 2)" in message
-    assert re.search(r"the first non-finite weight is in fc3 \(1 of \d+ values\)", message)
+    assert re.search(r"the first non-finite weight is in fc3 \(1 of \d+ weight_values\)", message)
 
 
 @pytest.mark.parametrize("growth", ["gradient", "random"])
