@@ -16,7 +16,8 @@ import matplotlib.patches
 from matplotlib.figure import Figure
 from targets import RAW, break_even, speed_up
 
-from dsr_kernels.training.report.style import BLUE, GREEN, GREY, ORANGE, STYLE
+from dsr_kernels.training.report import style
+from dsr_kernels.training.report.style import BLUE, GREEN, GREY, ORANGE
 
 LOSING = "#c0392b"
 KIND_COLORS = {
@@ -28,8 +29,7 @@ OPERATION_COLORS = {"forward": BLUE, "grad_input": ORANGE, "grad_weight": GREEN}
 
 def draw(kept: dict) -> dict[str, Figure]:
     """The pictures that `kept` has data for, by file name."""
-    matplotlib.use("Agg")
-    with matplotlib.rc_context(STYLE):
+    with style.drawing("the pictures of a benchmark"):
         figures = {}
         if kept["layers"]:
             figures = {"speed_up": draw_speed_up(kept), "roofline": draw_roofline(kept)}
@@ -209,7 +209,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in draw(json.loads(source.read_text())).items():
         for suffix in ("png", "svg"):
-            with matplotlib.rc_context(STYLE):
+            with style.drawing("the pictures of a benchmark"):
                 figure.savefig(folder / f"{name}.{suffix}")
         print(folder / f"{name}.png")
 

@@ -99,7 +99,7 @@ def test_a_run_begun_on_a_gpu_goes_on_there_or_where_told(capsys, tmp_path, monk
     capsys.readouterr()
     assert "--device cuda:0: no CUDA device: " in refused(capsys, "train", "--resume", str(run))
     assert main(["train", "--resume", str(run), "--device", "cpu", "--no-report"]) == 0
-    assert "the run began on NVIDIA H100: another device rounds" in capsys.readouterr().out
+    assert "the run began on NVIDIA H100. Another device rounds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("args", [[], ["trian"], ["train", "--sed", "1"], ["train", "--seed", "x"]])
@@ -151,7 +151,7 @@ def test_a_refused_value_removes_nothing_of_a_run_that_has_begun(tmp_path):
 def test_resuming_a_complete_run_says_so(capsys, tmp_path):
     train(tmp_path / "run", "training.epochs=1")
     assert main(["train", "--resume", str(tmp_path / "run"), "--no-report"]) == 0
-    assert "is complete: test accuracy" in capsys.readouterr().out
+    assert "is finished: test accuracy" in capsys.readouterr().out
 
 
 def test_a_complete_run_can_still_be_compared_with_its_dense_twin(capsys, tmp_path):

@@ -9,7 +9,6 @@ OUT/failures.json  why the last attempt failed
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from dsr_kernels.errors import UsageError
 from dsr_kernels.experiments.grid import Cell, Grid
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
-from dsr_kernels.training.run.files import write_atomically
-from dsr_kernels.training.run.folder import LOCK, Run
+from dsr_kernels.training.run import out_folder
+from dsr_kernels.training.run.files import temporary, write_atomically
+from dsr_kernels.training.run.folder import Run
 
 DONE, FAILED, SKIPPED, UNFINISHED, WAITING = "done", "failed", "skipped", "unfinished", "waiting"
 Failures = dict[str, tuple[str, str]]  # (FAILED or SKIPPED, error) by the name of the cell
@@ -41,18 +41,8 @@ class Folder:
         UsageError where something else lies there, another process has it, or a run was made with
         another recipe than its cell has now.
         """
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"--out: {path} is not a folder")
-        hidden = {LOCK, ".grid.toml.tmp"}
-        begun = (path / "grid.toml").is_file()
-        if not begun and path.exists() and any(p.name not in hidden for p in path.iterdir()):
-            raise UsageError(
-                f"--out: {path} is not empty and holds no experiment; name another folder"
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out: cannot make {path}: {error.strerror}") from None
+        if not (path / "grid.toml").is_file():
+            out_folder.prepare(path, "experiment", (temporary("grid.toml"),))
         folder = cls(path)
         folder.lock()
         for cell in cells:
@@ -65,11 +55,9 @@ class Folder:
 
     def lock(self) -> None:
         """Held until the process ends, however it ends."""
-        self._lock = (self.path / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{self.path}: another process is running this experiment") from None
+        self._lock = out_folder.lock(self.path)
+        if self._lock is None:
+            raise UsageError(f"{self.path}: another process is running this experiment")
 
     def run_of(self, cell: Cell) -> Path:
         return self.runs / cell.name
@@ -85,15 +73,7 @@ class Folder:
 
     def busy(self, cell: Cell) -> bool:
         """Whether a process still trains this run: one left over by a killed experiment."""
-        lock = self.run_of(cell) / LOCK
-        if not lock.is_file():
-            return False
-        with lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        return out_folder.is_locked(self.run_of(cell))
 
     def accuracy(self, cell: Cell) -> float:
         """On the test set, of a cell that is done."""

@@ -17,22 +17,22 @@ Whatever is wrong with a file or with the recipe of any cell is found before any
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dsr_kernels.choices import unknown
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe import load as recipes
-from dsr_kernels.training.recipe.schema import Recipe, all_keys, unknown
+from dsr_kernels.training.recipe.schema import METHOD_NAMES, Recipe, all_keys
 
 FOLDER = Path(__file__).parent / "grids"
 KEYS = ("description", "recipe", "methods", "sparsities", "seeds", "set", "method")
 AXES = {"model.sparsity": "sparsities", "seed": "seeds"}  # settings that a grid runs through
 NAME = re.compile(r"[A-Za-z0-9_.]+")  # of a method: part of a folder's name
-DENSE = ("dense",)  # methods that do not depend on the sparsity
+ANY_SPARSITY = ("dense",)  # methods that do not depend on the sparsity
 
 Settings = dict[str, Any]  # by dotted key
 
@@ -91,7 +91,7 @@ class Grid:
             self._cell(method, sparsity, seed, runs, overrides)
             for seed in self.seeds
             for method in ordered
-            for sparsity in ([None] if method.kind in DENSE else self.sparsities)
+            for sparsity in ([None] if method.kind in ANY_SPARSITY else self.sparsities)
         ]
 
     def _cell(
@@ -106,7 +106,7 @@ class Grid:
         needs = ""
         if method.begins_with:
             source = self.methods[method.begins_with]
-            level = None if source.kind in DENSE else sparsity
+            level = None if source.kind in ANY_SPARSITY else sparsity
             needs = _cell_name(source.name, level, seed)
             changes.append(f"start.run={runs / needs}")
         try:
@@ -209,10 +209,9 @@ def _method(name: str, tables: dict[str, Any], sparsities: list[float]) -> Metho
     levels = _subtable(table, "at", f"[method.{name}.at]")
     table.pop("at", None)
     flat = dict(_flatten(table))
-    kinds = _kinds()
     kind = flat.pop("method", name)
-    if kind not in kinds:
-        known = kinds if "method" in table else [*kinds, *tables]
+    if kind not in METHOD_NAMES:
+        known = METHOD_NAMES if "method" in table else (*METHOD_NAMES, *tables)
         hint = "" if "method" in table else f" (a name of your own needs a table {where})"
         raise UsageError(f"method {name}: unknown method {unknown(str(kind), known)}{hint}")
     source = flat.pop("start.from", "")
@@ -225,7 +224,7 @@ def _method(name: str, tables: dict[str, Any], sparsities: list[float]) -> Metho
         known = {str(sparsity): sparsity for sparsity in sparsities}
         if level not in known:
             raise UsageError(f"{here}: not one of the sparsities: {unknown(level, known)}")
-        if kind in DENSE:
+        if kind in ANY_SPARSITY:
             raise UsageError(f"{here}: method {kind} does not depend on the sparsity")
         at[known[level]] = _settings(_subtable(levels, level, here), here)
     return Method(name, kind, settings, at, source)
@@ -242,7 +241,7 @@ def _check_starts(methods: dict[str, Method]) -> None:
                 raise UsageError(f"{where}: these start from each other: {', '.join(path)}")
             path.append(source)
         source = method.begins_with
-        if method.kind in DENSE and source and methods[source].kind not in DENSE:
+        if method.kind in ANY_SPARSITY and source and methods[source].kind not in ANY_SPARSITY:
             raise UsageError(f"{where}: a {method.kind} run belongs to no sparsity, so it cannot "
                              f"start from {source}")  # fmt: skip
 
@@ -272,9 +271,3 @@ def _refuse_axes(key: str, where: str) -> None:
         raise UsageError(f"{where}: {key} cannot be set: the grid's {AXES[key]} give it")
     if key == "method":
         raise UsageError(f"{where}: method cannot be set here: the grid's methods give it")
-
-
-def _kinds() -> tuple[str, ...]:
-    """The methods of the recipes."""
-    spec = next(spec for spec in dataclasses.fields(Recipe) if spec.name == "method")
-    return spec.metadata["choices"]

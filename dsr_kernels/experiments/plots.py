@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from dsr_kernels.errors import require
 from dsr_kernels.experiments.folder import DONE
 from dsr_kernels.experiments.grid import Cell
 from dsr_kernels.experiments.results import ACCURACY, Results, Row, Summary, summarize
@@ -31,15 +29,11 @@ Stories = dict[str, Story]  # finished runs by the name of the cell
 
 def write(results: Results, rows: list[Row]) -> None:
     """Makes OUT/plots/*.png again, from the finished cells; UsageError without matplotlib."""
-    matplotlib = require("matplotlib", "the plots of an experiment")
-    matplotlib.use("Agg")
-    folder = results.folder.path / "plots"
-    folder.mkdir(exist_ok=True)
-    with matplotlib.rc_context(style.STYLE):
+    with style.drawing("the plots of an experiment"):
+        folder = results.folder.path / "plots"
+        folder.mkdir(exist_ok=True)
         for name, figure in _draw(results, rows, _stories(results)).items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-            write_atomically(folder / f"{name}.png", buffer.getvalue())
+            write_atomically(folder / f"{name}.png", style.png(figure))
 
 
 def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figure]:

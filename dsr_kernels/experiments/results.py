@@ -11,6 +11,7 @@ from typing import Any
 from dsr_kernels import text_table
 from dsr_kernels.experiments.folder import DONE, Folder
 from dsr_kernels.experiments.grid import Cell, Grid
+from dsr_kernels.training.run.csv_files import cell
 from dsr_kernels.training.run.files import write_atomically
 from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.run.story import Story
@@ -189,6 +190,5 @@ def _csv(head: Any, lines: list[list[Any]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     for line in lines:
-        cells = (f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line)
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        writer.writerow([cell(value) for value in line])
     return text.getvalue()

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 
 import torch
 
-MANY = 10  # of more classes than these the five best are looked at, too
+MANY = 10  # with more classes than these, top-5 accuracy is measured too
 
 
 def measures(classes: int) -> tuple[str, ...]:
-    """Names of what is measured on a part of the data: mean cross-entropy, top-1 accuracy and, of
-    many classes, top-5 accuracy.
+    """The names of what is measured on a part of the data.
+
+    These are mean cross-entropy, top-1 accuracy and, with many classes, top-5 accuracy.
     """
     return ("loss", "accuracy", "top5") if classes > MANY else ("loss", "accuracy")
 
 
 def hits(output: torch.Tensor, labels: torch.Tensor, best: int = 1) -> torch.Tensor:
-    """How many images have their label among the `best` largest outputs [B, classes]; a tensor, so
-    that a GPU need not be waited for.
+    """How many images have their label among their `best` largest outputs [B, classes].
+
+    The count is a tensor, so that nobody has to wait for a GPU.
     """
     if best == 1:
         return (output.argmax(1) == labels).sum()
@@ -26,5 +28,5 @@ def hits(output: torch.Tensor, labels: torch.Tensor, best: int = 1) -> torch.Ten
 
 
 def named(part: str, values: Mapping[str, float]) -> dict[str, float]:
-    """As columns of metrics.csv: test_loss, test_accuracy, ..."""
+    """The values under the names of metrics.csv's columns: test_loss, test_accuracy, ..."""
     return {f"{part}_{name}": value for name, value in values.items()}

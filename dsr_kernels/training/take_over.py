@@ -27,7 +27,8 @@ from dsr_kernels.errors import UsageError
 from dsr_kernels.models._layers import draw_
 from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
-from dsr_kernels.training.data.sets import DataSet, stream
+from dsr_kernels.training.data.sets import DataSet
+from dsr_kernels.training.data.streams import stream
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.run import checkpoint
 from dsr_kernels.training.run.folder import Run

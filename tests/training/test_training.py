@@ -228,7 +228,7 @@ def test_a_buffer_that_is_not_finite_is_no_weight(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(loop.Trainer, "_finish_epoch", poisoned)
     assert train(tmp_path / "run", "training.epochs=1") == 3
     message = capsys.readouterr().err
-    assert "a value became non-finite at iteration 13" in message
+    assert "a value is not finite at iteration 13" in message
     assert "the first non-finite value is in bn1 (300 of 300 running_var)" in message
 
 

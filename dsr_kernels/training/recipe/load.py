@@ -7,9 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsr_kernels.choices import unknown
 from dsr_kernels.errors import UsageError, require
 from dsr_kernels.training.recipe import rewirer
-from dsr_kernels.training.recipe.schema import Model, Recipe, Schedule, convert, hint_of, unknown
+from dsr_kernels.training.recipe.schema import (
+    METHOD_NAMES,
+    Model,
+    Recipe,
+    Schedule,
+    convert,
+    hint_of,
+)
 
 try:
     import tomllib
@@ -113,13 +121,12 @@ def _assign(table: dict[str, Any], key: str, value: Any) -> None:
 def _variants(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Takes the tables ``[variant.METHOD]`` out of `table`; UsageError for one of no method."""
     variants = table.pop("variant", {})
-    field = next(field for field in dataclasses.fields(Recipe) if field.name == "method")
-    methods = field.metadata["choices"]
     if not isinstance(variants, dict):
         raise UsageError(f"recipe: expected tables [variant.METHOD], got variant = {variants!r}")
     for name, changes in variants.items():
-        if name not in methods:
-            raise UsageError(f"recipe: [variant.{name}]: unknown method {unknown(name, methods)}")
+        if name not in METHOD_NAMES:
+            found = unknown(name, METHOD_NAMES)
+            raise UsageError(f"recipe: [variant.{name}]: unknown method {found}")
         if not isinstance(changes, dict):
             raise UsageError(f"recipe: expected a table [variant.{name}], got {changes!r}")
     return variants

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from dsr_kernels.choices import closest
+from dsr_kernels.choices import unknown
 from dsr_kernels.distribution import DISTRIBUTIONS
 from dsr_kernels.errors import UsageError
 from dsr_kernels.rewiring import METHODS
@@ -24,6 +24,7 @@ from dsr_kernels.rewiring.schedule import KINDS
 
 Schedule = list[tuple[float, float]]  # (first epoch, value) pairs; epochs may be fractions
 DENSE = ("dense", "thin_dense")  # methods whose model has no sparse layers
+METHOD_NAMES = (*METHODS, *DENSE)
 
 
 def setting(default: Any = dataclasses.MISSING, *, choices=None, low=None, high=None, below=None):
@@ -131,7 +132,7 @@ class Recipe:
 
     name: str = setting("")
     description: str = setting("")
-    method: str = setting("dsr", choices=(*METHODS, *DENSE))
+    method: str = setting("dsr", choices=METHOD_NAMES)
     seed: int = setting(0, low=0, high=2**63 - 1)
     model: Model = setting()
     data: Data = setting()
@@ -233,14 +234,3 @@ def hint_of(key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         raise UsageError(f"--set: {key} is a table: set one of {', '.join(all_keys(kind, key))}")
     return kind
-
-
-def unknown(got: str, known) -> str:
-    """'got; did you mean X?' with the closest known name, or all of them where none is close."""
-    known = list(known)
-    leaves = {name.split(".")[-1]: name for name in known}
-    close = closest(got, known)
-    if close is None and (leaf := closest(got.split(".")[-1], leaves)):
-        close = leaves[leaf]
-    tail = f"did you mean {close}?" if close else f"expected one of {', '.join(known)}"
-    return f"'{got}'; {tail}"

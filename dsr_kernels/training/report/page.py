@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
-import io
 from pathlib import Path
 from typing import Any
 
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe.schema import Recipe
-from dsr_kernels.training.report import plots
+from dsr_kernels.training.report import plots, style
 from dsr_kernels.training.run.files import write_atomically
 from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.run.story import Story
@@ -59,9 +59,7 @@ def write(run: Run) -> Path:
     except UsageError as error:
         figures, missing = {}, str(error)
     for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        images[name] = buffer.getvalue()
+        images[name] = style.png(figure)
         (run.folder / "plots").mkdir(exist_ok=True)
         write_atomically(run.folder / "plots" / f"{name}.png", images[name])
     path = run.folder / "report.html"
@@ -216,8 +214,6 @@ def _machine(story: Story) -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    import dataclasses
-
     rows = []
     for spec in dataclasses.fields(recipe):
         value = getattr(recipe, spec.name)

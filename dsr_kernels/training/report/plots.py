@@ -7,23 +7,19 @@ from __future__ import annotations
 from inspect import signature
 from typing import TYPE_CHECKING
 
-from dsr_kernels.errors import require
 from dsr_kernels.rewiring import DeepR
 from dsr_kernels.training.report import style
+from dsr_kernels.training.run.story import Story
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from dsr_kernels.training.run.story import Story
 
 PARTS = {"train": style.BLUE, "validation": style.ORANGE, "test": style.GREEN}
 
 
 def draw(story: Story) -> dict[str, Figure]:
     """All plots that this run has data for, by file name."""
-    matplotlib = require("matplotlib", "the plots of a report")
-    matplotlib.use("Agg")
-    with matplotlib.rc_context(style.STYLE):
+    with style.drawing("the plots of a report"):
         figures = {"accuracy": accuracy(story), "loss": loss(story)}
         if any(row["pruned"] is not None for row in story.rewires):
             if story.recipe.method == "dsr":

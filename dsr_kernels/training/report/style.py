@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from dsr_kernels.errors import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY, INK = "#2f6db3", "#d9742b", "#3b8f5a", "#8a8f98", "#22262b"
 STYLE = {
@@ -28,6 +37,25 @@ STYLE = {
 }
 FEW = 6  # up to this many layers each gets a label of its own
 MARKED = 30  # up to this many points of a curve each gets a dot
+
+
+@contextlib.contextmanager
+def drawing(purpose: str) -> Iterator[None]:
+    """Figures made in here have this style and need no display.
+
+    Raises UsageError where matplotlib, which `purpose` needs, is not installed.
+    """
+    matplotlib = require("matplotlib", purpose)
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def new_axes(title: str, x: str, y: str, height: float = 3.8):

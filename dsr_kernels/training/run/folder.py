@@ -9,7 +9,6 @@ RUN/checkpoints  RUN/tensorboard            RUN/report.html, RUN/plots
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shlex
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
-from dsr_kernels.training.run.files import write_atomically
+from dsr_kernels.training.run import out_folder
+from dsr_kernels.training.run.files import temporary, write_atomically
+from dsr_kernels.training.run.out_folder import LOCK
 
-LOCK = ".lock"
 LOG = "log.txt"  # what the process printed, where `dsr experiment` started it: older than the run
 
 
@@ -42,16 +42,7 @@ class Run:
                 f"--out: {folder} already holds a run; continue it with `{resume_command(folder)}` "
                 "or name another folder"
             )
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--out: {folder} is not a folder")
-        hidden = {LOCK, LOG, ".recipe.toml.tmp"}  # what a run leaves that was killed as it began
-        if folder.exists() and any(path.name not in hidden for path in folder.iterdir()):
-            raise UsageError(f"--out: {folder} is not empty and holds no run; name another folder")
-        made = not folder.exists()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out: cannot make {folder}: {error.strerror}") from None
+        made = out_folder.prepare(folder, "run", (LOG, temporary("recipe.toml")))
         run = cls(folder)
         run._made = made
         run.lock()
@@ -66,11 +57,9 @@ class Run:
 
     def lock(self) -> None:
         """Held until the process ends, however it ends."""
-        self._lock = (self.folder / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{self.folder}: another process is training this run") from None
+        self._lock = out_folder.lock(self.folder)
+        if self._lock is None:
+            raise UsageError(f"{self.folder}: another process is training this run")
 
     def withdraw(self) -> None:
         """Undoes `create` where nothing has been added since: the folder can be named again."""

@@ -1,15 +1,16 @@
-"""What a run writes while it trains: CSV files that resume exactly, and TensorBoard events."""
+"""What a run writes while it trains: metrics, timings and rewires, as CSV and for TensorBoard.
+
+All of them resume exactly.
+"""
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsr_kernels.errors import UsageError
 from dsr_kernels.rewiring import RewireReport
+from dsr_kernels.training.run.csv_files import CsvLog, read_csv
 
 METRICS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "validation_loss",
            "validation_accuracy", "validation_top5", "test_loss", "test_accuracy", "test_top5",
@@ -18,48 +19,6 @@ WITHOUT_TOP5 = tuple(name for name in METRICS if not name.endswith("top5"))
 TIMINGS = ("epoch", "iteration", "train_seconds", "images", "images_per_second")
 REPORTED = ("threshold", "next_threshold", "pruned", "grown")  # of a RewireReport
 REWIRES = ("iteration", "epoch", *REPORTED, "nonzeros")
-
-
-class CsvLog:
-    """An append-only CSV file. Its length goes into the checkpoint; a resume cuts it back to that
-    length.
-    """
-
-    def __init__(self, path: Path, columns: tuple[str, ...], length: int | None = None) -> None:
-        self.columns = columns
-        header = (",".join(columns) + "\n").encode()
-        if length is None:
-            path.write_bytes(header)
-        else:
-            found = path.stat().st_size if path.is_file() else 0
-            if found < length or not path.read_bytes().startswith(header):
-                raise UsageError(
-                    f"{path}: does not belong to the checkpoint ({found} bytes, expected {length} "
-                    "or more)"
-                )
-            os.truncate(path, length)
-        self.file = path.open("ab")
-
-    def row(self, values: Mapping[str, Any]) -> None:
-        """Appends one row; columns without a value stay empty."""
-        cells = [_cell(values.get(column)) for column in self.columns]
-        self.file.write((",".join(cells) + "\n").encode())
-        self.file.flush()
-
-    def length(self) -> int:
-        """Bytes so far, all of them on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return self.file.tell()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 class Events:
@@ -138,11 +97,9 @@ class Records:
             ("timings", _timing_scalars),
             ("rewires", _rewire_scalars),
         ):
-            with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-                for cells in csv.DictReader(file):
-                    if cells["iteration"] == str(iteration):
-                        row = {k: float(v) if v else None for k, v in cells.items()}
-                        self.events.scalars(iteration, scalars(row))
+            for row in read_csv(folder / f"{name}.csv"):
+                if row["iteration"] == iteration:
+                    self.events.scalars(iteration, scalars(row))
 
     def lengths(self) -> dict[str, int]:
         """Their state as of now, for the checkpoint; the events of it are safe from a kill, too."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe.schema import Recipe
+from dsr_kernels.training.run.csv_files import read_csv
 from dsr_kernels.training.run.folder import Run
 
 
@@ -55,14 +54,3 @@ class Story:
         """Median training speed over the epochs, images/s."""
         speeds = [row["images_per_second"] for row in self.timings]
         return statistics.median(speeds) if speeds else None
-
-
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        return [{k: float(v) if v else None for k, v in row.items()} for row in rows]
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not a table of numbers: {error}") from None
