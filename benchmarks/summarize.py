@@ -1,4 +1,4 @@
-"""Reduces a pytest-benchmark JSON to what is worth keeping, and prints what it says.
+"""Reduces a pytest-benchmark JSON to what is worth keeping, and prints tables of it.
 
     python benchmarks/summarize.py FULL.json KEPT.json
 
@@ -54,7 +54,7 @@ def reduce(full: dict) -> dict:
 
 
 def lines_of(kept: dict) -> str:
-    """JSON with a line for each record, so that two runs can be compared line by line."""
+    """JSON with a line for each record, so that `diff` can compare two runs."""
     parts = []
     for name, value in kept.items():
         text = json.dumps(value)
@@ -65,7 +65,7 @@ def lines_of(kept: dict) -> str:
 
 
 def speed_table(layers: list[dict]) -> str:
-    """Markdown: a row per layer and operation, a column per sparsity, times as fast as dense."""
+    """Markdown: a row for each layer and operation, with its speed-up at each sparsity."""
     rows: dict[tuple[str, str], dict[float, float]] = {}
     for record in layers:
         row = rows.setdefault((record["layer"], record["operation"]), {})

@@ -63,7 +63,7 @@ def test_wrong_usage_is_one_sentence(capsys, tmp_path):
     assert "data set mnist not found" in refused(
         capsys, "train", "--recipe", "lenet300-mnist", "--data-dir", str(tmp_path), "--out", out
     )
-    assert "--resume: name one run" in refused(capsys, "train", "--resume")
+    assert "--resume: expected one run" in refused(capsys, "train", "--resume")
     assert "holds no run" in refused(capsys, "train", "--resume", out)
     assert "recipe: rewiring.prune_count: expected at most" in refused(
         capsys, *arguments(Path(out), "rewiring.prune_count=99999")

@@ -21,7 +21,7 @@ SPEC = re.compile(r"(\d+)x(\d+)(?:x(\d+)x(\d+)@(\d+)(?:x(\d+))?)?")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measures and prints; raises UsageError, naming the option, for what cannot be measured."""
+    """Measures a layer and prints a table. Raises UsageError, which names the option at fault."""
     layer = parse_layer(options.layer, options.stride, options.padding, options.batch)
     _at_least(1, rounds=options.rounds)
     if not 0 <= options.sparsity < 1:
@@ -48,8 +48,8 @@ def parse_layer(spec: str, stride: int, padding: int | None, batch: int) -> Laye
     found = SPEC.fullmatch(spec)
     if found is None:
         raise UsageError(
-            f"--layer: expected OxCxKHxKW@H or @HxW, such as 64x64x3x3@16, or OxC for a linear "
-            f"layer, got {spec!r}"
+            "--layer: expected OxCxKHxKW@H or OxCxKHxKW@HxW, such as 64x64x3x3@16, or OxC for a "
+            f"linear layer, got {spec!r}"
         )
     out, channels, kh, kw, height, width = (None if g is None else int(g) for g in found.groups())
     kernel = (kh, kw) if kh is not None else (1, 1)
@@ -70,9 +70,9 @@ def parse_layer(spec: str, stride: int, padding: int | None, batch: int) -> Laye
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep what is freed, so that neither side pays for page faults on every output.
+    """Makes glibc keep freed memory, so that neither side pays for page faults on every output.
 
-    As `make bench` does through the environment; another C library is left alone.
+    `make bench` does the same through the environment. Other C libraries stay as they are.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -90,7 +90,7 @@ def _at_least(least: int, **options: int) -> None:
 
 
 def table(records: list[dict], peak: float) -> str:
-    """A line for each operation: fastest rounds in ms, ratio, useful GF/s and what ran."""
+    """A row for each operation: its fastest rounds in ms, ratio, useful GF/s and what ran."""
     first = records[0]
     measured = (
         f"{first['layer']}, batch {first['batch']}, {first['nnz']:,} non-zeros "

@@ -17,8 +17,8 @@ from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.rewiring.exploration import Exploration
 from dsr_kernels.training import placement, take_over
 from dsr_kernels.training.data.sets import DataSet, Split, eval_batches, train_batches
-from dsr_kernels.training.finite import first_non_finite
-from dsr_kernels.training.measures import hits, measures, named
+from dsr_kernels.training.finite import first_non_finite, in_words
+from dsr_kernels.training.measures import Tally, hits, measures, named
 from dsr_kernels.training.progress import Progress
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.rewirer import build_rewirer
@@ -34,10 +34,7 @@ from dsr_kernels.training.signals import StopRequest
 
 @dataclass
 class Trainer:
-    """All parts of a run while it runs: model, optimizer, rewirer, records.
-
-    `start` makes them new, or as the newest checkpoint has them.
-    """
+    """All parts of a run while it runs; `start` makes them new or as the checkpoint has them."""
 
     run: Run
     recipe: Recipe
@@ -78,8 +75,7 @@ class Trainer:
             self._record_rewire(None, 0, 0)
         else:
             self.optimizer.load_state_dict(state["optimizer"])
-            for group in self.optimizer.param_groups:
-                # As this device wants it: the checkpoint may come from another one.
+            for group in self.optimizer.param_groups:  # the checkpoint may be another device's
                 group["fused"] = self.optimizer.defaults["fused"]
             self.scaler.load_state_dict(state.get("scaler", {}))
             if self.rewirer is not None:
@@ -242,34 +238,23 @@ class Trainer:
         every = recipe.training.eval_test_every
         if every and (now.epoch + 1) % every == 0:
             row |= named("test", self.evaluate(self.data.test))
-        speed = now.seen / now.seconds
-        timing = {
-            "epoch": now.epoch + 1,
-            "iteration": now.iteration,
-            "train_seconds": now.seconds,
-            "images": now.seen,
-            "images_per_second": speed,
-        }
+        timing = now.timing()
         self.records.epoch(row, timing)
-        self.progress.epoch(row, speed)
+        self.progress.epoch(row, timing["images_per_second"])
         self.position = now.next_epoch()
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> dict[str, float]:
         """All `measures` of a whole split, with the model in evaluation mode."""
         self.model.eval()
-        sums = dict.fromkeys(self.measures, 0)
+        tally = Tally(self.measures)
         size = self.recipe.training.eval_batch_size
         with contextlib.closing(eval_batches(self.data, split, size, self.device)) as batches:
             for images, labels in batches:
-                loss, output = self._forward(images, labels, "sum")
-                sums["loss"] += loss.item()
-                sums["accuracy"] += int(hits(output, labels))
-                if "top5" in sums:
-                    sums["top5"] += int(hits(output, labels, 5))
+                tally.add(*self._forward(images, labels, "sum"), labels)
                 self._safe_point()
         self.model.train()
-        return {name: total / len(split) for name, total in sums.items()}
+        return tally.means(len(split))
 
     def save(self) -> None:
         """Saves a checkpoint of this moment, unless there is one.
@@ -301,10 +286,7 @@ class Trainer:
     def _stop_training(self, what: str) -> NoReturn:
         """Raises TrainingStopped, which says where and what the last good checkpoint is."""
         now = self.position
-        found = first_non_finite(self.model)
-        where = "every weight is finite"
-        if found:
-            where = f"the first non-finite {found.kind} is in {found.where}"
+        where = in_words(first_non_finite(self.model))
         kept = self.checkpoints.steps()
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise TrainingStopped(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -25,6 +25,24 @@ def hits(output: torch.Tensor, labels: torch.Tensor, best: int = 1) -> torch.Ten
     if best == 1:
         return (output.argmax(1) == labels).sum()
     return (output.topk(best, dim=1).indices == labels[:, None]).sum()
+
+
+class Tally:
+    """Sums of measures over images."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.sums: dict[str, float] = dict.fromkeys(names, 0)
+
+    def add(self, loss: torch.Tensor, output: torch.Tensor, labels: torch.Tensor) -> None:
+        """Adds the images of a batch: their summed loss, output [B, classes] and labels [B]."""
+        self.sums["loss"] += loss.item()
+        self.sums["accuracy"] += int(hits(output, labels))
+        if "top5" in self.sums:
+            self.sums["top5"] += int(hits(output, labels, 5))
+
+    def means(self, images: int) -> dict[str, float]:
+        """Each measure's mean over that many images."""
+        return {name: total / images for name, total in self.sums.items()}
 
 
 def named(part: str, values: Mapping[str, float]) -> dict[str, float]:

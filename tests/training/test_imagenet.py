@@ -196,7 +196,7 @@ def test_missing_files_say_what_was_looked_for(folders, shards, tmp_path):
     Image.new("L", (30, 30)).save(tmp_path / "val/1.jpg")
     expect("val holds no folders of classes, expected .*CLASS")
     (tmp_path / "val/b").mkdir()
-    expect("val/b: a class without training images; there are 1 classes from a to a")
+    expect("val/b: expected one of the 1 classes with training images, a to a")
     only = tmp_path / "only"
     only.mkdir()
     shutil.copy(shards / "val-000.tar", only)

@@ -10,10 +10,13 @@ from typing import Any
 
 from dsr_kernels.errors import UsageError
 
+Row = dict[str, Any]  # a number for each column, None where the cell is empty
+
 
 class CsvLog:
-    """An append-only CSV file. Its length goes into the checkpoint; a resume cuts it back to that
-    length.
+    """An append-only CSV file.
+
+    Its length goes into the checkpoint. A resume cuts the file back to that length.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], length: int | None = None) -> None:
@@ -54,7 +57,7 @@ def cell(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def read_csv(path: Path) -> list[dict[str, Any]]:
+def read_csv(path: Path) -> list[Row]:
     """The rows of a table of numbers, None where a cell is empty; no rows where there is no file.
 
     Raises UsageError for a cell that is no number and for a row that is too long.

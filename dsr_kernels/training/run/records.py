@@ -22,7 +22,7 @@ REWIRES = ("iteration", "epoch", *REPORTED, "nonzeros")
 
 
 class Events:
-    """TensorBoard scalars; silently nothing where tensorboard is not installed."""
+    """TensorBoard scalars. Does nothing where tensorboard is not installed."""
 
     def __init__(self, folder: Path, begin: int) -> None:
         try:
@@ -30,7 +30,7 @@ class Events:
         except ImportError:
             self.writer = None
             return
-        # Hides what an earlier, killed process wrote from iteration `begin` on.
+        # purge_step hides what an earlier, killed process wrote from iteration `begin` on.
         self.writer = SummaryWriter(str(folder), purge_step=begin)
 
     def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
@@ -63,7 +63,7 @@ def _rewire_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 class Records:
-    """All records of one run; `lengths` is their state for the checkpoint."""
+    """All records of one run. `lengths` is their state for the checkpoint."""
 
     def __init__(
         self,
@@ -89,8 +89,10 @@ class Records:
             self._repeat_events(folder, resumed_at)
 
     def _repeat_events(self, folder: Path, iteration: int) -> None:
-        """The events of the checkpoint's own iteration, from the rows it holds. All events of that
-        iteration are hidden: the row of its epoch may have come after the checkpoint.
+        """Writes the events of the checkpoint's own iteration again, from the rows it holds.
+
+        `Events` hides all events of that iteration, since the row of its epoch may have come after
+        the checkpoint.
         """
         for name, scalars in (
             ("metrics", _epoch_scalars),
@@ -102,12 +104,12 @@ class Records:
                     self.events.scalars(iteration, scalars(row))
 
     def lengths(self) -> dict[str, int]:
-        """Their state as of now, for the checkpoint; the events of it are safe from a kill, too."""
+        """The length of each CSV file now, for the checkpoint. Events so far survive a kill."""
         self.events.flush()
         return {name: log.length() for name, log in self.logs.items()}
 
     def epoch(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        """One finished epoch. Timings are apart because they alone differ between equal runs."""
+        """Records a finished epoch. Timings are apart, as they alone differ between equal runs."""
         self.logs["metrics"].row(row)
         self.logs["timings"].row(timing)
         self.events.scalars(row["iteration"], {**_epoch_scalars(row), **_timing_scalars(timing)})
@@ -120,7 +122,7 @@ class Records:
         nonzeros: Mapping[str, int],
         exploration: float | None,
     ) -> None:
-        """One rewire, or (without a report) the pattern training starts from."""
+        """Records one rewire or, without a report, the pattern that training starts from."""
         row: dict[str, Any] = {"iteration": iteration, "epoch": epoch, "exploration": exploration}
         if report is not None:
             row |= {name: getattr(report, name) for name in REPORTED}
