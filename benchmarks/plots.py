@@ -178,8 +178,9 @@ def draw_inference(kept: dict) -> Figure:
         colors = [BLUE if name == "ours" else GREY for name in names]
         axes.bar_label(axes.bar(range(len(names)), times, 0.6, color=colors), fmt="%.1f ms")
         axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
-        axes.set_title(f"{record['model']}, {100 * record['sparsity']:g} % sparse: "
-                       f"{record['speed-up']:.2f}x")  # fmt: skip
+        axes.set_title(
+            f"{record['model']}, {100 * record['sparsity']:g} % sparse: {record['speed-up']:.2f}x"
+        )
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.15)
     panels[0].set_ylabel("ms, fastest round")
@@ -188,8 +189,10 @@ def draw_inference(kept: dict) -> Figure:
 
 def draw_memory(kept: dict) -> Figure:
     """Weights, gradients and optimizer state; peak of training; both as shares of dense."""
-    groups = [("weights, gradients, optimizer state", kept["training"], "held bytes"),
-              ("peak growth while training", kept["memory"], "peak bytes")]  # fmt: skip
+    groups = [
+        ("weights, gradients, optimizer state", kept["training"], "held bytes"),
+        ("peak growth while training", kept["memory"], "peak bytes"),
+    ]
     figure, panels = _figure("Memory, ours beside dense", kept, 12, 4.4, 2)
     for axes, (title, records, field) in zip(panels, groups, strict=True):
         labels = [f"{r['model']}\n{100 * r['sparsity']:g} %" for r in records]

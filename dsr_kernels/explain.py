@@ -20,6 +20,10 @@ from dsr_kernels.backends.plan_cache import cache
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops import library
 
+HEADER = (
+    *("layer", "pass", "input", "nnz", "sparsity", "variant"),
+    *("GF/s", "held", "plan", "workspace", "why"),
+)
 CYCLES_AT_PEAK = 0.5  # of a vector FMA: processors with AVX2 or AVX-512 issue two a cycle
 NEEDS_NUMBERS = (  # what fake tensors cannot answer
     fake_tensor.DataDependentOutputException,
@@ -114,8 +118,7 @@ class Explanation:
     peak_gflops: float  # measured: float32 multiply-adds from registers
 
     def __str__(self) -> str:
-        table = [("layer", "pass", "input", "nnz", "sparsity", "variant", "GF/s", "held", "plan",
-                  "workspace", "why")]  # fmt: skip
+        table = [HEADER]
         table += [_cells(row) for row in self.rows]
         lines = text_table.columns(table, left=(0, 1, 2, 5, 10), rules=(1,))
         lines += [f"{name}: not called" for name in self.unused]

@@ -41,8 +41,11 @@ def test_an_unknown_instruction_set_is_one_sentence(command, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "dsr_kernels", *command],
         env={**os.environ, "DSR_CPU_ISA": "sse9", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("dsr: the environment variable DSR_CPU_ISA asks for 'sse9'")
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
@@ -50,7 +53,7 @@ def test_an_unknown_instruction_set_is_one_sentence(command, tmp_path):
 
 def test_wrong_usage_is_one_sentence(capsys, tmp_path):
     out = str(tmp_path / "r")
-    assert "--out: name the folder" in refused(capsys, "train")
+    assert "--out: expected the folder" in refused(capsys, "train")
     assert "did you mean wrn28_2-cifar10" in refused(
         capsys, "train", "--recipe", "wrn28_2-cifar", "--out", out
     )
@@ -222,7 +225,9 @@ def test_off_a_terminal_there_are_plain_lines_and_no_bar(tmp_path, capfd):
     shown = capfd.readouterr()
     assert "\r" not in shown.out and shown.err == ""
     assert [line.split()[:2] for line in shown.out.splitlines()[2:4]] == [
-        ["epoch", "1/2"], ["epoch", "2/2"]]  # fmt: skip
+        ["epoch", "1/2"],
+        ["epoch", "2/2"],
+    ]
 
 
 def test_a_second_ctrl_c_quits_at_once():
@@ -257,8 +262,10 @@ def test_on_a_terminal_there_is_a_bar_and_ctrl_c_exits_with_130(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "dsr_kernels", *args],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=slave,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+    )
     os.close(slave)
     metrics = run / "metrics.csv"
     while not metrics.exists() or metrics.stat().st_size < 200:  # the first epoch is done

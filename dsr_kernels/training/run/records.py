@@ -12,9 +12,11 @@ from typing import Any
 from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.training.run.csv_files import CsvLog, read_csv
 
-METRICS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "validation_loss",
-           "validation_accuracy", "validation_top5", "test_loss", "test_accuracy", "test_top5",
-           "nonzeros")  # fmt: skip
+METRICS = (
+    *("epoch", "iteration", "lr", "train_loss", "train_accuracy"),
+    *("validation_loss", "validation_accuracy", "validation_top5"),
+    *("test_loss", "test_accuracy", "test_top5", "nonzeros"),
+)
 WITHOUT_TOP5 = tuple(name for name in METRICS if not name.endswith("top5"))
 TIMINGS = ("epoch", "iteration", "train_seconds", "images", "images_per_second")
 REPORTED = ("threshold", "next_threshold", "pruned", "grown")  # of a RewireReport
