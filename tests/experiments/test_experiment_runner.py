@@ -150,7 +150,7 @@ def test_a_signal_reaches_every_cell_once_and_the_same_command_goes_on(play, sig
     interrupt_when(play.out, 2, signum)
     sleep = {name: 30.0 for name in NAMES}
     assert play("--jobs", "2", sleep=sleep) == 128 + signum
-    assert "0 of 8 cells done; the same command goes on" in capfd.readouterr().err
+    assert "0 of 8 cells done; the same command continues it" in capfd.readouterr().err
     stopped = [what for what, _ in events(play.out) if what.startswith("stopped")]
     assert stopped == [f"stopped-{signum}"] * 2
     status = [row["status"] for row in table(play.out).values()]
