@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dsr_kernels import text_table
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.backends.native import _C
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.passes import passes
 
+HEADER = (
+    *("layer", "pass", "input", "nnz", "sparsity", "variant"),
+    *("GF/s", "held", "plan", "workspace", "why"),
+)
 NEEDS_NUMBERS = (  # what fake tensors cannot answer
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
@@ -56,20 +61,9 @@ class Explanation:
     peak_gflops: float  # measured: float32 multiply-adds from registers
 
     def __str__(self) -> str:
-        table: list[tuple[str, ...]]
-        table = [("layer", "pass", "input", "nnz", "sparsity", "variant", "GF/s", "held", "plan",
-                  "workspace", "why")]  # fmt: skip
+        table: list[tuple[str, ...]] = [HEADER]
         table += [_cells(row) for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        right = {3, 4, 6, 7, 8, 9}
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i in right else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in table
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
+        lines = text_table.columns(table, left=(0, 1, 2, 5, 10), rules=(1,))
         lines += [f"{name}: not called" for name in self.unused]
         lines.append(
             f"{self.isa}, {self.threads} threads, peak {self.peak_gflops:.0f} GF/s; GF/s are the "

@@ -15,6 +15,8 @@ from textwrap import fill
 
 from layers import FAMILIES
 
+from dsr_kernels.text_table import markdown
+
 from .layers import best
 from .model import GPUS, microseconds
 from .pages import renew
@@ -23,7 +25,6 @@ from .tables import (
     PAIRS,
     family_table,
     left_out,
-    markdown,
     mean_ratios,
     other_table,
     training_table,
