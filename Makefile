@@ -3,7 +3,9 @@
 # make bench: measure this machine, sparse against dense: build/bench-kept.json, pictures, tables
 # make cuda-table: what the compiled GPU kernels take, written into docs/cuda.md
 # make cuda-model: what the cost model expects of them on GPUs that are not here, written there too
-# make gpu-tables: what the kept JSON of an H200 says, written into README.md and docs/cuda.md
+# make gpu-tables: what the kept JSON of an H200 says, written into docs/measured.md and docs/cuda.md
+# make cpu-tables: what the kept JSON of a CPU says, written into docs/measured.md
+# make readme-table: the few lines of both that README.md shows, written there
 # make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
 # make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
 # make lint: the style checks of continuous integration
@@ -14,10 +16,14 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+# What was measured and kept.
+CPU_RESULTS = benchmarks/results/xeon-avx512-2cores.json
+GPU_RESULTS = benchmarks/results/h200.json
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test lint bench cuda-table cuda-model gpu-tables test-gpu test-gpu-sanitizer bench-gpu clean
+.PHONY: demo test lint bench cuda-table cuda-model gpu-tables cpu-tables readme-table \
+  test-gpu test-gpu-sanitizer bench-gpu clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
 endif
@@ -31,6 +37,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 cuda-table: $(STAMP)
@@ -40,7 +47,13 @@ cuda-model: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python -m gpu.model docs/cuda.md
 
 gpu-tables: $(STAMP)
-	PYTHONPATH=benchmarks $(BIN)/python -m gpu.measured benchmarks/results/h200.json README.md docs/cuda.md
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.measured $(GPU_RESULTS) docs/measured.md docs/cuda.md
+
+cpu-tables: $(STAMP)
+	$(BIN)/python benchmarks/cpu_tables.py $(CPU_RESULTS) $(CPU_RESULTS:.json=-avx2.json) docs/measured.md
+
+readme-table: $(STAMP)
+	$(BIN)/python benchmarks/readme_table.py $(CPU_RESULTS) $(GPU_RESULTS) README.md
 
 # Memory stays with the process for both sides: glibc maps blocks of 32 MB and more afresh whatever
 # its threshold says, and so would charge dense and sparse for page faults on every large output.

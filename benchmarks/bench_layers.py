@@ -1,12 +1,14 @@
-"""Single layers: each operation, sparse at several sparsities and dense, all in one alternation.
+"""Times each operation of single layers, sparse at several sparsities and dense, in turn.
 
-Run with `make bench`. Speed is recorded, correctness asserted. A benchmark's extra_info holds one
-record for each sparsity (dsr_kernels.bench.timing.record); its own time is a whole round's.
+Run with `make bench`. It records speed and asserts correctness. A benchmark's extra_info holds a
+record for each sparsity (dsr_kernels.bench.timing.record); its own time is that of a whole round.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from layers import BREAK_EVEN, FAMILIES, SPARSITIES
@@ -23,8 +25,18 @@ def problem_of(layer: Layer, sparsities: tuple[float, ...]) -> Problem:
     return Problem(layer, sparsities)
 
 
-def measure(benchmark, family, layer, operation, sparsities, rounds, peak) -> None:
-    def repeat(run, count):
+def measure(
+    benchmark: Any,
+    family: str,
+    layer: Layer,
+    operation: str,
+    sparsities: tuple[float, ...],
+    rounds: int,
+    peak: float,
+) -> None:
+    """Records one operation of a layer at each of the sparsities."""
+
+    def repeat(run: Callable[[], None], count: int) -> None:
         benchmark.pedantic(run, rounds=count)
 
     problem = problem_of(layer, sparsities)
@@ -34,7 +46,7 @@ def measure(benchmark, family, layer, operation, sparsities, rounds, peak) -> No
     assert len(records) == len(sparsities)
 
 
-def case_id(value) -> str:
+def case_id(value: object) -> str:
     return str(value).replace(" ", "_")
 
 

@@ -1,6 +1,6 @@
-"""The peak memory of training, each model in a process of its own.
+"""Measures the peak memory of training, each model in a process of its own.
 
-Run with `make bench`, or one of them: python benchmarks/bench_memory.py ResNet-50 0.9
+Run with `make bench`, or for one model: python benchmarks/bench_memory.py ResNet-50 0.9
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ STEPS = 2
 
 
 def peak_bytes() -> int:
-    """Of this process. Not ru_maxrss: that one starts at what the parent held when it forked."""
+    """The peak of this process. ru_maxrss would start at what the parent held when it forked."""
     with open("/proc/self/status") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
 def train(name: str, sparsity: float) -> int:
-    """Bytes by which `STEPS` training steps raise the peak; sparsity 0 is the dense twin."""
+    """By how many bytes `STEPS` training steps raise the peak. Sparsity 0 is the dense twin."""
     make, batch, size, classes, _, _ = CASES[name]
     before = peak_bytes()
     model = make(sparsity) if sparsity else make(sparse=False)
@@ -35,19 +35,19 @@ def train(name: str, sparsity: float) -> int:
     return peak_bytes() - before
 
 
-# glibc's heap keeps what is freed between blocks that live, so a peak says as much about the order
-# of frees as about what is needed; large blocks of their own are given back at once.
+# glibc's heap keeps what is freed between living blocks, so a peak depends on the order of frees as
+# much as on what is needed. Large blocks apart are given back at once.
 ALLOCATORS = {"large blocks apart": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}, "glibc's default": {}}
 
 
 def in_a_process(name: str, sparsity: float, allocator: str) -> int:
-    """`train` in a process whose allocator has other settings than the timings are made with."""
+    """`train` in a process whose allocator has other settings than that of the timings."""
     settings = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     roots = [str(Path(__file__).parents[1]), settings.get("PYTHONPATH", "")]
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
     command = [sys.executable, __file__, name, str(sparsity)]
-    done = subprocess.run(command, env=settings | ALLOCATORS[allocator], capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    settings |= ALLOCATORS[allocator]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

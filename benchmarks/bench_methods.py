@@ -1,9 +1,9 @@
-"""What each method adds to a training step: WRN-28-2, 100 images, 90 % sparse.
+"""Measures what each method adds to a training step: WRN-28-2, 100 images, 90 % sparse.
 
     python -m pytest benchmarks/bench_methods.py --benchmark-json=methods.json
 
-A plain step (static) and one that the method acts in are timed in turn. Times are recorded, never
-asserted; what is asserted is that the non-zeros add up.
+A plain step (static) and one in which the method acts are timed in turn. Times are recorded and
+never asserted. What is asserted is that the non-zeros add up.
 """
 
 import statistics
@@ -27,7 +27,7 @@ OPTIONS = {
 
 
 class Training:
-    """A model, its optimizer and a method, one step at a time."""
+    """A model with its optimizer and a method."""
 
     def __init__(self, method: str) -> None:
         self.model = wrn_28(2, 0.9, generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ class Training:
         self.labels = torch.randint(0, 10, (100,), generator=generator)
 
     def step(self) -> float:
-        """Seconds of one."""
+        """Runs one step; returns its seconds."""
         start = time.perf_counter()
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(self.images), self.labels).backward()

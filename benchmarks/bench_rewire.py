@@ -1,8 +1,8 @@
-"""Rewiring a ResNet-50: every method's overhead beside the training step.
+"""Times rewires of a ResNet-50, drawing a pattern, and building all plans anew.
 
     python -m pytest benchmarks/bench_rewire.py --benchmark-json=rewire.json
 
-Times are recorded, never asserted; what is asserted is that the non-zeros add up.
+Times are recorded and never asserted. What is asserted is that the non-zeros add up.
 """
 
 import pytest
@@ -17,7 +17,7 @@ STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # width and blocks
 
 
 def resnet50_layers(sparsity: float) -> nn.Module:
-    """The sparse tensors of ResNet-50 (22,724,608 positions) as a bag of layers."""
+    """The sparse layers of ResNet-50 (22,724,608 positions), without anything between them."""
     layers: list[nn.Module] = []
     channels = 64
     for width, blocks in STAGES:
@@ -44,12 +44,13 @@ def test_rewire_resnet50(benchmark, sparsity, threshold):
     rewirer = DSR(model, optimizer, prune_count=400_000, threshold=threshold)
     nnz = rewirer.nnz
 
-    def refresh():  # weights like those of training: none is zero, so the threshold finds its way
+    def refresh() -> None:
+        """Draws weights like those of training: none is 0, so the threshold finds its way."""
         for parameter in model.parameters():
             parameter.data.normal_(std=0.05)
 
     if threshold == "adaptive":
-        for _ in range(12):  # to where H prunes about the target, as after the first epochs
+        for _ in range(12):  # until H prunes about the target, as after the first epochs
             refresh()
             rewirer.rewire()
     report = benchmark.pedantic(rewirer.rewire, setup=refresh, rounds=20, warmup_rounds=2)
@@ -65,13 +66,13 @@ def test_sample_pattern(benchmark, nnz):
 
 
 def test_plans_of_resnet50(benchmark):
-    """What the first forward after a rewire builds anew, here for 14x14 inputs of every layer."""
+    """Builds what the first forward after a rewire builds, here for 14x14 inputs of all layers."""
     patterns = [
         ((*layer.weight_shape, 1, 1)[:4], layer.crow_indices, layer.col_indices)
         for layer in resnet50_layers(0.9)
     ]
 
-    def build():
+    def build() -> list[_C.ConvPlan]:
         return [
             _C.ConvPlan(
                 *(shape[0], shape[1], 14, 14, shape[2:], (1, 1), (shape[2] // 2,) * 2, (14, 14)),

@@ -1,7 +1,7 @@
-"""Whole training steps: zero_grad, forward, backward, SGD with Nesterov momentum; sparse and dense
-steps in turn. Also what weights, gradients and optimizer state take, and where a step's time goes.
+"""Times whole training steps, sparse and dense in turn. Run with `make bench`.
 
-Run with `make bench`.
+A step is zero_grad, forward, backward, and SGD with Nesterov momentum. Also recorded: the bytes of
+weights, gradients and optimizer state, and where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Training:
         self.optimizer.step()
 
     def held_bytes(self) -> int:
-        """Parameters, gradients, the indices of sparse layers, and optimizer state."""
+        """Bytes of parameters, gradients, the indices of sparse layers, and optimizer state."""
         held = [*self.model.parameters()]
         held += [p.grad for p in held if p.grad is not None]
         held += [b for name, b in self.model.named_buffers() if name.endswith("_indices")]
@@ -53,7 +53,7 @@ class Training:
         return sum(tensor.nbytes for tensor in held)
 
     def milliseconds_by_kind(self, step_ms: float) -> dict[str, float]:
-        """A step of `step_ms` shared out like the self CPU times of one profiled step."""
+        """A step's `step_ms`, shared out like the self CPU times of one profiled step."""
         shares: Counter[str] = Counter()
         for part, run in (("", self.differentiate), ("rest", self.optimizer.step)):
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -65,7 +65,7 @@ class Training:
 
 
 def kind_of(op: str) -> str:
-    """The kind of an op by the name that the profiler gives it."""
+    """The kind of an op, by the name that the profiler gives it."""
     name = op.rpartition(": ")[2]  # of "autograd::engine::evaluate_function: _ConvBackward"
     if name.startswith(("_Conv", "_Grad", "dsr_kernels::")):
         return "sparse conv"
@@ -78,12 +78,12 @@ def kind_of(op: str) -> str:
     return "rest"
 
 
-RELU_AND_ADD = ("relu", "relu_", "clamp_min", "clamp_min_", "threshold_backward", "ReluBackward0",
-                "add", "add_", "AddBackward0")  # fmt: skip
+RELU = ("relu", "relu_", "clamp_min", "clamp_min_", "threshold_backward", "ReluBackward0")
+RELU_AND_ADD = (*RELU, "add", "add_", "AddBackward0")
 
 
 def trainings(name: str) -> tuple[dict, dict]:
-    """Of the dense twins and of the sparse models, by memory format and by sparsity."""
+    """(dense twins by memory format, sparse models by sparsity)."""
     make, batch, size, classes, sparsities, _ = CASES[name]
     torch.manual_seed(0)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, classes, (batch,))
@@ -104,15 +104,18 @@ def test_training_step(benchmark, name: str, rounds) -> None:
     records = []
     for sparsity, training in sparse.items():
         times = {key: ms[key] for key in dense} | {"ours": ms[sparsity]}
-        records.append({
-            "model": name, "batch": CASES[name][1], "sparsity": sparsity, "ms": times,
+        kinds = training.milliseconds_by_kind(times["ours"]["min"])
+        held = {"ours": training.held_bytes(), "dense": dense[fastest].held_bytes()}
+        record = {
+            "model": name,
+            "batch": CASES[name][1],
+            "sparsity": sparsity,
+            "ms": times,
             "speed-up": round(best_dense(times) / times["ours"]["min"], 3),
-            "ms by kind": {
-                "ours": training.milliseconds_by_kind(times["ours"]["min"]), "dense": dense_kinds
-            },
-            "held bytes": {"ours": training.held_bytes(), "dense": dense[fastest].held_bytes()},
-        })  # fmt: skip
-        held = records[-1]["held bytes"]
+            "ms by kind": {"ours": kinds, "dense": dense_kinds},
+            "held bytes": held,
+        }
+        records.append(record)
         assert held["ours"] < held["dense"]
         assert all(torch.isfinite(p).all() for p in training.model.parameters())
     benchmark.extra_info["records"] = records
@@ -129,10 +132,12 @@ def test_inference_of_one_image(benchmark, name: str, rounds) -> None:
         with torch.inference_mode():
             return model(image)
 
-    alternation = Alternation({
-        DENSE[0]: partial(run, dense, image), DENSE[1]: partial(run, last, image.to(**LAST)),
+    runs = {
+        DENSE[0]: partial(run, dense, image),
+        DENSE[1]: partial(run, last, image.to(**LAST)),
         "ours": partial(run, sparse, image),
-    })  # fmt: skip
+    }
+    alternation = Alternation(runs)
     benchmark.pedantic(alternation.round, rounds=rounds(30))
     ms = alternation.milliseconds()
     assert torch.isfinite(run(sparse, image)).all()

@@ -1,6 +1,6 @@
-"""What all benchmarks share: how many rounds, and the machine's yardsticks, measured once.
+"""What all benchmarks share: the number of rounds, and the machine's yardsticks.
 
-DSR_BENCH_ROUNDS=1 makes a run that only shows that everything works.
+DSR_BENCH_ROUNDS=1 only shows that everything works.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ COPY_BYTES = 256 << 20
 
 @functools.cache
 def yardsticks() -> dict:
-    """Peak multiply-adds (GF/s), memory traffic of a copy (read + written, GB/s), and settings."""
+    """Peak of multiply-adds in GF/s, a copy's traffic (read and written) in GB/s, and settings."""
     threads = torch.get_num_threads()
     source = torch.ones(COPY_BYTES // 4)
     target, taken = torch.empty_like(source), []
@@ -43,15 +44,15 @@ def peak() -> float:
 
 
 @pytest.fixture(scope="session")
-def rounds():
-    """rounds(n): n, or what DSR_BENCH_ROUNDS allows at most."""
+def rounds() -> Callable[[int], int]:
+    """rounds(n) is n, but at most DSR_BENCH_ROUNDS."""
     most = int(os.environ.get("DSR_BENCH_ROUNDS", "1000"))
     return lambda wanted: min(wanted, most)
 
 
-def pytest_report_header(config) -> str:
+def pytest_report_header(config: pytest.Config) -> str:
     return status()
 
 
-def pytest_benchmark_update_machine_info(config, machine_info) -> None:
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     machine_info["yardsticks"] = yardsticks()

@@ -1,11 +1,11 @@
-"""The layers that are measured, by family."""
+"""The layers that the benchmarks measure, by family."""
 
 from __future__ import annotations
 
 from dsr_kernels.bench.problem import Layer
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
-BREAK_EVEN = (0.3, 0.4, 0.5, 0.6, 0.7)  # where dense may win, on the first family
+BREAK_EVEN = (0.3, 0.4, 0.5, 0.6, 0.7)  # where dense may be faster; for the first family
 
 
 def _conv(inputs: int, outputs: int, size: int, kernel: int, batch: int, stride: int = 1) -> Layer:

@@ -1,9 +1,9 @@
-"""Measures a GPU, sparse against dense: layers, training steps, memory, rewires.
+"""Measures a GPU, sparse against dense: layers, training steps, memory and rewires.
 
     PYTHONPATH=. python benchmarks/measure_gpu.py build/bench-gpu.json [--quick] [-k "3x3 @32"]
 
-Writes a JSON in the form of the CPU's kept ones after every part, and prints tables of it. What the
-budget of seconds leaves no time for is left out and named. Exit status 1 where a result is wrong.
+Writes a JSON in the form of the CPU's kept ones after every part, and prints tables of it. What
+the budget of seconds has no time for is left out and named. Exit code 1 where a result is wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAYERS_SHARE = 0.6  # of the budget, after which the training steps have their t
 
 
 class Run:
-    """What is measured, in the order of its worth, until the budget is spent."""
+    """The measurements, the most important first, until the budget is spent."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.start = options, time.monotonic()
@@ -51,7 +51,7 @@ class Run:
         }
 
     def out_of_time(self, what: str, share: float = 1.0) -> bool:
-        """Whether this share of the budget is spent; notes what is left out for it."""
+        """Whether this share of the budget is spent. If so, notes that `what` is left out."""
         spent = time.monotonic() - self.start > share * self.options.seconds
         if spent:
             self.kept["left out"].append(what)
@@ -97,7 +97,7 @@ class Run:
 
 
 def cases(quick: bool) -> list[tuple[str, Layer]]:
-    """Every family's first layer, every second, and so on: a budget cuts all families alike."""
+    """All families' first layers, then their second ones, ...: a budget cuts all alike."""
     columns = itertools.zip_longest(*([(f, x) for x in xs] for f, xs in FAMILIES.items()))
     ordered = [[case for case in column if case is not None] for column in columns]
     return ordered[0] if quick else list(itertools.chain(*ordered))
@@ -116,8 +116,8 @@ def main() -> int:
     parser.add_argument("-k", default="", metavar="TEXT", help="only what has it in its name")
     parser.add_argument("--rounds", type=int, default=21, help="times of each (default: 21)")
     parser.add_argument("--seconds", type=float, default=140, help="the budget (default: 140)")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda",
-                        help="cpu: small sizes, to try the benchmark itself")  # fmt: skip
+    device = "cpu: small sizes, to try the benchmark itself"
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help=device)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"no CUDA device that torch {torch.__version__} can use")

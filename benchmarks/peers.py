@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from importlib import metadata
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from dsr_kernels.ops.reference import to_dense
 
 
 @functools.cache
-def sparseprop():
+def sparseprop() -> ModuleType | ImportError:
     """The modules of SparseProp, or the ImportError that says why there are none."""
     try:
         from sparseprop import modules
@@ -39,7 +40,8 @@ def peer_runs(problem: Problem, operation: str) -> dict[str, dict[float, Callabl
         return {}
     if layer.batch % 8 or layer.kernel[0] != layer.kernel[1]:
         print(
-            f"sparseprop is left out of {layer}: it needs a batch of a multiple of 8, square taps"
+            f"sparseprop is left out of {layer}: it needs a batch that is a multiple of 8, and "
+            "square kernels"
         )
         return {}
     runs = {s: _fastest(modules, problem, s) for s in problem.sparse}
@@ -54,8 +56,8 @@ def _agrees(problem: Problem, sparsity: float, run: Callable) -> bool:
     return float((ours - theirs).abs().amax()) < 1e-3 * float(ours.abs().amax())
 
 
-def _fastest(modules, problem: Problem, sparsity: float) -> Callable[[], object]:
-    """Of its two ways to vectorize a convolution the faster one here, as its own tuner chooses."""
+def _fastest(modules: ModuleType, problem: Problem, sparsity: float) -> Callable[[], object]:
+    """The faster of its two ways to vectorize a convolution, which its own tuner would choose."""
     layer, (values, crow, col) = problem.layer, problem.sparse[sparsity]
     weight = to_dense(values, crow, col, layer.weight_shape)
     if layer.linear:

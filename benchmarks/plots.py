@@ -1,35 +1,40 @@
-"""Pictures of a kept benchmark JSON, as PNG and SVG.
+"""Plots of a kept benchmark JSON, as PNG and SVG.
 
     python benchmarks/plots.py KEPT.json FOLDER
 
-The losing cases are drawn like the winning ones; each title names the hardware.
+Cases where sparse is slower are drawn like the others. Each title names the hardware.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import matplotlib.patches
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from targets import RAW, break_even, speed_up
 
-from dsr_kernels.training.report.style import BLUE, GREEN, GREY, ORANGE, STYLE
+from dsr_kernels.training.report import style
+from dsr_kernels.training.report.style import BLUE, GREEN, GREY, ORANGE
 
 LOSING = "#c0392b"
 KIND_COLORS = {
-    "sparse conv": BLUE, "dense conv": ORANGE, "batch norm": GREEN, "ReLU, add": "#e7b416",
+    "sparse conv": BLUE,
+    "dense conv": ORANGE,
+    "batch norm": GREEN,
+    "ReLU, add": "#e7b416",
     "rest": GREY,
-}  # fmt: skip
+}
 OPERATION_COLORS = {"forward": BLUE, "grad_input": ORANGE, "grad_weight": GREEN}
 
 
 def draw(kept: dict) -> dict[str, Figure]:
-    """The pictures that `kept` has data for, by file name."""
-    matplotlib.use("Agg")
-    with matplotlib.rc_context(STYLE):
+    """The plots that `kept` has data for, by file name."""
+    with style.drawing("the pictures of a benchmark"):
         figures = {}
         if kept["layers"]:
             figures = {"speed_up": draw_speed_up(kept), "roofline": draw_roofline(kept)}
@@ -48,7 +53,9 @@ def hardware(kept: dict) -> str:
     return f"{machine['cpu']}, {threads}, {machine['isa']}"
 
 
-def _figure(title: str, kept: dict, width: float, height: float, columns: int = 1):
+def _figure(
+    title: str, kept: dict, width: float, height: float, columns: int = 1
+) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     figure.suptitle(f"{title}\n{hardware(kept)}", x=0.01, ha="left", fontsize=12, weight="bold")
@@ -59,16 +66,16 @@ def draw_speed_up(kept: dict) -> Figure:
     """Geometric mean of the three operations against sparsity, a line per layer."""
     layers = kept["layers"]
     families = list(dict.fromkeys(record["family"] for record in layers))
-    figure, panels = _figure("Speed-up over the faster dense format: mean of forward, grad-input, "
-                             "grad-weight", kept, 3.4 * max(len(families), 2), 4.6,
-                             len(families))  # fmt: skip
+    title = "Speed-up over the faster dense format: mean of forward, grad-input, grad-weight"
+    width = 3.4 * max(len(families), 2)
+    figure, panels = _figure(title, kept, width, 4.6, len(families))
     for axes, family in zip(panels, families, strict=True):
         _speed_up_panel(axes, family, [r for r in layers if r["family"] == family])
     panels[0].set_ylabel("times as fast as dense")
     return figure
 
 
-def _speed_up_panel(axes, family: str, layers: list[dict]) -> None:
+def _speed_up_panel(axes: Axes, family: str, layers: list[dict]) -> None:
     colors = [BLUE, ORANGE, GREEN, "#e7b416", "#8e5ea2"]
     ratios, marked = [], 0
     for index, layer in enumerate(dict.fromkeys(r["layer"] for r in layers)):
@@ -83,8 +90,9 @@ def _speed_up_panel(axes, family: str, layers: list[dict]) -> None:
         even = break_even(layers, layer)
         if even is not None and points[0][1] < 1:
             axes.plot([100 * even], [1], "D", color=color, ms=8, mec="white", zorder=5)
-            axes.annotate(f"{100 * even:.0f} %", (100 * even, 1), color=color, fontsize=9,
-                          xytext=(6, -13 - 10 * marked), textcoords="offset points")  # fmt: skip
+            beside = {"xytext": (6, -13 - 10 * marked), "textcoords": "offset points"}
+            label = f"{100 * even:.0f} %"
+            axes.annotate(label, (100 * even, 1), color=color, fontsize=9, **beside)
             marked += 1
     axes.set_title(family)
     axes.set_yscale("log", base=2)
@@ -116,9 +124,9 @@ def draw_roofline(kept: dict, sparsity: float = 0.9) -> Figure:
             limit = roof(record, machine)
             bound = "peak" if limit == machine["peak GF/s"] else "memory"
             axes.barh(place, 100 * record["GF/s"] / limit, 0.24, color=OPERATION_COLORS[operation])
-            axes.annotate(f" {record['GF/s']:.0f} of {limit:.0f} GF/s ({bound})",
-                          (100 * record["GF/s"] / limit, place), va="center", fontsize=7,
-                          color="#4a4f57")  # fmt: skip
+            end = 100 * record["GF/s"] / limit, place
+            label = f" {record['GF/s']:.0f} of {limit:.0f} GF/s ({bound})"
+            axes.annotate(label, end, va="center", fontsize=7, color="#4a4f57")
     axes.set_yticks(range(len(names)), [f"{layer}, N={batch}" for layer, batch in names])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -135,8 +143,8 @@ def draw_roofline(kept: dict, sparsity: float = 0.9) -> Figure:
 def draw_training_step(kept: dict) -> Figure:
     """Each step as a bar of kinds: dense, then ours at each sparsity."""
     models = list(dict.fromkeys(r["model"] for r in kept["training"]))
-    figure, panels = _figure("Training step by kind of work", kept, 5.2 * max(len(models), 2), 4.4,
-                             len(models))  # fmt: skip
+    width = 5.2 * max(len(models), 2)
+    figure, panels = _figure("Training step by kind of work", kept, width, 4.4, len(models))
     for axes, model in zip(panels, models, strict=True):
         records = [r for r in kept["training"] if r["model"] == model]
         bars = {"dense": records[0]["ms by kind"]["dense"]}
@@ -170,8 +178,9 @@ def draw_inference(kept: dict) -> Figure:
         colors = [BLUE if name == "ours" else GREY for name in names]
         axes.bar_label(axes.bar(range(len(names)), times, 0.6, color=colors), fmt="%.1f ms")
         axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
-        axes.set_title(f"{record['model']}, {100 * record['sparsity']:g} % sparse: "
-                       f"{record['speed-up']:.2f}x")  # fmt: skip
+        axes.set_title(
+            f"{record['model']}, {100 * record['sparsity']:g} % sparse: {record['speed-up']:.2f}x"
+        )
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.15)
     panels[0].set_ylabel("ms, fastest round")
@@ -180,13 +189,15 @@ def draw_inference(kept: dict) -> Figure:
 
 def draw_memory(kept: dict) -> Figure:
     """Weights, gradients and optimizer state; peak of training; both as shares of dense."""
-    groups = [("weights, gradients, optimizer state", kept["training"], "held bytes"),
-              ("peak growth while training", kept["memory"], "peak bytes")]  # fmt: skip
+    groups = [
+        ("weights, gradients, optimizer state", kept["training"], "held bytes"),
+        ("peak growth while training", kept["memory"], "peak bytes"),
+    ]
     figure, panels = _figure("Memory, ours beside dense", kept, 12, 4.4, 2)
     for axes, (title, records, field) in zip(panels, groups, strict=True):
         labels = [f"{r['model']}\n{100 * r['sparsity']:g} %" for r in records]
-        labels = [label + f"\n{r.get('allocator', '')}"
-                  for label, r in zip(labels, records, strict=True)]  # fmt: skip
+        pairs = zip(labels, records, strict=True)
+        labels = [f"{label}\n{record.get('allocator', '')}" for label, record in pairs]
         for offset, (name, color) in enumerate((("dense", GREY), ("ours", BLUE))):
             shares = [100 * r[field][name] / r[field]["dense"] for r in records]
             places = [index + 0.38 * (offset - 0.5) for index in range(len(records))]
@@ -198,8 +209,8 @@ def draw_memory(kept: dict) -> Figure:
         axes.set_ylabel("% of dense")
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.15)
-    handles = [matplotlib.patches.Patch(color=c, label=n) for n, c in
-               (("dense", GREY), ("ours", BLUE))]  # fmt: skip
+    colors = {"dense": GREY, "ours": BLUE}
+    handles = [matplotlib.patches.Patch(color=c, label=name) for name, c in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
@@ -209,7 +220,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in draw(json.loads(source.read_text())).items():
         for suffix in ("png", "svg"):
-            with matplotlib.rc_context(STYLE):
+            with style.drawing("the pictures of a benchmark"):
                 figure.savefig(folder / f"{name}.{suffix}")
         print(folder / f"{name}.png")
 

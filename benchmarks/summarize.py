@@ -1,4 +1,4 @@
-"""Reduces a pytest-benchmark JSON to what is worth keeping, and prints what it says.
+"""Reduces a pytest-benchmark JSON to what is worth keeping, and prints tables of it.
 
     python benchmarks/summarize.py FULL.json KEPT.json
 
@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 from targets import target_table
+
+from dsr_kernels.text_table import markdown
 
 SECTIONS = {
     "test_layer": "layers",
@@ -52,7 +54,7 @@ def reduce(full: dict) -> dict:
 
 
 def lines_of(kept: dict) -> str:
-    """JSON with a line for each record, so that two runs can be compared line by line."""
+    """JSON with a line for each record, so that `diff` can compare two runs."""
     parts = []
     for name, value in kept.items():
         text = json.dumps(value)
@@ -63,34 +65,35 @@ def lines_of(kept: dict) -> str:
 
 
 def speed_table(layers: list[dict]) -> str:
-    """Markdown: a row per layer and operation, a column per sparsity, times as fast as dense."""
+    """Markdown: a row for each layer and operation, with its speed-up at each sparsity."""
     rows: dict[tuple[str, str], dict[float, float]] = {}
     for record in layers:
         row = rows.setdefault((record["layer"], record["operation"]), {})
         row[record["sparsity"]] = record["speed-up"]
     columns = sorted({sparsity for row in rows.values() for sparsity in row})
     header = ["times as fast as dense", "operation", *(f"{100 * s:g} %" for s in columns)]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = []
     for (layer, operation), row in rows.items():
-        cells = [f"{row[s]:.2f}x" if s in row else "" for s in columns]
-        lines.append("| " + " | ".join([layer, operation, *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([layer, operation, *(f"{row[s]:.2f}x" if s in row else "" for s in columns)])
+    return markdown(header, lines)
 
 
 def model_table(kept: dict) -> str:
     """Markdown: training steps and inference of whole models, and the plain times."""
-    lines = ["| | sparsity | dense ms | ours ms | ratio |", "|---|---|---|---|---|"]
+    models = []
     for what in ("training", "inference"):
         for each in kept[what]:
             ms = each["ms"]
             dense = min(times["min"] for name, times in ms.items() if name != "ours")
             name = f"{each['model']} {what}, batch {each['batch']}"
-            numbers = f"{dense:.1f} | {ms['ours']['min']:.1f} | {each['speed-up']:.2f}x"
-            lines.append(f"| {name} | {100 * each['sparsity']:g} % | {numbers} |")
-    lines += ["", "| | ms | ms, median |", "|---|---|---|"]
-    for each in kept["other"]:
-        lines.append(f"| {each['name']} | {each['ms']['min']} | {each['ms']['median']} |")
-    return "\n".join(lines)
+            numbers = [f"{dense:.1f}", f"{ms['ours']['min']:.1f}", f"{each['speed-up']:.2f}x"]
+            models.append([name, f"{100 * each['sparsity']:g} %", *numbers])
+    times = [(each["name"], each["ms"]["min"], each["ms"]["median"]) for each in kept["other"]]
+    tables = (
+        markdown(["", "sparsity", "dense ms", "ours ms", "ratio"], models),
+        markdown(["", "ms", "ms, median"], [list(map(str, row)) for row in times]),
+    )
+    return "\n\n".join(tables)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What was aimed at beside what was measured, as Markdown.
+"""The targets beside what was measured, as Markdown.
 
 python benchmarks/targets.py KEPT.json
 """
@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import geometric_mean
 
+from dsr_kernels.text_table import markdown
+
 RAW = ("forward", "grad_input", "grad_weight")
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
-SPEED_UPS = {  # of the geometric mean over a family's layers and RAW, at SPARSITIES
+SPEED_UPS = {  # geometric means over a family's layers and RAW, at each of SPARSITIES
     "WRN 3x3": (3.2, 6.0, 10.0, 16.0),
     "WRN 3x3 stride 2": (2.6, 4.5, 7.0, 10.0),
     "ResNet-50 3x3": (2.7, 5.0, 8.0, 13.0),
@@ -21,7 +23,7 @@ SPEED_UPS = {  # of the geometric mean over a family's layers and RAW, at SPARSI
     "linear": (2.5, 5.0, 9.0, 14.0),
 }
 BREAK_EVEN = 0.45  # at most
-MODULE_SHARE = 0.9  # of the raw operations' speed-up that is left through autograd, at least
+MODULE_SHARE = 0.9  # at least this share of the raw operations' speed-up is left in a module
 SPARSEPROP, STEP = 7.0, 2.8  # forward + backward, and WRN-28-2's training step, at 90 %
 MISSING = "not measured"
 
@@ -33,14 +35,14 @@ def speed_up(layers: list[dict], sparsity: float, **fields: str) -> float | None
     return geometric_mean(ratios) if ratios else None
 
 
-def _chosen(records: Iterable[dict], **fields) -> list[dict]:
+def _chosen(records: Iterable[dict], **fields: object) -> list[dict]:
     return [r for r in records if all(r.get(name) == value for name, value in fields.items())]
 
 
 def break_even(layers: list[dict], layer: str) -> float | None:
-    """The sparsity from which on `layer` is faster than dense; times are linear in the density.
+    """The sparsity from which on `layer` is faster than dense, if times are linear in density.
 
-    Of a layer that is faster at every sparsity measured, the lowest one; None if it never is.
+    It is the lowest one measured if the layer is faster at all of them, None if it never is.
     """
     sparsities = sorted({r["sparsity"] for r in layers if r["layer"] == layer})
     points = [(s, speed_up(layers, s, layer=layer)) for s in sparsities]
@@ -55,7 +57,7 @@ def break_even(layers: list[dict], layer: str) -> float | None:
 
 
 def module_share(layers: list[dict]) -> float | None:
-    """Module speed-up over that of its three operations' summed times, geometric mean."""
+    """The modules' speed-ups over those of their three operations together, geometric mean."""
     shares = []
     for module in _chosen(layers, operation="module"):
         same = {name: module[name] for name in ("family", "layer", "sparsity")}
@@ -68,7 +70,7 @@ def module_share(layers: list[dict]) -> float | None:
 
 
 def over_sparseprop(layers: list[dict], sparsity: float = 0.9) -> float | None:
-    """How many times its time of forward + backward is ours, geometric mean."""
+    """sparseprop's time of forward and backward over ours, geometric mean."""
     both = [r["ms"] for r in _chosen(layers, operation="module", sparsity=sparsity)]
     ratios = [ms["sparseprop"]["min"] / ms["ours"]["min"] for ms in both if "sparseprop" in ms]
     return geometric_mean(ratios) if ratios else None
@@ -77,34 +79,34 @@ def over_sparseprop(layers: list[dict], sparsity: float = 0.9) -> float | None:
 def target_table(kept: dict) -> str:
     """Markdown: target, measured, and whether it is met."""
     layers = kept["layers"]
-    lines = ["| | sparsity | target | measured | met |", "|---|---|---|---|---|"]
+    rows = []
     for family, targets in SPEED_UPS.items():
         for sparsity, target in zip(SPARSITIES, targets, strict=True):
             measured = speed_up(layers, sparsity, family=family)
-            lines.append(_line(family, f"{100 * sparsity:g} %", target, measured, "x"))
+            rows.append(_row(family, f"{100 * sparsity:g} %", target, measured, "x"))
     for layer in dict.fromkeys(r["layer"] for r in layers if r["sparsity"] < min(SPARSITIES)):
         point = break_even(layers, layer)
         name = f"{layer}: faster than dense from a sparsity of"
         if point is None:
-            lines.append(f"| {name} | | <= {BREAK_EVEN:.0%} | never | no |")
+            rows.append([name, "", f"<= {BREAK_EVEN:.0%}", "never", "no"])
         else:
             met = "yes" if point <= BREAK_EVEN else "no"
-            lines.append(f"| {name} | | <= {BREAK_EVEN:.0%} | {point:.0%} | {met} |")
+            rows.append([name, "", f"<= {BREAK_EVEN:.0%}", f"{point:.0%}", met])
     share, step = module_share(layers), _chosen(kept["training"], model="WRN-28-2", sparsity=0.9)
-    lines += [
-        _line("module over its operations", "all", MODULE_SHARE, share, ""),
-        _line("forward + backward over sparseprop", "90 %", SPARSEPROP, over_sparseprop(layers),
-              "x"),
-        _line("WRN-28-2 training step", "90 %", STEP, step[0]["speed-up"] if step else None, "x"),
-    ]  # fmt: skip
-    return "\n".join(lines)
+    peer = over_sparseprop(layers)
+    rows += [
+        _row("module over its operations", "all", MODULE_SHARE, share, ""),
+        _row("forward + backward over sparseprop", "90 %", SPARSEPROP, peer, "x"),
+        _row("WRN-28-2 training step", "90 %", STEP, step[0]["speed-up"] if step else None, "x"),
+    ]
+    return markdown(["", "sparsity", "target", "measured", "met"], rows)
 
 
-def _line(name: str, sparsity: str, target: float, measured: float | None, unit: str) -> str:
+def _row(name: str, sparsity: str, target: float, measured: float | None, unit: str) -> list[str]:
     if measured is None:
-        return f"| {name} | {sparsity} | {target:g}{unit} | {MISSING} | |"
+        return [name, sparsity, f"{target:g}{unit}", MISSING, ""]
     met = "yes" if measured >= target else "no"
-    return f"| {name} | {sparsity} | {target:g}{unit} | {measured:.2f}{unit} | {met} |"
+    return [name, sparsity, f"{target:g}{unit}", f"{measured:.2f}{unit}", met]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """The command ``dsr``: train, report, experiment, bench, info.
 
-Exit codes: 0 done, 1 the system failed (a full disk) or a cell of an experiment did, 2 wrong usage
-or input, 3 training stopped by a non-finite loss or weight, 130 after Ctrl-C, 143 after SIGTERM.
+Exit codes:
+    0    done
+    1    the system failed, such as a full disk, or a cell of an experiment failed
+    2    wrong usage or input
+    3    training stopped, because the loss or a weight is not finite
+    130  Ctrl-C
+    143  SIGTERM
 """
 
 from __future__ import annotations
@@ -11,9 +16,11 @@ import os
 import sys
 from pathlib import Path
 
+Commands = argparse._SubParsersAction  # what add_subparsers returns
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; every foreseeable failure is one sentence on stderr."""
+    """Runs one command and returns its exit code. A failure is one sentence on stderr."""
     options = _parser().parse_args(arguments)
     from dsr_kernels.errors import Interrupted, TrainingStopped, UsageError
 
@@ -25,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dsr: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `dsr train --list | head -1`
+    except BrokenPipeError:  # nobody reads the output any more, as in `dsr train --list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder without permission
@@ -39,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(commands)
 
-    report = commands.add_parser("report", help="make report.html and the plots of a run again")
-    report.add_argument("folder", metavar="RUN", type=Path)
+    report = commands.add_parser("report", help="write report.html and the plots of a run again")
+    report.add_argument("folder", metavar="RUN", type=Path, help="folder of the run")
     report.set_defaults(run=_report)
 
     _add_experiment(commands)
@@ -51,91 +58,92 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train(commands) -> None:
+def _add_train(commands: Commands) -> None:
     train = commands.add_parser(
         "train",
         help="train a recipe, or continue a run",
         description="Trains a recipe into a folder with metrics, checkpoints and a report.",
         epilog="example: dsr train --recipe wrn28_2-digits --set training.epochs=4 --out runs/a",
     )
-    train.add_argument("--list", action="store_true", help="show the recipes and stop")
-    train.add_argument("--recipe", metavar="NAME", help="a recipe by name, or a TOML file by path")
-    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-                       help="override a value, as in model.sparsity=0.8 (repeatable)")  # fmt: skip
-    train.add_argument("--out", metavar="RUN", type=Path, help="folder of the run")
-    train.add_argument("--resume", metavar="RUN", type=Path, nargs="?", const=True,
-                       help="continue the run in this folder (or in --out)")  # fmt: skip
-    train.add_argument("--seed", metavar="N", type=int, help="the same as --set seed=N")
-    train.add_argument(
-        "--data-dir", metavar="DIR", type=Path, help="where the data set's files are"
-    )
-    train.add_argument("--eval-test-every", metavar="N", type=int,
-                       help="look at the test set every N epochs, as the paper does; by "
-                       "default only once, at the end")  # fmt: skip
-    train.add_argument("--compare-dense", action="store_true",
-                       help="at the end, time the sparse model beside its dense twin")  # fmt: skip
-    train.add_argument(
-        "--threads", metavar="N", type=int, help="CPU threads (default: torch's choice)"
-    )
-    train.add_argument("--device", metavar="NAME", help="where to train: cpu, cuda or cuda:N "
-                       "(default: cpu, or what the run began on)")  # fmt: skip
-    train.add_argument("--quiet", action="store_true", help="no progress bar, one line an epoch")
-    train.add_argument("--no-report", action="store_true", help="leave page.html for `dsr report`")
+    add = train.add_argument
+    add("--list", action="store_true", help="list the recipes and exit")
+    add("--recipe", metavar="NAME", help="a recipe by name, or a TOML file by path")
+    _add_set(train, "override a value, as in model.sparsity=0.8 (repeatable)")
+    add("--out", metavar="RUN", type=Path, help="folder of the new run")
+    resume = "continue the run in this folder, or in that of --out"
+    add("--resume", metavar="RUN", type=Path, nargs="?", const=True, help=resume)
+    add("--seed", metavar="N", type=int, help="the same as --set seed=N")
+    add("--data-dir", metavar="DIR", type=Path, help="folder of the data set's files")
+    every = "test every N epochs, as the paper does (default: only once, at the end)"
+    add("--eval-test-every", metavar="N", type=int, help=every)
+    compare = "at the end, time the sparse model beside its dense twin"
+    add("--compare-dense", action="store_true", help=compare)
+    add("--threads", metavar="N", type=int, help="number of CPU threads (default: torch's choice)")
+    device = "cpu, cuda or cuda:N (default: cpu, or what the run began on)"
+    add("--device", metavar="NAME", help=device)
+    add("--quiet", action="store_true", help="print one line an epoch, without a progress bar")
+    add("--no-report", action="store_true", help="do not write report.html and the plots")
     train.set_defaults(run=_train)
 
 
-def _add_experiment(commands) -> None:
+def _add_experiment(commands: Commands) -> None:
     experiment = commands.add_parser(
         "experiment",
         help="run a grid: methods x sparsities x seeds",
-        description="Runs a grid of recipes, each cell as a process, and puts what they show into "
-        "tables and plots. The same command again continues it: finished cells stay, failed ones "
-        "are tried anew.",
+        description="Runs a grid of recipes, each cell in a process, and writes tables and plots "
+        "of the results. The same command again continues it: finished cells stay, failed cells "
+        "run again.",
         epilog="example: dsr experiment lenet300-fashion_mnist --jobs 2 --out runs/lenet",
     )
     add = experiment.add_argument
     add("name", metavar="NAME", nargs="?", help="a grid by name, or a TOML file by path")
-    add("--list", action="store_true", help="show the grids and stop")
+    add("--list", action="store_true", help="list the grids and exit")
     add("--out", metavar="DIR", type=Path, help="folder of the experiment (default: runs/NAME)")
-    add("--jobs", metavar="N", type=int, default=1, help="cells at a time (default: 1)")
-    add("--threads", metavar="N", type=int, help="CPU threads of each (default: cores / jobs)")
-    add("--data-dir", metavar="DIR", type=Path, help="where the data set's files are")
-    add("--device", metavar="NAME", help="where to train: cpu, cuda or cuda:N (default: cpu)")
-    add("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override a value in every cell, as in training.epochs=5 (repeatable)")  # fmt: skip
-    add("--report", action="store_true", help="only make tables and plots again")
+    jobs = "number of cells that run at a time (default: 1)"
+    add("--jobs", metavar="N", type=int, default=1, help=jobs)
+    threads = "number of CPU threads of each cell (default: cores / jobs)"
+    add("--threads", metavar="N", type=int, help=threads)
+    add("--data-dir", metavar="DIR", type=Path, help="folder of the data set's files")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
+    _add_set(experiment, "override a value in every cell, as in training.epochs=5 (repeatable)")
+    add("--report", action="store_true", help="only write tables and plots again")
     experiment.set_defaults(run=_experiment)
 
 
-def _add_bench(commands) -> None:
+def _add_bench(commands: Commands) -> None:
     bench = commands.add_parser(
         "bench",
         help="time one layer, sparse against dense",
-        description="Times a layer's operations, sparse and dense in turn, on random numbers.",
+        description="Times the operations of a layer on random numbers, sparse and dense in turn.",
         epilog="example: dsr bench --layer 64x64x3x3@16 --sparsity .9",
     )
-    bench.add_argument("--layer", metavar="OxCxKHxKW@H", required=True,
-                       help="output and input channels, kernel, and input size H or HxW; OxC alone "
-                       "is a linear layer")  # fmt: skip
-    bench.add_argument("--sparsity", metavar="S", type=float, default=0.9,
-                       help="share of zeros, 0 <= S < 1 (default: 0.9)")  # fmt: skip
-    bench.add_argument("--stride", metavar="N", type=int, default=1)
-    bench.add_argument("--padding", metavar="N", type=int, help="default: half of the kernel")
-    bench.add_argument("--batch", metavar="N", type=int, default=128, help="default: 128")
-    bench.add_argument("--rounds", metavar="N", type=int, default=15, help="default: 15")
-    bench.add_argument("--threads", metavar="N", type=int, help="default: torch's choice")
-    bench.add_argument("--json", metavar="FILE", type=Path, help="also write the records here")
+    add = bench.add_argument
+    layer = "output channels, input channels, kernel, and input size H or HxW; OxC alone is linear"
+    add("--layer", metavar="OxCxKHxKW@H", required=True, help=layer)
+    sparsity = "share of zeros, 0 <= S < 1 (default: 0.9)"
+    add("--sparsity", metavar="S", type=float, default=0.9, help=sparsity)
+    add("--stride", metavar="N", type=int, default=1, help="stride of the kernel (default: 1)")
+    add("--padding", metavar="N", type=int, help="zeros at each side (default: half of the kernel)")
+    add("--batch", metavar="N", type=int, default=128, help="images in a batch (default: 128)")
+    add("--rounds", metavar="N", type=int, default=15, help="times of each (default: 15)")
+    add("--threads", metavar="N", type=int, help="number of CPU threads (default: torch's choice)")
+    add("--json", metavar="FILE", type=Path, help="also write the records into this file")
     bench.set_defaults(run=_bench)
 
 
+def _add_set(parser: argparse.ArgumentParser, what: str) -> None:
+    options = {"action": "append", "default": [], "dest": "overrides"}
+    parser.add_argument("--set", metavar="KEY=VALUE", help=what, **options)
+
+
 def _train(options: argparse.Namespace) -> int:
+    from dsr_kernels import text_table
     from dsr_kernels.errors import UsageError
     from dsr_kernels.training.recipe import load as recipes
 
     if options.list:
-        width = max(len(name) for name in recipes.names())
-        for name in recipes.names():
-            print(f"{name:<{width}}  {recipes.load(name).description}")
+        rows = [(name, recipes.load(name).description) for name in recipes.names()]
+        print("\n".join(text_table.columns(rows, left=(0, 1))))
         return 0
     folder = _folder(options)
     overrides = list(options.overrides)
@@ -145,9 +153,13 @@ def _train(options: argparse.Namespace) -> int:
     recipe = recipes.load(str(source), overrides, options.seed)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads: expected at least 1, got {options.threads}")
-    given = {"data_dir": options.data_dir, "compare_dense": options.compare_dense,
-             "quiet": options.quiet or None, "make_report": not options.no_report,
-             "device": options.device}  # fmt: skip
+    given = {
+        "data_dir": options.data_dir,
+        "compare_dense": options.compare_dense,
+        "quiet": options.quiet or None,
+        "make_report": not options.no_report,
+        "device": options.device,
+    }
     if options.threads is not None:
         given["threads"] = options.threads
     from dsr_kernels.training import start
@@ -166,11 +178,11 @@ def _folder(options: argparse.Namespace) -> Path:
 
     if not options.resume:
         if options.out is None:
-            raise UsageError("--out: name the folder of the run, such as --out runs/first")
+            raise UsageError("--out: expected the folder of the run, such as --out runs/first")
         return options.out
     folder = options.out if options.resume is True else options.resume
     if folder is None or (options.out and options.out != folder):
-        raise UsageError("--resume: name one run, with --resume RUN or --out RUN --resume")
+        raise UsageError("--resume: expected one run, as --resume RUN or --out RUN --resume")
     return Run.open(folder).folder
 
 

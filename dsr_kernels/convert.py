@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from dsr_kernels.choices import check_choice
+from dsr_kernels.choices import check_choice, resembling
 from dsr_kernels.distribution import DISTRIBUTIONS, budget, distribute, reachable
 from dsr_kernels.nn import SparseConv1d, SparseConv2d, SparseLinear, SparseModule
 from dsr_kernels.nn.from_dense import KEEP, DenseLayer, why_not
@@ -173,7 +172,7 @@ def _own_sparsity(
 def _check_globs(argument: str, globs: Iterable[str], names: list[str]) -> None:
     for glob in globs:
         if not any(_fits(glob, name) for name in names):
-            close = get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
+            close = resembling(glob, names, 3, 0.3) or names[:3]
             raise ValueError(
                 f"{argument}: {glob!r} fits no convolution or linear layer; "
                 f"the closest names are {', '.join(close)}"

@@ -1,4 +1,4 @@
-"""What this machine and this build can do: versions, processor, GPUs."""
+"""What this machine and this build of the package have: versions, processor, GPUs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _gpu_kernels() -> str:
 
 
 def check_processor() -> None:
-    """UsageError where DSR_CPU_ISA asks for kernels this processor or build does not have."""
+    """Raises UsageError if DSR_CPU_ISA names kernels that this processor or build lacks."""
     try:
         _C.isa()
     except ValueError as error:
@@ -60,7 +60,7 @@ def check_processor() -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers of a run were measured on."""
+    """The machine that a run was measured on, for its record."""
     return {
         **device_facts(device),
         "cpu": _cpu_name(),
@@ -86,7 +86,7 @@ def _cpu_name() -> str:
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """The device in the record of a run: what its numbers were measured on."""
+    """The device that a run was measured on, for its record."""
     if device.type == "cpu":
         return {"device": "cpu"}
     return {

@@ -1,34 +1,33 @@
-"""The errors a user can cause or meet; the command line prints each as one sentence, without a
-traceback.
-"""
+"""The errors that a user can cause or meet. `dsr` prints each as one sentence, no traceback."""
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 
 class UsageError(Exception):
-    """A wrong argument, recipe, data set or run directory (exit code 2)."""
+    """A wrong argument, recipe, data set or folder of a run (exit code 2)."""
 
     exit_code = 2
 
 
 class TrainingStopped(Exception):
-    """Training cannot go on: the loss or a weight is not finite (exit code 3)."""
+    """Training cannot go on, since the loss or a weight is not finite (exit code 3)."""
 
     exit_code = 3
 
 
 class Interrupted(Exception):
-    """A signal asked for an end; a checkpoint has been written (exit code 130 or 143)."""
+    """A signal has stopped training; a checkpoint is saved (exit code 130 or 143)."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
-def require(module: str, purpose: str, extra: str = "train"):
-    """Imports an optional dependency, or says which extra brings it."""
-    import importlib
-
+def require(module: str, purpose: str, extra: str = "train") -> ModuleType:
+    """Imports an optional dependency. Raises UsageError, which says what to install for it."""
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,72 +12,21 @@ from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsr_kernels.backends import cpu
+from dsr_kernels import text_table
+from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.backends.native import _C
-from dsr_kernels.backends.plan_cache import cache
 from dsr_kernels.nn.module import SparseModule
-from dsr_kernels.ops import library
+from dsr_kernels.ops.passes import passes
 
-CYCLES_AT_PEAK = 0.5  # of a vector FMA: processors with AVX2 or AVX-512 issue two a cycle
+HEADER = (
+    *("layer", "pass", "input", "nnz", "sparsity", "variant"),
+    *("GF/s", "held", "plan", "workspace", "why"),
+)
 NEEDS_NUMBERS = (  # what fake tensors cannot answer
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
     fake_tensor.UnsupportedOperatorException,
 )
-
-
-class Pass(NamedTuple):
-    """What one op of one call runs as."""
-
-    plan: _C.ConvPlan
-    how: dict  # the plan's own description
-    lanes: str
-    reason: str
-    filled: float  # share of the lanes that compute something that is stored
-
-    @property
-    def variant(self) -> str:
-        """As in "row 4x4, 2 blocks": lanes, tile in rows x columns of vectors, channel blocks."""
-        h = self.how
-        blocks = f"{h['blocks']} block{'s' if h['blocks'] > 1 else ''}"
-        return f"{self.lanes} {h['tile_rows']}x{h['tile_cols']}, {blocks}"
-
-    def expected_gflops(self, peak: float) -> float:
-        """Useful GF/s by the cost model, of a machine whose multiply-adds peak at `peak`."""
-        return peak * CYCLES_AT_PEAK / self.how["cycles_per_fma"] * self.filled
-
-
-def passes(x: Tensor, y: Tensor, values: Tensor, crow: Tensor, col: Tensor, *shape) -> dict:
-    """{"forward": Pass, "grad_input": Pass} of a call; grad-weight shares forward's.
-
-    x [N, C, H, W] and y [N, O, P, Q] give sizes and strides only and may be fake or meta tensors;
-    the gradients are taken to have the same formats. `shape`: weight_shape, stride, padding,
-    dilation, groups. Builds the plan_cache, or finds them where the layer has run.
-    """
-    last = torch.channels_last if library.channels_last(x) else torch.contiguous_format
-    grad_x = torch.empty(x.shape, device="meta", memory_format=last)
-    sizes = tuple(x.shape[1:]), tuple(y.shape[1:])
-    result = {}
-    for name, read, written in (("forward", x, y), ("grad_input", y, grad_x)):
-        transposed = name == "grad_input"
-        call = (read, written, *sizes, *shape, values.dtype, transposed)
-        geometry = cpu.geometry(*call)
-        plan = cache.get(crow, col, geometry, cpu.build_plan)
-        how = plan.describe()
-        filled = _filled(how, read.shape[0])
-        result[name] = Pass(plan, how, geometry.lanes, cpu.lanes_reason(*call), filled)
-    return result
-
-
-def _filled(how: dict, n: int) -> float:
-    groups = math.ceil(n / (how["images"] * how["lane_images"]))
-    filled = n / (groups * how["images"] * how["lane_images"])
-    if how["lanes"] == "row":
-        return filled * how["class_cols"] * how["images"] / how["pitch"]
-    if how["lanes"] == "plane":
-        filled = how["class_cols"] / how["pitch"]  # images are stacked as far as there are any
-        return filled * (how["class_rows"] / how["image_rows"] if how["images"] > 1 else 1)
-    return filled
 
 
 @dataclass(frozen=True)
@@ -113,19 +61,9 @@ class Explanation:
     peak_gflops: float  # measured: float32 multiply-adds from registers
 
     def __str__(self) -> str:
-        table = [("layer", "pass", "input", "nnz", "sparsity", "variant", "GF/s", "held", "plan",
-                  "workspace", "why")]  # fmt: skip
+        table: list[tuple[str, ...]] = [HEADER]
         table += [_cells(row) for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        right = {3, 4, 6, 7, 8, 9}
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i in right else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in table
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
+        lines = text_table.columns(table, left=(0, 1, 2, 5, 10), rules=(1,))
         lines += [f"{name}: not called" for name in self.unused]
         lines.append(
             f"{self.isa}, {self.threads} threads, peak {self.peak_gflops:.0f} GF/s; GF/s are the "
@@ -200,7 +138,7 @@ def _checked(input_shape: Sequence[int]) -> tuple[int, ...]:
 class _Call(NamedTuple):
     x: Tensor  # fake, or on the meta device: sizes and strides
     y: Tensor
-    shape: tuple
+    shape: ConvShape
 
 
 class _Recorder(TorchDispatchMode):
@@ -211,17 +149,18 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[tuple[SparseModule, _Call]] = []
         self.layer: SparseModule | None = None
 
-    def enter(self, module: SparseModule, _) -> None:
+    def enter(self, module: nn.Module, args: object) -> None:
+        assert isinstance(module, SparseModule)
         self.layer = module
 
-    def leave(self, *_) -> None:
+    def leave(self, module: nn.Module, args: object, output: object) -> None:
         self.layer = None
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.dsr_kernels.sparse_conv2d.default and self.layer is not None:
-            shape = tuple(tuple(a) if isinstance(a, list) else a for a in args[5:])
-            self.calls.append((self.layer, _Call(_meta(args[0]), _meta(out), shape)))
+            x, _values, _bias, _crow, _col, *fields = args
+            self.calls.append((self.layer, _Call(_meta(x), _meta(out), conv_shape(*fields))))
         return out
 
 
@@ -236,7 +175,9 @@ def _calls(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[SparseModule,
         return _run(model, shape, contextlib.nullcontext())
 
 
-def _run(model: nn.Module, shape: tuple[int, ...], tensors) -> list[tuple[SparseModule, _Call]]:
+def _run(
+    model: nn.Module, shape: tuple[int, ...], tensors: contextlib.AbstractContextManager[object]
+) -> list[tuple[SparseModule, _Call]]:
     floats = (t for t in model.parameters() if t.is_floating_point())
     like = next(floats)  # a sparse layer has at least its values
     recorder = _Recorder()
@@ -277,7 +218,7 @@ def _rows(
     pattern = module.crow_indices, module.col_indices
     n, peak = call.x.shape[0], peak * 4 / module.weight_values.element_size()
     values = module.weight_values
-    for operation, run in passes(call.x, call.y, values, *pattern, *call.shape).items():
+    for operation, run in passes(call.x, call.y, values, *pattern, call.shape).items():
         shared = ["grad_weight"] if operation == "forward" else []
         needed = [run.plan.workspace_bytes(op, n, threads) for op in (operation, *shared)]
         yield LayerPass(

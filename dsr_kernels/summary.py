@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dsr_kernels import text_table
 from dsr_kernels.convert import why_dense
 from dsr_kernels.nn.module import SparseModule
 
@@ -68,18 +69,7 @@ class Summary:
         nnz = sum(layer.nnz for layer in self.layers)
         total = ("total", "", "", f"{numel:,}", f"{nnz:,}", f"{nnz / max(numel, 1):.4f}")
         rows.append((*total, _size(self.dense_bytes), _size(self.bytes), ""))
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        left = {0, 1, 2, 8}
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i in left else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in (header, *rows)
-        ]
-        rule = "-" * max(len(line) for line in lines)
-        lines[1:1] = [rule]
-        lines[-1:-1] = [rule]
+        lines = text_table.columns([header, *rows], left=(0, 1, 2, 8), rules=(1, len(rows)))
         lines.append(
             f"sparse layers: {self.sparse_nnz:,} of {self.sparse_numel:,} weights, "
             f"sparsity {self.sparsity:.4f}"

@@ -41,8 +41,11 @@ def test_an_unknown_instruction_set_is_one_sentence(command, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "dsr_kernels", *command],
         env={**os.environ, "DSR_CPU_ISA": "sse9", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("dsr: the environment variable DSR_CPU_ISA asks for 'sse9'")
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
@@ -50,7 +53,7 @@ def test_an_unknown_instruction_set_is_one_sentence(command, tmp_path):
 
 def test_wrong_usage_is_one_sentence(capsys, tmp_path):
     out = str(tmp_path / "r")
-    assert "--out: name the folder" in refused(capsys, "train")
+    assert "--out: expected the folder" in refused(capsys, "train")
     assert "did you mean wrn28_2-cifar10" in refused(
         capsys, "train", "--recipe", "wrn28_2-cifar", "--out", out
     )
@@ -63,7 +66,7 @@ def test_wrong_usage_is_one_sentence(capsys, tmp_path):
     assert "data set mnist not found" in refused(
         capsys, "train", "--recipe", "lenet300-mnist", "--data-dir", str(tmp_path), "--out", out
     )
-    assert "--resume: name one run" in refused(capsys, "train", "--resume")
+    assert "--resume: expected one run" in refused(capsys, "train", "--resume")
     assert "holds no run" in refused(capsys, "train", "--resume", out)
     assert "recipe: rewiring.prune_count: expected at most" in refused(
         capsys, *arguments(Path(out), "rewiring.prune_count=99999")
@@ -99,7 +102,7 @@ def test_a_run_begun_on_a_gpu_goes_on_there_or_where_told(capsys, tmp_path, monk
     capsys.readouterr()
     assert "--device cuda:0: no CUDA device: " in refused(capsys, "train", "--resume", str(run))
     assert main(["train", "--resume", str(run), "--device", "cpu", "--no-report"]) == 0
-    assert "the run began on NVIDIA H100: another device rounds" in capsys.readouterr().out
+    assert "the run began on NVIDIA H100. Another device rounds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("args", [[], ["trian"], ["train", "--sed", "1"], ["train", "--seed", "x"]])
@@ -151,7 +154,7 @@ def test_a_refused_value_removes_nothing_of_a_run_that_has_begun(tmp_path):
 def test_resuming_a_complete_run_says_so(capsys, tmp_path):
     train(tmp_path / "run", "training.epochs=1")
     assert main(["train", "--resume", str(tmp_path / "run"), "--no-report"]) == 0
-    assert "is complete: test accuracy" in capsys.readouterr().out
+    assert "is finished: test accuracy" in capsys.readouterr().out
 
 
 def test_a_complete_run_can_still_be_compared_with_its_dense_twin(capsys, tmp_path):
@@ -222,7 +225,9 @@ def test_off_a_terminal_there_are_plain_lines_and_no_bar(tmp_path, capfd):
     shown = capfd.readouterr()
     assert "\r" not in shown.out and shown.err == ""
     assert [line.split()[:2] for line in shown.out.splitlines()[2:4]] == [
-        ["epoch", "1/2"], ["epoch", "2/2"]]  # fmt: skip
+        ["epoch", "1/2"],
+        ["epoch", "2/2"],
+    ]
 
 
 def test_a_second_ctrl_c_quits_at_once():
@@ -257,8 +262,10 @@ def test_on_a_terminal_there_is_a_bar_and_ctrl_c_exits_with_130(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "dsr_kernels", *args],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=slave,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+    )
     os.close(slave)
     metrics = run / "metrics.csv"
     while not metrics.exists() or metrics.stat().st_size < 200:  # the first epoch is done

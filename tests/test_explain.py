@@ -31,7 +31,10 @@ def test_a_row_for_each_layer_and_pass_in_order():
         (name, operation) for name in "035" for operation in ("forward", "grad_input")
     ]
     assert [row.input_shape for row in found.rows[::2]] == [
-        (4, 3, 8, 8), (4, 8, 8, 8), (4, 384, 1, 1)]  # fmt: skip
+        (4, 3, 8, 8),
+        (4, 8, 8, 8),
+        (4, 384, 1, 1),
+    ]
     for row in found.rows:
         assert row.nnz > 0 and 0.8 < row.sparsity < 1 and row.expected_gflops > 0
         assert min(row.values_bytes, row.index_bytes, row.plan_bytes, row.workspace_bytes) > 0
@@ -101,7 +104,8 @@ def test_the_reason_is_the_choice():
     for batch, width in ((128, 32), (128, 200), (3, 200)):
         row = dsr_kernels.explain(conv, (batch, 8, 8, width)).rows[0]
         chosen = _C.choose_lanes(
-            batch, True, width, width, (3, 3), (1, 1), (1, 1), (1, 1), "float32")  # fmt: skip
+            batch, True, width, width, (3, 3), (1, 1), (1, 1), (1, 1), "float32"
+        )
         assert row.lanes == chosen
         lanes[batch, width] = row.lanes, row.reason
     assert lanes[128, 200] == ("batch", "128 images fill 100 % of the lanes")
@@ -135,9 +139,16 @@ def test_the_models_of_the_package_and_copies_of_them():
 
 @pytest.mark.parametrize(
     "shape, error",
-    [("4x3", TypeError), (4, TypeError), ((4, 3.0), TypeError), ((), ValueError),
-     ((0, 3, 8, 8), ValueError), ((4, 3, 8), ValueError), ((4, 5, 8, 8), ValueError)],
-)  # fmt: skip
+    [
+        ("4x3", TypeError),
+        (4, TypeError),
+        ((4, 3.0), TypeError),
+        ((), ValueError),
+        ((0, 3, 8, 8), ValueError),
+        ((4, 3, 8), ValueError),
+        ((4, 5, 8, 8), ValueError),
+    ],
+)
 def test_a_wrong_shape_is_named(shape, error):
     with pytest.raises(error, match=r"^input_shape: "):
         dsr_kernels.explain(small(), shape)

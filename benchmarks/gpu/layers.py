@@ -24,7 +24,7 @@ def records(
     clock: Clock,
     machine: dict,
 ) -> Iterator[dict]:
-    """One record for each operation, dtype and sparsity."""
+    """A record for each operation, dtype and sparsity."""
     problems = {
         name: Problem(layer, sparsities, device=clock.device, dtype=dtype)
         for name, dtype in DTYPES.items()
@@ -84,7 +84,7 @@ def _record(
 
 
 def best(ms: dict[str, dict], precision: str) -> float:
-    """Median of the faster memory format of dense in this precision."""
+    """The median of dense in this precision, in its faster memory format."""
     names = (layout.replace("dense", f"dense {precision}") for layout in DENSE)
     return min(ms[name]["median"] for name in names if name in ms)
 

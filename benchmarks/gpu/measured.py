@@ -1,6 +1,6 @@
-"""What a GPU measured, as README.md and docs/cuda.md show it, from the kept JSON.
+"""What a GPU measured, as docs/measured.md and docs/cuda.md show it, from the kept JSON.
 
-PYTHONPATH=benchmarks python -m gpu.measured benchmarks/results/h200.json README.md docs/cuda.md
+PYTHONPATH=benchmarks python -m gpu.measured KEPT.json docs/measured.md docs/cuda.md
 
 writes the tables between two marks of either page. Dense is the faster of its memory formats.
 """
@@ -11,8 +11,11 @@ import json
 import sys
 from pathlib import Path
 from statistics import geometric_mean
+from textwrap import fill
 
 from layers import FAMILIES
+
+from dsr_kernels.text_table import markdown
 
 from .layers import best
 from .model import GPUS, microseconds
@@ -22,13 +25,13 @@ from .tables import (
     PAIRS,
     family_table,
     left_out,
-    markdown,
     mean_ratios,
     other_table,
     training_table,
 )
 
 BEGIN, END = "<!-- measured: made by `make gpu-tables` -->", "<!-- end of measured -->"
+COLUMNS = 100  # of a page
 OPERATIONS = ("forward", "grad_input", "grad_weight")
 MODELLED = GPUS["H100"]  # an H200's multiprocessors, clocks and shared memory
 ELEMENT_SIZES = {"fp32": 4, "bf16": 2}
@@ -46,7 +49,7 @@ def details(kept: dict) -> str:
     """The part of docs/cuda.md."""
     found = at_90(kept)
     parts = [family_table(kept["layers"]), layer_table(found), training_table(kept["training"])]
-    parts += [other_table(kept["other"]), left_out(kept), model_table(found)]
+    parts += [other_table(kept["other"]), fill(left_out(kept), COLUMNS), model_table(found)]
     return "\n\n".join(parts)
 
 
@@ -97,7 +100,7 @@ def _range(ratios: list[float]) -> str:
 
 
 def summary(kept: dict) -> str:
-    """The part of README.md: the families, and whole steps in CUDA graphs."""
+    """The part of docs/measured.md: the families, and whole steps in CUDA graphs."""
     sparsities = sorted({r["sparsity"] for r in kept["layers"]})
     header = ["times as fast as dense at " + " / ".join(f"{100 * s:g}" for s in sparsities) + " %"]
     header += [words for _, _, words in PAIRS]
@@ -111,25 +114,35 @@ def summary(kept: dict) -> str:
     return markdown(header, rows)
 
 
-def _steps(training: list[dict], model: str, precision: str, at: tuple[float, ...]) -> str:
-    """Dense over ours, each in its precision, both from CUDA graphs."""
+def step_ratios(
+    training: list[dict], model: str, precision: str, at: tuple[float, ...]
+) -> list[float] | None:
+    """Dense over ours, each in its precision, both from CUDA graphs.
+
+    None where the model has no dense step in this precision.
+    """
     times: dict[tuple[str, float], list[float]] = {}
     for r in (r for r in training if r["model"] == model):
         kind = " ".join(r["variant"].split()[:2])
         times.setdefault((kind, r["sparsity"]), []).append(r["graph ms"]["median"])
     dense = times.get((f"dense {precision}", 0))
     if dense is None:
-        return "not measured"
-    return _ratios(min(dense) / min(times[f"ours {precision}", s]) for s in at)
+        return None
+    return [min(dense) / min(times[f"ours {precision}", s]) for s in at]
+
+
+def _steps(*what) -> str:
+    ratios = step_ratios(*what)
+    return "not measured" if ratios is None else _ratios(ratios)
 
 
 def _ratios(values) -> str:
     return " / ".join(f"{value:.2f}" if value < 1 else f"{value:.1f}" for value in values)
 
 
-def main(path: Path, readme: Path, page: Path) -> None:
+def main(path: Path, overview: Path, page: Path) -> None:
     kept = json.loads(path.read_text(encoding="utf-8"))
-    renew(readme, BEGIN, END, summary(kept))
+    renew(overview, BEGIN, END, summary(kept))
     renew(page, BEGIN, END, details(kept))
 
 

@@ -19,9 +19,9 @@ from layers import FAMILIES
 from dsr_kernels.backends.cuda.passes import PassShape, forward_shape, grad_input_shape
 from dsr_kernels.backends.cuda.tiling import Device, choose_gather, choose_grad_weight
 from dsr_kernels.bench.problem import Layer
+from dsr_kernels.text_table import markdown
 
 from .pages import renew
-from .tables import markdown
 from .yardsticks import SHARED_BYTES_PER_CLOCK
 
 BEGIN, END = "<!-- modelled: made by `make cuda-model` -->", "<!-- end of modelled -->"
@@ -50,7 +50,7 @@ def passes(layer: Layer) -> tuple[PassShape, PassShape]:
     if layer.kernel == (1, 1) and size == out_size:
         size = out_size = (size[0] * size[1], 1)
     sizes = (layer.in_channels, *size), (layer.out_channels, *out_size)
-    return forward_shape(*sizes, *layer.shape), grad_input_shape(*sizes, *layer.shape)
+    return forward_shape(*sizes, layer.shape), grad_input_shape(*sizes, layer.shape)
 
 
 def microseconds(layer: Layer, gpu: Gpu, element_size: int = BYTES) -> list[float]:

@@ -40,7 +40,9 @@ DENSE = {
 class Step(Training):
     """A training step under autocast, or as it is."""
 
-    def __init__(self, model: nn.Module, batch: int, size: int, classes: int, dtype: str | None):
+    def __init__(
+        self, model: nn.Module, batch: int, size: int, classes: int, dtype: str | None
+    ) -> None:
         device = next(model.parameters()).device
         images = torch.randn(batch, 3, size, size, device=device)
         if model.stem.weight.is_contiguous(**LAST) and not model.stem.weight.is_contiguous():
@@ -67,9 +69,17 @@ def variants(name: str) -> Iterator[tuple[str, dict, float, str, str | None]]:
             yield f"{kind} NCHW", {}, 0, precision, dtype
 
 
-def record(name: str, kind: str, layout: dict, sparsity: float, precision: str, dtype, clock: Clock,
-           scale: int) -> dict:  # fmt: skip
-    """Times and memory of one variant; `scale` divides batch and image, to try the benchmark."""
+def record(
+    name: str,
+    kind: str,
+    layout: dict,
+    sparsity: float,
+    precision: str,
+    dtype: str | None,
+    clock: Clock,
+    scale: int,
+) -> dict:
+    """Times and memory of one variant. `scale` divides batch and image, to try the benchmark."""
     make, batch, size, classes = MODELS[name]
     float32_as(precision)
     before = _allocated(clock)
@@ -107,7 +117,7 @@ def _allocated(clock: Clock) -> int:
 
 
 def _graph(training: Step, clock: Clock, steps: int) -> dict[str, float] | str:
-    """The same step replayed from a CUDA graph, without Python; or why it could not be captured."""
+    """Times of the step replayed from a CUDA graph, or why it could not be captured."""
     if not clock.cuda:
         return "no CUDA"
     graph = torch.cuda.CUDAGraph()

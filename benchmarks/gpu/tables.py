@@ -1,4 +1,4 @@
-"""Markdown of a JSON that measure_gpu.py wrote.
+"""Tables, in Markdown, of a JSON that measure_gpu.py wrote.
 
 PYTHONPATH=benchmarks python -m gpu.tables KEPT.json
 """
@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 from statistics import geometric_mean
+
+from dsr_kernels.text_table import markdown
 
 AT = 0.9  # the sparsity of columns that show one only
 PAIRS = (  # ours in a dtype, over dense in a precision
@@ -42,7 +44,7 @@ def left_out(kept: dict) -> str:
 
 
 def family_table(layers: list[dict]) -> str:
-    """Geometric means over a family's layers and operations, times as fast as dense."""
+    """Geometric means of the speed-ups over a family's layers and operations."""
     sparsities = sorted({r["sparsity"] for r in layers})
     rows = []
     for family in dict.fromkeys(r["family"] for r in layers):
@@ -64,7 +66,7 @@ def mean_ratios(layers: list[dict], family: str, dtype: str, precision: str) -> 
 
 
 def layer_table(layers: list[dict]) -> str:
-    """A row per layer and operation: microseconds, and how much of the roofline is reached."""
+    """A row for each layer and operation: microseconds, and the shares of the limits reached."""
     sparsities = sorted({r["sparsity"] for r in layers})
     at = AT if AT in sparsities else sparsities[0]
     by: dict[tuple[str, str], dict[tuple[str, float], dict]] = {}
@@ -80,29 +82,40 @@ def layer_table(layers: list[dict]) -> str:
         dense = [one["speed-up"][p] * one["ms"]["ours"]["median"] for p in ("fp32", "tf32", "bf16")]
         ours = [found["fp32", s]["ms"]["ours"]["median"] for s in sparsities]
         times = [*dense, *ours, low["ms"]["ours"]["median"]]
-        worst = [max(r["max error"] for (d, _), r in found.items() if d == dtype)
-                 for dtype in ("fp32", "bf16")]  # fmt: skip
-        rows.append([
-            layer, operation, *(f"{1e3 * ms:.1f}" for ms in times), f"{one['GF/s']:.0f}",
-            _percent(one["share of shared memory"]), f"{one['GB/s']:.0f}",
-            _percent(one["share of copy"]), _percent(one["share of roofline"]),
-            ", ".join(f"{error:.0e}" for error in worst),
-        ])  # fmt: skip
+        errors = {dtype: [] for dtype in ("fp32", "bf16")}
+        for (dtype, _), record in found.items():
+            errors[dtype].append(record["max error"])
+        row = [
+            layer,
+            operation,
+            *(f"{1e3 * ms:.1f}" for ms in times),
+            f"{one['GF/s']:.0f}",
+            _percent(one["share of shared memory"]),
+            f"{one['GB/s']:.0f}",
+            _percent(one["share of copy"]),
+            _percent(one["share of roofline"]),
+            ", ".join(f"{max(each):.0e}" for each in errors.values()),
+        ]
+        rows.append(row)
     return markdown(header, rows)
 
 
 def training_table(training: list[dict]) -> str:
-    """A row per variant of a model's training step."""
+    """A row for each variant of a model's training step."""
     rows = []
     for r in training:
         graph = r["graph ms"]
         sparsity = f"{100 * r['sparsity']:g} %" if r["sparsity"] else ""
-        rows.append([
-            f"{r['model']}, batch {r['batch']}", r["variant"], sparsity,
+        row = [
+            f"{r['model']}, batch {r['batch']}",
+            r["variant"],
+            sparsity,
             f"{r['ms']['median']:.2f}",
             graph if isinstance(graph, str) else f"{graph['median']:.2f}",
-            f"{r['held bytes'] / 2**20:.1f}", f"{r['peak bytes'] / 2**20:.0f}",
-        ])  # fmt: skip
+            f"{r['held bytes'] / 2**20:.1f}",
+            f"{r['peak bytes'] / 2**20:.0f}",
+        ]
+        rows.append(row)
     header = ["training step", "", "sparsity", "ms, eager", "ms, CUDA graph"]
     header += ["MiB of weights, gradients, momentum", "peak MiB"]
     return markdown(header, rows)
@@ -110,11 +123,6 @@ def training_table(training: list[dict]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 if __name__ == "__main__":

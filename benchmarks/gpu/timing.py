@@ -1,8 +1,8 @@
-"""Times of single operations and of whole steps on a GPU, by CUDA events.
+"""Times single operations and whole steps on a GPU, by CUDA events.
 
-An operation starts with cold caches: between two runs a buffer larger than the L2 cache is
-overwritten. The host is ahead: a kernel that only sleeps lets it queue the work that follows, so
-that no gap between launches is counted. On the CPU, to try the benchmarks: plain wall time.
+An operation starts with cold caches: a buffer larger than the L2 cache is overwritten between two
+runs. The host is ahead: a kernel that only sleeps lets it queue the work that follows, so no gap
+between launches counts. On the CPU, to try the benchmarks, it takes plain wall times.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLUSHED = 4  # times the size of the L2 cache
 
 
 class Clock:
-    """Takes `rounds` times of whatever it is given."""
+    """Takes the times of whatever it is given, `rounds` of them for an operation."""
 
     def __init__(self, device: torch.device, rounds: int) -> None:
         self.device, self.rounds = device, rounds

@@ -1,8 +1,7 @@
-"""The native calls: ops.py has checked every argument and allocated `out`.
+"""The CPU's native calls: ops.library has checked every argument and allocated `out`.
 
-x [N, C, H, W] and y [N, O, P, Q] may have any strides. `shape` is weight_shape, stride, padding
-(top, bottom, left, right), dilation, groups. The kernels read and write bfloat16 beside float32
-values; float16 is converted here.
+x [N, C, H, W] and y [N, O, P, Q] may have any strides. The kernels read and write bfloat16 beside
+float32 values; float16 is converted here.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends.conv_shape import ConvShape, Pair
 from dsr_kernels.backends.native import _C, DTYPE_CODES
 from dsr_kernels.backends.plan_cache import cache
 
@@ -21,48 +21,51 @@ from dsr_kernels.backends.plan_cache import cache
 class Geometry(NamedTuple):
     """Everything but the pattern that shapes a plan; the batch size does not."""
 
-    input_size: tuple[int, int, int]  # (C, H, W)
-    output_size: tuple[int, int, int]  # (O, P, Q)
-    weight_shape: tuple[int, int, int, int]  # (O, C // groups, KH, KW)
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]  # top, bottom, left, right
-    dilation: tuple[int, int]
-    groups: int
+    input_size: tuple[int, ...]  # (C, H, W)
+    output_size: tuple[int, ...]  # (O, P, Q)
+    shape: ConvShape
     dtype: torch.dtype
     lanes: str = "plane"  # what fills the lanes of a vector: "plane", "row" or "batch"
     transposed: bool = False  # a plan for grad-input
 
 
-def build_plan(crow: Tensor, col: Tensor, g: Geometry) -> _C.ConvPlan:
-    channels, *input_size = g.input_size
+def build_plan(crow_indices: Tensor, col_indices: Tensor, g: Geometry) -> _C.ConvPlan:
+    channels, height, width = g.input_size
     rows, *output_size = g.output_size
-    top, _, left, _ = g.padding  # the output size says what lies below and to the right
+    top, _, left, _ = g.shape.padding  # the output size says what lies below and to the right
     return _C.ConvPlan(
         rows,
         channels,
-        *input_size,
-        g.weight_shape[2:],
-        g.stride,
+        height,
+        width,
+        g.shape.kernel,
+        g.shape.stride,
         (top, left),
         output_size,
-        g.dilation,
-        g.groups,
-        crow.data_ptr(),
-        col.data_ptr(),
-        col.numel(),
+        g.shape.dilation,
+        g.shape.groups,
+        crow_indices.data_ptr(),
+        col_indices.data_ptr(),
+        col_indices.numel(),
         DTYPE_CODES[g.dtype],
         g.lanes,
         g.transposed,
     )
 
 
-def forward(
-    out: Tensor, x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, *shape
+def sparse_conv2d(
+    out: Tensor,  # [N, O, P, Q]
+    x: Tensor,  # [N, C, H, W]
+    values: Tensor,  # [nnz]
+    bias: Tensor | None,  # [O]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
 ) -> Tensor:
-    """out [N, O, P, Q] = conv2d(x, W) + bias."""
+    """out = conv2d(pad(x), W) + bias."""
     dtype, n = values.dtype, x.shape[0]
-    g = geometry(x, out, x.shape[1:], out.shape[1:], *shape, dtype)
-    plan = cache.get(crow, col, g, build_plan)
+    g = geometry(x, out, x.shape[1:], out.shape[1:], shape, dtype)
+    plan = cache.get(crow_indices, col_indices, g, build_plan)
     x, values, y = _readable(x, dtype), values.contiguous(), _writable(out, dtype)
     bias = None if bias is None else bias.contiguous()
     threads = torch.get_num_threads()
@@ -79,13 +82,18 @@ def forward(
     return out if y is out else out.copy_(y)
 
 
-def grad_input(
-    out: Tensor, grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, *shape
+def sparse_conv2d_grad_input(
+    out: Tensor,  # [N, C, H, W]
+    grad: Tensor,  # [N, O, P, Q]
+    values: Tensor,  # [nnz]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
 ) -> Tensor:
-    """out [N, C, H, W] = the gradient of the input, from grad [N, O, P, Q]."""
+    """out = conv_transpose2d(grad, W) without the padding's share."""
     dtype, n = values.dtype, grad.shape[0]
-    g = geometry(grad, out, out.shape[1:], grad.shape[1:], *shape, dtype, True)
-    plan = cache.get(crow, col, g, build_plan)
+    g = geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, transposed=True)
+    plan = cache.get(crow_indices, col_indices, g, build_plan)
     grad, values, gx = _readable(grad, dtype), values.contiguous(), _writable(out, dtype)
     threads = torch.get_num_threads()
     scratch = _workspace(plan, "grad_input", n, threads)
@@ -95,11 +103,18 @@ def grad_input(
     return out if gx is out else out.copy_(gx)
 
 
-def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor, *shape) -> Tensor:
-    """out [nnz] = the gradient of the values, from x [N, C, H, W] and grad [N, O, P, Q]."""
+def sparse_conv2d_grad_weight(
+    out: Tensor,  # [nnz]
+    x: Tensor,  # [N, C, H, W]
+    grad: Tensor,  # [N, O, P, Q]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
+) -> Tensor:
+    """out = the dense weight's gradient at the non-zeros."""
     dtype, n = out.dtype, x.shape[0]
-    g = geometry(x, grad, x.shape[1:], grad.shape[1:], *shape, dtype)
-    plan = cache.get(crow, col, g, build_plan)
+    g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype)
+    plan = cache.get(crow_indices, col_indices, g, build_plan)
     x, grad = _readable(x, dtype), _readable(grad, dtype)
     threads = torch.get_num_threads()
     scratch = _workspace(plan, "grad_weight", n, threads)
@@ -109,13 +124,14 @@ def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor,
     return out
 
 
-def grad_bias(out: Tensor, grad: Tensor) -> Tensor:
+def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     """out [O] = grad summed over batch and image, the same bits for any number of threads."""
     grad = grad if grad.dtype == out.dtype else grad.to(out.dtype)
-    scratch = _scratch(_C.channel_sums_workspace(*grad.shape[:2]))
+    n, channels, height, width = grad.shape
+    scratch = _scratch(_C.channel_sums_workspace(n, channels))
     _C.channel_sums(
         DTYPE_CODES[out.dtype],
-        grad.shape,
+        (n, channels, height, width),
         grad.data_ptr(),
         grad.stride(),
         out.data_ptr(),
@@ -169,53 +185,60 @@ def _native(x: Tensor, dtype: torch.dtype) -> bool:
 def geometry(
     read: Tensor,
     written: Tensor,
-    input_size,
-    output_size,
-    weight_shape,
-    stride,
-    padding,
-    dilation,
-    groups,
-    dtype,
-    transposed=False,
+    input_size: tuple[int, ...],  # (C, H, W)
+    output_size: tuple[int, ...],  # (O, P, Q)
+    shape: ConvShape,
+    dtype: torch.dtype,
+    transposed: bool = False,
 ) -> Geometry:
     """The geometry of a call, with the lanes that suit its batch and memory formats.
 
     A pointwise convolution sees an image as one long row: its height and width are whatever cuts
     well into vectors. `lanes_reason` says the same in words.
     """
-    shape = weight_shape, stride, padding, dilation, groups
-    if _pointwise(weight_shape, stride, padding):
+    if _pointwise(shape):
         height, width = input_size[1:]
         if height > 1 and all(t.stride(2) == width * t.stride(3) for t in (read, written)):
             height, width = _long_rows(height * width)
         sizes = (input_size[0], height, width), (output_size[0], height, width)
-        return Geometry(*sizes, *shape, dtype, "plane", transposed)
-    lanes = _C.choose_lanes(*_of_lanes(read, written, input_size, output_size, *shape[:4], dtype))
-    return Geometry(input_size, output_size, *shape, dtype, lanes, transposed)
+        return Geometry(*sizes, shape, dtype, "plane", transposed)
+    lanes = _C.choose_lanes(*_of_lanes(read, written, input_size, output_size, shape, dtype))
+    return Geometry(input_size, output_size, shape, dtype, lanes, transposed)
 
 
-def lanes_reason(
-    read, written, input_size, output_size, weight_shape, stride, padding, dilation, _, dtype, *__
-) -> str:
-    """Why `geometry`, called with the same arguments, chooses its lanes."""
-    shape = weight_shape, stride, padding, dilation
-    if _pointwise(*shape[:3]):
+def lanes_reason(read: Tensor, written: Tensor, g: Geometry) -> str:
+    """Why `geometry`, called with these tensors, has chosen the lanes of `g`."""
+    if _pointwise(g.shape):
         return "pointwise: an image is one long row"
-    return _C.lanes_reason(*_of_lanes(read, written, input_size, output_size, *shape, dtype))
+    sizes = g.input_size, g.output_size
+    return _C.lanes_reason(*_of_lanes(read, written, *sizes, g.shape, g.dtype))
 
 
-def _pointwise(weight_shape, stride, padding) -> bool:
-    return weight_shape[2:] == (1, 1) and stride == (1, 1) and not any(padding)
+def _pointwise(shape: ConvShape) -> bool:
+    return shape.kernel == (1, 1) and shape.stride == (1, 1) and not any(shape.padding)
 
 
 def _of_lanes(
-    read, written, input_size, output_size, weight_shape, stride, padding, dilation, dtype
-) -> tuple:
+    read: Tensor,
+    written: Tensor,
+    input_size: tuple[int, ...],
+    output_size: tuple[int, ...],
+    shape: ConvShape,
+    dtype: torch.dtype,
+) -> tuple[int, bool, int, int, Pair, Pair, Pair, Pair, str]:
     """The arguments of _C.choose_lanes and _C.lanes_reason."""
-    rows, sides = read.stride(3) == written.stride(3) == 1, padding[::2]
-    widths, kernel = (input_size[2], output_size[2]), weight_shape[2:]
-    return read.shape[0], rows, *widths, kernel, stride, sides, dilation, DTYPE_CODES[dtype]
+    top, _, left, _ = shape.padding
+    return (
+        read.shape[0],
+        read.stride(3) == written.stride(3) == 1,
+        input_size[2],
+        output_size[2],
+        shape.kernel,
+        shape.stride,
+        (top, left),
+        shape.dilation,
+        DTYPE_CODES[dtype],
+    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,21 +1,70 @@
-"""Which module's kernels run on which device."""
+"""What every backend offers, and which of them runs on a GPU."""
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from dsr_kernels.backends import cpu, native
+from dsr_kernels.backends import native
+from dsr_kernels.backends.conv_shape import ConvShape
 
 
-def launcher(device: torch.device) -> ModuleType:
-    """The module whose forward, grad_input, grad_weight and grad_bias run on `device`.
+class Backend(Protocol):
+    """The launchers of one kind of device: the modules cpu, cuda.launch and triton.launch.
 
-    On GPUs the CUDA kernels, or Triton's where this build has none. Raises NotImplementedError.
+    `ops.library` has checked every argument and allocated `out`, which each fills and returns.
+    Activations may have any strides.
     """
-    if device.type == "cpu":
-        return cpu
+
+    def sparse_conv2d(
+        self,
+        out: Tensor,  # [N, O, P, Q]
+        x: Tensor,  # [N, C, H, W]
+        values: Tensor,  # [nnz]
+        bias: Tensor | None,  # [O]
+        crow_indices: Tensor,  # [O + 1] int32
+        col_indices: Tensor,  # [nnz] int32
+        shape: ConvShape,
+    ) -> Tensor:
+        """out = conv2d(pad(x), W) + bias."""
+
+    def sparse_conv2d_grad_input(
+        self,
+        out: Tensor,  # [N, C, H, W]
+        grad: Tensor,  # [N, O, P, Q]
+        values: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        shape: ConvShape,
+    ) -> Tensor:
+        """out = conv_transpose2d(grad, W) without the padding's share."""
+
+    def sparse_conv2d_grad_weight(
+        self,
+        out: Tensor,  # [nnz]
+        x: Tensor,  # [N, C, H, W]
+        grad: Tensor,  # [N, O, P, Q]
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        shape: ConvShape,
+    ) -> Tensor:
+        """out = the dense weight's gradient at the non-zeros."""
+
+    def sparse_conv2d_grad_bias(
+        self,
+        out: Tensor,  # [O]
+        grad: Tensor,  # [N, O, P, Q]
+    ) -> Tensor:
+        """out = grad summed over batch and image."""
+
+
+def gpu_backend(device: torch.device) -> Backend:
+    """The CUDA kernels, or Triton's where this build has none; each is imported at first use.
+
+    Raises NotImplementedError for a device that is no GPU, and where there are no kernels for it.
+    """
     if device.type != "cuda":
         raise NotImplementedError(
             f"dsr_kernels: input is on {device}, but there are kernels for CPUs and CUDA GPUs "

@@ -6,7 +6,6 @@ the two use one pool of threads instead of two that compete.
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import torch
@@ -21,11 +20,11 @@ except ImportError as error:
     ) from error
 
 try:
-    _cuda = importlib.import_module("dsr_kernels._cuda")
+    import dsr_kernels._cuda as _cuda
 except ModuleNotFoundError as error:
     if error.name != "dsr_kernels._cuda":
         raise
-    _cuda = None  # built without nvcc
+    _cuda = None  # type: ignore[assignment]  # built without nvcc
 except ImportError as error:
     raise ImportError(
         f"dsr_kernels: its GPU kernels dsr_kernels._cuda cannot be loaded ({error}). Install the "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -25,6 +25,10 @@ class Plan(Protocol):
 
     @property
     def bytes(self) -> int: ...
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+Key = TypeVar("Key", bound=Hashable)
 
 
 class _Entry(NamedTuple):
@@ -55,25 +59,27 @@ class PlanCache:
 
     def get(
         self,
-        crow: Tensor,
-        col: Tensor,
-        key: Hashable,
-        build: Callable[[Tensor, Tensor, Any], Plan],
-    ) -> Any:
-        """build(crow, col, key), or what it returned before; a plan must not hold crow or col."""
-        if crow.is_inference() or col.is_inference():
-            return build(crow, col, key)  # inference tensors count no versions
-        place = (*_identity(crow), *_identity(col), build, key)
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        key: Key,
+        build: Callable[[Tensor, Tensor, Key], AnyPlan],
+    ) -> AnyPlan:
+        """build(crow_indices, col_indices, key), or what it returned before.
+
+        A plan must not hold the index tensors.
+        """
+        if crow_indices.is_inference() or col_indices.is_inference():
+            return build(crow_indices, col_indices, key)  # inference tensors count no versions
+        place = (*_identity(crow_indices), *_identity(col_indices), build, key)
         with self._lock:
             entry = self._entries.get(place)
             if entry is not None:
                 self._entries.move_to_end(place)
-                return entry.plan
+                return entry.plan  # type: ignore[return-value]  # `build`, a part of place, made it
             self._purge()
-        plan = build(crow, col, key)
-        entry = _Entry(
-            plan, StorageWeakRef(crow.untyped_storage()), StorageWeakRef(col.untyped_storage())
-        )
+        plan = build(crow_indices, col_indices, key)
+        storages = crow_indices.untyped_storage(), col_indices.untyped_storage()
+        entry = _Entry(plan, *map(StorageWeakRef, storages))
         with self._lock:
             self._entries[place] = entry
             while len(self._entries) > self.capacity:

@@ -1,1 +1,1 @@
-"""Timing one layer, sparse against dense: `dsr bench`."""
+"""`dsr bench` and the benchmarks' core: they time one layer, sparse against dense."""

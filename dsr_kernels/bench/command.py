@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from dsr_kernels import text_table
 from dsr_kernels.backends.native import _C
 from dsr_kernels.bench.problem import OPERATIONS, Layer, Problem
 from dsr_kernels.bench.timing import best_dense, compare
@@ -20,7 +21,7 @@ SPEC = re.compile(r"(\d+)x(\d+)(?:x(\d+)x(\d+)@(\d+)(?:x(\d+))?)?")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measures and prints; raises UsageError, naming the option, for what cannot be measured."""
+    """Measures a layer and prints a table. Raises UsageError, which names the option at fault."""
     layer = parse_layer(options.layer, options.stride, options.padding, options.batch)
     _at_least(1, rounds=options.rounds)
     if not 0 <= options.sparsity < 1:
@@ -47,8 +48,8 @@ def parse_layer(spec: str, stride: int, padding: int | None, batch: int) -> Laye
     found = SPEC.fullmatch(spec)
     if found is None:
         raise UsageError(
-            f"--layer: expected OxCxKHxKW@H or @HxW, such as 64x64x3x3@16, or OxC for a linear "
-            f"layer, got {spec!r}"
+            "--layer: expected OxCxKHxKW@H or OxCxKHxKW@HxW, such as 64x64x3x3@16, or OxC for a "
+            f"linear layer, got {spec!r}"
         )
     out, channels, kh, kw, height, width = (None if g is None else int(g) for g in found.groups())
     kernel = (kh, kw) if kh is not None else (1, 1)
@@ -69,9 +70,9 @@ def parse_layer(spec: str, stride: int, padding: int | None, batch: int) -> Laye
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep what is freed, so that neither side pays for page faults on every output.
+    """Makes glibc keep freed memory, so that neither side pays for page faults on every output.
 
-    As `make bench` does through the environment; another C library is left alone.
+    `make bench` does the same through the environment. Other C libraries stay as they are.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -89,18 +90,18 @@ def _at_least(least: int, **options: int) -> None:
 
 
 def table(records: list[dict], peak: float) -> str:
-    """A line for each operation: fastest rounds in ms, ratio, useful GF/s and what ran."""
+    """A row for each operation: its fastest rounds in ms, ratio, useful GF/s and what ran."""
     first = records[0]
-    lines = [
+    measured = (
         f"{first['layer']}, batch {first['batch']}, {first['nnz']:,} non-zeros "
         f"({100 * first['sparsity']:g} % zeros), {first['isa']}, {first['threads']} threads, "
-        f"peak {peak:.0f} GF/s",
-        f"{'':<12}{'dense ms':>10}{'ours ms':>10}{'ratio':>8}{'GF/s':>8}  variant",
-    ]
+        f"peak {peak:.0f} GF/s"
+    )
+    rows = [("", "dense ms", "ours ms", "ratio", "GF/s", "variant")]
     for each in records:
-        ms = each["ms"]
-        lines.append(
-            f"{each['operation']:<12}{best_dense(ms):>10.3f}{ms['ours']['min']:>10.3f}"
-            f"{each['speed-up']:>7.2f}x{each['GF/s']:>8.1f}  {each['variant']}"
+        times = best_dense(each["ms"]), each["ms"]["ours"]["min"]
+        ratio, speed = f"{each['speed-up']:.2f}x", f"{each['GF/s']:.1f}"
+        rows.append(
+            (each["operation"], *(f"{ms:.3f}" for ms in times), ratio, speed, each["variant"])
         )
-    return "\n".join(lines)
+    return "\n".join([measured, *text_table.columns(rows, left=(0, 5))])

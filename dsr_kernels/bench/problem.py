@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.distribution import budget
-from dsr_kernels.explain import Pass, passes
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops import library
+from dsr_kernels.ops.passes import Pass, passes
 from dsr_kernels.ops.reference import to_dense
 from dsr_kernels.topology import Topology
 
@@ -62,11 +63,11 @@ class Layer:
         return self.out_channels, self.in_channels, *self.kernel
 
     @property
-    def shape(self) -> tuple:
-        """weight_shape, stride, padding, dilation, groups, as the ops take them."""
+    def shape(self) -> ConvShape:
+        """As the ops take it."""
         top, left = self.padding
-        pair = (self.stride, self.stride)
-        return self.weight_shape, pair, (top, top, left, left), (1, 1), 1
+        stride = self.stride, self.stride
+        return ConvShape(self.weight_shape, stride, (top, top, left, left), (1, 1), 1)
 
     def __str__(self) -> str:
         name = f"{self.in_channels}->{self.out_channels}"
@@ -121,12 +122,16 @@ class Problem:
         if last:
             x, grad = x.to(**LAST), grad.to(**LAST)
         if operation == "forward":
-            return lambda: library.conv(x, values, None, crow, col, *shape)
+            return lambda: library.sparse_conv2d(x, values, None, crow, col, shape)
         if operation == "grad_input":
             size = tuple(x.shape[1:])
-            return lambda: library.grad_input(grad, values, crow, col, size, *shape, last)
+            return lambda: library.sparse_conv2d_grad_input(
+                grad, values, crow, col, size, shape, last
+            )
         if operation == "grad_weight":
-            return lambda: library.grad_weight(x, grad, crow, col, *shape, values.dtype)
+            return lambda: library.sparse_conv2d_grad_weight(
+                x, grad, crow, col, shape, values.dtype
+            )
         module = self._sparse_module(values, crow, col)
         return _through_autograd(module, self._flat(x), module.weight_values, self._flat(grad))
 
@@ -183,7 +188,9 @@ class Problem:
         stride, padding = [self.layer.stride] * 2, list(self.layer.padding)
         forward = functools.partial(F.conv2d, stride=stride, padding=padding)
 
-        def backward(grad, x, weight, wants_x, wants_weight):
+        def backward(
+            grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
+        ) -> tuple[Tensor | None, ...]:
             return torch.ops.aten.convolution_backward(
                 grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1,
                 [wants_x, wants_weight, False],
@@ -192,7 +199,9 @@ class Problem:
         return forward, backward
 
     def _dense_linear(self) -> tuple[Callable, Callable]:
-        def backward(grad, x, weight, wants_x, wants_weight):
+        def backward(
+            grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
+        ) -> tuple[Tensor | None, ...]:
             return grad @ weight if wants_x else None, grad.t() @ x if wants_weight else None
 
         return F.linear, backward
@@ -248,7 +257,7 @@ class Problem:
 
     def passes(self, sparsity: float) -> dict[str, Pass]:
         values, crow, col = self.sparse[sparsity]
-        return passes(self.x, self.grad, values, crow, col, *self.layer.shape)
+        return passes(self.x, self.grad, values, crow, col, self.layer.shape)
 
 
 def _through_autograd(forward: Callable, x: Tensor, leaf: Tensor, grad: Tensor) -> Callable:

@@ -1,7 +1,7 @@
-"""Timing one layer against dense: what `dsr bench` prints and what the benchmarks record.
+"""Times one layer against dense. `dsr bench` prints the records, the benchmarks keep them.
 
 Implementations alternate within each round, so that a slow moment of the machine meets all of them
-alike; ratios are of each one's fastest round. Convolutions and linear layers have no bias here.
+alike. Ratios compare the fastest rounds. Convolutions and linear layers have no bias here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ WORST_ERROR = 1e-4  # of float32, relative to the largest element of the float64
 
 
 class Alternation:
-    """Runs by name; `round` times each of them once, in turn, after a warm-up."""
+    """Named runs that take turns: `round` times each of them once. There is one warm-up round."""
 
     def __init__(self, runs: Mapping[str, Callable[[], object]]) -> None:
         self.runs = runs
@@ -34,10 +35,10 @@ class Alternation:
             start = time.perf_counter()
             result = run()
             self.times[name].append(1e3 * (time.perf_counter() - start))
-            del result  # freed outside of the time, before the next one allocates
+            del result  # freed when no clock runs, and before the next one allocates
 
     def milliseconds(self) -> dict[str, dict[str, float]]:
-        """{name: {"min", "median"}} of the rounds so far."""
+        """{name: {"min": ms, "median": ms}} of the rounds so far."""
         return {
             name: {"min": round(min(taken), 4), "median": round(median(taken), 4)}
             for name, taken in self.times.items()
@@ -45,12 +46,12 @@ class Alternation:
 
 
 def best_dense(milliseconds: Mapping[str, Mapping[str, float]]) -> float:
-    """The faster memory format's fastest round; a mask does not count."""
+    """The fastest round of dense in ms, in its faster memory format and without a mask."""
     return min(milliseconds[name]["min"] for name in DENSE if name in milliseconds)
 
 
 def with_mask(problem: Problem, operation: str) -> dict[str, Callable]:
-    """The dense runs and a masked one, in the memory format that is faster without a mask."""
+    """The dense runs, and one with a mask in the memory format that is faster without it."""
     plain = problem.dense_runs(operation)
     quick = Alternation(plain)
     for _ in range(2):
@@ -60,11 +61,17 @@ def with_mask(problem: Problem, operation: str) -> dict[str, Callable]:
 
 
 def record(
-    problem: Problem, operation: str, sparsity: float, milliseconds: dict, peak: float
-) -> dict:
-    """What one comparison is worth keeping, as plain JSON.
+    problem: Problem,
+    operation: str,
+    sparsity: float,
+    milliseconds: Mapping[str, Mapping[str, float]],
+    peak: float,
+) -> dict[str, Any]:
+    """The record of one comparison, as plain JSON.
 
-    `milliseconds` holds the dense runs and "ours". GF/s and GB/s are of `Problem.work`.
+    Args:
+        milliseconds: the times of the dense runs and of "ours".
+        peak: GF/s of multiply-adds from registers. GF/s and GB/s of a record are of `Problem.work`.
     """
     layer, ours = problem.layer, milliseconds["ours"]["min"]
     values, threads = problem.sparse[sparsity][0], torch.get_num_threads()
@@ -101,7 +108,7 @@ def record(
 
 
 def short(number: float) -> float:
-    """Four digits of it, as records keep numbers."""
+    """The number with four digits, as records keep numbers."""
     return float(f"{number:.4g}")
 
 
@@ -112,11 +119,14 @@ def compare(
     peak: float,
     repeat: Callable[[Callable[[], None], int], None] | None = None,
     peers: Mapping[str, Mapping[float, Callable]] | None = None,
-) -> list[dict]:
-    """One record for each sparsity, all of them timed in one alternation with dense.
+) -> list[dict[str, Any]]:
+    """A record for each sparsity. All of them are timed in one alternation with dense.
 
-    `repeat(round, rounds)` runs the rounds (a plain loop if None); `peers` are further sparse
-    implementations: name -> sparsity -> run. Raises AssertionError where a result is wrong.
+    Args:
+        repeat: runs the rounds, as in ``repeat(round, rounds)``; a plain loop if None.
+        peers: further sparse implementations, name -> sparsity -> run.
+
+    Raises AssertionError where a result is wrong.
     """
     runs = with_mask(problem, operation)
     dense = list(runs)

@@ -1,1 +1,1 @@
-"""Grids of training runs (methods x sparsities x seeds) and what they show: `dsr experiment`."""
+"""`dsr experiment`: grids of training runs (methods x sparsities x seeds) and their results."""

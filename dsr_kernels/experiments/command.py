@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dsr_kernels import text_table
 from dsr_kernels.environment import check_processor
 from dsr_kernels.errors import Interrupted, UsageError
 from dsr_kernels.experiments import grid as grids
@@ -18,11 +19,14 @@ from dsr_kernels.training.placement import find_device
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs or reports a grid; 0 where every cell is done, 1 where one failed."""
+    """Runs or reports a grid; returns 0 if every cell is done, 1 if one failed.
+
+    Raises UsageError for wrong options and Interrupted where a signal stopped it.
+    """
     if options.list:
         return _list()
     if options.name is None:
-        raise UsageError("experiment: name a grid (`dsr experiment --list`) or a TOML file")
+        raise UsageError("experiment: expected a grid (`dsr experiment --list`) or a TOML file")
     for name in ("jobs", "threads"):
         number = getattr(options, name)
         if number is not None and number < 1:
@@ -41,37 +45,36 @@ def run(options: argparse.Namespace) -> int:
     results = Results(folder, grid, cells)
     chosen = Options(options.jobs, options.threads, options.data_dir, options.device)
     runner = Runner(folder, cells, chosen, results.write)
-    _tell(grid, out, runner)
+    _announce(grid, out, runner)
     if runner.waiting:
         _check_data(runner.waiting, options.data_dir)
     code = runner.run()
     if code:
         done = sum(row["status"] == DONE for row in results.write())
-        raise Interrupted(f"stopped with {done} of {len(cells)} cells done; the same command goes "
-                          "on from here", code)  # fmt: skip
+        message = f"stopped with {done} of {len(cells)} cells done; the same command continues it"
+        raise Interrupted(message, code)
     return _finish(results)
 
 
 def _list() -> int:
-    width = max(len(name) for name in grids.names())
-    for name in grids.names():
-        print(f"{name:<{width}}  {grids.load(name).description}")
+    rows = [(name, grids.load(name).description) for name in grids.names()]
+    print("\n".join(text_table.columns(rows, left=(0, 1))))
     return 0
 
 
-def _tell(grid: grids.Grid, out: Path, runner: Runner) -> None:
-    left = len(runner.waiting)
-    print(f"{grid.name}: {len(runner.cells)} cells in {out}, {left} to run, "
-          f"{runner.options.jobs} at a time", flush=True)  # fmt: skip
+def _announce(grid: grids.Grid, out: Path, runner: Runner) -> None:
+    left, jobs = len(runner.waiting), runner.options.jobs
+    where = f"{len(runner.cells)} cells in {out}"
+    print(f"{grid.name}: {where}, {left} to run, {jobs} at a time", flush=True)
 
 
 def _check_data(cells: list[Cell], data_dir: Path | None) -> None:
-    """Missing files would fail every cell with the same words: say it once, before the first."""
+    """Raises UsageError, once and before the first cell, for files that every cell would miss."""
     datasets.load(cells[0].recipe.data, data_dir)
 
 
 def _finish(results: Results) -> int:
-    """Tables, plots, and the accuracy table on the terminal."""
+    """Writes tables and plots, and prints the table of accuracies; returns the exit code."""
     rows = results.write()
     try:
         plots.write(results, rows)
@@ -79,7 +82,7 @@ def _finish(results: Results) -> int:
         print(f"no plots: {error}")
     path = results.folder.path / "table.md"
     print(_first_table(path.read_text(encoding="utf-8")))
-    print(f"all of it: {path}, results.csv and plots beside it")
+    print(f"all tables: {path}; results.csv and plots lie beside it")
     return _failed(rows)
 
 

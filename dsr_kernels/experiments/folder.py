@@ -1,4 +1,4 @@
-"""The folder of an experiment: what each cell of its grid has come to.
+"""The folder of an experiment, which says how far each cell of its grid has come.
 
 OUT/grid.toml      the grid file                  OUT/results.csv  one row a cell
 OUT/runs/CELL      a run folder, log.txt in it    OUT/table.csv, OUT/table.md  over the seeds
@@ -9,7 +9,6 @@ OUT/failures.json  why the last attempt failed
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 from pathlib import Path
 
@@ -17,17 +16,16 @@ from dsr_kernels.errors import UsageError
 from dsr_kernels.experiments.grid import Cell, Grid
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
-from dsr_kernels.training.run.files import write_atomically
-from dsr_kernels.training.run.folder import LOCK, Run
+from dsr_kernels.training.run import out_folder
+from dsr_kernels.training.run.files import temporary, write_atomically
+from dsr_kernels.training.run.folder import Run
 
 DONE, FAILED, SKIPPED, UNFINISHED, WAITING = "done", "failed", "skipped", "unfinished", "waiting"
 Failures = dict[str, tuple[str, str]]  # (FAILED or SKIPPED, error) by the name of the cell
 
 
 class Folder:
-    """An experiment on disk. `open` makes it where there is none; `lock` keeps a second process
-    out.
-    """
+    """An experiment on disk. `open` finds or makes it, `lock` keeps other processes out."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -36,23 +34,13 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path, grid: Grid, cells: list[Cell]) -> Folder:
-        """The experiment in `path`, locked, its runs found to be of these cells.
+        """The experiment in `path`, locked; a new one if there is none.
 
-        UsageError where something else lies there, another process has it, or a run was made with
-        another recipe than its cell has now.
+        Raises UsageError where something else lies there, another process holds the lock, or a run
+        was made with another recipe than its cell has now.
         """
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"--out: {path} is not a folder")
-        hidden = {LOCK, ".grid.toml.tmp"}
-        begun = (path / "grid.toml").is_file()
-        if not begun and path.exists() and any(p.name not in hidden for p in path.iterdir()):
-            raise UsageError(
-                f"--out: {path} is not empty and holds no experiment; name another folder"
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out: cannot make {path}: {error.strerror}") from None
+        if not (path / "grid.toml").is_file():
+            out_folder.prepare(path, "experiment", (temporary("grid.toml"),))
         folder = cls(path)
         folder.lock()
         for cell in cells:
@@ -64,12 +52,10 @@ class Folder:
         return folder
 
     def lock(self) -> None:
-        """Held until the process ends, however it ends."""
-        self._lock = (self.path / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{self.path}: another process is running this experiment") from None
+        """Locks it until the process ends. Raises UsageError if another one holds the lock."""
+        self._lock = out_folder.lock(self.path)
+        if self._lock is None:
+            raise UsageError(f"{self.path}: another process is running this experiment")
 
     def run_of(self, cell: Cell) -> Path:
         return self.runs / cell.name
@@ -84,23 +70,15 @@ class Folder:
         return (self.run_of(cell) / "results.json").is_file()
 
     def busy(self, cell: Cell) -> bool:
-        """Whether a process still trains this run: one left over by a killed experiment."""
-        lock = self.run_of(cell) / LOCK
-        if not lock.is_file():
-            return False
-        with lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        """Whether a process trains this run, such as one that a killed experiment left over."""
+        return out_folder.is_locked(self.run_of(cell))
 
     def accuracy(self, cell: Cell) -> float:
-        """On the test set, of a cell that is done."""
+        """The test accuracy of a cell that is done."""
         return Run(self.run_of(cell)).read_json("results.json")["test_accuracy"]
 
     def status(self, cell: Cell, failures: Failures) -> tuple[str, str]:
-        """(status, error) of a cell, from what is on the disk."""
+        """(status, error) of a cell, as the disk has them."""
         if self.done(cell):
             return DONE, ""
         if cell.name in failures:
@@ -108,7 +86,7 @@ class Folder:
         return (UNFINISHED if self.begun(cell) else WAITING), ""
 
     def failures(self) -> Failures:
-        """What failed or was skipped when the experiment ran last."""
+        """The cells that failed or were skipped when the experiment ran last."""
         path = self.path / "failures.json"
         if not path.is_file():
             return {}
@@ -131,7 +109,7 @@ class Folder:
 
 
 def _movable(recipe: Recipe) -> Recipe:
-    """For comparing: the folder of an experiment may have been moved since."""
+    """The recipe without the folder of its `start.run`, which may have been moved."""
     other = copy.deepcopy(recipe)
     other.start.run = Path(recipe.start.run).name
     return other

@@ -6,46 +6,46 @@
     seeds = [0, 1, 2]
     [set]                                   # for every cell, keys as in `dsr train --set`
     training.epochs = 20
-    [method.compressed]                     # a name of one's own: a method with settings on top
+    [method.compressed]                     # a name of one's own, for a method with settings
     method = "gmp"
-    start.from = "dense"                    # begins with that method's run of the same seed
+    start.from = "dense"                    # starts from that method's run of the same seed
     [method.set.at."0.9"]                   # for one sparsity
     rewiring.fraction = 0.138
 
-Whatever is wrong with a file or with the recipe of any cell is found before anything runs.
+Whatever is wrong with a file, or with the recipe of a cell, is found before anything runs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dsr_kernels.choices import unknown
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe import load as recipes
-from dsr_kernels.training.recipe.schema import Recipe, all_keys, unknown
+from dsr_kernels.training.recipe.schema import METHOD_NAMES, Recipe, all_keys
 
 FOLDER = Path(__file__).parent / "grids"
 KEYS = ("description", "recipe", "methods", "sparsities", "seeds", "set", "method")
-AXES = {"model.sparsity": "sparsities", "seed": "seeds"}  # settings that a grid runs through
+AXES = {"model.sparsity": "sparsities", "seed": "seeds"}  # settings that the grid gives itself
 NAME = re.compile(r"[A-Za-z0-9_.]+")  # of a method: part of a folder's name
-DENSE = ("dense",)  # methods that do not depend on the sparsity
+ANY_SPARSITY = ("dense",)  # methods that do not depend on the sparsity
 
 Settings = dict[str, Any]  # by dotted key
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the grid's table: a method of the recipes, and settings of its own."""
+    """A row of the grid's table: a method of the recipes, with settings of its own."""
 
     name: str
     kind: str  # the recipe's `method`
     settings: Settings = field(default_factory=dict)
     at: dict[float, Settings] = field(default_factory=dict)  # by sparsity
-    begins_with: str = ""  # another method of the grid, whose run this one starts from
+    starts_from: str = ""  # another method of the grid, whose run this one starts from
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Cell:
     """One run of the grid."""
 
     method: str
-    sparsity: float | None  # None: it does not depend on it
+    sparsity: float | None  # None: the run does not depend on it
     seed: int
     recipe: Recipe
     needs: str = ""  # name of the cell it starts from
@@ -75,15 +75,14 @@ class Grid:
     text: str  # of the file
 
     def cells(self, runs: Path, overrides: list[str] = ()) -> list[Cell]:
-        """Every cell, in the order to run them; `runs` is the folder their runs will be in.
+        """All cells in the order to run them. `runs` is the folder of their runs.
 
-        A seed after the other, so that what is there early is one whole table; within a seed what
-        others start from comes first. Raises UsageError, naming the cell, for a recipe that is
-        wrong.
+        Seed follows seed, so that one whole table is there early. Within a seed, the runs that
+        others start from come first. Raises UsageError, which names the cell, for a wrong recipe.
         """
         for text in overrides:
             _refuse_axes(text.partition("=")[0].strip(), "--set")
-        wanted = {method.begins_with for method in self.methods.values()}
+        wanted = {method.starts_from for method in self.methods.values()}
         ordered = sorted(
             self.methods.values(), key=lambda m: (m.name not in wanted, _depth(self, m))
         )
@@ -91,7 +90,7 @@ class Grid:
             self._cell(method, sparsity, seed, runs, overrides)
             for seed in self.seeds
             for method in ordered
-            for sparsity in ([None] if method.kind in DENSE else self.sparsities)
+            for sparsity in ([None] if method.kind in ANY_SPARSITY else self.sparsities)
         ]
 
     def _cell(
@@ -104,9 +103,9 @@ class Grid:
         if sparsity is not None:
             changes.append(f"model.sparsity={sparsity!r}")
         needs = ""
-        if method.begins_with:
-            source = self.methods[method.begins_with]
-            level = None if source.kind in DENSE else sparsity
+        if method.starts_from:
+            source = self.methods[method.starts_from]
+            level = None if source.kind in ANY_SPARSITY else sparsity
             needs = _cell_name(source.name, level, seed)
             changes.append(f"start.run={runs / needs}")
         try:
@@ -118,10 +117,10 @@ class Grid:
 
 
 def _depth(grid: Grid, method: Method) -> int:
-    """How many runs have to come before one of this method."""
+    """How many runs have to come before a run of this method."""
     depth = 0
-    while method.begins_with:
-        method, depth = grid.methods[method.begins_with], depth + 1
+    while method.starts_from:
+        method, depth = grid.methods[method.starts_from], depth + 1
     return depth
 
 
@@ -184,13 +183,14 @@ def _grid(path: Path, text: str, table: dict[str, Any]) -> Grid:
     return Grid(path.stem, description, recipe, methods, sparsities, seeds, settings, text)
 
 
-def _list(table: dict[str, Any], key: str, kind: Any, words: str) -> list:
+def _list(table: dict[str, Any], key: str, kind: type | tuple[type, ...], words: str) -> list[Any]:
+    """The list at `key`. Raises UsageError unless it holds values of `kind`, each once."""
     values = table.get(key)
     right = isinstance(values, list) and values
     if not right or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
         raise UsageError(f"{key}: expected a list of {words}, got {values!r}")
     if len(set(values)) < len(values):
-        raise UsageError(f"{key}: expected each once, got {values!r}")
+        raise UsageError(f"{key}: expected each value once, got {values!r}")
     return values
 
 
@@ -209,10 +209,9 @@ def _method(name: str, tables: dict[str, Any], sparsities: list[float]) -> Metho
     levels = _subtable(table, "at", f"[method.{name}.at]")
     table.pop("at", None)
     flat = dict(_flatten(table))
-    kinds = _kinds()
     kind = flat.pop("method", name)
-    if kind not in kinds:
-        known = kinds if "method" in table else [*kinds, *tables]
+    if kind not in METHOD_NAMES:
+        known = METHOD_NAMES if "method" in table else (*METHOD_NAMES, *tables)
         hint = "" if "method" in table else f" (a name of your own needs a table {where})"
         raise UsageError(f"method {name}: unknown method {unknown(str(kind), known)}{hint}")
     source = flat.pop("start.from", "")
@@ -225,7 +224,7 @@ def _method(name: str, tables: dict[str, Any], sparsities: list[float]) -> Metho
         known = {str(sparsity): sparsity for sparsity in sparsities}
         if level not in known:
             raise UsageError(f"{here}: not one of the sparsities: {unknown(level, known)}")
-        if kind in DENSE:
+        if kind in ANY_SPARSITY:
             raise UsageError(f"{here}: method {kind} does not depend on the sparsity")
         at[known[level]] = _settings(_subtable(levels, level, here), here)
     return Method(name, kind, settings, at, source)
@@ -234,21 +233,23 @@ def _method(name: str, tables: dict[str, Any], sparsities: list[float]) -> Metho
 def _check_starts(methods: dict[str, Method]) -> None:
     for method in methods.values():
         where = f"[method.{method.name}]: start.from"
-        if method.begins_with and method.begins_with not in methods:
-            raise UsageError(f"{where}: unknown method {unknown(method.begins_with, methods)}")
+        if method.starts_from and method.starts_from not in methods:
+            raise UsageError(f"{where}: unknown method {unknown(method.starts_from, methods)}")
         path = [method.name]
-        while source := methods[path[-1]].begins_with:
+        while source := methods[path[-1]].starts_from:
             if source in path:
                 raise UsageError(f"{where}: these start from each other: {', '.join(path)}")
             path.append(source)
-        source = method.begins_with
-        if method.kind in DENSE and source and methods[source].kind not in DENSE:
-            raise UsageError(f"{where}: a {method.kind} run belongs to no sparsity, so it cannot "
-                             f"start from {source}")  # fmt: skip
+        source = method.starts_from
+        if method.kind in ANY_SPARSITY and source and methods[source].kind not in ANY_SPARSITY:
+            raise UsageError(
+                f"{where}: a {method.kind} run belongs to no sparsity, so it cannot start from "
+                f"{source}"
+            )
 
 
 def _flatten(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested tables; keys may be dotted already."""
+    """(dotted key, value) of nested tables, whose keys may be dotted already."""
     for key, value in table.items():
         dotted = f"{path}.{key}" if path else key
         if isinstance(value, dict):
@@ -269,12 +270,6 @@ def _settings(table: dict[str, Any], where: str) -> Settings:
 
 def _refuse_axes(key: str, where: str) -> None:
     if key in AXES:
-        raise UsageError(f"{where}: {key} cannot be set: the grid's {AXES[key]} give it")
+        raise UsageError(f"{where}: {key} cannot be set, since the grid's {AXES[key]} give it")
     if key == "method":
-        raise UsageError(f"{where}: method cannot be set here: the grid's methods give it")
-
-
-def _kinds() -> tuple[str, ...]:
-    """The methods of the recipes."""
-    spec = next(spec for spec in dataclasses.fields(Recipe) if spec.name == "method")
-    return spec.metadata["choices"]
+        raise UsageError(f"{where}: method cannot be set here, since the grid's methods give it")

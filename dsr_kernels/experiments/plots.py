@@ -1,14 +1,12 @@
-"""The pictures of an experiment, in the style of a run's report."""
+"""The plots of an experiment, in the style of a run's report."""
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from dsr_kernels.errors import require
 from dsr_kernels.experiments.folder import DONE
 from dsr_kernels.experiments.grid import Cell
 from dsr_kernels.experiments.results import ACCURACY, Results, Row, Summary, summarize
@@ -19,27 +17,27 @@ from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.run.story import Story
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = ("#2f6db3", "#d9742b", "#3b8f5a", "#b8403f", "#7b5aa6", "#8c6d4a", "#c65f9e", "#5b6670",
-          "#a3a12f", "#2fa3b3")  # fmt: skip
-LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))  # one after the other once the colours are used up
+COLORS = (
+    *("#2f6db3", "#d9742b", "#3b8f5a", "#b8403f", "#7b5aa6"),
+    *("#8c6d4a", "#c65f9e", "#5b6670", "#a3a12f", "#2fa3b3"),
+)
+LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))  # the next one once the colours are used up
 COLUMNS = 3  # of panels
-LEVEL_LABELS = 6  # more names than these below an axis are turned
-Stories = dict[str, Story]  # finished runs by the name of the cell
+LEVEL_LABELS = 6  # if there are more names than these below an axis, they are turned
+PARTS = ("validation", "test", "train")  # the first that all runs have is plotted over epochs
+Stories = dict[str, Story]  # finished runs by the name of their cell
 
 
 def write(results: Results, rows: list[Row]) -> None:
-    """Makes OUT/plots/*.png again, from the finished cells; UsageError without matplotlib."""
-    matplotlib = require("matplotlib", "the plots of an experiment")
-    matplotlib.use("Agg")
-    folder = results.folder.path / "plots"
-    folder.mkdir(exist_ok=True)
-    with matplotlib.rc_context(style.STYLE):
+    """Writes OUT/plots/*.png from the finished cells. Raises UsageError without matplotlib."""
+    with style.drawing("the plots of an experiment"):
+        folder = results.folder.path / "plots"
+        folder.mkdir(exist_ok=True)
         for name, figure in _draw(results, rows, _stories(results)).items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-            write_atomically(folder / f"{name}.png", buffer.getvalue())
+            write_atomically(folder / f"{name}.png", style.png(figure))
 
 
 def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figure]:
@@ -49,8 +47,7 @@ def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figu
     for sparsity in results.grid.sparsities:
         here = _by_method(results, stories, sparsity)
         rewired = {name: runs[0] for name, runs in here.items() if moves(runs[0])}
-        explored = {name: runs for name, runs in here.items()
-                    if runs[0].rewires[0].get("exploration") is not None}  # fmt: skip
+        explored = {name: runs for name, runs in here.items() if _explores(runs[0])}
         if here:
             figures[f"epochs-{sparsity:g}"] = epochs(results, here, sparsity)
         if rewired:
@@ -58,6 +55,11 @@ def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figu
         if explored:
             figures[f"exploration-{sparsity:g}"] = exploration(results, explored, sparsity)
     return figures
+
+
+def _explores(story: Story) -> bool:
+    """Whether the run recorded its exploration."""
+    return story.rewires[0].get("exploration") is not None
 
 
 def _stories(results: Results) -> Stories:
@@ -80,14 +82,15 @@ def _belongs(cell: Cell, method: str, sparsity: float) -> bool:
 
 
 def _look(results: Results, method: str) -> dict:
-    """Colour and dashes of a method: the same in every picture."""
+    """The colour and the dashes of a method, the same in every plot."""
     index = list(results.grid.methods).index(method)
     return {"color": COLORS[index % len(COLORS)], "ls": LINES[index // len(COLORS) % len(LINES)]}
 
 
 def accuracy(results: Results, rows: list[Row]) -> Figure:
-    """Test accuracy: mean and sample standard deviation over the seeds, against sparsity or, where
-    there is one sparsity alone, method beside method.
+    """Test accuracy against sparsity: mean and sample standard deviation over the seeds.
+
+    Where there is only one sparsity, the methods stand beside each other.
     """
     rows = [row for row in rows if row["status"] == DONE]
     if len(results.grid.sparsities) == 1:
@@ -103,26 +106,28 @@ def accuracy(results: Results, rows: list[Row]) -> Figure:
             axes.axhline(mean, label=method, **look)
             axes.axhspan(mean - spread, mean + spread, color=look["color"], alpha=0.12, lw=0)
             continue
-        points = [(1 - level, *_percent(found)) for level in levels
-                  if (found := summarize(rows, method, level, ACCURACY))]  # fmt: skip
+        summaries = [(level, summarize(rows, method, level, ACCURACY)) for level in levels]
+        points = [(1 - level, *_percent(found)) for level, found in summaries if found]
         if points:
-            axes.errorbar(*zip(*points, strict=True), marker="o", ms=4, capsize=3, elinewidth=1.2,
-                          label=method, **look)  # fmt: skip
+            marks = {"marker": "o", "ms": 4, "capsize": 3, "elinewidth": 1.2}
+            axes.errorbar(*zip(*points, strict=True), label=method, **marks, **look)
     _sparsity_axis(axes, levels)
     figure.legend(loc="outside right upper")
     return figure
 
 
 def _beside(results: Results, rows: list[Row], sparsity: float) -> Figure:
-    """The methods that have an accuracy at `sparsity`, a dot each along the x axis."""
+    """The methods that have an accuracy at `sparsity`, as dots along the x axis."""
     title = f"Test accuracy at {100 * sparsity:g} % sparsity"
     figure, axes = style.new_axes(title, "", "test accuracy (%)", 4.6)
-    found = {method: summary for method in results.grid.methods
-             if (summary := summarize(rows, method, sparsity, ACCURACY))}  # fmt: skip
+    methods = results.grid.methods
+    summaries = {method: summarize(rows, method, sparsity, ACCURACY) for method in methods}
+    found = {method: summary for method, summary in summaries.items() if summary}
     for place, (method, summary) in enumerate(found.items()):
         mean, spread = _percent(summary)
-        axes.errorbar([place], [mean], [spread], marker="o", ms=6, capsize=4, elinewidth=1.2,
-                      color=_look(results, method)["color"])  # fmt: skip
+        marks = {"marker": "o", "ms": 6, "capsize": 4, "elinewidth": 1.2}
+        color = _look(results, method)["color"]
+        axes.errorbar([place], [mean], [spread], color=color, **marks)
     turned = {"rotation": 30, "ha": "right"} if len(found) > LEVEL_LABELS else {}
     axes.set_xticks(range(len(found)), list(found), **turned)
     axes.set_xlim(-0.6, len(found) - 0.4)
@@ -131,11 +136,11 @@ def _beside(results: Results, rows: list[Row], sparsity: float) -> Figure:
 
 
 def _percent(found: Summary) -> tuple[float, float]:
-    """Mean and deviation, 0 for one seed."""
+    """Mean and deviation in percent; the deviation is 0 for one seed."""
     return 100 * found.mean, 100 * (found.deviation or 0)
 
 
-def _sparsity_axis(axes, levels: list[float]) -> None:
+def _sparsity_axis(axes: Axes, levels: list[float]) -> None:
     """Logarithmic in the density: from 0.98 to 0.99 is as far as from 0.9 to 0.95."""
     densities = [1 - level for level in levels]
     axes.set_xlim(1.05 * max(densities), min(densities) / 1.05)  # a single one has no span
@@ -145,26 +150,31 @@ def _sparsity_axis(axes, levels: list[float]) -> None:
 
 
 def epochs(results: Results, here: dict[str, list[Story]], sparsity: float) -> Figure:
-    """Accuracy after each epoch, mean over the seeds: validation's, or what else was recorded."""
+    """Accuracy after each epoch, mean over the seeds.
+
+    It is the validation accuracy or, where some run has none, that of another part of the data.
+    """
     metrics = [row for stories in here.values() for story in stories for row in story.metrics]
-    parts = [part for part in ("validation", "test", "train")
-             if all(row.get(f"{part}_accuracy") is not None for row in metrics)]  # fmt: skip
-    part = parts[0]
+    part = next(part for part in PARTS if all(_has(row, part) for row in metrics))
     title = f"{part.capitalize()} accuracy at {100 * sparsity:g} % sparsity"
     figure, axes = style.new_axes(title, "epoch", f"{part} accuracy (%)", 4.6)
     tops, ends = [], []
     for method, stories in here.items():
         points = _mean_over_seeds(stories, "metrics", f"{part}_accuracy")
-        axes.plot(*zip(*points, strict=True), label=method, marker=style.marker(points), ms=4,
-                  **_look(results, method))  # fmt: skip
+        marks = {"marker": style.marker(points), "ms": 4}
+        axes.plot(*zip(*points, strict=True), label=method, **marks, **_look(results, method))
         tops.append(max(value for _, value in points))
         ends.append(points[-1][1])
-    # Every curve's end is in the picture; the first epochs would squeeze what differs there.
+    # The plot shows the end of every curve. The first epochs would squeeze the differences there.
     margin = 0.25 * (max(tops) - min(ends)) + 0.2
     axes.set_ylim(min(ends) - margin, max(tops) + margin / 2)
     style.whole_epochs(axes)
     figure.legend(loc="outside right upper")
     return figure
+
+
+def _has(row: Row, part: str) -> bool:
+    return row.get(f"{part}_accuracy") is not None
 
 
 def _mean_over_seeds(stories: list[Story], table: str, column: str) -> list[tuple[float, float]]:
@@ -175,7 +185,7 @@ def _mean_over_seeds(stories: list[Story], table: str, column: str) -> list[tupl
 
 
 def exploration(results: Results, here: dict[str, list[Story]], sparsity: float) -> Figure:
-    """Share of the positions ever active, mean over the seeds."""
+    """The share of positions that have ever been active, mean over the seeds."""
     title = f"Exploration rate at {100 * sparsity:g} % sparsity"
     figure, axes = style.new_axes(title, "epoch", "positions ever active (%)", 4.6)
     for method, stories in here.items():
@@ -190,7 +200,7 @@ def exploration(results: Results, here: dict[str, list[Story]], sparsity: float)
 
 
 def nonzeros(here: dict[str, Story], sparsity: float) -> Figure:
-    """Non-zeros of each layer over time, a panel a method, of the first seed."""
+    """Non-zeros of each layer over time: a panel for each method, of its first seed."""
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(here))
@@ -209,13 +219,13 @@ def nonzeros(here: dict[str, Story], sparsity: float) -> Figure:
         style.log_axis(axes.yaxis, axes.set_yscale)
         style.whole_epochs(axes)
         axes.set_xlabel("epoch")
-        axes.tick_params(labelbottom=True)  # a panel may have none below it
+        axes.tick_params(labelbottom=True)  # not every panel has one below it
     for axes in panels[len(here) :]:
         axes.set_visible(False)
     figure.suptitle(f"Non-zeros of each layer at {100 * sparsity:g} % sparsity", weight="bold")
     if len(names) <= style.FEW:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center",
-                      ncols=style.FEW)  # fmt: skip
+        names_and_lines = panels[0].get_legend_handles_labels()
+        figure.legend(*names_and_lines, loc="outside lower center", ncols=style.FEW)
     else:
         style.depth_bar(figure, list(panels), names)
     return figure

@@ -1,35 +1,50 @@
-"""What the cells of a grid came to: one row a cell, and tables over the seeds."""
+"""The results of a grid: a row for each cell, and tables over the seeds."""
 
 from __future__ import annotations
 
 import csv
 import io
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dsr_kernels import text_table
 from dsr_kernels.experiments.folder import DONE, Folder
 from dsr_kernels.experiments.grid import Cell, Grid
+from dsr_kernels.training.run.csv_files import cell
 from dsr_kernels.training.run.files import write_atomically
 from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.run.story import Story
 
-COLUMNS = ("method", "sparsity", "seed", "test_accuracy", "test_top5", "validation_accuracy",
-           "learnable_parameters", "nonzeros", "train_seconds", "images_per_second", "exploration",
-           "status", "error")  # fmt: skip
+COLUMNS = (
+    "method",
+    "sparsity",
+    "seed",
+    "test_accuracy",
+    "test_top5",
+    "validation_accuracy",
+    "learnable_parameters",
+    "nonzeros",
+    "train_seconds",
+    "images_per_second",
+    "exploration",
+    "status",
+    "error",
+)
 
-Row = dict[str, Any]  # by COLUMNS; None where there is nothing to say
+Row = dict[str, Any]  # by COLUMNS; None where there is no value
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column of the rows as a table shows it."""
+    """How a table shows a column of the rows."""
 
     column: str
     title: str
     scale: float = 1.0
     digits: int = 0
-    rough: bool = False  # three significant digits, no deviation: what else ran decides the rest
+    rough: bool = False  # three significant digits, no deviation; the load decides the other digits
 
     def show(self, value: float) -> str:
         value *= self.scale
@@ -51,7 +66,10 @@ QUANTITIES = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Over the seeds of one method at one sparsity; `deviation` is the sample's, None for one."""
+    """Mean and sample standard deviation over the seeds of one method at one sparsity.
+
+    The deviation of one value is None.
+    """
 
     count: int
     mean: float
@@ -66,7 +84,7 @@ class Summary:
 
 
 class Results:
-    """Reads the rows of an experiment; those of finished cells only once."""
+    """Reads the rows of an experiment. It reads those of finished cells only once."""
 
     def __init__(self, folder: Folder, grid: Grid, cells: list[Cell]) -> None:
         self.folder, self.grid, self.cells = folder, grid, cells
@@ -80,8 +98,8 @@ class Results:
         if cell.name in self._finished:
             return self._finished[cell.name]
         row = dict.fromkeys(COLUMNS)
-        row |= {"method": cell.method, "sparsity": cell.sparsity, "seed": cell.seed,
-                "status": status, "error": error or None}  # fmt: skip
+        row |= {"method": cell.method, "sparsity": cell.sparsity, "seed": cell.seed}
+        row |= {"status": status, "error": error or None}
         if status == DONE:
             row |= measured(Story.read(Run.open(self.folder.run_of(cell))))
             self._finished[cell.name] = row
@@ -98,7 +116,7 @@ class Results:
 
 
 def measured(story: Story) -> Row:
-    """What a finished run has to say."""
+    """The columns of a row that a finished run gives."""
     results, model = story.results, story.about["model"]
     nonzeros = int(story.rewires[-1]["nonzeros"]) if model["layers"] else None
     explored = [row["exploration"] for row in story.rewires if row.get("exploration") is not None]
@@ -116,15 +134,20 @@ def measured(story: Story) -> Row:
 
 
 def summarize(rows: list[Row], method: str, sparsity: float, quantity: Quantity) -> Summary | None:
-    """Over the seeds; a method that does not depend on the sparsity has one for all of them."""
-    values = [row[quantity.column] for row in rows
-              if row["method"] == method and row["sparsity"] in (None, sparsity)
-              and row[quantity.column] is not None]  # fmt: skip
-    return Summary.of(values)
+    """A quantity over the seeds; None where no cell has it.
+
+    A method that does not depend on the sparsity has one summary for all of them.
+    """
+    values = [row[quantity.column] for row in _belonging(rows, method, sparsity)]
+    return Summary.of([value for value in values if value is not None])
+
+
+def _belonging(rows: list[Row], method: str, sparsity: float) -> list[Row]:
+    return [r for r in rows if r["method"] == method and r["sparsity"] in (None, sparsity)]
 
 
 def table_csv(grid: Grid, rows: list[Row]) -> str:
-    """Test accuracy in %: mean, sample standard deviation and number of seeds for each sparsity."""
+    """Test accuracy in %: mean, sample standard deviation and number of seeds at each sparsity."""
     head = ["method"]
     head += [f"{s:g} {part}" for s in grid.sparsities for part in ("mean", "sd", "n")]
     lines = []
@@ -142,7 +165,7 @@ def table_csv(grid: Grid, rows: list[Row]) -> str:
 
 
 def table_md(grid: Grid, rows: list[Row]) -> str:
-    """A table for each quantity that any cell has, and what went wrong."""
+    """A table for each quantity that any cell has, and a list of what went wrong."""
     over = f"means over {len(grid.seeds)} seeds ± sample standard deviation"
     over = over if len(grid.seeds) > 1 else "one seed"
     done = sum(row["status"] == DONE for row in rows)
@@ -151,27 +174,25 @@ def table_md(grid: Grid, rows: list[Row]) -> str:
     for quantity in QUANTITIES:
         if any(row[quantity.column] is not None for row in rows):
             parts.append(f"## {quantity.title}\n\n{_markdown(grid, rows, quantity)}")
-    wrong = [f"- {row['method']}, sparsity {_blank(row['sparsity'])}, seed {row['seed']}: "
-             f"{row['status']}: {row['error']}" for row in rows if row["error"]]  # fmt: skip
+    wrong = [_error_line(row) for row in rows if row["error"]]
     if wrong:
         parts.append("## Failed\n\n" + "\n".join(wrong))
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown(grid: Grid, rows: list[Row], quantity: Quantity) -> str:
-    lines = ["| sparsity | " + " | ".join(f"{s:g}" for s in grid.sparsities) + " |"]
-    lines.append("|---" * (1 + len(grid.sparsities)) + "|")
-    for method in grid.methods:
-        cells = [_shown(grid, rows, method, s, quantity) for s in grid.sparsities]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    header = ["sparsity", *(f"{sparsity:g}" for sparsity in grid.sparsities)]
+    lines = [
+        [method, *(_shown(grid, rows, method, sparsity, quantity) for sparsity in grid.sparsities)]
+        for method in grid.methods
+    ]
+    return text_table.markdown(header, lines)
 
 
 def _shown(grid: Grid, rows: list[Row], method: str, sparsity: float, quantity: Quantity) -> str:
     found = summarize(rows, method, sparsity, quantity)
     if found is None:
-        states = {row["status"] for row in rows
-                  if row["method"] == method and row["sparsity"] in (None, sparsity)}  # fmt: skip
+        states = {row["status"] for row in _belonging(rows, method, sparsity)}
         return "" if DONE in states else ", ".join(sorted(states))
     text = quantity.show(found.mean)
     if found.deviation is not None and not quantity.rough:
@@ -179,15 +200,16 @@ def _shown(grid: Grid, rows: list[Row], method: str, sparsity: float, quantity: 
     return text if found.count == len(grid.seeds) else f"{text} (n = {found.count})"
 
 
-def _blank(value: Any) -> str:
-    return "-" if value is None else f"{value:g}"
+def _error_line(row: Row) -> str:
+    sparsity = "-" if row["sparsity"] is None else f"{row['sparsity']:g}"
+    which = f"{row['method']}, sparsity {sparsity}, seed {row['seed']}"
+    return f"- {which}: {row['status']}: {row['error']}"
 
 
-def _csv(head: Any, lines: list[list[Any]]) -> str:
+def _csv(head: Sequence[str], lines: list[list[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     for line in lines:
-        cells = (f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line)
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        writer.writerow([cell(value) for value in line])
     return text.getvalue()

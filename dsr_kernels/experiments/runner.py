@@ -1,4 +1,4 @@
-"""Runs the cells of a grid as processes, some at a time, until nothing is left that can run."""
+"""Runs the cells of a grid as processes, some at a time, until no cell is left that can run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dsr_kernels.training.run.folder import LOG
 from dsr_kernels.training.signals import StopRequest
 
 POLL_SECONDS = 0.1
-# This very package, whatever the current folder holds: a source tree there would come first.
+# Starts this very package. A source tree in the current folder would come before it otherwise.
 _START = (
     f"import sys; sys.path[0] = {str(Path(__file__).parents[2])!r}; "
     "from dsr_kernels.cli import main; sys.exit(main())"
@@ -31,7 +31,10 @@ _libc = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class Options:
-    """How cells run. `threads` None: as many as is fair, or what a run began with."""
+    """How cells run.
+
+    Where `threads` is None, the jobs share the cores, and a run keeps the number it began with.
+    """
 
     jobs: int = 1
     threads: int | None = None
@@ -39,9 +42,9 @@ class Options:
     device: str | None = None
 
     def of(self, run: Path) -> list[str]:
-        """As arguments of `dsr train` for the run in that folder."""
+        """These options as arguments of `dsr train` for the run in that folder."""
         threads = self.threads
-        if threads is None and not (run / "run.json").is_file():  # where its own number is
+        if threads is None and not (run / "run.json").is_file():  # which says what it began with
             threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
         pairs = {"--threads": threads, "--data-dir": self.data_dir, "--device": self.device}
         given = ((name, str(value)) for name, value in pairs.items() if value is not None)
@@ -50,13 +53,13 @@ class Options:
 
 @dataclass
 class Process:
-    """One `dsr train` under way, or over: `error` then says what it ended with, "" for success."""
+    """One `dsr train`. Once it is over, `error` says what it ended with: "" for success."""
 
     cell: Cell
     child: subprocess.Popen
     log: Path
     log_begin: int
-    told: bool = False  # to stop
+    stopped: bool = False  # whether it has been sent a signal to stop
 
     def over(self) -> bool:
         return self.child.poll() is not None
@@ -76,7 +79,7 @@ class Process:
 
 
 class Runner:
-    """Schedules the cells that are not done. `after_each` is called whenever one has ended."""
+    """Runs the cells that are not done. Calls `after_each` whenever a cell has ended."""
 
     def __init__(
         self, folder: Folder, cells: list[Cell], options: Options, after_each: Callable[[], None]
@@ -85,10 +88,10 @@ class Runner:
         self.cells = cells
         self.waiting = [cell for cell in cells if not folder.done(cell)]
         self.running: list[Process] = []
-        self.failures: Failures = {}  # of this time: what failed before is tried again
+        self.failures: Failures = {}  # of now; cells that failed earlier are tried again
 
     def run(self) -> int:
-        """Runs all that can run. Returns 0, or 128 + the signal that ended it early."""
+        """Runs all cells that can run. Returns 0, or 128 + the signal that ended it early."""
         self.folder.write_failures(self.failures)
         done = len(self.cells) - len(self.waiting)
         self.progress = Progress(len(self.cells), done)
@@ -124,22 +127,26 @@ class Runner:
     def _start(self, cell: Cell) -> Process:
         run = self.folder.run_of(cell)
         run.mkdir(parents=True, exist_ok=True)
-        which = ["--resume", str(run)] if self.folder.begun(cell) else [
-            "--recipe", str(self.folder.recipe_of(cell)), "--out", str(run)]  # fmt: skip
+        which = ["--resume", str(run)]
+        if not self.folder.begun(cell):
+            which = ["--recipe", str(self.folder.recipe_of(cell)), "--out", str(run)]
         with (run / LOG).open("ab") as log:
             begin = log.seek(0, os.SEEK_END)
-            # A session of its own: Ctrl-C in a terminal must reach it once, from us.
             child = subprocess.Popen(
-                [*TRAIN, *which, *self.options.of(run)], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True, preexec_fn=_end_with_parent,
-            )  # fmt: skip
+                [*TRAIN, *which, *self.options.of(run)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # so that a Ctrl-C reaches it once, from here
+                preexec_fn=_end_with_parent,
+            )
         return Process(cell, child, run / LOG, begin)
 
     def _stop(self, signum: int) -> None:
-        """Passes the signal on, once: at a second one a run ends without a checkpoint."""
+        """Passes the signal on, once: a second one would end a run without a checkpoint."""
         for process in self.running:
-            if not process.told:
-                process.told = True
+            if not process.stopped:
+                process.stopped = True
                 process.child.send_signal(signum)
 
     def _reap(self, stopping: bool) -> None:
@@ -163,5 +170,5 @@ class Runner:
 
 
 def _end_with_parent() -> None:
-    """In the child: SIGTERM when the experiment dies, also by SIGKILL. It writes a checkpoint."""
+    """Called in the child. It gets SIGTERM, and saves a checkpoint, when the experiment dies."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.ops import autograd
 from dsr_kernels.ops.library import check_tensors
 
@@ -89,18 +90,9 @@ def sparse_conv2d(
             f"got shape {tuple(x.shape)}"
         )
     batched = x.dim() == 4
-    y = autograd.conv(
-        _autocast(x if batched else x.unsqueeze(0)),
-        values,
-        bias,
-        crow_indices,
-        col_indices,
-        weight_shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-    )
+    image = _autocast(x if batched else x.unsqueeze(0))
+    shape = conv_shape(weight_shape, stride, padding, dilation, groups)
+    y = autograd.sparse_conv2d(image, values, bias, crow_indices, col_indices, shape)
     return y if batched else y.squeeze(0)
 
 
@@ -126,18 +118,8 @@ def sparse_linear(
         )
     check_tensors("SparseLinear", x, values, bias, crow_indices, col_indices, rows)
     image = _autocast(x).reshape(-1, features, 1, 1)
-    y = autograd.conv(
-        image,
-        values,
-        bias,
-        crow_indices,
-        col_indices,
-        (rows, features, 1, 1),
-        (1, 1),
-        (0, 0, 0, 0),
-        (1, 1),
-        1,
-    )
+    shape = ConvShape((rows, features, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    y = autograd.sparse_conv2d(image, values, bias, crow_indices, col_indices, shape)
     return y.reshape(*x.shape[:-1], rows)
 
 

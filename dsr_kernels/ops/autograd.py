@@ -1,118 +1,274 @@
-"""The derivatives of the ops, each made of the ops themselves, and the ways to reach them.
+"""The operations with their derivatives, each made of the operations themselves.
 
 A graph belongs to the values and the pattern it was recorded with. They are saved for backward, and
 `SparseModule.replace_topology` advances their versions, so a backward through an older topology
 stops with an error, whether or not the number of non-zeros changed.
 
 An op is called in one of two ways. Plain tensors in eager mode go straight to the autograd.Function
-and the kernel. Everything else (torch.compile, tracing, fake tensors, tensor subclasses, dispatch
-modes, functorch, forward-mode AD, lazily negated tensors) goes through torch's dispatcher, which
-meets the same Function under its Autograd key; the dispatcher and its boxing would otherwise be
-most of the time of a small layer.
+and the kernel in `library`. Everything else (torch.compile, tracing, fake tensors, tensor
+subclasses, dispatch modes, functorch, forward-mode AD, lazily negated tensors) goes through torch's
+dispatcher, which meets the same Function in `dispatcher`; the dispatcher and its boxing would
+otherwise be most of the time of a small layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.ops import library, watch
 
+OPS = torch.ops.dsr_kernels
 
-def _tell(event: str, *args) -> None:
-    if not _are_plain(args):
-        return
-    for reference in tuple(watch.watchers):
-        if (watcher := reference()) is not None:
-            getattr(watcher, event)(*args)
+# --- the operations -------------------------------------------------------------------------------
 
 
-class _Conv(torch.autograd.Function):
+def sparse_conv2d(
+    x: Tensor,  # [N, C, H, W]
+    values: Tensor,  # [nnz]
+    bias: Tensor | None,  # [O]
+    crow_indices: Tensor,  # [O + 1] int32
+    col_indices: Tensor,  # [nnz] int32
+    shape: ConvShape,
+) -> Tensor:
+    """y [N, O, P, Q] = conv2d(pad(x), W) + bias."""
+    if not _are_plain((x, values, bias, crow_indices, col_indices)):
+        return OPS.sparse_conv2d.default(x, values, bias, crow_indices, col_indices, *shape)
+    if is_recorded((x, values, bias)):
+        kernel = library.sparse_conv2d
+        return Conv.apply(kernel, x, values, bias, crow_indices, col_indices, shape)
+    return library.sparse_conv2d(x, values, bias, crow_indices, col_indices, shape)
+
+
+def sparse_conv2d_grad_input(
+    grad: Tensor,  # [N, O, P, Q]
+    values: Tensor,  # [nnz]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    input_size: Sequence[int],  # (C, H, W)
+    shape: ConvShape,
+    channels_last: bool,  # the memory format of the result
+) -> Tensor:
+    """gx [N, C, H, W] = conv_transpose2d(grad, W), without the padding's share."""
+    if not _are_plain((grad, values, crow_indices, col_indices)):
+        return OPS.sparse_conv2d_grad_input.default(
+            grad, values, crow_indices, col_indices, input_size, *shape, channels_last
+        )
+    if is_recorded((grad, values)):
+        kernel = library.sparse_conv2d_grad_input
+        return GradInput.apply(
+            kernel, grad, values, crow_indices, col_indices, input_size, shape, channels_last
+        )
+    return library.sparse_conv2d_grad_input(
+        grad, values, crow_indices, col_indices, input_size, shape, channels_last
+    )
+
+
+def sparse_conv2d_grad_weight(
+    x: Tensor,  # [N, C, H, W]
+    grad: Tensor,  # [N, O, P, Q]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
+    dtype: torch.dtype,  # of the result: the values'
+) -> Tensor:
+    """gvalues [nnz] = the dense weight's gradient at the non-zeros."""
+    if not _are_plain((x, grad, crow_indices, col_indices)):
+        return OPS.sparse_conv2d_grad_weight.default(
+            x, grad, crow_indices, col_indices, *shape, dtype
+        )
+    if is_recorded((x, grad)):
+        kernel = library.sparse_conv2d_grad_weight
+        return GradWeight.apply(kernel, x, grad, crow_indices, col_indices, shape, dtype)
+    return library.sparse_conv2d_grad_weight(x, grad, crow_indices, col_indices, shape, dtype)
+
+
+def sparse_conv2d_grad_bias(
+    grad: Tensor,  # [N, O, P, Q]
+    dtype: torch.dtype,  # of the result: the values'
+) -> Tensor:
+    """gbias [O] = grad summed over batch and image."""
+    if not _are_plain((grad,)):
+        return OPS.sparse_conv2d_grad_bias.default(grad, dtype)
+    if is_recorded((grad,)):
+        return GradBias.apply(library.sparse_conv2d_grad_bias, grad, dtype)
+    return library.sparse_conv2d_grad_bias(grad, dtype)
+
+
+def is_recorded(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether autograd is to record an op of these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _are_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a kernel may read the memory of every tensor as it stands, unseen by any mode."""
+    if torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:
+        if type(tensor) is Tensor or type(tensor) is Parameter:
+            if tensor.is_neg():
+                return False
+        elif tensor is not None:
+            return False
+    first = tensors[0]
+    return (
+        first is not None
+        and (first.is_cpu or first.is_cuda)
+        and forward_ad._current_level < 0
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+# --- their derivatives ----------------------------------------------------------------------------
+
+
+class _Context(FunctionCtx):
+    """What a recorded op remembers until its backward pass."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+    shape: ConvShape
+    input_size: torch.Size  # (C, H, W)
+    channels_last: bool  # of the input
+    grad_size: torch.Size  # [N, O, P, Q]
+    dtype: torch.dtype
+
+
+Gradients = tuple[Tensor | None, ...]  # one for each argument of a Function
+
+
+class Conv(torch.autograd.Function):
+    """`kernel` is the op that computes: library's, or the dispatcher's below autograd."""
+
     @staticmethod
-    def forward(ctx, run: Callable, x, values, bias, crow, col, *shape) -> Tensor:
+    def forward(
+        ctx: _Context,
+        kernel: Callable[..., Tensor],
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        shape: ConvShape,
+    ) -> Tensor:
         # values is saved even where only its own gradient is asked for: its version is what tells a
         # rewired layer from the one this graph was recorded with.
-        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, values, crow, col)
-        ctx.shape, ctx.input_size, ctx.last = shape, x.shape[1:], library.channels_last(x)
-        if watch.watchers:
-            _tell("used", values)
-        return run(x, values, bias, crow, col, *shape)
+        kept = x if ctx.needs_input_grad[2] else None
+        ctx.save_for_backward(kept, values, crow_indices, col_indices)  # type: ignore[arg-type]
+        ctx.shape, ctx.input_size = shape, x.shape[1:]
+        ctx.channels_last = library.channels_last(x)
+        if watch.watchers and _are_plain((values,)):
+            for watcher in watch.living():
+                watcher.used(values)
+        return kernel(x, values, bias, crow_indices, col_indices, shape)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, values, crow, col = _saved(ctx)
-        _, wants_x, wants_values, wants_bias, *rest = ctx.needs_input_grad
+    def backward(ctx: _Context, grad: Tensor) -> Gradients:
+        x, values, crow_indices, col_indices = _saved(ctx)
+        _, wants_x, wants_values, wants_bias, _, _, _ = ctx.needs_input_grad
+        pattern, shape = (crow_indices, col_indices), ctx.shape
         gx = gvalues = gbias = None
         if wants_x:
-            gx = grad_input(grad, values, crow, col, ctx.input_size, *ctx.shape, ctx.last)
+            gx = sparse_conv2d_grad_input(
+                grad, values, *pattern, ctx.input_size, shape, ctx.channels_last
+            )
         if wants_values:
-            gvalues = grad_weight(x, grad, crow, col, *ctx.shape, values.dtype)
+            gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)
             gvalues = gvalues.view(values.shape)
-            if watch.watchers:
-                _tell("passed", values.detach(), x.detach(), grad.detach(), *ctx.shape)
+            if watch.watchers and _are_plain((values, x, grad)):
+                for watcher in watch.living():
+                    watcher.passed(values.detach(), x.detach(), grad.detach(), shape)
         if wants_bias:
-            gbias = grad_bias(grad, values.dtype)
-        return None, gx, gvalues, gbias, *[None] * len(rest)
+            gbias = sparse_conv2d_grad_bias(grad, values.dtype)
+        return None, gx, gvalues, gbias, None, None, None
 
 
-class _GradInput(torch.autograd.Function):
+class GradInput(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, run: Callable, grad, values, crow, col, input_size, *shape_and_last) -> Tensor:
-        ctx.save_for_backward(grad if ctx.needs_input_grad[2] else None, values, crow, col)
-        ctx.shape = shape_and_last[:-1]
-        return run(grad, values, crow, col, input_size, *shape_and_last)
+    def forward(
+        ctx: _Context,
+        kernel: Callable[..., Tensor],
+        grad: Tensor,
+        values: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        input_size: Sequence[int],
+        shape: ConvShape,
+        channels_last: bool,
+    ) -> Tensor:
+        kept = grad if ctx.needs_input_grad[2] else None
+        ctx.save_for_backward(kept, values, crow_indices, col_indices)  # type: ignore[arg-type]
+        ctx.shape = shape
+        return kernel(grad, values, crow_indices, col_indices, input_size, shape, channels_last)
 
     @staticmethod
-    def backward(ctx, ggx: Tensor) -> tuple[Tensor | None, ...]:
-        grad, values, crow, col = _saved(ctx)
-        _, wants_grad, wants_values, *rest = ctx.needs_input_grad
+    def backward(ctx: _Context, ggx: Tensor) -> Gradients:
+        grad, values, crow_indices, col_indices = _saved(ctx)
+        _, wants_grad, wants_values, _, _, _, _, _ = ctx.needs_input_grad
+        pattern, shape = (crow_indices, col_indices), ctx.shape
         ggrad = gvalues = None
         if wants_grad:
-            ggrad = conv(ggx, values, None, crow, col, *ctx.shape)
+            ggrad = sparse_conv2d(ggx, values, None, *pattern, shape)
         if wants_values:
-            gvalues = grad_weight(ggx, grad, crow, col, *ctx.shape, values.dtype)
+            gvalues = sparse_conv2d_grad_weight(ggx, grad, *pattern, shape, values.dtype)
             gvalues = gvalues.view(values.shape)
-        return None, ggrad, gvalues, *[None] * len(rest)
+        return None, ggrad, gvalues, None, None, None, None, None
 
 
-class _GradWeight(torch.autograd.Function):
+class GradWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, run: Callable, x, grad, crow, col, *shape_and_dtype) -> Tensor:
-        ctx.save_for_backward(x, grad, crow, col)
-        ctx.shape = shape_and_dtype[:-1]
-        return run(x, grad, crow, col, *shape_and_dtype)
+    def forward(
+        ctx: _Context,
+        kernel: Callable[..., Tensor],
+        x: Tensor,
+        grad: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        shape: ConvShape,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(x, grad, crow_indices, col_indices)
+        ctx.shape = shape
+        return kernel(x, grad, crow_indices, col_indices, shape, dtype)
 
     @staticmethod
-    def backward(ctx, ggvalues: Tensor) -> tuple[Tensor | None, ...]:
-        x, grad, crow, col = _saved(ctx)
-        _, wants_x, wants_grad, *rest = ctx.needs_input_grad
+    def backward(ctx: _Context, ggvalues: Tensor) -> Gradients:
+        x, grad, crow_indices, col_indices = _saved(ctx)
+        _, wants_x, wants_grad, _, _, _, _ = ctx.needs_input_grad
+        pattern, shape = (crow_indices, col_indices), ctx.shape
         gx = ggrad = None
         if wants_x:
             last = library.channels_last(x)
-            gx = grad_input(grad, ggvalues, crow, col, x.shape[1:], *ctx.shape, last)
+            gx = sparse_conv2d_grad_input(grad, ggvalues, *pattern, x.shape[1:], shape, last)
         if wants_grad:
-            ggrad = conv(x, ggvalues, None, crow, col, *ctx.shape)
-        return None, gx, ggrad, *[None] * len(rest)
+            ggrad = sparse_conv2d(x, ggvalues, None, *pattern, shape)
+        return None, gx, ggrad, None, None, None, None
 
 
-class _GradBias(torch.autograd.Function):
+class GradBias(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, run: Callable, grad, dtype) -> Tensor:
-        ctx.size, ctx.dtype = grad.shape, grad.dtype
-        return run(grad, dtype)
+    def forward(
+        ctx: _Context, kernel: Callable[..., Tensor], grad: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.grad_size, ctx.dtype = grad.shape, grad.dtype
+        return kernel(grad, dtype)
 
     @staticmethod
-    def backward(ctx, ggbias: Tensor) -> tuple[Tensor | None, ...]:
-        return None, ggbias.to(ctx.dtype)[:, None, None].expand(ctx.size), None
+    def backward(ctx: _Context, ggbias: Tensor) -> Gradients:
+        return None, ggbias.to(ctx.dtype)[:, None, None].expand(ctx.grad_size), None
 
 
-def _saved(ctx) -> tuple[Tensor | None, ...]:
+def _saved(ctx: _Context) -> tuple[Tensor, ...]:
+    """The saved tensors; an activation that no wanted gradient needs is None."""
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
@@ -123,74 +279,3 @@ def _saved(ctx) -> tuple[Tensor | None, ...]:
             "between forward and backward (an optimizer step or a rewire?); this graph belongs to "
             f"weights that no longer exist, run the forward again. torch says: {error}"
         ) from error
-
-
-class _Op(NamedTuple):
-    """One op: its kernel, its derivative, and its overload in torch's dispatcher."""
-
-    kernel: Callable
-    function: type[torch.autograd.Function]
-    overload: Callable
-
-    def __call__(self, *args) -> Tensor:
-        if torch.compiler.is_compiling() or not _are_plain(args):
-            return self.overload(*args)
-        if torch.is_grad_enabled() and _any_requires_grad(args):
-            return self.function.apply(self.kernel, *args)
-        return self.kernel(*args)
-
-    def under_dispatcher(self, *args) -> Tensor:
-        """The kernel of the Autograd key."""
-        _refuse_tangents(args)
-        if torch.is_grad_enabled() and _any_requires_grad(args):
-            return self.function.apply(self._below_autograd, *args)
-        return self._below_autograd(*args)
-
-    def _below_autograd(self, *args) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.overload(*args)
-
-
-def _are_plain(args: tuple) -> bool:
-    """Whether a kernel may read the memory of every tensor as it stands, unseen by any mode."""
-    for arg in args[:5]:  # every op's tensors come first
-        kind = type(arg)
-        if kind is Tensor or kind is Parameter:
-            if arg.is_neg():
-                return False
-        elif isinstance(arg, Tensor):
-            return False
-    return (
-        (args[0].is_cpu or args[0].is_cuda)
-        and forward_ad._current_level < 0
-        and not is_in_torch_dispatch_mode()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-    )
-
-
-def _refuse_tangents(args: tuple) -> None:
-    if forward_ad._current_level < 0:
-        return
-    for arg in args[:5]:
-        if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
-            raise NotImplementedError(
-                "dsr_kernels: forward-mode AD (forward_ad.make_dual, torch.func.jvp) is not "
-                "supported; the sparse layers have reverse-mode derivatives of any order"
-            )
-
-
-def _any_requires_grad(args: tuple) -> bool:
-    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args[:3])
-
-
-def _register(name: str, kernel: Callable, function: type[torch.autograd.Function]) -> _Op:
-    op = _Op(kernel, function, getattr(torch.ops.dsr_kernels, name).default)
-    library.library.impl(name, library.from_dispatcher(op.under_dispatcher), "Autograd")
-    return op
-
-
-conv = _register("sparse_conv2d", library.conv, _Conv)
-grad_input = _register("sparse_conv2d_grad_input", library.grad_input, _GradInput)
-grad_weight = _register("sparse_conv2d_grad_weight", library.grad_weight, _GradWeight)
-grad_bias = _register("sparse_conv2d_grad_bias", library.grad_bias, _GradBias)

@@ -1,4 +1,4 @@
-"""The operations as torch sees them: `torch.ops.dsr_kernels.*`, and every argument check.
+"""The operations, with every argument checked: schemas, kernels, and what a result looks like.
 
     sparse_conv2d              y  [N, O, P, Q] = conv2d(pad(x), W) + bias
     sparse_conv2d_grad_input   gx [N, C, H, W] = conv_transpose2d(gy, W)
@@ -13,12 +13,14 @@ have the same dtype, or bfloat16 / float16, computed in the values' dtype and re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import dispatch
+from dsr_kernels.backends import cpu, dispatch
+from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.dispatch import Backend
 from dsr_kernels.backends.native import DTYPE_CODES
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -41,21 +43,30 @@ for _schema in (
 
 
 def check_tensors(
-    name: str, x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, rows: int
+    name: str,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    rows: int,
 ) -> None:
-    _check_devices(name, input=x, values=values, bias=bias, crow_indices=crow, col_indices=col)
+    """Raises ValueError or TypeError, in the name of a layer, for tensors that do not match."""
+    pattern = {"crow_indices": crow_indices, "col_indices": col_indices}
+    _check_devices(name, input=x, values=values, bias=bias, **pattern)
     _check_activation(name, "input", x, values.dtype)
-    if col.dim() != 1 or values.shape not in (col.shape, (*col.shape, 1)):
+    nnz = col_indices.shape
+    if col_indices.dim() != 1 or values.shape not in (nnz, (*nnz, 1)):
         raise ValueError(
             f"{name}: expected one value per column index, of shape (nnz, 1) or (nnz,), got values "
-            f"of shape {tuple(values.shape)} and col_indices of shape {tuple(col.shape)}"
+            f"of shape {tuple(values.shape)} and col_indices of shape {tuple(nnz)}"
         )
     if bias is not None and (bias.shape != (rows,) or bias.dtype != values.dtype):
         raise ValueError(
             f"{name}: expected bias of shape ({rows},) and dtype {values.dtype}, "
             f"got {tuple(bias.shape)} and {bias.dtype}"
         )
-    _check_pattern(name, crow, col, rows)
+    _check_pattern(name, crow_indices, col_indices, rows)
 
 
 def _check_devices(name: str, **tensors: Tensor | None) -> None:
@@ -102,6 +113,7 @@ def _check_shape(weight_shape: Sequence[int], groups: int) -> None:
 
 
 def check_input(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
+    """Raises ValueError for an input without the channels that the weight has."""
     _check_shape(weight_shape, groups)
     channels = weight_shape[1] * groups
     if x.dim() != 4 or x.shape[1] != channels:
@@ -111,23 +123,18 @@ def check_input(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
         )
 
 
-def _output_size(
-    size: Sequence[int],
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
+def _output_size(size: Sequence[int], shape: ConvShape) -> tuple[int, int]:
     """(P, Q) of an input (H, W); refuses a kernel larger than the padded input, as torch does."""
+    stride, padding, dilation = shape.stride, shape.padding, shape.dilation
     if min(*stride, *dilation) < 1 or min(padding) < 0:
         raise ValueError(
             "SparseConv2d: expected stride and dilation of at least 1 and padding of at least 0, "
-            f"got stride={tuple(stride)}, dilation={tuple(dilation)}, padding={tuple(padding)}"
+            f"got stride={stride}, dilation={dilation}, padding={padding}"
         )
     height = size[0] + padding[0] + padding[1]
     width = size[1] + padding[2] + padding[3]
-    extent_h = dilation[0] * (weight_shape[2] - 1) + 1
-    extent_w = dilation[1] * (weight_shape[3] - 1) + 1
+    extent_h = dilation[0] * (shape.weight_shape[2] - 1) + 1
+    extent_w = dilation[1] * (shape.weight_shape[3] - 1) + 1
     if height < extent_h or width < extent_w or min(size) < 1:
         raise ValueError(
             f"SparseConv2d: expected a padded input of at least {extent_h} x {extent_w}, the "
@@ -145,83 +152,79 @@ def channels_last(x: Tensor) -> bool:
 def _check_grad(
     grad: Tensor,
     input_size: Sequence[int],  # (C, H, W)
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    shape: ConvShape,
 ) -> None:
-    out = _output_size(input_size[1:], weight_shape, stride, padding, dilation)
-    if grad.dim() != 4 or grad.shape[1:] != (weight_shape[0], *out):
+    out = _output_size(input_size[1:], shape)
+    if grad.dim() != 4 or grad.shape[1:] != (shape.rows, *out):
         raise ValueError(
-            f"SparseConv2d: expected gradient of shape (N, {weight_shape[0]}, {out[0]}, {out[1]}), "
+            f"SparseConv2d: expected gradient of shape (N, {shape.rows}, {out[0]}, {out[1]}), "
             f"got {tuple(grad.shape)}"
         )
 
 
-# --- kernels and their fakes: the same checks, then an empty result or a full one -----------------
+# --- results: all arguments checked, nothing computed ---------------------------------------------
 
 
-def _forward_output(
-    x, values, bias, crow, col, weight_shape, stride, padding, dilation, groups
+def conv2d_result(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
 ) -> Tensor:
-    check_input(x, weight_shape, groups)
-    check_tensors("SparseConv2d", x, values, bias, crow, col, weight_shape[0])
-    out = _output_size(x.shape[2:], weight_shape, stride, padding, dilation)
-    return _empty(x, (x.shape[0], weight_shape[0], *out), channels_last(x))
+    check_input(x, shape.weight_shape, shape.groups)
+    check_tensors("SparseConv2d", x, values, bias, crow_indices, col_indices, shape.rows)
+    out = _output_size(x.shape[2:], shape)
+    return _empty(x, (x.shape[0], shape.rows, *out), channels_last(x))
 
 
-def _grad_input_output(
-    grad, values, crow, col, input_size, weight_shape, stride, padding, dilation, groups, last
+def grad_input_result(
+    grad: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    input_size: Sequence[int],
+    shape: ConvShape,
+    channels_last: bool,
 ) -> Tensor:
-    _check_shape(weight_shape, groups)
-    if len(input_size) != 3 or input_size[0] != weight_shape[1] * groups:
+    _check_shape(shape.weight_shape, shape.groups)
+    if len(input_size) != 3 or input_size[0] != shape.in_channels:
         raise ValueError(
-            f"SparseConv2d: expected input_size ({weight_shape[1] * groups}, H, W), "
+            f"SparseConv2d: expected input_size ({shape.in_channels}, H, W), "
             f"got {tuple(input_size)}"
         )
-    _check_grad(grad, input_size, weight_shape, stride, padding, dilation)
-    check_tensors("SparseConv2d", grad, values, None, crow, col, weight_shape[0])
-    return _empty(grad, (grad.shape[0], *input_size), last)
+    _check_grad(grad, input_size, shape)
+    check_tensors("SparseConv2d", grad, values, None, crow_indices, col_indices, shape.rows)
+    return _empty(grad, (grad.shape[0], *input_size), channels_last)
 
 
-def _grad_weight_output(
-    x, grad, crow, col, weight_shape, stride, padding, dilation, groups, dtype
+def grad_weight_result(
+    x: Tensor,
+    grad: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
+    dtype: torch.dtype,
 ) -> Tensor:
-    check_input(x, weight_shape, groups)
-    _check_grad(grad, x.shape[1:], weight_shape, stride, padding, dilation)
+    check_input(x, shape.weight_shape, shape.groups)
+    _check_grad(grad, x.shape[1:], shape)
     if grad.shape[0] != x.shape[0]:
         raise ValueError(
             f"SparseConv2d: expected gradient of the input's batch size {x.shape[0]}, "
             f"got {grad.shape[0]}"
         )
-    _check_devices("SparseConv2d", input=x, gradient=grad, crow_indices=crow, col_indices=col)
+    pattern = {"crow_indices": crow_indices, "col_indices": col_indices}
+    _check_devices("SparseConv2d", input=x, gradient=grad, **pattern)
     _check_activation("SparseConv2d", "input", x, dtype)
     _check_activation("SparseConv2d", "gradient", grad, dtype)
-    _check_pattern("SparseConv2d", crow, col, weight_shape[0])
-    return torch.empty(col.shape, dtype=dtype, device=col.device)
+    _check_pattern("SparseConv2d", crow_indices, col_indices, shape.rows)
+    return torch.empty(col_indices.shape, dtype=dtype, device=col_indices.device)
 
 
-def _grad_bias_output(grad: Tensor, dtype: torch.dtype) -> Tensor:
+def grad_bias_result(grad: Tensor, dtype: torch.dtype) -> Tensor:
     _check_activation("SparseConv2d", "gradient", grad, dtype)
     return torch.empty(grad.shape[1], dtype=dtype, device=grad.device)
-
-
-def conv(*args) -> Tensor:
-    return dispatch.launcher(args[0].device).forward(_forward_output(*args), *args)
-
-
-def grad_input(grad, values, crow, col, input_size, *shape) -> Tensor:
-    out = _grad_input_output(grad, values, crow, col, input_size, *shape)
-    return dispatch.launcher(grad.device).grad_input(out, grad, values, crow, col, *shape[:-1])
-
-
-def grad_weight(*args) -> Tensor:
-    out = _grad_weight_output(*args)
-    return dispatch.launcher(out.device).grad_weight(out, *args[:-1])
-
-
-def grad_bias(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    return dispatch.launcher(grad.device).grad_bias(_grad_bias_output(grad, dtype), grad)
 
 
 def _empty(x: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
@@ -229,17 +232,52 @@ def _empty(x: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def from_dispatcher(kernel: Callable) -> Callable:
-    """The dispatcher passes a schema's int[] as lists; kernels look plans up by tuples."""
-    return lambda *args: kernel(*(tuple(a) if isinstance(a, list) else a for a in args))
+# --- kernels: a result, filled by the backend of its device ---------------------------------------
 
 
-for _name, _kernel, _fake in (
-    ("sparse_conv2d", conv, _forward_output),
-    ("sparse_conv2d_grad_input", grad_input, _grad_input_output),
-    ("sparse_conv2d_grad_weight", grad_weight, _grad_weight_output),
-    ("sparse_conv2d_grad_bias", grad_bias, _grad_bias_output),
-):
-    # For every backend: a tensor of another device reaches the check that says so in words.
-    library.impl(_name, from_dispatcher(_kernel), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dsr_kernels::{_name}", _fake, lib=library)
+def sparse_conv2d(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
+) -> Tensor:
+    out = conv2d_result(x, values, bias, crow_indices, col_indices, shape)
+    backend: Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
+    return backend.sparse_conv2d(out, x, values, bias, crow_indices, col_indices, shape)
+
+
+def sparse_conv2d_grad_input(
+    grad: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    input_size: Sequence[int],
+    shape: ConvShape,
+    channels_last: bool,
+) -> Tensor:
+    out = grad_input_result(
+        grad, values, crow_indices, col_indices, input_size, shape, channels_last
+    )
+    backend: Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
+    return backend.sparse_conv2d_grad_input(out, grad, values, crow_indices, col_indices, shape)
+
+
+def sparse_conv2d_grad_weight(
+    x: Tensor,
+    grad: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = grad_weight_result(x, grad, crow_indices, col_indices, shape, dtype)
+    backend: Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
+    return backend.sparse_conv2d_grad_weight(out, x, grad, crow_indices, col_indices, shape)
+
+
+def sparse_conv2d_grad_bias(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    out = grad_bias_result(grad, dtype)
+    backend: Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
+    return backend.sparse_conv2d_grad_bias(out, grad)

@@ -15,25 +15,27 @@ from torch import Tensor
 from dsr_kernels.topology import rows_of
 
 
-def to_dense(values: Tensor, crow: Tensor, col: Tensor, weight_shape: Sequence[int]) -> Tensor:
+def to_dense(
+    values: Tensor, crow_indices: Tensor, col_indices: Tensor, weight_shape: Sequence[int]
+) -> Tensor:
     """The weight of `weight_shape` with `values` [nnz] or [nnz, 1] at its non-zeros."""
     dense = values.new_zeros(weight_shape[0], _row_length(weight_shape))
-    return dense.index_put((rows_of(crow), col.long()), values.reshape(-1)).view(
+    return dense.index_put((rows_of(crow_indices), col_indices.long()), values.reshape(-1)).view(
         tuple(weight_shape)
     )
 
 
-def at_pattern(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+def at_pattern(dense: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
     """[nnz]: the entries of a dense weight at the pattern's positions, the inverse of to_dense."""
-    return dense.reshape(dense.shape[0], -1)[rows_of(crow), col.long()]
+    return dense.reshape(dense.shape[0], -1)[rows_of(crow_indices), col_indices.long()]
 
 
 def sparse_conv2d(
     x: Tensor,  # [N, C, H, W]
     values: Tensor,  # [nnz]
     bias: Tensor | None,  # [O]
-    crow: Tensor,
-    col: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),  # top, bottom, left, right
@@ -41,15 +43,15 @@ def sparse_conv2d(
     groups: int = 1,
 ) -> Tensor:
     """y [N, O, P, Q] = conv2d(pad(x), W) + bias."""
-    weight = to_dense(values, crow, col, weight_shape)
+    weight = to_dense(values, crow_indices, col_indices, weight_shape)
     return F.conv2d(_pad(x, padding), weight, bias, tuple(stride), 0, tuple(dilation), groups)
 
 
 def sparse_conv2d_grad_input(
     grad: Tensor,  # [N, O, P, Q]
     values: Tensor,
-    crow: Tensor,
-    col: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     input_size: Sequence[int],  # (C, H, W)
     weight_shape: Sequence[int],
     stride: Sequence[int] = (1, 1),
@@ -58,7 +60,7 @@ def sparse_conv2d_grad_input(
     groups: int = 1,
 ) -> Tensor:
     """gx [N, C, H, W] = conv_transpose2d(gy, W), without the padding's share."""
-    weight = to_dense(values, crow, col, weight_shape)
+    weight = to_dense(values, crow_indices, col_indices, weight_shape)
     x = grad.new_zeros(grad.shape[0], *input_size, requires_grad=True)
     with torch.enable_grad():
         y = F.conv2d(_pad(x, padding), weight, None, tuple(stride), 0, tuple(dilation), groups)
@@ -68,8 +70,8 @@ def sparse_conv2d_grad_input(
 def sparse_conv2d_grad_weight(
     x: Tensor,  # [N, C, H, W]
     grad: Tensor,  # [N, O, P, Q]
-    crow: Tensor,
-    col: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     weight_shape: Sequence[int],
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),
@@ -80,7 +82,7 @@ def sparse_conv2d_grad_weight(
     weight = x.new_zeros(tuple(weight_shape), requires_grad=True)
     with torch.enable_grad():
         y = F.conv2d(_pad(x, padding), weight, None, tuple(stride), 0, tuple(dilation), groups)
-    return at_pattern(torch.autograd.grad(y, weight, grad)[0], crow, col)
+    return at_pattern(torch.autograd.grad(y, weight, grad)[0], crow_indices, col_indices)
 
 
 def sparse_conv2d_grad_bias(grad: Tensor) -> Tensor:
@@ -92,12 +94,12 @@ def sparse_linear(
     x: Tensor,  # [..., I]
     values: Tensor,  # [nnz]
     bias: Tensor | None,  # [O]
-    crow: Tensor,
-    col: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     weight_shape: Sequence[int],  # (O, I)
 ) -> Tensor:
     """y [..., O] = x W^T + bias."""
-    return F.linear(x, to_dense(values, crow, col, weight_shape), bias)
+    return F.linear(x, to_dense(values, crow_indices, col_indices, weight_shape), bias)
 
 
 def _pad(x: Tensor, padding: Sequence[int]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.ops import watch
 from dsr_kernels.rewiring.allocation import share_out
 from dsr_kernels.rewiring.layers import Pattern, SparseLayer
@@ -92,7 +93,7 @@ class GradientWatch:
             self._uses[layer.index] += 1
 
     @torch.no_grad()
-    def passed(self, values: Tensor, x: Tensor, grad: Tensor, *shape) -> None:
+    def passed(self, values: Tensor, x: Tensor, grad: Tensor, shape: ConvShape) -> None:
         layer = self._layer_of(values)
         if layer is None:
             return

@@ -1,4 +1,4 @@
-"""The sparse model and its dense twin timed side by side, on the run's own batches."""
+"""Times the sparse model and its dense twin side by side, on the run's own batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -15,15 +14,16 @@ from torch.nn import functional as F
 from dsr_kernels.training.data.sets import train_batches
 from dsr_kernels.training.loop import Trainer
 from dsr_kernels.training.placement import autocast, loss_scaler, synchronize
+from dsr_kernels.training.run.files import Json
 from dsr_kernels.training.setup import FORMATS, build_model, build_optimizer
 
 
-def against_dense(trainer: Trainer, rounds: int = 7) -> dict[str, Any]:
-    """Median images/s of whole training steps: the trained sparse model, and the dense twin in both
-    layouts.
+def against_dense(trainer: Trainer, rounds: int = 7) -> Json:
+    """Median images/s of whole training steps, sparse and dense.
 
-    The candidates take turns round by round, so that a slow moment of the machine meets all of them
-    alike; the first round warms up and is not counted. The trained model itself is not changed.
+    The trained sparse model and its dense twin in both memory formats take turns round by round,
+    so that a slow moment of the machine meets all of them alike. The first round warms up and does
+    not count. The trained model itself does not change.
     """
     recipe, data = trainer.recipe, trainer.data
     sparse = copy.deepcopy(trainer.model)
@@ -40,7 +40,7 @@ def against_dense(trainer: Trainer, rounds: int = 7) -> dict[str, Any]:
         data, recipe.data, recipe.training.batch_size, recipe.seed, 0, device=trainer.device
     )
     images, labels = next(batches)
-    batches.close()  # or workers would go on reading beside the clock
+    batches.close()  # else workers would go on reading while the clock runs
     with _free_choice_for_cudnn():
         for turn in range(rounds + 1):
             for name, step in steps.items():
@@ -52,13 +52,17 @@ def against_dense(trainer: Trainer, rounds: int = 7) -> dict[str, Any]:
                     times[name].append(time.perf_counter() - started)
     speeds = {name: len(labels) / statistics.median(seconds) for name, seconds in times.items()}
     dense = max(speed for name, speed in speeds.items() if name != "sparse")
-    return {"rounds": rounds, "batch": len(labels), "images_per_second": speeds,
-            "sparse_over_best_dense": speeds["sparse"] / dense}  # fmt: skip
+    return {
+        "rounds": rounds,
+        "batch": len(labels),
+        "images_per_second": speeds,
+        "sparse_over_best_dense": speeds["sparse"] / dense,
+    }
 
 
 @contextlib.contextmanager
 def _free_choice_for_cudnn() -> Iterator[None]:
-    """Dense convolutions as fast as they go: the algorithms tried out, deterministic or not."""
+    """Lets cuDNN try its algorithms and take the fastest, deterministic or not."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = True, False
@@ -71,9 +75,10 @@ def _free_choice_for_cudnn() -> Iterator[None]:
 def _step(
     trainer: Trainer, model: torch.nn.Module, memory_format: torch.memory_format
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """One training step of `model`, as a function of images and labels."""
     optimizer = build_optimizer(trainer.recipe, model)
     for group in optimizer.param_groups:
-        group["lr"] = 1e-4  # timed, not trained
+        group["lr"] = 1e-4  # the step is timed; it need not learn
     model.train()
     device, precision = trainer.device, trainer.recipe.training.precision
     scaler = loss_scaler(device, precision)

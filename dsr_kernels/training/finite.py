@@ -1,4 +1,4 @@
-"""Finds the first number of a model that is not one."""
+"""Finds the first number of a model that is nan or infinite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NonFinite(NamedTuple):
 
 
 def first_non_finite(model: nn.Module) -> NonFinite | None:
-    """In the model's order, parameters first; None where all is finite."""
+    """The first in the model's order, parameters before buffers; None where all are finite."""
     named = [("weight", *pair) for pair in model.named_parameters()]
     named += [("value", *pair) for pair in model.named_buffers()]
     for kind, name, tensor in named:
@@ -25,3 +25,10 @@ def first_non_finite(model: nn.Module) -> NonFinite | None:
             layer, _, what = name.rpartition(".")
             return NonFinite(kind, f"{layer} ({bad} of {tensor.numel()} {what})")
     return None
+
+
+def in_words(found: NonFinite | None) -> str:
+    """Where the first non-finite number is, for a message."""
+    if found is None:
+        return "every weight is finite"
+    return f"the first non-finite {found.kind} is in {found.where}"

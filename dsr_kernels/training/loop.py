@@ -1,4 +1,4 @@
-"""The training loop: bit-identical for a seed, and exactly resumable from any iteration."""
+"""The training loop. Equal seeds give equal bits, and a run resumes exactly from any iteration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.nn import functional as F
@@ -17,13 +17,14 @@ from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.rewiring.exploration import Exploration
 from dsr_kernels.training import placement, take_over
 from dsr_kernels.training.data.sets import DataSet, Split, eval_batches, train_batches
-from dsr_kernels.training.finite import first_non_finite
-from dsr_kernels.training.measures import hits, measures, named
+from dsr_kernels.training.finite import first_non_finite, in_words
+from dsr_kernels.training.measures import Tally, hits, measures, named
 from dsr_kernels.training.progress import Progress
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.rewirer import build_rewirer
 from dsr_kernels.training.recipe.schema import Recipe, at
 from dsr_kernels.training.run.checkpoint import Checkpoints
+from dsr_kernels.training.run.files import Json
 from dsr_kernels.training.run.folder import Run, resume_command
 from dsr_kernels.training.run.position import Position
 from dsr_kernels.training.run.records import Records
@@ -33,7 +34,7 @@ from dsr_kernels.training.signals import StopRequest
 
 @dataclass
 class Trainer:
-    """Everything one run consists of while it runs; `start` gives a fresh or a resumed one."""
+    """All parts of a run while it runs; `start` makes them new or as the checkpoint has them."""
 
     run: Run
     recipe: Recipe
@@ -56,9 +57,9 @@ class Trainer:
         self.model = build_model(recipe, self.data).to(self.device)
 
     def start(self) -> None:
-        """Takes up the newest checkpoint, or the beginning where there is none."""
+        """Loads the newest checkpoint, or begins anew where there is none."""
         torch.manual_seed(self.recipe.seed)
-        # The pattern first: optimizer state belongs to the non-zeros of the checkpoint.
+        # The pattern comes first: optimizer state belongs to the checkpoint's non-zeros.
         state = self.load_weights()
         self.origin = None if state else take_over.take_over(self.recipe, self.model, self.data)
         self.penalized = [weight for _, _, weight in weight_tensors(self.model)]
@@ -74,7 +75,7 @@ class Trainer:
             self._record_rewire(None, 0, 0)
         else:
             self.optimizer.load_state_dict(state["optimizer"])
-            for group in self.optimizer.param_groups:  # of this device, not the checkpoint's
+            for group in self.optimizer.param_groups:  # the checkpoint may be another device's
                 group["fused"] = self.optimizer.defaults["fused"]
             self.scaler.load_state_dict(state.get("scaler", {}))
             if self.rewirer is not None:
@@ -108,8 +109,8 @@ class Trainer:
     def _does_not_fit(self, error: Exception) -> UsageError:
         return UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}")
 
-    def train(self) -> dict[str, Any]:
-        """Runs to the end; returns the results. Raises Interrupted or TrainingStopped."""
+    def train(self) -> Json:
+        """Trains to the end and returns the results. Raises Interrupted or TrainingStopped."""
         epochs = self.recipe.training.epochs
         self.total = epochs * self.epoch_length
         self.progress = Progress(self.total, self.position.iteration, epochs, self.quiet)
@@ -132,22 +133,26 @@ class Trainer:
         now, recipe = self.position, self.recipe
         self.model.train()
         started = time.perf_counter()
-        batches = train_batches(self.data, recipe.data, recipe.training.batch_size, recipe.seed,
-                                now.epoch, now.batch, self.device)  # fmt: skip
+        size, seed = recipe.training.batch_size, recipe.seed
+        batches = train_batches(
+            self.data, recipe.data, size, seed, now.epoch, now.batch, self.device
+        )
         with contextlib.closing(batches):
             batch = next(batches, None)
             while batch is not None:
                 images, labels = batch
                 loss, correct = self._iteration(images, labels)
                 batch = next(batches, None)  # while a GPU is still busy with this one
-                correct = int(correct)  # waits for all that was asked of the device
+                correct = int(correct)  # waits for the device
                 now.add(loss, correct, len(labels), time.perf_counter() - started)
-                self.progress.iteration(now.epoch, now.loss / now.seen, now.correct / now.seen,
-                                        now.seen / now.seconds)  # fmt: skip
+                means = now.loss / now.seen, now.correct / now.seen
+                self.progress.iteration(now.epoch, *means, now.seen / now.seconds)
                 self._safe_point()
                 started = time.perf_counter()
 
-    def _forward(self, images: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"):
+    def _forward(
+        self, images: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, output [B, classes]), both still on the device."""
         with placement.autocast(self.device, self.recipe.training.precision):
             output = self.model(images.contiguous(memory_format=self.format))
@@ -155,6 +160,7 @@ class Trainer:
         return loss, output
 
     def _iteration(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Trains on one batch; returns its mean loss and the number of images it got right."""
         now, settings = self.position, self.recipe.optimizer
         rate = at(settings.lr, now.epoch + now.batch / self.epoch_length)
         for group in self.optimizer.param_groups:
@@ -167,7 +173,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         if settings.l1:
-            # The gradient of l1 * sum |w|, which is 0 at the zeros just grown.
+            # The gradient of l1 * sum |w|. It is 0 at weights just grown, which are 0.
             for weight in self.penalized:
                 weight.grad.add_(weight.detach().sign(), alpha=settings.l1)
         self.scaler.step(self.optimizer)
@@ -198,7 +204,7 @@ class Trainer:
         self.records.rewire(iteration, epoch, report, sparse_layers(self.model), rate)
 
     def _safe_point(self) -> None:
-        """Between iterations: stop if asked to, save if due."""
+        """Between iterations: stops if a signal asked for it, saves if a checkpoint is due."""
         settings, now = self.recipe.checkpoint, self.position
         if self.stop.signum is not None:
             self.save()
@@ -214,7 +220,10 @@ class Trainer:
             self.save()
 
     def _finish_epoch(self) -> None:
-        """Evaluates, records one row, goes to the next epoch; a stop discards the evaluation."""
+        """Evaluates, records one row and goes to the next epoch.
+
+        A stop during the evaluation discards it.
+        """
         now, recipe = self.position, self.recipe
         row: dict[str, Any] = {
             "epoch": now.epoch + 1,
@@ -229,37 +238,34 @@ class Trainer:
         every = recipe.training.eval_test_every
         if every and (now.epoch + 1) % every == 0:
             row |= named("test", self.evaluate(self.data.test))
-        speed = now.seen / now.seconds
-        timing = {"epoch": now.epoch + 1, "iteration": now.iteration, "train_seconds": now.seconds,
-                  "images": now.seen, "images_per_second": speed}  # fmt: skip
+        timing = now.timing()
         self.records.epoch(row, timing)
-        self.progress.epoch(row, speed)
+        self.progress.epoch(row, timing["images_per_second"])
         self.position = now.next_epoch()
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> dict[str, float]:
-        """All `measures` over a whole split, in evaluation mode."""
+        """All `measures` of a whole split, with the model in evaluation mode."""
         self.model.eval()
-        sums = dict.fromkeys(self.measures, 0)
+        tally = Tally(self.measures)
         size = self.recipe.training.eval_batch_size
         with contextlib.closing(eval_batches(self.data, split, size, self.device)) as batches:
             for images, labels in batches:
-                loss, output = self._forward(images, labels, "sum")
-                sums["loss"] += loss.item()
-                sums["accuracy"] += int(hits(output, labels))
-                if "top5" in sums:
-                    sums["top5"] += int(hits(output, labels, 5))
+                tally.add(*self._forward(images, labels, "sum"), labels)
                 self._safe_point()
         self.model.train()
-        return {name: total / len(split) for name, total in sums.items()}
+        return tally.means(len(split))
 
     def save(self) -> None:
-        """A checkpoint of this very moment, unless there is one or a weight has gone bad."""
+        """Saves a checkpoint of this moment, unless there is one.
+
+        Raises TrainingStopped instead where a weight is not finite.
+        """
         now = self.position
         if self.saved_at == self._moment():
             return
         if found := first_non_finite(self.model):
-            self._stop_training(f"a {found.kind} became non-finite")
+            self._stop_training(f"a {found.kind} is not finite")
         state = {
             "recipe": recipes.dump(self.recipe),
             "position": asdict(now),
@@ -277,18 +283,16 @@ class Trainer:
     def _moment(self) -> tuple[int, int]:
         return self.position.epoch, self.position.iteration
 
-    def _stop_training(self, what: str) -> None:
+    def _stop_training(self, what: str) -> NoReturn:
+        """Raises TrainingStopped, which says where and what the last good checkpoint is."""
         now = self.position
-        found = first_non_finite(self.model)
-        where = "every weight is finite"
-        if found:
-            where = f"the first non-finite {found.kind} is in {found.where}"
+        where = in_words(first_non_finite(self.model))
         kept = self.checkpoints.steps()
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise TrainingStopped(
             f"{what} at iteration {now.iteration + 1} (epoch {now.epoch + 1}); {where}; {last}"
         )
 
-    def _results(self) -> dict[str, Any]:
-        """The test set, once, at the very end."""
+    def _results(self) -> Json:
+        """What the test set says, once, at the very end."""
         return {**named("test", self.evaluate(self.data.test)), "test_images": len(self.data.test)}

@@ -14,7 +14,7 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def find_device(name: str) -> torch.device:
-    """The device `name` means, with its number; UsageError where it is not to be had."""
+    """The device called `name`, with its number. Raises UsageError where there is none such."""
     kind, colon, number = name.partition(":")
     if name == "cpu":
         return CPU
@@ -32,39 +32,39 @@ def find_device(name: str) -> torch.device:
 
 
 def use(device: torch.device) -> None:
-    """Makes `device` the current one, and torch's dense layers repeat their bits on it."""
+    """Makes `device` the current one, and torch's dense layers on it deterministic."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True
 
 
 def move(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors on `device`; a GPU fetches them while the CPU goes on."""
+    """Copies the tensors to `device`; a GPU fetches them while the CPU goes on."""
     if device.type == "cpu":
         return list(tensors)
     return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until everything asked of `device` is done, as a clock must."""
+    """Waits until `device` has done all its work. A clock needs that."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context forward and loss run in."""
+    """The context that forward and loss run in."""
     return torch.autocast(
         device.type, PRECISIONS.get(precision, torch.bfloat16), enabled=precision in PRECISIONS
     )
 
 
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Keeps float16 gradients from becoming 0; hands everything through in other precisions."""
+    """Keeps float16 gradients from becoming 0; does nothing in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """State of torch's generators, for the checkpoint."""
+    """The state of torch's generators, for the checkpoint."""
     state: dict[str, Any] = {"random": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda_random"] = torch.cuda.get_rng_state(device)

@@ -1,4 +1,4 @@
-"""What training shows: a bar on a terminal, one line an epoch elsewhere."""
+"""What training shows: a progress bar on a terminal, and one line for each epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}, {remaining} left]
 
 
 class Bar:
-    """tqdm's bar where it is wanted and tqdm is there, and lines that do not disturb it."""
+    """tqdm's progress bar, if it is wanted and installed, and lines that do not disturb it."""
 
     def __init__(self, wanted: bool, **options: Any) -> None:
         self.bar = None
@@ -33,7 +33,7 @@ class Bar:
 
 
 class Progress(Bar):
-    """A bar over all iterations of the run with loss, accuracy, images/s and the time left."""
+    """A bar over all iterations of the run, with loss, accuracy, images/s and the time left."""
 
     def __init__(self, total: int, done: int, epochs: int, quiet: bool | None = None) -> None:
         wanted = sys.stderr.isatty() if quiet is None else not quiet
@@ -49,7 +49,7 @@ class Progress(Bar):
         self.bar.update()
 
     def epoch(self, row: dict[str, Any], speed: float) -> None:
-        """One line for a finished epoch."""
+        """Prints one line for a finished epoch."""
         line = f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
         line += f"  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.2%}"
         for part in ("validation", "test"):

@@ -1,4 +1,4 @@
-"""From a recipe to the objects that train: model, optimizer, rewirer."""
+"""Builds what a recipe names: the model and its optimizer; and describes their sizes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn.Module:
-    """The recipe's model for the images of `data`; its dense twin for the methods of dense models
-    or ``sparse=False``.
+    """The recipe's model for the images of `data`.
+
+    A method of dense models, and ``sparse=False``, give the dense twin.
     """
     sparse = recipe.method not in DENSE if sparse is None else sparse
     generator = stream(recipe.seed, "init")
@@ -39,14 +40,17 @@ def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn
 
 
 def starting_sparsity(recipe: Recipe) -> float:
-    """Of the sparse layers before the first iteration."""
+    """The sparsity of the sparse layers before the first iteration."""
     return recipe.rewiring.initial_sparsity if recipe.method == "gmp" else recipe.model.sparsity
 
 
 def _lay_out(
     settings: Model, model: nn.Module, sparsity: float, generator: torch.Generator
 ) -> None:
-    """Draws patterns other than the plain uniform ones; UsageError for sparsities out of reach."""
+    """Draws the patterns that are not plain uniform ones, which the model already has.
+
+    Raises UsageError for a sparsity out of reach.
+    """
     plain = settings.distribution == "uniform" and settings.granularity == "weight"
     try:
         if settings.distribution == "uniform":
@@ -59,8 +63,10 @@ def _lay_out(
 
 
 def model_width(recipe: Recipe, data: DataSet) -> float:
-    """The width multiplier of the recipe's model: its own, the model's usual one or, for
-    thin_dense, the largest that the sparse model's number of parameters allows.
+    """The width multiplier of the recipe's model.
+
+    The recipe may give it. Else it is the model's usual one or, for thin_dense, the largest whose
+    model has no more parameters than the sparse model.
     """
     if recipe.model.width:
         return recipe.model.width
@@ -84,12 +90,17 @@ def _network(recipe: Recipe, data: DataSet, width: float, **options: Any) -> nn.
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """One parameter group; weight decay acts on a sparse layer's values as on any dense weight.
-    The model is where it will be trained: on a GPU one launch updates all parameters.
+    """The recipe's optimizer, with all parameters in one group.
+
+    Weight decay acts on the values of a sparse layer as on any dense weight. The model must be on
+    the device it will be trained on: on a GPU one launch updates all parameters.
     """
     settings = recipe.optimizer
-    options = {"lr": settings.lr[0][1], "weight_decay": settings.weight_decay,
-               "fused": next(model.parameters()).is_cuda or None}  # fmt: skip
+    options = {
+        "lr": settings.lr[0][1],
+        "weight_decay": settings.weight_decay,
+        "fused": next(model.parameters()).is_cuda or None,
+    }
     if settings.name == "sgd":
         options |= {"momentum": settings.momentum, "nesterov": settings.nesterov}
         return torch.optim.SGD(model.parameters(), **options)
@@ -105,8 +116,8 @@ def sparse_layers(model: nn.Module) -> dict[str, int]:
 def describe(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Parameters and bytes of the model and its optimizer, beside those of the dense twin.
 
-    Parameters and their optimizer state only: BN's running statistics, gradients and activations
-    are the same for both or depend on the batch.
+    Only parameters, indices and optimizer state count. Batch norm's running statistics are the
+    same for both, and gradients and activations come and go.
     """
     layers, positions, nonzeros, indices = [], 0, 0, 0
     for name, module in named_sparse_modules(model):
@@ -141,7 +152,7 @@ def describe(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 
 def _slots(optimizer: torch.optim.Optimizer) -> int:
-    """Numbers the optimizer keeps for each weight."""
+    """How many numbers the optimizer keeps for each weight."""
     if isinstance(optimizer, torch.optim.SGD):
         return int(optimizer.defaults["momentum"] > 0)
     return 2

@@ -1,6 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next safe point; a second one ends the process at
-once.
-"""
+"""Ctrl-C and SIGTERM ask for a stop at the next safe point; a second one ends it all at once."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import threading
 
 
 class StopRequest:
-    """While active, `signum` holds the signal that arrived, or None."""
+    """A context in which `signum` is the signal that has arrived, None before one has."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,9 +31,8 @@ class StopRequest:
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum = signum
-        # os.write: the signal may have come in the middle of a print, which must not be entered
-        # again.
-        notice = b"\nstopping: saving a checkpoint (again to quit at once)\n"
+        # The signal may have come in the middle of a print, which cannot be entered again.
+        notice = b"\nstopping: saving a checkpoint (once more quits at once)\n"
         os.write(sys.__stderr__.fileno(), notice)
 
     @property

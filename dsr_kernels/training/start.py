@@ -19,17 +19,19 @@ from dsr_kernels.training.placement import find_device
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.report import page
+from dsr_kernels.training.run.files import Json
 from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.setup import describe, model_width
 
 
-def new_run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
-    """Trains `recipe` into the new folder `out`; returns the results. Options as for
-    `continue_run`.
+def new_run(recipe: Recipe, out: Path, **options: Any) -> Json:
+    """Trains `recipe` into the new folder `out` and returns the results.
+
+    Takes the options of `continue_run`, and raises what it raises.
     """
-    # What needs no model is found wrong before the folder exists, all else before training begins.
+    # What needs no model is checked before the folder exists, the rest before training begins.
     options["device"] = find_device(options.get("device") or "cpu")
-    data = _load(recipe, options.get("data_dir"))
+    data = _load_data(recipe, options.get("data_dir"))
     run = Run.create(out, recipe)
     try:
         return _train(run, recipe, data, **options)
@@ -45,12 +47,17 @@ def continue_run(
     make_report: bool = True,
     device: str | None = None,
     **options: Any,
-) -> dict[str, Any]:
-    """Continues the run in `folder` exactly where its newest checkpoint stands. A complete run is
-    only compared with its dense twin, if that is asked for.
+) -> Json:
+    """Continues the run in `folder` from its newest checkpoint, and returns the results.
 
-    A `recipe` given anyway must equal the run's own. `data_dir`, the device and the number of
-    threads default to what the run began with.
+    A finished run does not train on. It is compared with its dense twin if `compare_dense` asks
+    for that. A `recipe`, where given, must equal the run's own. `data_dir`, `device` and `threads`
+    default to what the run began with.
+
+    Raises:
+        UsageError: the run, the recipe, the data or an option is wrong.
+        Interrupted: a signal stopped training; a checkpoint is saved.
+        TrainingStopped: the loss or a weight is not finite.
     """
     run = Run.open(folder)
     own = run.recipe()
@@ -58,7 +65,7 @@ def continue_run(
         raise UsageError(f"--resume: the run has another recipe: {found}")
     results = run.read_json("results.json")
     if results is not None:
-        print(f"{folder} is complete: {_accuracy(results)}")
+        print(f"{folder} is finished: {_accuracy(results)}")
         if not options.get("compare_dense"):
             if make_report:
                 page.write(run)
@@ -69,24 +76,29 @@ def continue_run(
         data_dir = data_dir or (Path(about["data_dir"]) if about["data_dir"] else None)
         threads = about["machine"]["threads"]
         if options.get("threads") not in (None, threads):
-            print(f"the run began with {threads} threads: with another number torch's own layers "
-                  "round differently, and the results will not be bit-identical")  # fmt: skip
+            print(
+                f"the run began with {threads} threads. With another number torch's own layers "
+                "round differently, so the results will not be bit-identical"
+            )
         options.setdefault("threads", threads)
     options |= {"data_dir": data_dir, "make_report": make_report}
     options["device"] = _device_to_continue_on(device, about["machine"] if about else {})
-    data = _load(own, data_dir)
+    data = _load_data(own, data_dir)
     if results is not None:
         chosen = {key: options.get(key) for key in ("threads", "device")}
         return _compare(run, own, data, results, make_report=make_report, **chosen)
     return _train(run, own, data, **options)
 
 
-def _device_to_continue_on(name: str | None, machine: dict[str, Any]) -> torch.device:
+def _device_to_continue_on(name: str | None, machine: Json) -> torch.device:
+    """The device `name`, or the one the run began on; says so where the two differ."""
     began = machine.get("device", "cpu")
     device = find_device(name or began)
     if machine and device_facts(device).get("gpu") != machine.get("gpu"):
-        print(f"the run began on {machine.get('gpu', 'the CPU')}: another device rounds "
-              "differently, and the results will not be bit-identical")  # fmt: skip
+        print(
+            f"the run began on {machine.get('gpu', 'the CPU')}. Another device rounds differently, "
+            "so the results will not be bit-identical"
+        )
     return device
 
 
@@ -94,13 +106,13 @@ def _compare(
     run: Run,
     recipe: Recipe,
     data: datasets.DataSet,
-    results: dict[str, Any],
+    results: Json,
     *,
     threads: int | None,
     device: torch.device,
     make_report: bool,
-) -> dict[str, Any]:
-    """Times the final weights of a complete run beside its dense twin."""
+) -> Json:
+    """Times a finished run's weights beside its dense twin; returns the results with the times."""
     if threads is not None:
         torch.set_num_threads(threads)
     placement.use(device)
@@ -109,18 +121,18 @@ def _compare(
         raise UsageError(f"--compare-dense: {run.folder} has no checkpoint with its final weights")
     results["against_dense"] = against_dense(trainer)
     run.write_json("results.json", results)
-    _tell_speeds(results)
+    _print_speeds(results)
     if make_report:
         print(f"report: {page.write(run)}")
     return results
 
 
-def _tell_speeds(results: dict[str, Any]) -> None:
+def _print_speeds(results: Json) -> None:
     speeds = results["against_dense"]["images_per_second"].items()
     print("training steps: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in speeds))
 
 
-def _load(recipe: Recipe, data_dir: Path | None) -> datasets.DataSet:
+def _load_data(recipe: Recipe, data_dir: Path | None) -> datasets.DataSet:
     check_processor()
     require("safetensors", "dsr train")
     return datasets.load(recipe.data, data_dir)
@@ -137,22 +149,28 @@ def _train(
     make_report: bool = True,
     threads: int | None = None,
     device: torch.device = placement.CPU,
-) -> dict[str, Any]:
+) -> Json:
+    """Trains `run` from its newest checkpoint or its beginning; writes and returns the results."""
     if threads is not None:
         torch.set_num_threads(threads)
     placement.use(device)
     trainer = Trainer(run, recipe, data, quiet, device)
     trainer.start()
-    model = _model(trainer)
+    model = _describe_model(trainer)
     if run.read_json("run.json") is None:
-        about = {"data_dir": data_dir and str(data_dir.resolve()), "machine": machine(device),
-                 "command": sys.argv[1:], "images": _counts(data), "model": model}  # fmt: skip
+        about = {
+            "data_dir": data_dir and str(data_dir.resolve()),
+            "machine": machine(device),
+            "command": sys.argv[1:],
+            "images": _counts(data),
+            "model": model,
+        }
         if trainer.origin is not None:
             about["start"] = trainer.origin
         run.write_json("run.json", about)
     _announce(recipe, data, model, trainer)
     results = trainer.train()
-    results["model"] = _model(trainer)
+    results["model"] = _describe_model(trainer)
     results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if device.type == "cuda":
         results["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
@@ -161,19 +179,19 @@ def _train(
     run.write_json("results.json", results)
     print(f"{_accuracy(results)} on {results['test_images']} images")
     if compare_dense:
-        _tell_speeds(results)
+        _print_speeds(results)
     if make_report:
         print(f"report: {page.write(run)}")
     return results
 
 
-def _model(trainer: Trainer) -> dict[str, Any]:
-    """Its parameters and bytes as it is now."""
+def _describe_model(trainer: Trainer) -> Json:
+    """Parameters and bytes of the model as it is now."""
     width = model_width(trainer.recipe, trainer.data)
     return {**describe(trainer.model, trainer.optimizer), "width": width}
 
 
-def _accuracy(results: dict[str, Any]) -> str:
+def _accuracy(results: Json) -> str:
     top5 = f" (top-5 {results['test_top5']:.2%})" if "test_top5" in results else ""
     return f"test accuracy {results['test_accuracy']:.2%}{top5}"
 
@@ -183,9 +201,8 @@ def _counts(data: datasets.DataSet) -> dict[str, int]:
     return {"train": len(data.train), "validation": validation, "test": len(data.test)}
 
 
-def _announce(
-    recipe: Recipe, data: datasets.DataSet, model: dict[str, Any], trainer: Trainer
-) -> None:
+def _announce(recipe: Recipe, data: datasets.DataSet, model: Json, trainer: Trainer) -> None:
+    """Prints what is about to be trained."""
     counts = _counts(data)
     print(
         f"{recipe.name}: {recipe.method}, {recipe.training.epochs} epochs on "
@@ -198,7 +215,9 @@ def _announce(
             f"parameters; {torch.get_num_threads()} threads, {trainer.device}"
         )
     else:
-        print(f"dense, width {model['width']:g}: {model['learnable']:,} parameters; "
-              f"{torch.get_num_threads()} threads, {trainer.device}")  # fmt: skip
+        print(
+            f"dense, width {model['width']:g}: {model['learnable']:,} parameters; "
+            f"{torch.get_num_threads()} threads, {trainer.device}"
+        )
     if trainer.position.iteration:
         print(f"continuing after iteration {trainer.position.iteration}", flush=True)

@@ -1,23 +1,22 @@
-"""What a run takes over from a finished one (the recipe's ``[start]``), before its first iteration.
+"""What a run takes over from a finished one before its first iteration: the recipe's ``[start]``.
 
-weights             all weights and statistics of the other run. Of a dense run a sparse model takes
-                    every position: it begins at density 1, for pruning.
-structure           the final pattern of a sparse run; values and all else are this run's own.
-structure_and_init  the final pattern with the other run's initial values: those it drew, where it
-                    had drawn one, and fresh draws from the same distribution elsewhere. In the
-                    paper these come from one dense initial tensor; a grown weight starts at 0, so
-                    its entry there never took part. Dense parameters are its initial ones, too.
+weights             All weights and statistics of the other run. From a dense run a sparse model
+                    takes every position, so it begins at density 1, for pruning.
+structure           The final pattern of a sparse run. Values and all else are this run's own.
+structure_and_init  The final pattern with the other run's initial values. Where the other run drew
+                    no initial value, this run draws one from the same distribution. In the paper
+                    these come from one dense initial tensor; a grown weight starts at 0, so its
+                    entry there never took part. Dense parameters are the initial ones, too.
 
 The other run may have trained on other images: to go on from a large data set on a small one is
 fair. But where both split one data set differently, it may have trained on images that are held
-out here, so that a difference is told, in one line and in run.json.
+out here. So a run says where its images differ, in one line and in run.json.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,27 +26,28 @@ from dsr_kernels.errors import UsageError
 from dsr_kernels.models._layers import draw_
 from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
-from dsr_kernels.training.data.sets import DataSet, stream
+from dsr_kernels.training.data.sets import DataSet
+from dsr_kernels.training.data.streams import stream
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.run import checkpoint
+from dsr_kernels.training.run.checkpoint import Weights
+from dsr_kernels.training.run.files import Json
 from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.setup import build_model
 
-Weights = dict[str, Tensor]  # a checkpoint's
 
-
-def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> dict[str, Any] | None:
+def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> Json | None:
     """Applies the recipe's ``[start]`` to the fresh `model`; returns what run.json says of it.
-    Prints a line where the other run's training images are not those of `data`.
 
-    None where the recipe names no run. Raises UsageError for an unfinished run, one of another
-    kind, and a layer of another shape.
+    Returns None where the recipe names no run. Prints a line where the other run's training images
+    are not those of `data`. Raises UsageError where the other run is not finished, is of another
+    kind, or has a layer of another shape.
     """
     if not recipe.start.run:
         return None
     run = Run.open(Path(recipe.start.run))
     if run.read_json("results.json") is None:
-        raise UsageError(f"recipe: start.run: {run.folder} is not finished: continue it first")
+        raise UsageError(f"recipe: start.run: {run.folder} is not finished; continue it first")
     steps = checkpoint.Checkpoints(run.folder / "checkpoints").steps()
     if not steps:
         raise UsageError(f"recipe: start.run: {run.folder} has no checkpoint")
@@ -61,8 +61,10 @@ def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> dict[str, Any]
         _take_structure(run, recipe, model, layers, weights, data)
     theirs, ours = state.get("data"), data.fingerprint()
     if theirs != ours:
-        print(f"start.run: {run.folder} was trained on other images ({theirs}) than those of this "
-              f"run ({ours}): it may have learned from some that are held out here")  # fmt: skip
+        print(
+            f"start.run: {run.folder} was trained on other images ({theirs}) than this run "
+            f"({ours}). It may have learned from images that are held out here"
+        )
     manifest = json.loads((steps[-1] / checkpoint.MANIFEST).read_text(encoding="utf-8"))
     return {
         "run": str(run.folder.resolve()),
@@ -74,18 +76,19 @@ def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> dict[str, Any]
 
 
 def _check_prunable(recipe: Recipe, run: Run, layers: dict[str, SparseModule]) -> None:
-    """UsageError where gradual pruning would find nothing to prune."""
+    """Raises UsageError where gradual pruning would have nothing to prune."""
     final = sum(budget(layer.numel, recipe.model.sparsity) for layer in layers.values())
     nnz = sum(layer.nnz for layer in layers.values())
     if recipe.method == "gmp" and nnz <= final:
         raise UsageError(
-            f"recipe: start.run: {run.folder} has {nnz} non-zeros, gradual pruning to "
-            f"model.sparsity {recipe.model.sparsity} leaves {final}: begin with a dense run"
+            f"recipe: start.run: expected more non-zeros than the {final} that pruning to "
+            f"model.sparsity {recipe.model.sparsity} leaves, {run.folder} has {nnz}; start from a "
+            "dense run"
         )
 
 
 def _check_layers(run: Run, layers: dict[str, SparseModule], weights: Weights) -> None:
-    """UsageError unless the run has every sparse layer, sparse or dense, in the same shape."""
+    """Raises UsageError unless the run has all `layers`, sparse or dense, in the same shapes."""
     about = run.read_json("run.json") or {}
     shapes = {entry["name"]: tuple(entry["shape"]) for entry in about["model"]["layers"]}
     for name, layer in layers.items():
@@ -116,7 +119,7 @@ def _take_weights(
 
 
 def _everywhere(layer: SparseModule) -> Topology:
-    """Every position of the layer, those of weights that are exactly 0 too."""
+    """The pattern of all positions of the layer."""
     rows, length = layer.weight_shape[0], layer.row_length
     crow = torch.arange(rows + 1, dtype=torch.int32) * length
     return Topology(layer.weight_shape, crow, torch.arange(length, dtype=torch.int32).repeat(rows))
@@ -132,14 +135,16 @@ def _take_structure(
 ) -> None:
     if not layers:
         raise UsageError(
-            f"recipe: start.take: method {recipe.method} has no sparse layers to give the "
-            f"structure of {run.folder} to"
+            f"recipe: start.take: method {recipe.method} has no sparse layers that could take "
+            f"the structure of {run.folder}"
         )
     initial = _initial_model(run, data) if recipe.start.take == "structure_and_init" else None
     for name, layer in layers.items():
         if f"{name}.weight_values" not in weights:
-            raise UsageError(f"recipe: start.take: layer {name} of {run.folder} is dense: it has "
-                             "no structure to take")  # fmt: skip
+            raise UsageError(
+                f"recipe: start.take: layer {name} of {run.folder} is dense, so there is no "
+                "structure to take"
+            )
         crow, col = weights[f"{name}.crow_indices"], weights[f"{name}.col_indices"]
         topology = Topology(layer.weight_shape, crow, col)
         values = torch.empty(topology.nnz, dtype=layer.weight_values.dtype)
@@ -154,7 +159,7 @@ def _take_structure(
 
 
 def _initial_model(run: Run, data: DataSet) -> nn.Module:
-    """The model as the run began with it, drawn again from its seed."""
+    """The model that the run began with, drawn again from its seed."""
     recipe = run.recipe()
     if recipe.start.run:
         raise UsageError(
@@ -166,7 +171,7 @@ def _initial_model(run: Run, data: DataSet) -> nn.Module:
 
 @torch.no_grad()
 def _restore(values: Tensor, topology: Topology, initial: SparseModule) -> None:
-    """Gives `values` what `initial` has at the positions that are in both patterns."""
+    """Writes into `values` what `initial` has at the positions that both patterns have."""
     ours, theirs = topology.linear_positions(), initial.topology.linear_positions()
     where = torch.searchsorted(theirs, ours).clamp_max(len(theirs) - 1)
     both = theirs[where] == ours
@@ -180,7 +185,7 @@ def _replace(layer: SparseModule, topology: Topology, values: Tensor) -> None:
 
 
 def _load_dense(run: Run, model: nn.Module, rest: Weights) -> None:
-    """Copies what belongs to no sparse layer; UsageError unless it is all there, in its shape."""
+    """Copies what belongs to no sparse layer. Raises UsageError unless all of it fits."""
     own = model.state_dict()
     sparse = tuple(f"{name}." for name, _ in named_sparse_modules(model))
     for key in (*own, *rest):
@@ -189,6 +194,8 @@ def _load_dense(run: Run, model: nn.Module, rest: Weights) -> None:
         ours, theirs = (tuple(d[key].shape) if key in d else None for d in (own, rest))
         if ours != theirs:
             layer, _, part = key.rpartition(".")
-            raise UsageError(f"recipe: start.run: layer {layer}: expected {part} of shape {ours}, "
-                             f"the one in {run.folder} is {theirs}")  # fmt: skip
+            raise UsageError(
+                f"recipe: start.run: layer {layer}: expected {part} of shape {ours}, the one in "
+                f"{run.folder} is {theirs}"
+            )
     model.load_state_dict(rest, strict=False)

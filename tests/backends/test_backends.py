@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import importlib
+import inspect
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -12,8 +15,10 @@ from helpers.nn_cases import layer
 
 from dsr_kernels import show_config
 from dsr_kernels.backends import cpu, devices, dispatch, native
+from dsr_kernels.backends.dispatch import Backend
+from dsr_kernels.ops import library
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture
@@ -33,44 +38,67 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", refuse)
 
 
-def test_each_device_has_its_kernels(without_cuda_kernels) -> None:
-    assert dispatch.launcher(CPU) is cpu
+def test_triton_serves_gpus_where_there_are_no_cuda_kernels(without_cuda_kernels) -> None:
     pytest.importorskip("triton")
     from dsr_kernels.backends.triton import launch
 
-    assert dispatch.launcher(GPU) is launch
+    assert dispatch.gpu_backend(GPU) is launch
 
 
 def test_cuda_kernels_come_before_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = ModuleType("dsr_kernels.backends.cuda.launch")
     monkeypatch.setattr(native, "_cuda", SimpleNamespace(architectures="80-real,120"))
     monkeypatch.setitem(sys.modules, "dsr_kernels.backends.cuda.launch", ours)
-    monkeypatch.setattr(sys.modules["dsr_kernels.backends.cuda"], "launch", ours, raising=False)
-    assert dispatch.launcher(GPU) is ours
+    room = importlib.import_module("dsr_kernels.backends.cuda")
+    monkeypatch.setattr(room, "launch", ours, raising=False)
+    assert dispatch.gpu_backend(GPU) is ours
 
 
 def test_a_gpu_without_any_kernels_is_refused_in_words(
     without_cuda_kernels, without_triton
 ) -> None:
     with pytest.raises(NotImplementedError, match=r"on cuda:0, but .* pip install triton, or"):
-        dispatch.launcher(GPU)
+        dispatch.gpu_backend(GPU)
 
 
 def test_other_devices_are_refused_in_words() -> None:
     with pytest.raises(NotImplementedError, match="on xpu:1, but there are kernels for CPUs and"):
-        dispatch.launcher(torch.device("xpu", 1))
+        dispatch.gpu_backend(torch.device("xpu", 1))
 
 
-def test_the_ops_ask_for_the_kernels_of_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+OPERATIONS = [name for name in vars(Backend) if name.startswith("sparse_")]
 
-    def launcher(device: torch.device) -> ModuleType:
-        asked.append(device)
-        return cpu
 
-    monkeypatch.setattr(dispatch, "launcher", launcher)
+def test_the_ops_run_on_the_kernels_of_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def recorded(name: str) -> Callable[..., torch.Tensor]:
+        def call(*args: object) -> torch.Tensor:
+            called.append(name)
+            return getattr(cpu, name)(*args)
+
+        return call
+
+    def no_gpu(device: torch.device) -> Backend:
+        raise AssertionError(f"asked for the kernels of {device}")
+
+    recorder = SimpleNamespace(**{name: recorded(name) for name in OPERATIONS})
+    monkeypatch.setattr(library, "cpu", recorder)
+    monkeypatch.setattr(dispatch, "gpu_backend", no_gpu)
     layer(4, 6, 3)(torch.randn(1, 4, 5, 5, requires_grad=True)).sum().backward()
-    assert asked == [CPU] * 4
+    assert sorted(called) == sorted(OPERATIONS)
+    assert len(OPERATIONS) == 4
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_backend_takes_the_same_arguments(name: str) -> None:
+    """In this order and under these names; mypy holds their types against the Protocol."""
+    backends = [cpu, importlib.import_module("dsr_kernels.backends.cuda.launch")]
+    if native.triton_version() is not None:
+        backends.append(importlib.import_module("dsr_kernels.backends.triton.launch"))
+    _, *expected = inspect.signature(getattr(Backend, name)).parameters
+    for backend in backends:
+        assert [*inspect.signature(getattr(backend, name)).parameters] == expected
 
 
 def test_show_config_says_what_runs_on_gpus(without_cuda_kernels, capsys) -> None:

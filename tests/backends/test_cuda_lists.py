@@ -50,10 +50,10 @@ def where_met(shape: PassShape) -> dict[int, tuple[int, int, int]]:
 @settings(max_examples=150, deadline=None)
 @given(convolutions(), st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_lists_have_every_nonzero_where_the_kernels_look(conv, density, seed) -> None:
-    weight_shape = conv.arguments[2]
+    _, _, shape = conv.arguments
     numel = conv.groups * conv.rows * conv.channels * conv.kernel[0] * conv.kernel[1]
     topology = Topology.random(
-        weight_shape, int(density * numel), generator=torch.Generator().manual_seed(seed)
+        shape.weight_shape, int(density * numel), generator=torch.Generator().manual_seed(seed)
     )
     pattern = topology.crow_indices.to(DEVICE), topology.col_indices.to(DEVICE)
     for shape in conv.passes():

@@ -8,6 +8,7 @@ import torch
 from helpers.nn_cases import layer, swap_pattern
 
 from dsr_kernels.backends import cpu, plan_cache
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.topology import Topology
 
 
@@ -36,17 +37,10 @@ def test_plans_of_dead_patterns_are_dropped():
 def test_the_cache_is_bounded():
     cache = plan_cache.PlanCache(capacity=3)
     topology = Topology.random((6, 4, 3, 3), 20)
+    shape = ConvShape((6, 4, 3, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     for size in range(5, 12):
-        geometry = cpu.Geometry(
-            (4, size, size),
-            (6, size - 2, size - 2),
-            (6, 4, 3, 3),
-            (1, 1),
-            (0, 0, 0, 0),
-            (1, 1),
-            1,
-            torch.float32,
-        )
+        sizes = (4, size, size), (6, size - 2, size - 2)
+        geometry = cpu.Geometry(*sizes, shape, torch.float32)
         cache.get(topology.crow_indices, topology.col_indices, geometry, cpu.build_plan)
     assert len(cache) == 3
 

@@ -54,9 +54,9 @@ def launches(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[tuple]
     weights = torch.float64 if dtype == torch.float64 else torch.float32
     x, values, bias, crow, col, shape = problem(weights, requires_grad=False)
     x, y = x.to(dtype), torch.empty(2, 4, 2, 5, dtype=dtype)
-    launch.forward(y, x, values, bias, crow, col, *shape)
-    launch.grad_input(x, y, values, crow, col, *shape)
-    launch.grad_weight(values, x, y, crow, col, *shape)
+    launch.sparse_conv2d(y, x, values, bias, crow, col, shape)
+    launch.sparse_conv2d_grad_input(x, y, values, crow, col, shape)
+    launch.sparse_conv2d_grad_weight(values, x, y, crow, col, shape)
     return seen
 
 

@@ -16,6 +16,7 @@ from helpers.nn_cases import check_layer, results, same_bits, swap_pattern, with
 from helpers.op_cases import check_against_the_reference, check_derivatives, check_opcheck
 
 from dsr_kernels import SparseLinear
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.nn import functional
 from dsr_kernels.ops import library, reference
 from dsr_kernels.topology import Topology
@@ -123,11 +124,13 @@ def test_grad_weight_of_two_types(of_x: torch.dtype, of_grad: torch.dtype) -> No
     values = torch.float64 if torch.float64 in (of_x, of_grad) else torch.float32
     conv, x = conv_and_input((5, 7, 3, (6, 5), 9), {"padding": 1}, values)
     x, grad = x.to(of_x), gradient_of(conv, x).to(of_grad)
-    args = conv.crow_indices, conv.col_indices, conv.weight_shape, (1, 1), (1,) * 4, (1, 1), 1
+    pattern = conv.crow_indices, conv.col_indices
+    shape = ConvShape(conv.weight_shape, (1, 1), (1, 1, 1, 1), (1, 1), 1)
     with gpu_kernels():
-        found = library.grad_weight(x, grad, *args, values)
+        found = library.sparse_conv2d_grad_weight(x, grad, *pattern, shape, values)
         same, exact = (
-            reference.sparse_conv2d_grad_weight(x.to(d), grad.to(d), *args) for d in CHECKED
+            reference.sparse_conv2d_grad_weight(x.to(d), grad.to(d), *pattern, *shape)
+            for d in CHECKED
         )
     assert found.dtype == values
     assert within_rule(found, same, exact)

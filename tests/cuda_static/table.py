@@ -8,16 +8,23 @@ from pathlib import Path
 from cuda_static.budgets import BUDGETS, MULTIPROCESSORS
 from cuda_static.kernels import Kernel, find_cuobjdump, find_module, read
 
+from dsr_kernels.text_table import markdown
+
 BEGIN, END = "<!-- kernels: made by `make cuda-table` -->", "<!-- end of kernels -->"
 SHOWN = 90  # what blocks, occupancy and shared memory are of
 HEAD = (
-    "| kernel | registers on sm_80 / 90 / 100 / 120 | threads | static shared | dynamic shared "
-    "| blocks by registers | occupancy |"
+    "kernel",
+    "registers on sm_80 / 90 / 100 / 120",
+    "threads",
+    "static shared",
+    "dynamic shared",
+    "blocks by registers",
+    "occupancy",
 )
 
 
-def rows(kernels: list[Kernel]) -> list[str]:
-    """One Markdown row for each kernel instance."""
+def rows(kernels: list[Kernel]) -> list[tuple[str, ...]]:
+    """The cells under HEAD for each kernel instance."""
     multiprocessor = MULTIPROCESSORS[SHOWN]
     registers: dict[tuple[str, str], dict[int, int]] = {}
     for kernel in kernels:
@@ -40,7 +47,7 @@ def rows(kernels: list[Kernel]) -> list[str]:
             str(blocks),
             f"{blocks * kernel.threads / multiprocessor.threads:.0%}",
         )
-        made.append(f"| {' | '.join(cells)} |")
+        made.append(cells)
     return made
 
 
@@ -48,9 +55,9 @@ def section(kernels: list[Kernel], toolkit: str) -> str:
     """What stands between the two marks."""
     text = (
         f"Compiled with CUDA {toolkit}; threads, shared memory, thread blocks on a multiprocessor "
-        f"as far as registers\nallow, and the occupancy they make are those of sm_{SHOWN}."
+        f"as far as\nregisters allow, and the occupancy they make are those of sm_{SHOWN}."
     )
-    return "\n".join([BEGIN, text, "", HEAD, "|---" * 7 + "|", *rows(kernels), END])
+    return "\n".join([BEGIN, text, "", markdown(HEAD, rows(kernels)), END])
 
 
 def toolkit_of(module: Path) -> str:

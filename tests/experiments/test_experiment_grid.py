@@ -111,7 +111,7 @@ def test_every_grid_of_the_package_describes_itself_and_has_right_recipes(name):
     assert grid.description
     cells = grid.cells(RUNS)
     levels = sum(
-        1 if m.kind in grids.DENSE else len(grid.sparsities) for m in grid.methods.values()
+        1 if m.kind in grids.ANY_SPARSITY else len(grid.sparsities) for m in grid.methods.values()
     )
     assert len({cell.name for cell in cells}) == len(cells) == levels * len(grid.seeds)
 
@@ -125,13 +125,13 @@ def test_every_grid_of_the_package_describes_itself_and_has_right_recipes(name):
         ('"short", ', "", r"\[method.short\]: not in methods: 'short'"),
         ("[0.9, 0.95]", "[0.9, 1.0]", "sparsities: expected numbers in"),
         ("[0.9, 0.95]", '"0.9"', "sparsities: expected a list of numbers"),
-        ("[0.9, 0.95]", "[0.9, 0.9]", "sparsities: expected each once"),
+        ("[0.9, 0.95]", "[0.9, 0.9]", "sparsities: expected each value once"),
         ("[0, 3]", "[0, true]", "seeds: expected a list of whole numbers"),
         ("[0, 3]", "[-1]", "seeds: expected whole numbers from 0"),
         ('at."0.95"', 'at."0.96"', "not one of the sparsities: '0.96'; did you mean 0.95?"),
         ('"training.epochs"', '"training.epoch"', r"\[set\]: unknown key .* training.epochs\?"),
         ("optimizer.lr", "optimizer.rl", r"\[method.short.at.\"0.95\"\]: unknown key"),
-        ('"training.epochs" = 7', "seed = 1", "seed cannot be set: the grid's seeds give it"),
+        ('"training.epochs" = 7', "seed = 1", "seed cannot be set, since the grid's seeds give it"),
         ('"training.epochs" = 7', "model.sparsity = 0.5", "the grid's sparsities give it"),
         ('"training.epochs" = 7', 'method = "dsr"', "the grid's methods give it"),
         ('start.from = "dsr"', 'start.from = "dsrr"', "unknown method 'dsrr'; did you mean dsr?"),
@@ -169,7 +169,7 @@ def test_the_command_refuses_before_it_makes_anything(tmp_path, capsys):
     for arguments, words in [
         (["smok"], "unknown grid 'smok'; did you mean smoke?"),
         ([str(tmp_path / "none.toml")], "there is no file"),
-        ([], "name a grid"),
+        ([], "experiment: expected a grid"),
         (["smoke", "--jobs", "0"], "--jobs: expected at least 1"),
         (["smoke", "--set", "training.epoch=1"], "did you mean training.epochs?"),
         (["smoke", "--report"], "holds no experiment"),

@@ -150,7 +150,7 @@ def test_a_signal_reaches_every_cell_once_and_the_same_command_goes_on(play, sig
     interrupt_when(play.out, 2, signum)
     sleep = {name: 30.0 for name in NAMES}
     assert play("--jobs", "2", sleep=sleep) == 128 + signum
-    assert "0 of 8 cells done; the same command goes on" in capfd.readouterr().err
+    assert "0 of 8 cells done; the same command continues it" in capfd.readouterr().err
     stopped = [what for what, _ in events(play.out) if what.startswith("stopped")]
     assert stopped == [f"stopped-{signum}"] * 2
     status = [row["status"] for row in table(play.out).values()]
@@ -222,8 +222,8 @@ def test_killed_with_sigkill_it_continues_to_the_same_result(tmp_path):
     )
     changes = [change for change in LENET if not change.startswith("training.epochs")]
     settings = [part for change in changes for part in ("--set", change)]
-    command = [sys.executable, "-m", "dsr_kernels", "experiment", str(grid), *settings,
-               "--out", str(tmp_path / "out"), "--threads", "1"]  # fmt: skip
+    options = ["--out", str(tmp_path / "out"), "--threads", "1"]
+    command = [sys.executable, "-m", "dsr_kernels", "experiment", str(grid), *settings, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
     run = tmp_path / "out/runs/dsr-0.9-s1"
     child = subprocess.Popen(command, env=environment)
@@ -236,8 +236,9 @@ def test_killed_with_sigkill_it_continues_to_the_same_result(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing after iteration" in (run / "log.txt").read_text()
-    whole = ["train", "--recipe", str(tmp_path / "out/recipes/dsr-0.9-s1.toml"), "--quiet",
-             "--no-report", "--threads", "1", "--out", str(tmp_path / "whole")]  # fmt: skip
+    recipe = str(tmp_path / "out/recipes/dsr-0.9-s1.toml")
+    options = ["--quiet", "--no-report", "--threads", "1", "--out", str(tmp_path / "whole")]
+    whole = ["train", "--recipe", recipe, *options]
     assert main(whole) == 0
     assert artefacts(run) == artefacts(tmp_path / "whole")
     assert (tmp_path / "out/plots/accuracy.png").read_bytes().startswith(b"\x89PNG")

@@ -39,9 +39,9 @@ LARGE = {
 
 # Under compute-sanitizer: every kernel once, in few threads.
 TINY = [
-    "3 images", "9 images", "stride 3", "depthwise", "empty rows", "1 x 1", "1 x 1, padded",
-    "stride and dilation", "source of width 1",
-]  # fmt: skip
+    *("3 images", "9 images", "stride 3", "depthwise", "empty rows", "1 x 1", "1 x 1, padded"),
+    *("stride and dilation", "source of width 1"),
+]
 
 
 def on_device(name: str, dtype: torch.dtype, cases: dict = SMALL) -> tuple[SparseConv2d, Tensor]:

@@ -41,9 +41,14 @@ def run(sanitizer: str, tool: str, seconds: float) -> bool:
     """Whether the tests passed and the tool found nothing; says so."""
     start = time.monotonic()
     process = subprocess.Popen(
-        command(sanitizer, tool), cwd=ROOT, env={**os.environ, **ENVIRONMENT}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        command(sanitizer, tool),
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         output, _ = process.communicate(timeout=seconds)
         status = "" if process.returncode == 0 else f"exit status {process.returncode}"

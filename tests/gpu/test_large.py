@@ -10,6 +10,7 @@ from helpers.formats import gradient_of
 from helpers.nn_cases import check_layer, layer
 from torch import Tensor
 
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.ops import library
 
 from .device import DEVICE, ON_CUDA, needs_memory
@@ -57,19 +58,20 @@ def test_outputs_and_gradients_of_more_than_int32_elements(many: str) -> None:
     image = image.to(DEVICE, torch.bfloat16)
     values = (torch.arange(rows, device=DEVICE) % 5 - 2).float()
     pattern = (torch.arange(rows + 1, device=DEVICE).int(), torch.zeros_like(values).int())
-    shape = ((rows, 1, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    shape = ConvShape((rows, 1, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
 
     x = image.expand(n, 1, side, side)
-    y = library.conv(x, values, None, *pattern, *shape)
+    y = library.sparse_conv2d(x, values, None, *pattern, shape)
     assert y.numel() > BEYOND
     for part in torch.arange(rows).split(64):
         expected = image * values[part].to(torch.bfloat16).view(1, -1, 1, 1)
         for images in y.split(4):
             assert torch.equal(images[:, part], expected.expand(len(images), -1, -1, -1))
 
-    gx = library.grad_input(y, values, *pattern, (1, side, side), *shape, False)
+    size = (1, side, side)
+    gx = library.sparse_conv2d_grad_input(y, values, *pattern, size, shape, False)
     expected = (image.float() * values.square().sum()).bfloat16()
     assert all(torch.equal(images, expected.expand_as(images)) for images in gx.split(4))
     del gx
-    gvalues = library.grad_weight(x, y, *pattern, *shape, torch.float32)
+    gvalues = library.sparse_conv2d_grad_weight(x, y, *pattern, shape, torch.float32)
     assert torch.equal(gvalues, values * (n * image.float().square().sum()))

@@ -146,8 +146,9 @@ def test_layers_full_of_ties(cases: list[Case], how_much: float) -> None:
     total = sum(case.nnz for case in cases)
     assume(total > 0)
     exact = isinstance(how_much, int)
-    how = {"threshold": "exact", "prune_count": min(how_much, total)} if exact else {
-        "threshold": "adaptive", "initial_threshold": how_much, "prune_count": 1}  # fmt: skip
+    how = {"threshold": "adaptive", "initial_threshold": how_much, "prune_count": 1}
+    if exact:
+        how = {"threshold": "exact", "prune_count": min(how_much, total)}
     both = []
     for device in (DEVICE, "cpu"):
         model = model_of(copy.deepcopy(cases)).to(device)

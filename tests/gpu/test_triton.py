@@ -14,6 +14,7 @@ from helpers.nn_cases import check_results, layer, same_bits
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
+from dsr_kernels.backends.conv_shape import ConvShape
 
 from .cases import INTERPRETED, on_device
 from .device import DEVICE, ON_CUDA
@@ -39,12 +40,13 @@ def results(conv: SparseConv2d, x: Tensor, grad: Tensor) -> list[Tensor]:
     """[y, gx, gvalues, gbias] from the launcher itself."""
     values, bias = conv.weight_values.detach(), conv.bias.detach()
     pattern = conv.crow_indices, conv.col_indices
-    shape = conv.weight_shape, conv.stride, conv._sides, conv.dilation, conv.groups
+    shape = ConvShape(conv.weight_shape, conv.stride, conv._sides, conv.dilation, conv.groups)
+    y, gx, gvalues, gbias = (torch.empty_like(t) for t in (grad, x, values, bias))
     return [
-        launch.forward(torch.empty_like(grad), x, values, bias, *pattern, *shape),
-        launch.grad_input(torch.empty_like(x), grad, values, *pattern, *shape),
-        launch.grad_weight(torch.empty_like(values), x, grad, *pattern, *shape),
-        launch.grad_bias(torch.empty_like(bias), grad),
+        launch.sparse_conv2d(y, x, values, bias, *pattern, shape),
+        launch.sparse_conv2d_grad_input(gx, grad, values, *pattern, shape),
+        launch.sparse_conv2d_grad_weight(gvalues, x, grad, *pattern, shape),
+        launch.sparse_conv2d_grad_bias(gbias, grad),
     ]
 
 

@@ -27,6 +27,7 @@ from dsr_kernels.backends.cuda.tiling import (
     gather_tilings,
     grad_weight_tilings,
 )
+from dsr_kernels.ops import library
 
 TWO = Device(2, 227 << 10)  # two thread blocks, so that each has several items of work
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of activations
@@ -53,7 +54,8 @@ def gpu_kernels(
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_cuda", kernels())
-        patch.setattr(dispatch, "launcher", lambda _: launch)
+        patch.setattr(dispatch, "gpu_backend", lambda _: launch)
+        patch.setattr(library, "cpu", launch)
         if gather is not None:
             patch.setattr(prepare, "choose_gather", gather)
         if grad_weight is not None:

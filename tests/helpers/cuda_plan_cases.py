@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cuda import passes
 from dsr_kernels.backends.cuda.passes import PassShape
 from dsr_kernels.backends.cuda.tiling import Device
@@ -38,9 +39,9 @@ class Conv:
     @property
     def arguments(self) -> tuple:
         weight = (self.groups * self.rows, self.channels, *self.kernel)
-        shape = weight, self.stride, self.padding, self.dilation, self.groups
+        shape = ConvShape(weight, self.stride, self.padding, self.dilation, self.groups)
         x = (self.groups * self.channels, *self.size)
-        return x, (weight[0], self.output(0), self.output(1)), *shape
+        return x, (weight[0], self.output(0), self.output(1)), shape
 
     def passes(self) -> tuple[PassShape, PassShape]:
         arguments = self.arguments

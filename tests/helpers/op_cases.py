@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.ops import autograd, reference
 from dsr_kernels.topology import Topology
 
@@ -13,7 +14,7 @@ OPS = torch.ops.dsr_kernels
 
 
 def problem(dtype=torch.float64, last=False, requires_grad=True, device="cpu"):
-    """x, values, bias, crow, col and the shape arguments of a small awkward convolution."""
+    """x, values, bias, crow, col and the shape of a small awkward convolution."""
     generator = torch.Generator().manual_seed(0)
     topology = Topology.random((4, 3, 3, 2), 20, generator=generator, device=device)
     x = torch.randn(2, 6, 5, 4, dtype=dtype, generator=generator)
@@ -21,7 +22,7 @@ def problem(dtype=torch.float64, last=False, requires_grad=True, device="cpu"):
     values = torch.randn(20, dtype=dtype, generator=generator)
     bias = torch.randn(4, dtype=dtype, generator=generator)
     x, values, bias = (t.to(device).requires_grad_(requires_grad) for t in (x, values, bias))
-    shape = ((4, 3, 3, 2), (2, 1), (1, 0, 1, 2), (1, 2), 2)
+    shape = ConvShape((4, 3, 3, 2), (2, 1), (1, 0, 1, 2), (1, 2), 2)
     return x, values, bias, topology.crow_indices, topology.col_indices, shape
 
 
@@ -68,21 +69,21 @@ def check_opcheck(dtype: torch.dtype, last: bool, device="cpu") -> None:
 
 
 def check_derivatives(direct: bool, device="cpu") -> None:
-    """gradcheck and gradgradcheck of the ops, through `gradients` or through the dispatcher."""
+    """gradcheck and gradgradcheck of the ops, called directly or through the dispatcher."""
     x, values, bias, crow, col, shape = problem(device=device)
-    conv = autograd.conv if direct else OPS.sparse_conv2d
-    grad_input = autograd.grad_input if direct else OPS.sparse_conv2d_grad_input
-    grad_weight = autograd.grad_weight if direct else OPS.sparse_conv2d_grad_weight
+    fields = (shape,) if direct else shape  # the dispatcher's schemas know no ConvShape
+    ops = autograd if direct else OPS
     grad = grad_like_output(x, values, bias, crow, col, shape)
 
     def forward(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        return conv(x, values, bias, crow, col, *shape)
+        return ops.sparse_conv2d(x, values, bias, crow, col, *fields)
 
     def backward_x(grad: Tensor, values: Tensor) -> Tensor:
-        return grad_input(grad, values, crow, col, x.shape[1:], *shape, False)
+        size = x.shape[1:]
+        return ops.sparse_conv2d_grad_input(grad, values, crow, col, size, *fields, False)
 
     def backward_w(x: Tensor, grad: Tensor) -> Tensor:
-        return grad_weight(x, grad, crow, col, *shape, torch.float64)
+        return ops.sparse_conv2d_grad_weight(x, grad, crow, col, *fields, torch.float64)
 
     assert gradcheck(forward, (x, values, bias), fast_mode=not direct)
     assert gradcheck(backward_x, (grad, values), fast_mode=True)

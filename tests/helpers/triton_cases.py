@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from dsr_kernels.backends import dispatch, plan_cache
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.triton import launch
 from dsr_kernels.nn import functional
-from dsr_kernels.ops import reference
+from dsr_kernels.ops import library, reference
 from dsr_kernels.topology import Topology
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -58,7 +59,8 @@ CASES = {
 @pytest.fixture(autouse=True)
 def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton for every device, the work in pieces small enough for several of each kind."""
-    monkeypatch.setattr(dispatch, "launcher", lambda device: launch)
+    monkeypatch.setattr(dispatch, "gpu_backend", lambda device: launch)
+    monkeypatch.setattr(library, "cpu", launch)
     monkeypatch.setattr(launch, "POSITIONS", (32,))
     monkeypatch.setattr(launch, "LANES", 16)
     plan_cache.cache.clear()
@@ -165,7 +167,8 @@ def test_kernels_see_neighbouring_positions_as_neighbours_in_memory(
 def test_without_images_the_gradient_is_zero() -> None:
     x, values, _, crow, col, *shape = problem("no images")
     y = torch.empty(0, 4, 2, 3, device=DEVICE)
-    gvalues = launch.grad_weight(torch.ones_like(values), x, y, crow, col, *shape)
+    ones = torch.ones_like(values)
+    gvalues = launch.sparse_conv2d_grad_weight(ones, x, y, crow, col, ConvShape(*shape))
     assert not gvalues.any()
 
 
@@ -229,13 +232,14 @@ def test_plans_of_dead_patterns_are_dropped() -> None:
 
 @pytest.mark.parametrize("passed", ["forward", "grad_input", "grad_weight"])
 def test_patterns_that_lead_out_of_bounds_are_refused(passed: str) -> None:
-    x, values, bias, crow, col, *shape = problem("pointwise")
+    x, values, bias, crow, col, *fields = problem("pointwise")
+    shape = ConvShape(*fields)
     col = torch.cat([col[:-1], col[-1:] + 10_000])
     y = torch.empty(3, 6, 5, 3, device=DEVICE)
     with pytest.raises(ValueError, match=r"col_indices: expected columns in \[0, 7\)"):
         if passed == "forward":
-            launch.forward(y, x, values, bias, crow, col, *shape)
+            launch.sparse_conv2d(y, x, values, bias, crow, col, shape)
         elif passed == "grad_input":
-            launch.grad_input(x, y, values, crow, col, *shape)
+            launch.sparse_conv2d_grad_input(x, y, values, crow, col, shape)
         else:
-            launch.grad_weight(values, x, y, crow, col, *shape)
+            launch.sparse_conv2d_grad_weight(values, x, y, crow, col, shape)

@@ -50,13 +50,13 @@ def test_only_what_is_asked_for_is_computed():
         tensors = [
             t.detach().requires_grad_(w) for t, w in zip((x, values, bias), wanted, strict=True)
         ]
-        autograd.conv(*tensors, crow, col, *shape).sum().backward()
+        autograd.sparse_conv2d(*tensors, crow, col, shape).sum().backward()
         assert tuple(t.grad is not None for t in tensors) == wanted
 
 
 def test_direct_calls_and_the_dispatcher_agree():
     x, values, bias, crow, col, shape = problem()
-    direct = autograd.conv(x, values, bias, crow, col, *shape)
+    direct = autograd.sparse_conv2d(x, values, bias, crow, col, shape)
     dispatched = OPS.sparse_conv2d(x, values, bias, crow, col, *shape)
     assert torch.equal(direct, dispatched)
     both = [torch.autograd.grad(y.sum(), (x, values, bias)) for y in (direct, dispatched)]
@@ -98,7 +98,7 @@ def test_lazily_negated_tensors_are_read_with_their_sign(which):
         *(-a if i == which else a for i, a in enumerate(args)), crow, col, *shape
     )
     args[which] = torch._neg_view(args[which])
-    torch.testing.assert_close(autograd.conv(*args, crow, col, *shape), expected)
+    torch.testing.assert_close(autograd.sparse_conv2d(*args, crow, col, shape), expected)
 
 
 @pytest.mark.parametrize("which", range(5), ids=["input", "values", "bias", "crow", "col"])
@@ -113,7 +113,7 @@ def test_a_subclass_in_any_place_sees_the_op(which):
 
     *args, shape = problem(requires_grad=False)
     args[which] = args[which].as_subclass(Recording)
-    y = autograd.conv(*args, *shape)
+    y = autograd.sparse_conv2d(*args, shape)
     assert OPS.sparse_conv2d.default in seen
     assert type(y) is Recording
 
@@ -125,7 +125,8 @@ def test_forward_mode_gradients_are_refused_not_lost(which, requires_grad):
     args = [x, values, bias]
 
     def of_one(tensor):
-        return autograd.conv(*args[:which], tensor, *args[which + 1 :], crow, col, *shape)
+        tensors = *args[:which], tensor, *args[which + 1 :]
+        return autograd.sparse_conv2d(*tensors, crow, col, shape)
 
     tangent = torch.ones_like(args[which])
     with pytest.raises(NotImplementedError, match="forward-mode AD"):

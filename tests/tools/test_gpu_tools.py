@@ -17,9 +17,13 @@ ROOT = Path(__file__).parents[2]
 def python(*args: object, **environment: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": path, **environment},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -76,7 +80,11 @@ def test_the_gpu_benchmark_measures_a_cpu_and_prints_tables(tmp_path):
     kept = json.loads((tmp_path / "one.json").read_text())
     assert kept["machine"]["copy GB/s"] > 0 and kept["training"] == kept["left out"] == []
     assert [(r["dtype"], r["sparsity"]) for r in kept["layers"]] == [
-        ("fp32", 0.9), ("fp32", 0.98), ("bf16", 0.9), ("bf16", 0.98)]  # fmt: skip
+        ("fp32", 0.9),
+        ("fp32", 0.98),
+        ("bf16", 0.9),
+        ("bf16", 0.98),
+    ]
     dense = {f"dense {p} {f}" for p in ("fp32", "tf32", "bf16") for f in ("NCHW", "channels_last")}
     for record in kept["layers"]:
         assert dense | {"ours"} <= set(record["ms"])
@@ -94,8 +102,9 @@ def test_the_gpu_benchmark_measures_a_cpu_and_prints_tables(tmp_path):
 
 
 def test_what_the_budget_leaves_no_time_for_is_named(tmp_path):
-    done = python("benchmarks/measure_gpu.py", tmp_path / "none.json", "--device", "cpu",
-                  "--seconds", "0")  # fmt: skip
+    done = python(
+        "benchmarks/measure_gpu.py", tmp_path / "none.json", "--device", "cpu", "--seconds", "0"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     kept = json.loads((tmp_path / "none.json").read_text())
     assert kept["layers"] == kept["training"] == kept["other"] == []
@@ -120,8 +129,10 @@ def test_the_documentation_has_the_cost_model_s_table(tmp_path):
 
 def test_the_documentation_has_what_was_measured(tmp_path):
     begin, end = "<!-- measured: made by `make gpu-tables` -->", "<!-- end of measured -->"
-    rows = {"README.md": "\n| WRN-28-2 training step, 90 / 95 % | ",
-            "docs/cuda.md": "\n| WRN-28-2, batch 128 | ours fp32 | 90 % | "}  # fmt: skip
+    rows = {
+        "docs/measured.md": "\n| WRN-28-2 training step, 90 / 95 % | ",
+        "docs/cuda.md": "\n| WRN-28-2, batch 128 | ours fp32 | 90 % | ",
+    }
     emptied = []
     for name, row in rows.items():
         before, rest = (ROOT / name).read_text(encoding="utf-8").split(begin)

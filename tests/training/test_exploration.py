@@ -16,6 +16,7 @@ from dsr_kernels.topology import Topology
 from dsr_kernels.training.run.checkpoint import Checkpoints
 
 SHAPES = [(5, 7), (4, 3, 3, 3)]
+PATTERNS = st.tuples(*(st.sets(st.integers(0, math.prod(shape) - 1)) for shape in SHAPES))
 
 
 def two_layers() -> torch.nn.Sequential:
@@ -23,8 +24,7 @@ def two_layers() -> torch.nn.Sequential:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(*(st.sets(st.integers(0, math.prod(s) - 1)) for s in SHAPES)),
-                min_size=1, max_size=6), st.data())  # fmt: skip
+@given(st.lists(PATTERNS, min_size=1, max_size=6), st.data())
 def test_the_rate_is_that_of_sets(patterns, data):
     model = two_layers()
     exploration = Exploration(model)
@@ -63,8 +63,8 @@ def test_bitmaps_of_other_layers_are_refused():
 def test_real_rewires_explore_what_they_grow():
     torch.manual_seed(3)
     model = torch.nn.Sequential(SparseLinear(40, 30, nnz=120), SparseLinear(30, 20, nnz=60))
-    rewirer = DSR(model, torch.optim.SGD(model.parameters(), 0.1), prune_fraction=0.3, every=1,
-                  threshold="exact")  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    rewirer = DSR(model, optimizer, prune_fraction=0.3, every=1, threshold="exact")
     exploration, seen = Exploration(model), set()
     for _ in range(8):
         for name, layer in model.named_children():
@@ -90,8 +90,10 @@ def test_what_is_active_between_two_records_counts_too(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert train(tmp_path / "told", *on) == 0
     assert len(rows(tmp_path / "silent", "rewires")) == 1 < len(rows(tmp_path / "told", "rewires"))
-    silent, told = (Checkpoints(tmp_path / name / "checkpoints").load_latest()[1]["exploration"]
-                    for name in ("silent", "told"))  # fmt: skip
+    silent, told = (
+        Checkpoints(tmp_path / name / "checkpoints").load_latest()[1]["exploration"]
+        for name in ("silent", "told")
+    )
     assert all(torch.equal(silent[key], told[key]) for key in told)
 
 
@@ -110,8 +112,10 @@ def test_a_run_records_it_only_when_asked_and_resumes_exactly(tmp_path):
     positions = 64 * 300 + 300 * 100 + 100 * 10
     assert rates[0] == pytest.approx(int(plain[0]["nonzeros"]) / positions)
     assert rates == sorted(rates) and rates[-1] > rates[0]
-    states = [Checkpoints(tmp_path / name / "checkpoints").load_latest()[1]["exploration"]
-              for name in ("cut", "whole")]  # fmt: skip
+    states = [
+        Checkpoints(tmp_path / name / "checkpoints").load_latest()[1]["exploration"]
+        for name in ("cut", "whole")
+    ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
 
 

@@ -41,15 +41,16 @@ def batches(data, chosen, **options):
 
 def equal(one, other):
     return len(one) == len(other) and all(
-        torch.equal(a, c) and torch.equal(b, d)
-        for (a, b), (c, d) in zip(one, other, strict=True)
-    )  # fmt: skip
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True)
+    )
 
 
 def test_labels_are_the_places_of_the_sorted_class_names(tmp_path):
     picture = Image.new("RGB", (40, 40), (255, 0, 0))
-    for part, names in (("train", ("b/x.jpg", "a/deep/y.PNG", "c/z.jpeg", "B/w.jpg")),
-                        ("val", ("c/1.jpg", "a/1.jpg"))):  # fmt: skip
+    for part, names in (
+        ("train", ("b/x.jpg", "a/deep/y.PNG", "c/z.jpeg", "B/w.jpg")),
+        ("val", ("c/1.jpg", "a/1.jpg")),
+    ):
         for name in names:
             (tmp_path / part / name).parent.mkdir(parents=True, exist_ok=True)
             picture.save(tmp_path / part / name)
@@ -59,7 +60,11 @@ def test_labels_are_the_places_of_the_sorted_class_names(tmp_path):
     assert data.classes == 4 and data.image_shape == (3, 32, 32) and data.validation is None
     listing = data.train.listing
     assert list(zip(listing.names.tolist(), listing.labels.tolist(), strict=True)) == [
-        (b"B/w.jpg", 0), (b"a/deep/y.PNG", 1), (b"b/x.jpg", 2), (b"c/z.jpeg", 3)]  # fmt: skip
+        (b"B/w.jpg", 0),
+        (b"a/deep/y.PNG", 1),
+        (b"b/x.jpg", 2),
+        (b"c/z.jpeg", 3),
+    ]
     assert data.test.labels.tolist() == [1, 3]
     for pixels, _ in datasets.eval_batches(data, data.test, 5):
         red = (torch.tensor([1.0, 0.0, 0.0]) - torch.tensor(images.MEAN)) / torch.tensor(images.STD)
@@ -82,8 +87,8 @@ def test_crop_boxes_by_hand():
     """The first try that fits; where none does, the largest central box of the nearest ratio."""
     middle = math.log(0.75 / 0.75) / math.log(16 / 9)
     first = [0.0, middle, 0.0, 0.0]  # 8 % of the area, ratio 3/4, at the upper left
-    assert images.crop_box(100, 300, [*first, *[0.0] * 36]) == (
-        0, 0, round(math.sqrt(2400 * 0.75)), round(math.sqrt(2400 / 0.75)))  # fmt: skip
+    width, height = round(math.sqrt(2400 * 0.75)), round(math.sqrt(2400 / 0.75))
+    assert images.crop_box(100, 300, [*first, *[0.0] * 36]) == (0, 0, width, height)
     whole = [1.0, 0.5, 0.999, 0.999]  # all of the area and square: fits a square only
     assert images.crop_box(64, 64, whole * 10) == (0, 0, 64, 64)
     assert images.crop_box(400, 100, whole * 10) == (133, 0, 133, 100)
@@ -134,8 +139,10 @@ def test_images_depend_on_seed_and_epoch_but_not_on_workers_or_where_one_starts(
         assert equal(batches(other, chosen, start=4), [])
         assert torch.equal(before, torch.get_rng_state())
     # Another batch size shows the same images of the same epoch, only cut otherwise.
-    assert torch.equal(torch.cat([x for x, _ in batches(data, chosen, batch_size=4)])[:32],
-                       torch.cat([x for x, _ in whole]))  # fmt: skip
+    assert torch.equal(
+        torch.cat([x for x, _ in batches(data, chosen, batch_size=4)])[:32],
+        torch.cat([x for x, _ in whole]),
+    )
     assert not equal(batches(data, chosen, seed=2), whole)
     assert not equal(batches(data, chosen, epoch=3), whole)
 
@@ -196,7 +203,7 @@ def test_missing_files_say_what_was_looked_for(folders, shards, tmp_path):
     Image.new("L", (30, 30)).save(tmp_path / "val/1.jpg")
     expect("val holds no folders of classes, expected .*CLASS")
     (tmp_path / "val/b").mkdir()
-    expect("val/b: a class without training images; there are 1 classes from a to a")
+    expect("val/b: expected one of the 1 classes with training images, a to a")
     only = tmp_path / "only"
     only.mkdir()
     shutil.copy(shards / "val-000.tar", only)

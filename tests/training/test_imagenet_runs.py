@@ -15,9 +15,17 @@ from dsr_kernels.cli import main
 from dsr_kernels.training.run.checkpoint import Checkpoints
 from dsr_kernels.training.run.folder import Run
 
-SMALL = ("data.image_size=32", "data.workers=2", "data.validation=12", "model.width=0.1",
-         "training.batch_size=4", "training.epochs=2", "training.eval_batch_size=5",
-         "rewiring.every=[[0, 2]]", "rewiring.prune_count=500")  # fmt: skip
+SMALL = (
+    "data.image_size=32",
+    "data.workers=2",
+    "data.validation=12",
+    "model.width=0.1",
+    "training.batch_size=4",
+    "training.epochs=2",
+    "training.eval_batch_size=5",
+    "rewiring.every=[[0, 2]]",
+    "rewiring.prune_count=500",
+)
 
 
 def arguments(data, out, *changes, recipe="resnet18-imagenet"):
@@ -87,8 +95,13 @@ def test_top5_is_recorded_and_reported(whole, capsys):
 
 def test_the_papers_recipe_runs_on_a_few_images(layouts, tmp_path, capsys):
     """All of ResNet-50 at 90 %, with N_p = 400,000, on smaller images."""
-    changes = ("training.epochs=1", "training.batch_size=12", "data.image_size=64",
-               "rewiring.every=[[0, 1]]", "training.eval_test_every=1")  # fmt: skip
+    changes = (
+        "training.epochs=1",
+        "training.batch_size=12",
+        "data.image_size=64",
+        "rewiring.every=[[0, 1]]",
+        "training.eval_test_every=1",
+    )
     run = tmp_path / "run"
     assert main(arguments(layouts["folders"], run, *changes, recipe="resnet50-imagenet")) == 0
     told = capsys.readouterr().out
@@ -113,11 +126,18 @@ def test_a_signal_to_the_whole_group_of_processes_still_saves(signum, layouts, t
     """As Ctrl-C on a terminal, or a batch system's end: it reaches the workers, too."""
     run, root = tmp_path / "run", str(Path(__file__).parents[2])
     process = subprocess.Popen(
-        [sys.executable, "-m", "dsr_kernels",
-         *arguments(layouts["folders"], run, *SMALL, "training.epochs=100000")],
+        [
+            sys.executable,
+            "-m",
+            "dsr_kernels",
+            *arguments(layouts["folders"], run, *SMALL, "training.epochs=100000"),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-        cwd=root, start_new_session=True, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=root,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         deadline = time.monotonic() + 60
         while not (run / "metrics.csv").exists() or len(rows(run, "metrics")) < 2:

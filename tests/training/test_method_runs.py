@@ -15,13 +15,17 @@ RUNS = {
     "set": ["rewiring.fraction=0.2"],
     "rigl": ["optimizer.name=adam", "optimizer.lr=0.01"],
     "snfs": [],
-    "deepr": ["rewiring.eta=0.5", "rewiring.l1=1e-3", "rewiring.temperature=1e-4",
-              "rewiring.final_temperature=1e-8"],
+    "deepr": [
+        "rewiring.eta=0.5",
+        "rewiring.l1=1e-3",
+        "rewiring.temperature=1e-4",
+        "rewiring.final_temperature=1e-8",
+    ],
     "gmp": ["rewiring.scope=global", "rewiring.density_schedule=exponential"],
     "static": ["model.distribution=erk"],
     "dense": [],
     "thin_dense": [],
-}  # fmt: skip
+}
 
 
 def test_no_method_is_forgotten():
@@ -51,8 +55,12 @@ def test_a_continued_run_equals_the_uninterrupted_one(name, tmp_path):
 def test_deepr_records_what_happened_since_its_last_report(stop_epoch, last, tmp_path):
     """Its reports come every 100 iterations, training takes 36: one is made at its end, or at
     stop_epoch. The run that is interrupted after the last iteration records it no second time."""
-    changes = ["method=deepr", "rewiring.record_exploration=true", *RUNS["deepr"],
-               f"rewiring.stop_epoch={stop_epoch}"]  # fmt: skip
+    changes = [
+        "method=deepr",
+        "rewiring.record_exploration=true",
+        *RUNS["deepr"],
+        f"rewiring.stop_epoch={stop_epoch}",
+    ]
     assert train(tmp_path / "whole", *changes) == 0
     first, row = rows(tmp_path / "whole", "rewires")
     assert (row["iteration"], float(row["epoch"])) == (str(last), last / 12)

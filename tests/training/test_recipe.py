@@ -55,9 +55,15 @@ def test_resnet50_imagenet_is_the_papers():
 
 @pytest.mark.parametrize(
     "sparsity, width, fraction",
-    [(0.9, 0.75, 0.138), (0.8, 0.98, 0.07), (0.7, 1.15, 0.046), (0.6, 1.33, 0.034),
-     (0.5, 1.47, 0.028), (0.95, 0, 0)],
-)  # fmt: skip
+    [
+        (0.9, 0.75, 0.138),
+        (0.8, 0.98, 0.07),
+        (0.7, 1.15, 0.046),
+        (0.6, 1.33, 0.034),
+        (0.5, 1.47, 0.028),
+        (0.95, 0, 0),
+    ],
+)
 def test_what_the_paper_gives_for_each_sparsity(sparsity, width, fraction):
     """Of another sparsity than the paper's, width and fraction are not those of 0.9."""
 
@@ -136,9 +142,16 @@ def test_default_comes_first_and_every_recipe_describes_itself():
 def test_overrides_are_typed_and_win_over_variants():
     r = recipes.load(
         "lenet300-mnist",
-        ["training.epochs=3", "model.sparsity=.5", "optimizer.nesterov=false", "name=3",
-         "optimizer.lr=[[0, 1], [2.5, 0.5]]", "method=static", "optimizer.l1=0.25"],
-    )  # fmt: skip
+        [
+            "training.epochs=3",
+            "model.sparsity=.5",
+            "optimizer.nesterov=false",
+            "name=3",
+            "optimizer.lr=[[0, 1], [2.5, 0.5]]",
+            "method=static",
+            "optimizer.l1=0.25",
+        ],
+    )
     assert (r.training.epochs, r.model.sparsity, r.optimizer.nesterov) == (3, 0.5, False)
     assert (r.name, r.optimizer.lr, r.optimizer.l1) == ("3", [(0, 1), (2.5, 0.5)], 0.25)
     assert recipes.load("lenet300-mnist", ["optimizer.lr=0.3"]).optimizer.lr == [(0, 0.3)]
@@ -218,8 +231,8 @@ def test_a_variant_of_no_method_is_refused(text, message, tmp_path):
 
 def test_schedule_values_by_epoch():
     schedule = [(0.0, 0.1), (2.5, 0.02), (4.0, 0.004)]
-    assert [at(schedule, e) for e in (0, 2.49, 2.5, 3.99, 4, 99)] == [
-        0.1, 0.1, 0.02, 0.02, 0.004, 0.004]  # fmt: skip
+    values = [at(schedule, epoch) for epoch in (0, 2.49, 2.5, 3.99, 4, 99)]
+    assert values == [0.1, 0.1, 0.02, 0.02, 0.004, 0.004]
 
 
 def test_keys_of_the_schema_are_what_the_resolved_recipe_holds(tmp_path):

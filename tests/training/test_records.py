@@ -85,8 +85,10 @@ def test_tensorboard_agrees_with_the_tables_after_a_kill(events, tmp_path):
     changes = ("rewiring.every=[[0, 4]]", "checkpoint.every_iterations=12")
     done = subprocess.run(
         [sys.executable, "-c", DIE, events, *arguments(run, *changes)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}, cwd=root, check=False,
-    )  # fmt: skip
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
+        cwd=root,
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL
     state = Checkpoints(run / "checkpoints").load_latest()[1]
     assert (state["position"]["iteration"], state["position"]["batch"]) == (24, 12)

@@ -45,8 +45,16 @@ def test_the_page_tells_the_run(run):
     page = (run / "report.html").read_text()
     results = Run.open(run).read_json("results.json")
     assert f"{results['test_accuracy']:.2%}" in page
-    for text in ("lenet300-digits", "optimizer.l1", "rewiring.prune_count", "torch", "images/s",
-                 "sparse: 2,510 non-zeros<", "this run", "peak memory"):  # fmt: skip
+    for text in (
+        "lenet300-digits",
+        "optimizer.l1",
+        "rewiring.prune_count",
+        "torch",
+        "images/s",
+        "sparse: 2,510 non-zeros<",
+        "this run",
+        "peak memory",
+    ):
         assert text in page
 
 
@@ -121,8 +129,11 @@ def test_gradual_pruning_is_told_by_its_end_and_its_start(pruned):
 
 
 def test_gradual_pruning_under_way_is_told_by_its_start(pruned, monkeypatch):
-    monkeypatch.setattr(Run, "read_json", lambda run, name, read=Run.read_json: (
-        None if name == "results.json" else read(run, name)))  # fmt: skip
+    monkeypatch.setattr(
+        Run,
+        "read_json",
+        lambda run, name, read=Run.read_json: None if name == "results.json" else read(run, name),
+    )
     text = page.write(pruned).read_text()
     assert "0.0%</b><span>sparse at the start: 266,200 non-zeros<" in text
 
@@ -141,10 +152,14 @@ def test_colours_of_densities_are_centred_on_the_end_and_the_bar_ends_at_100(pru
     assert list(bar.get_yticks()) == [0.1, 1, 10, 100]
 
 
-@pytest.mark.parametrize("method,title,label", [
-    ("gmp", "Weights pruned at each step", "pruned"),
-    ("deepr", "Weights moved in every 100 iterations", "pruned and regrown, sum of 100"),
-    ("set", "Weights moved at each rewire", "pruned and regrown")])  # fmt: skip
+@pytest.mark.parametrize(
+    "method,title,label",
+    [
+        ("gmp", "Weights pruned at each step", "pruned"),
+        ("deepr", "Weights moved in every 100 iterations", "pruned and regrown, sum of 100"),
+        ("set", "Weights moved at each rewire", "pruned and regrown"),
+    ],
+)
 def test_the_picture_of_moved_weights_says_what_a_point_is(pruned, method, title, label):
     story = Story.read(pruned)
     story.recipe.method = method

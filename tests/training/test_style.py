@@ -19,11 +19,15 @@ def labels(values) -> list[str]:
     return axes.yaxis.get_major_formatter().format_ticks(ticks)
 
 
-@pytest.mark.parametrize("values,expected", [
-    ([1, 10_000], ["1", "10", "100", "1,000", "10,000"]),
-    ([0.01, 0.5], ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]),
-    ([5.2, 7.9], ["5.5", "6", "6.5", "7", "7.5", "8"]),
-    ([3e-4, 5e-4], ["0.0003", "0.00035", "0.0004", "0.00045", "0.0005"])])  # fmt: skip
+@pytest.mark.parametrize(
+    "values,expected",
+    [
+        ([1, 10_000], ["1", "10", "100", "1,000", "10,000"]),
+        ([0.01, 0.5], ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]),
+        ([5.2, 7.9], ["5.5", "6", "6.5", "7", "7.5", "8"]),
+        ([3e-4, 5e-4], ["0.0003", "0.00035", "0.0004", "0.00045", "0.0005"]),
+    ],
+)
 def test_ticks_get_finer_where_they_would_be_few(values, expected):
     assert labels(values) == expected
 

@@ -190,7 +190,9 @@ def test_what_does_not_fit_is_one_sentence(finished, source, take, changes, word
 
 def test_a_run_too_sparse_to_prune_is_refused(finished):
     gmp = ("method=gmp", "rewiring.stop_epoch=1")
-    with pytest.raises(UsageError, match=r"gradual pruning .* leaves \d+: begin with a dense run"):
+    with pytest.raises(
+        UsageError, match=r"than the \d+ that pruning to .* leaves, .*; start from a dense run"
+    ):
         started(finished["sparse"], "weights", *gmp)
     started(finished["sparse"], "weights", *gmp, "model.sparsity=0.99")
 

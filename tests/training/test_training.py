@@ -104,8 +104,14 @@ def test_sigterm_saves_too(tmp_path, monkeypatch):
 
 
 def test_several_interruptions_with_other_settings_are_exact(tmp_path):
-    changes = ("optimizer.name=adam", "optimizer.lr=0.002", "training.eval_test_every=2",
-               "rewiring.threshold=exact", "data.augment=crop", "data.pad=1")  # fmt: skip
+    changes = (
+        "optimizer.name=adam",
+        "optimizer.lr=0.002",
+        "training.eval_test_every=2",
+        "rewiring.threshold=exact",
+        "data.augment=crop",
+        "data.pad=1",
+    )
     assert train(tmp_path / "whole", *changes) == 0
     assert rows(tmp_path / "whole", "metrics")[1]["test_accuracy"] != ""
     run = tmp_path / "parts"
@@ -128,8 +134,13 @@ def test_killed_at_random_moments_and_resumed_equals_the_uninterrupted_run(tmp_p
     env["PYTHONPATH"] = os.pathsep.join([root, tests, *inherited])
     done = subprocess.run(
         [sys.executable, str(driver), str(tmp_path), "8"],
-        env=env, cwd=root, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        env=env,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert artefacts(tmp_path / "killed") == artefacts(tmp_path / "whole")
     kills = [int(line.split()[-1]) for line in done.stdout.splitlines() if "killed at" in line]
@@ -161,9 +172,16 @@ def test_other_methods_train_and_resume(method, tmp_path):
 
 def test_an_infinite_loss_stops_with_iteration_layer_and_checkpoint(tmp_path, capsys):
     run = tmp_path / "run"
-    code = train(run, "optimizer.lr=[[0, 0.1], [1, 1e38]]", "optimizer.momentum=0",
-                 "optimizer.nesterov=false", "checkpoint.every_iterations=5",
-                 "optimizer.l1=0", "optimizer.weight_decay=1", "rewiring.stop_epoch=1")  # fmt: skip
+    code = train(
+        run,
+        "optimizer.lr=[[0, 0.1], [1, 1e38]]",
+        "optimizer.momentum=0",
+        "optimizer.nesterov=false",
+        "checkpoint.every_iterations=5",
+        "optimizer.l1=0",
+        "optimizer.weight_decay=1",
+        "rewiring.stop_epoch=1",
+    )
     assert code == 3
     message = capsys.readouterr().err
     assert "(epoch 2)" in message and "at iteration 1" in message
@@ -228,7 +246,7 @@ def test_a_buffer_that_is_not_finite_is_no_weight(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(loop.Trainer, "_finish_epoch", poisoned)
     assert train(tmp_path / "run", "training.epochs=1") == 3
     message = capsys.readouterr().err
-    assert "a value became non-finite at iteration 13" in message
+    assert "a value is not finite at iteration 13" in message
     assert "the first non-finite value is in bn1 (300 of 300 running_var)" in message
 
 

@@ -1,4 +1,4 @@
-"""The GPU's native calls, with the signatures of launch.py: ops.py has checked every argument.
+"""The CUDA kernels' native calls: ops.library has checked every argument and allocated `out`.
 
 A call looks up two things: the list of the pattern's non-zeros in kernel order (PlanCache, made by
 torch on the device) and the pass, which depends on sizes and strides alone. Work goes to torch's
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import native
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cuda import lists, tiling
 from dsr_kernels.backends.cuda.passes import PassShape, forward_shape, grad_input_shape
 from dsr_kernels.backends.cuda.prepare import (
@@ -26,83 +27,150 @@ from dsr_kernels.backends.cuda.prepare import (
 )
 from dsr_kernels.backends.plan_cache import cache
 
+Sizes = tuple[int, ...]
+ShapeOf = Callable[[Sizes, Sizes, ConvShape], PassShape]
 
-def forward(
-    out: Tensor, x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, *shape
+
+def sparse_conv2d(
+    out: Tensor,  # [N, O, P, Q]
+    x: Tensor,  # [N, C, H, W]
+    values: Tensor,  # [nnz]
+    bias: Tensor | None,  # [O]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
 ) -> Tensor:
-    """out [N, O, P, Q] = conv2d(x, W) + bias."""
-    x, shape = _subsampled(x, out.shape[2:], *shape)
-    return _gather(out, x, values, bias, crow, col, forward_shape, x, out, shape)
+    """out = conv2d(pad(x), W) + bias."""
+    x, shape = _subsampled(x, out.shape[2:], shape)
+    sizes = tuple(x.shape), tuple(out.shape)
+    weight = values, bias, crow_indices, col_indices
+    return _gather(out, x, weight, forward_shape, sizes, shape)
 
 
-def grad_input(
-    out: Tensor, grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, *shape
+def sparse_conv2d_grad_input(
+    out: Tensor,  # [N, C, H, W]
+    grad: Tensor,  # [N, O, P, Q]
+    values: Tensor,  # [nnz]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
 ) -> Tensor:
-    """out [N, C, H, W] = the gradient of the input, from grad [N, O, P, Q]."""
-    return _gather(out, grad, values, None, crow, col, grad_input_shape, out, grad, shape)
+    """out = conv_transpose2d(grad, W) without the padding's share."""
+    sizes = tuple(out.shape), tuple(grad.shape)
+    weight = values, None, crow_indices, col_indices
+    return _gather(out, grad, weight, grad_input_shape, sizes, shape)
 
 
-def grad_weight(out: Tensor, x: Tensor, grad: Tensor, crow: Tensor, col: Tensor, *shape) -> Tensor:
-    """out [nnz] = the gradient of the values, from x [N, C, H, W] and grad [N, O, P, Q]."""
+def sparse_conv2d_grad_weight(
+    out: Tensor,  # [nnz]
+    x: Tensor,  # [N, C, H, W]
+    grad: Tensor,  # [N, O, P, Q]
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
+) -> Tensor:
+    """out = the dense weight's gradient at the non-zeros."""
     if not grad.numel():
         return out.zero_()
-    x, shape = _subsampled(x, grad.shape[2:], *shape)
+    x, shape = _subsampled(x, grad.shape[2:], shape)
     kind = torch.promote_types(x.dtype, grad.dtype) if x.dtype != grad.dtype else x.dtype
     kind = out.dtype if out.dtype == torch.float64 else kind
     x, grad = x.to(kind), grad.to(kind)
-    sizes = tuple(x.shape), tuple(grad.shape), shape, _density(col, shape), kind
-    prepared = _grad_weight_pass(*sizes, x.stride(), grad.stride(), _device(x))
+    prepared = _grad_weight_pass(
+        tuple(x.shape),
+        tuple(grad.shape),
+        shape,
+        _density(col_indices, shape),
+        kind,
+        x.stride(),
+        grad.stride(),
+        _device(x),
+    )
     if isinstance(prepared, DirectPass):
-        return _direct_grad_weight(out, x, grad, crow, col, prepared)
-    return _slab_grad_weight(out, x, grad, crow, col, prepared)
+        return _direct_grad_weight(out, x, grad, crow_indices, col_indices, prepared)
+    return _slab_grad_weight(out, x, grad, crow_indices, col_indices, prepared)
 
 
-def grad_bias(out: Tensor, grad: Tensor) -> Tensor:
-    """out [O] = grad summed over batch and image."""
+def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
+    """out [O] = grad [N, O, P, Q] summed over batch and image."""
     return torch.sum(grad, (0, 2, 3), dtype=out.dtype, out=out)
+
+
+# values, bias, crow_indices, col_indices
+Weight = tuple[Tensor, Tensor | None, Tensor, Tensor]
 
 
 def _gather(
     out: Tensor,
     source: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    pass_shape: Callable[..., PassShape],
-    x: Tensor,
-    y: Tensor,
-    shape: tuple,
+    weight: Weight,
+    shape_of: ShapeOf,
+    sizes: tuple[Sizes, Sizes],  # of x and y
+    shape: ConvShape,
 ) -> Tensor:
-    """A forward pass (pass_shape: forward_shape) from x to y, or a grad-input from y to x."""
+    """A forward pass (shape_of: forward_shape) from x to y, or a grad-input from y to x."""
     if not out.numel():
         return out
+    values, bias, crow_indices, col_indices = weight
     kind = values.dtype if values.dtype == torch.float64 else source.dtype
     source = source.to(kind)
     dest = out if out.dtype == kind else torch.empty_like(out, dtype=kind)
-    sizes = tuple(x.shape), tuple(y.shape), shape, _density(col, shape), kind
-    prepared = _gather_pass(pass_shape, *sizes, source.stride(), dest.stride(), _device(source))
-    values = values.contiguous()
+    prepared = _gather_pass(
+        shape_of,
+        *sizes,
+        shape,
+        _density(col_indices, shape),
+        kind,
+        source.stride(),
+        dest.stride(),
+        _device(source),
+    )
     bias = None if bias is None else bias.contiguous()
-    run = _direct_gather if isinstance(prepared, DirectPass) else _slab_gather
-    run(dest, source, values, bias, crow, col, prepared)
+    weight = values.contiguous(), bias, crow_indices, col_indices
+    if isinstance(prepared, DirectPass):
+        _direct_gather(dest, source, weight, prepared)
+    else:
+        _slab_gather(dest, source, weight, prepared)
     return out if dest is out else out.copy_(dest)
 
 
 # Keyed by what a call has at hand: passes themselves are large, and slow to hash.
 @functools.lru_cache(maxsize=2048)
-def _gather_pass(pass_shape, x_size, y_size, shape, *how) -> GatherPass | DirectPass:
-    return prepare_gather(pass_shape(x_size[1:], y_size[1:], *shape), x_size[0], *how)
+def _gather_pass(
+    shape_of: ShapeOf,
+    x_size: Sizes,
+    y_size: Sizes,
+    shape: ConvShape,
+    density: float,
+    dtype: torch.dtype,
+    source_strides: Sizes,
+    dest_strides: Sizes,
+    device: tiling.Device,
+) -> GatherPass | DirectPass:
+    sizes, images = shape_of(x_size[1:], y_size[1:], shape), x_size[0]
+    return prepare_gather(sizes, images, density, dtype, source_strides, dest_strides, device)
 
 
 @functools.lru_cache(maxsize=2048)
-def _grad_weight_pass(x_size, y_size, shape, *how) -> GradWeightPass | DirectPass:
-    return prepare_grad_weight(forward_shape(x_size[1:], y_size[1:], *shape), x_size[0], *how)
+def _grad_weight_pass(
+    x_size: Sizes,
+    y_size: Sizes,
+    shape: ConvShape,
+    density: float,
+    dtype: torch.dtype,
+    x_strides: Sizes,
+    grad_strides: Sizes,
+    device: tiling.Device,
+) -> GradWeightPass | DirectPass:
+    sizes, images = forward_shape(x_size[1:], y_size[1:], shape), x_size[0]
+    return prepare_grad_weight(sizes, images, density, dtype, x_strides, grad_strides, device)
 
 
-def _slab_gather(dest, source, values, bias, crow, col, prepared: GatherPass) -> None:
+def _slab_gather(dest: Tensor, source: Tensor, weight: Weight, prepared: GatherPass) -> None:
+    values, bias, crow_indices, col_indices = weight
     cuda, queue = native._cuda, _queue(source)
-    plan = _plan(crow, col, prepared.key, lists.build_list)
+    plan = cache.get(crow_indices, col_indices, prepared.key, lists.build_list)
+    plan.wait()
     entries = torch.empty(plan.entries, 2, dtype=torch.int32, device=source.device)
     cuda.arrange(
         queue,
@@ -125,8 +193,10 @@ def _slab_gather(dest, source, values, bias, crow, col, prepared: GatherPass) ->
         )
 
 
-def _direct_gather(dest, source, values, bias, crow, col, prepared: DirectPass) -> None:
-    plan = _plan(crow, col, prepared.key, lists.build_direct_list)
+def _direct_gather(dest: Tensor, source: Tensor, weight: Weight, prepared: DirectPass) -> None:
+    values, bias, crow_indices, col_indices = weight
+    plan = cache.get(crow_indices, col_indices, prepared.key, lists.build_direct_list)
+    plan.wait()
     for launch in prepared.launches:
         native._cuda.direct_gather(
             _queue(source),
@@ -141,8 +211,16 @@ def _direct_gather(dest, source, values, bias, crow, col, prepared: DirectPass) 
         )
 
 
-def _slab_grad_weight(out, x, grad, crow, col, prepared: GradWeightPass) -> Tensor:
-    plan = _plan(crow, col, prepared.key, lists.build_list)
+def _slab_grad_weight(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    prepared: GradWeightPass,
+) -> Tensor:
+    plan = cache.get(crow_indices, col_indices, prepared.key, lists.build_list)
+    plan.wait()
     partial = torch.empty(prepared.splits, plan.entries, dtype=torch.float32, device=x.device)
     native._cuda.grad_weight(
         _queue(x),
@@ -160,15 +238,23 @@ def _slab_grad_weight(out, x, grad, crow, col, prepared: GradWeightPass) -> Tens
     return out
 
 
-def _direct_grad_weight(out, x, grad, crow, col, prepared: DirectPass) -> Tensor:
-    plan = _plan(crow, col, prepared.key, lists.build_direct_list)
+def _direct_grad_weight(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    prepared: DirectPass,
+) -> Tensor:
+    plan = cache.get(crow_indices, col_indices, prepared.key, lists.build_direct_list)
+    plan.wait()
     native._cuda.direct_grad_weight(
         _queue(x),
         prepared.launches[0],
         prepared.dtype,
         x.data_ptr(),
         grad.data_ptr(),
-        col.numel(),
+        col_indices.numel(),
         plan.entries.data_ptr(),
         plan.bounds.data_ptr(),
         out.data_ptr(),
@@ -176,23 +262,17 @@ def _direct_grad_weight(out, x, grad, crow, col, prepared: DirectPass) -> Tensor
     return out
 
 
-def _plan(crow: Tensor, col: Tensor, key, build):
-    plan = cache.get(crow, col, key, build)
-    plan.wait()
-    return plan
-
-
-def _subsampled(x: Tensor, out_size, weight_shape, stride, padding, dilation, groups):
+def _subsampled(x: Tensor, out_size: Sizes, shape: ConvShape) -> tuple[Tensor, ConvShape]:
     """A strided 1x1 convolution without padding reads every stride-th pixel: a view, stride 1."""
-    if weight_shape[2:] == (1, 1) and stride != (1, 1) and not any(padding):
-        x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
-        x = x[:, :, : out_size[0], : out_size[1]]
-    return x, (weight_shape, stride, padding, dilation, groups)
+    if shape.kernel == (1, 1) and shape.stride != (1, 1) and not any(shape.padding):
+        x = x[:, :, :: shape.stride[0], :: shape.stride[1]]
+        x, shape = x[:, :, : out_size[0], : out_size[1]], shape._replace(stride=(1, 1))
+    return x, shape
 
 
-def _density(col: Tensor, shape: tuple) -> float:
+def _density(col_indices: Tensor, shape: ConvShape) -> float:
     """Rounded, so that a rewire that moves a few non-zeros does not change the tiling."""
-    return float(f"{col.numel() / math.prod(shape[0]):.1g}")
+    return float(f"{col_indices.numel() / math.prod(shape.weight_shape):.1g}")
 
 
 def _queue(x: Tensor) -> tuple[int, int]:
@@ -211,5 +291,5 @@ def _limits(index: int) -> tiling.Device:
     found = torch.cuda.get_device_properties(index)
     return tiling.Device(
         found.multi_processor_count,
-        found.shared_memory_per_block_optin,
+        found.shared_memory_per_block_optin,  # type: ignore[attr-defined]
     )

@@ -40,12 +40,12 @@ class ListKey(NamedTuple):
 class _OnDevice:
     """A plan's tensors, which calls on any stream may read."""
 
-    def __init__(self, *tensors: Tensor) -> None:
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self._tensors = tensors
-        self._stream = self._ready = None
+        self._made: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
         if tensors[0].is_cuda:
-            self._stream = torch.cuda.current_stream(tensors[0].device)
-            self._ready = self._stream.record_event()
+            stream = torch.cuda.current_stream(tensors[0].device)
+            self._made = stream, stream.record_event()
 
     @property
     def bytes(self) -> int:
@@ -57,18 +57,19 @@ class _OnDevice:
         Nothing to do on the stream that made it, nor in a graph: its capture began with the device
         idle, and refuses events from outside.
         """
-        if self._stream is None or torch.cuda.is_current_stream_capturing():
+        if self._made is None or torch.cuda.is_current_stream_capturing():
             return
+        made_on, ready = self._made
         stream = torch.cuda.current_stream(self._tensors[0].device)
-        if stream != self._stream:
-            stream.wait_event(self._ready)
+        if stream != made_on:
+            stream.wait_event(ready)
             for tensor in self._tensors:
                 tensor.record_stream(stream)
 
 
 class NonZeroList(_OnDevice):
     def __init__(self, offsets: Tensor, value_index: Tensor, bounds: Tensor) -> None:
-        super().__init__(offsets, value_index, bounds)
+        super().__init__((offsets, value_index, bounds))
         self.offsets = offsets  # [entries] int32: bytes in a slab
         self.value_index = value_index  # [entries] int32, -1 in the gaps between segments
         self.bounds = bounds  # [segments, 2] int32: first entry, one past the last
@@ -91,7 +92,7 @@ class DirectKey(NamedTuple):
 
 class DirectList(_OnDevice):
     def __init__(self, entries: Tensor, bounds: Tensor) -> None:
-        super().__init__(entries, bounds)
+        super().__init__((entries, bounds))
         self.entries = entries  # [nnz, 4] int32: channel, dh, dw, index of the value
         self.bounds = bounds  # [segments, 2] int32
 
@@ -102,10 +103,12 @@ class _NonZeros(NamedTuple):
     dest: Tensor  # [nnz] destination channel of all groups
 
 
-def build_list(crow: Tensor, col: Tensor, key: ListKey) -> NonZeroList:
-    nonzeros = _take_apart(crow, col, key)
-    device, nnz = col.device, col.numel()
-    tap_class, tap_offset, tap_plane = _tables(device, key.tap_class, key.tap_offset, key.tap_plane)
+def build_list(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> NonZeroList:
+    """The list of a pass with slabs."""
+    nonzeros = _take_apart(crow_indices, col_indices, key)
+    device, nnz = col_indices.device, col_indices.numel()
+    tables = key.tap_class, key.tap_offset, key.tap_plane
+    tap_class, tap_offset, tap_plane = torch.tensor(tables).to(device, non_blocking=True)
     block = nonzeros.source // key.channel_block
     channels = key.groups * key.dest_channels
     segment = (tap_class[nonzeros.tap] * key.blocks + block) * channels + nonzeros.dest
@@ -127,9 +130,11 @@ def build_list(crow: Tensor, col: Tensor, key: ListKey) -> NonZeroList:
     return NonZeroList(offsets, value_index, bounds)
 
 
-def build_direct_list(crow: Tensor, col: Tensor, key: DirectKey) -> DirectList:
-    nonzeros = _take_apart(crow, col, key)
-    tap_class, tap_dh, tap_dw = _tables(col.device, key.tap_class, key.tap_dh, key.tap_dw)
+def build_direct_list(crow_indices: Tensor, col_indices: Tensor, key: DirectKey) -> DirectList:
+    """The list of a pass without slabs."""
+    nonzeros = _take_apart(crow_indices, col_indices, key)
+    tables = torch.tensor((key.tap_class, key.tap_dh, key.tap_dw))
+    tap_class, tap_dh, tap_dw = tables.to(col_indices.device, non_blocking=True)
     channels = key.groups * key.dest_channels
     segment = tap_class[nonzeros.tap] * channels + nonzeros.dest
     _, order, first = _sorted(segment, key.classes * channels)
@@ -156,7 +161,3 @@ def _sorted(segment: Tensor, segments: int) -> tuple[Tensor, Tensor, Tensor]:
     ordered, order = segment.sort(stable=True)
     numbers = torch.arange(segments + 1, device=segment.device)
     return ordered, order, torch.searchsorted(ordered, numbers)
-
-
-def _tables(device: torch.device, *tables: tuple[int, ...]) -> Tensor:
-    return torch.tensor(tables).to(device, non_blocking=True)

@@ -15,6 +15,8 @@ import functools
 import itertools
 from dataclasses import dataclass
 
+from dsr_kernels.backends.conv_shape import ConvShape
+
 
 @dataclass(frozen=True)
 class PassClass:
@@ -57,25 +59,42 @@ class PassShape:
 
 @functools.lru_cache(maxsize=1024)
 def forward_shape(
-    input_size, output_size, weight_shape, stride, padding, dilation, groups
+    input_size: tuple[int, ...],  # (C, H, W)
+    output_size: tuple[int, ...],  # (O, P, Q)
+    shape: ConvShape,
 ) -> PassShape:
     """The pass that reads the input, for forward and grad-weight."""
-    rows, depth, kernel_h, kernel_w = weight_shape
+    (rows, depth, kernel_h, kernel_w), _, padding, dilation, groups = shape
     taps = tuple(
         (kh * kernel_w + kw, kh * dilation[0], kw * dilation[1])
         for kh, kw in itertools.product(range(kernel_h), range(kernel_w))
     )
-    only = PassClass(*output_size[1:], 0, 0, -padding[0], -padding[2], taps)
-    sizes = groups, depth, rows // groups, *input_size[1:], kernel_h * kernel_w
-    return PassShape(*sizes, *stride, 1, 1, False, (only,))
+    _, out_height, out_width = output_size
+    only = PassClass(out_height, out_width, 0, 0, -padding[0], -padding[2], taps)
+    return PassShape(
+        groups=groups,
+        source_channels=depth,
+        dest_channels=rows // groups,
+        height=input_size[1],
+        width=input_size[2],
+        taps=kernel_h * kernel_w,
+        row_step=shape.stride[0],
+        col_step=shape.stride[1],
+        dest_step_h=1,
+        dest_step_w=1,
+        transposed=False,
+        classes=(only,),
+    )
 
 
 @functools.lru_cache(maxsize=1024)
 def grad_input_shape(
-    input_size, output_size, weight_shape, stride, padding, dilation, groups
+    input_size: tuple[int, ...],  # (C, H, W)
+    output_size: tuple[int, ...],  # (O, P, Q)
+    shape: ConvShape,
 ) -> PassShape:
     """The pass that reads the output's gradient and writes the input's."""
-    rows, depth, kernel_h, kernel_w = weight_shape
+    (rows, depth, kernel_h, kernel_w), stride, padding, dilation, groups = shape
     vertical = _remainders(input_size[1], stride[0], padding[0], kernel_h, dilation[0])
     horizontal = _remainders(input_size[2], stride[1], padding[2], kernel_w, dilation[1])
     classes = tuple(
@@ -85,8 +104,20 @@ def grad_input_shape(
         )
         for v, h in itertools.product(vertical, horizontal)
     )
-    sizes = groups, rows // groups, depth, *output_size[1:], kernel_h * kernel_w
-    return PassShape(*sizes, 1, 1, *stride, True, classes)
+    return PassShape(
+        groups=groups,
+        source_channels=rows // groups,
+        dest_channels=depth,
+        height=output_size[1],
+        width=output_size[2],
+        taps=kernel_h * kernel_w,
+        row_step=1,
+        col_step=1,
+        dest_step_h=stride[0],
+        dest_step_w=stride[1],
+        transposed=True,
+        classes=classes,
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +130,9 @@ class _Remainder:
     taps: tuple[tuple[int, int], ...]  # (tap, distance from the first tap's pixel)
 
 
-def _remainders(size: int, stride: int, padding: int, kernel: int, dilation: int):
+def _remainders(
+    size: int, stride: int, padding: int, kernel: int, dilation: int
+) -> list[_Remainder]:
     found = []
     for remainder in range(stride):
         # Where pixel + padding = remainder + stride * j, tap k meets the output's pixel

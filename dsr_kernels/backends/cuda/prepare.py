@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 
@@ -26,7 +26,7 @@ from dsr_kernels.backends.cuda.tiling import (
 class GatherPass:
     key: ListKey
     dtype: str
-    launches: tuple[Any, ...]  # _cuda.Gather
+    launches: tuple[native._cuda.Gather, ...]
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class GradWeightPass:
     key: ListKey
     dtype: str
     splits: int
-    launch: Any  # _cuda.GradWeight
+    launch: native._cuda.GradWeight
 
 
 @dataclass(frozen=True)
 class DirectPass:
     key: DirectKey
     dtype: str
-    launches: tuple[Any, ...]  # _cuda.Direct, one per class
+    launches: tuple[native._cuda.Direct, ...]  # one per class
 
 
 def prepare_gather(
@@ -114,14 +114,17 @@ def prepare_grad_weight(
     return GradWeightPass(key, _name(dtype), tiling.splits, launch)
 
 
+Tiling = TypeVar("Tiling", GatherTiling, GradWeightTiling)
+
+
 def _slab_tiling(
-    choose: Callable,
+    choose: Callable[[PassShape, int, float, int, Device], Tiling | None],
     shape: PassShape,
     images: int,
     density: float,
     dtype: torch.dtype,
     device: Device,
-) -> GatherTiling | GradWeightTiling | None:
+) -> Tiling | None:
     """The tiling that `choose` finds; None where the direct kernels are to run.
 
     Those do float64, slabs that do not fit, and patterns so sparse that most segments of a list
@@ -157,7 +160,13 @@ def _as_columns(
     return shape, (n, c, w, w), (dest_n, dest_c, dest_w, dest_w)
 
 
-def _direct(shape: PassShape, images: int, dtype: torch.dtype, source_strides, dest_strides):
+def _direct(
+    shape: PassShape,
+    images: int,
+    dtype: torch.dtype,
+    source_strides: tuple[int, ...],
+    dest_strides: tuple[int, ...],
+) -> DirectPass:
     launches = []
     for index, c in enumerate(shape.classes):
         launch = native._cuda.Direct()
@@ -188,14 +197,16 @@ def _list_key(shape: PassShape, channel_block: int, layouts: tuple[Layout, ...])
     return ListKey(*_pattern_fields(shape), channel_block, *_by_tap(shape, place))
 
 
-def _pattern_fields(shape: PassShape) -> tuple:
+def _pattern_fields(shape: PassShape) -> tuple[bool, int, int, int, int, int]:
     """The first fields of both keys."""
     rows = shape.groups * (shape.source_channels if shape.transposed else shape.dest_channels)
     channels = shape.groups, shape.source_channels, shape.dest_channels
     return shape.transposed, rows, *channels, len(shape.classes) + 1
 
 
-def _by_tap(shape: PassShape, place) -> tuple[tuple[int, ...], ...]:
+def _by_tap(
+    shape: PassShape, place: Callable[[PassClass, int, int], tuple[int, int]]
+) -> tuple[tuple[int, ...], ...]:
     """Three tables [KH * KW]: the class a tap belongs to, and what `place` says of it."""
     # A tap that meets no destination pixel is put behind all classes, where no kernel looks.
     tables = [(len(shape.classes), 0, 0)] * shape.taps
@@ -205,14 +216,16 @@ def _by_tap(shape: PassShape, place) -> tuple[tuple[int, ...], ...]:
     return tuple(zip(*tables, strict=True))
 
 
-def _set_channels(launch: Any, shape: PassShape, channel_block: int) -> None:
+def _set_channels(
+    launch: native._cuda.Gather | native._cuda.GradWeight, shape: PassShape, channel_block: int
+) -> None:
     launch.groups = shape.groups
     launch.dest_channels = shape.dest_channels
     launch.source_channels = shape.source_channels
     launch.channel_block = channel_block
 
 
-def _slab(shape: PassShape, c: PassClass, layout: Layout, images: int) -> Any:
+def _slab(shape: PassShape, c: PassClass, layout: Layout, images: int) -> native._cuda.Slab:
     slab = native._cuda.Slab()
     slab.rows, slab.cols = c.rows, c.cols
     slab.tile_cols, slab.chunks = layout.tile_cols, layout.chunks

@@ -60,15 +60,21 @@ class GradWeightTiling:
 
 
 @functools.lru_cache(maxsize=1024)
-def choose_gather(*problem) -> GatherTiling | None:
+def choose_gather(
+    shape: PassShape, images: int, density: float, element_size: int, device: Device
+) -> GatherTiling | None:
     """The cheapest of `gather_tilings`; None if no slab fits shared memory."""
-    return min(gather_tilings(*problem), key=lambda tiling: tiling.clocks, default=None)
+    tilings = gather_tilings(shape, images, density, element_size, device)
+    return min(tilings, key=lambda tiling: tiling.clocks, default=None)
 
 
 @functools.lru_cache(maxsize=1024)
-def choose_grad_weight(*problem) -> GradWeightTiling | None:
+def choose_grad_weight(
+    shape: PassShape, images: int, density: float, element_size: int, device: Device
+) -> GradWeightTiling | None:
     """The cheapest of `grad_weight_tilings`; None if no slab fits shared memory."""
-    return min(grad_weight_tilings(*problem), key=lambda tiling: tiling.clocks, default=None)
+    tilings = grad_weight_tilings(shape, images, density, element_size, device)
+    return min(tilings, key=lambda tiling: tiling.clocks, default=None)
 
 
 def gather_tilings(

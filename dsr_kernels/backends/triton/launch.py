@@ -1,4 +1,4 @@
-"""launch.py's functions for GPUs where the package was built without nvcc: Triton compiles them.
+"""Triton's launchers, for GPUs where the package was built without nvcc.
 
 The kernels take any strides, but read fast only where neighbouring positions of a plane are
 neighbours in memory: tensors in other formats (channels_last, a linear layer's) are copied first.
@@ -8,12 +8,13 @@ Nothing depends on the device but speed: the work is cut up by sizes alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from triton import cdiv, next_power_of_2
+from triton import JITFunction, cdiv, next_power_of_2
 
+from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.plan_cache import cache
 from dsr_kernels.backends.triton import kernels
 from dsr_kernels.topology import INT32_MAX, check_pattern, rows_of
@@ -33,56 +34,47 @@ class Tables(tuple[Tensor, ...]):
         return sum(table.nbytes for table in self)
 
 
-def forward(
+def sparse_conv2d(
     out: Tensor,  # [N, O, P, Q]
     x: Tensor,  # [N, C, H, W]
     values: Tensor,  # [nnz]
     bias: Tensor | None,  # [O]
-    crow: Tensor,
-    col: Tensor,
-    weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
-    stride: Sequence[int],
-    padding: Sequence[int],  # top, bottom, left, right
-    dilation: Sequence[int],
-    groups: int,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
 ) -> Tensor:
-    """out = conv2d(x, W) + bias."""
-    cache.get(crow, col, weight_shape, _checked)
+    """out = conv2d(pad(x), W) + bias."""
+    cache.get(crow_indices, col_indices, shape.weight_shape, _checked)
     bias = None if bias is None else bias.contiguous()
-    in_group = weight_shape[0] // groups, weight_shape[1]
-    weight = crow, col, values.contiguous(), bias
-    shape = weight_shape[2:], stride, padding, dilation
+    in_group = shape.rows // shape.groups, shape.weight_shape[1]
+    weight = crow_indices, col_indices, values.contiguous(), bias
     return _conv(out, x, weight, in_group, shape, False)
 
 
-def grad_input(
+def sparse_conv2d_grad_input(
     out: Tensor,  # [N, C, H, W]
     grad: Tensor,  # [N, O, P, Q]
     values: Tensor,  # [nnz]
-    crow: Tensor,
-    col: Tensor,
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
 ) -> Tensor:
     """out = conv_transpose2d(grad, W) without the padding's share: a gather by the transpose."""
-    *pattern, order = cache.get(crow, col, (weight_shape, groups), _transposed)
-    weight = *pattern, values.index_select(0, order), None
-    shape = weight_shape[2:], stride, padding, dilation
+    key = shape.weight_shape, shape.groups
+    crow, columns, order = cache.get(crow_indices, col_indices, key, _transposed)
+    weight = crow, columns, values.index_select(0, order), None
     return _conv(out, grad, weight, (out.shape[1], 0), shape, True)
 
 
 def _conv(
     out: Tensor,
     source: Tensor,
-    weight: tuple,  # crow, columns, values, bias
+    weight: tuple[Tensor, Tensor, Tensor, Tensor | None],  # crow, columns, values, bias
     in_group: tuple[int, int],  # rows and channels of a group of the weight
-    shape: tuple,  # (KH, KW), stride, padding, dilation
+    shape: ConvShape,
     transposed: bool,
 ) -> Tensor:
-    kernel, stride, padding, dilation = shape
+    kernel, stride, padding, dilation = shape.kernel, shape.stride, shape.padding, shape.dilation
     source, to = _planar(source), _planar_like(out)
     batch, rows, *size = to.shape
     steps = stride if transposed else (1, 1)
@@ -94,7 +86,8 @@ def _conv(
     _run(
         kernels.conv,
         rows * blocks * classes_h_w,
-        *(to, source, *weight, batch, rows, *in_group, blocks, *plane, classes[1]),
+        to,
+        *(source, *weight, batch, rows, *in_group, blocks, *plane, classes[1]),
         *(*size, *source.shape[2:], *to.stride(), *source.stride(), *padding[::2], *dilation),
         KH=kernel[0],
         KW=kernel[1],
@@ -109,24 +102,22 @@ def _conv(
     return out if to is out else out.copy_(to)
 
 
-def grad_weight(
+def sparse_conv2d_grad_weight(
     out: Tensor,  # [nnz]
     x: Tensor,  # [N, C, H, W]
     grad: Tensor,  # [N, O, P, Q]
-    crow: Tensor,
-    col: Tensor,
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
 ) -> Tensor:
-    """out = the gradient of the values: partial sums, added up in a fixed order."""
-    nnz, batch, (rows, in_channels, *kernel) = out.numel(), x.shape[0], weight_shape
+    """out = the dense weight's gradient at the non-zeros: sums of parts, in a fixed order."""
+    (rows, in_channels, kernel_h, kernel_w), stride, padding, dilation, groups = shape
+    nnz, batch = out.numel(), x.shape[0]
     if not nnz or not batch:
         return out.zero_()
     nonzeros = min(NONZEROS, next_power_of_2(cdiv(nnz, rows)))
-    blocks = cache.get(crow, col, (weight_shape, nonzeros), _row_blocks)
+    key = shape.weight_shape, nonzeros
+    blocks = cache.get(crow_indices, col_indices, key, _row_blocks)
     x, grad = _planar(x), _planar(grad)
     plane = grad.shape[2] * grad.shape[3]
     images = _images(batch, plane, LANES)
@@ -136,11 +127,13 @@ def grad_weight(
     _run(
         kernels.grad_weight,
         blocks[0].numel() * splits,
-        *(partial, x, grad, crow, col, *blocks, nnz, batch, rows, rows // groups, in_channels),
+        partial,
+        *(x, grad, crow_indices, col_indices, *blocks),
+        *(nnz, batch, rows, rows // groups, in_channels),
         *(blocks[0].numel(), images, plane_splits, images_per_split, *x.shape[2:], *grad.shape[2:]),
         *(*x.stride(), *grad.stride(), *stride, *padding[::2], *dilation),
-        KH=kernel[0],
-        KW=kernel[1],
+        KH=kernel_h,
+        KW=kernel_w,
         NONZEROS=nonzeros,
         BLOCK=LANES,
         num_warps=4,
@@ -148,7 +141,7 @@ def grad_weight(
     return out if splits == 1 else torch.sum(partial, 0, out=out)
 
 
-def grad_bias(out: Tensor, grad: Tensor) -> Tensor:
+def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     """out [O] = grad summed over batch and image by torch, whose sums are deterministic."""
     return torch.sum(grad, (0, 2, 3), dtype=out.dtype, out=out)
 
@@ -156,10 +149,17 @@ def grad_bias(out: Tensor, grad: Tensor) -> Tensor:
 # --- how the work is cut up -----------------------------------------------------------------------
 
 
-def _run(kernel, programs: int, *args, **constants) -> None:
+def _run(
+    kernel: JITFunction,
+    programs: int,
+    to: Tensor,
+    *args: Tensor | int | None,
+    **constants: int | bool,
+) -> None:
+    """Launches `kernel`, which writes `to`, its first argument."""
     if programs:
-        with torch.cuda.device_of(args[0]):  # Triton launches on the current device
-            kernel[(programs,)](*args, **constants)
+        with torch.cuda.device_of(to):  # Triton launches on the current device
+            kernel[(programs,)](to, *args, **constants)
 
 
 def _reach(source: Tensor, plane: Sequence[int], padding: Sequence[int]) -> int:
@@ -170,7 +170,7 @@ def _reach(source: Tensor, plane: Sequence[int], padding: Sequence[int]) -> int:
     return sum(s * size for s, size in zip(strides, (channels, rows, columns), strict=True))
 
 
-def _largest(sizes: Sequence[int], fits) -> int:
+def _largest(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
     """The first of the descending `sizes` that fits, or the last."""
     return next((size for size in sizes if fits(size)), sizes[-1])
 
@@ -218,9 +218,9 @@ def _planar_like(out: Tensor) -> Tensor:
 # --- what is derived from a pattern ---------------------------------------------------------------
 
 
-def _checked(crow: Tensor, col: Tensor, weight_shape: tuple[int, ...]) -> Tables:
+def _checked(crow_indices: Tensor, col_indices: Tensor, weight_shape: tuple[int, ...]) -> Tables:
     """Nothing: the kernels read the pattern itself. Refuses one that would lead out of bounds."""
-    check_pattern(weight_shape, crow, col)
+    check_pattern(weight_shape, crow_indices, col_indices)
     return Tables()
 
 

@@ -1,1 +1,1 @@
-"""Data sets: reading, order, augmentation and batches."""
+"""Data sets: their files, the order of their images, augmentation and batches."""

@@ -1,7 +1,7 @@
-"""Data sets too large for memory: images decoded as they are needed, by worker processes.
+"""Data sets too large for memory: worker processes decode images as they are needed.
 
-The draws of an image's augmentation come from a stream named by (seed, "augment", epoch, index), so
-neither the number of workers nor the batch a run is resumed from changes what it looks like.
+The augmentation of an image draws from a stream named by (seed, "augment", epoch, index). So
+neither the number of workers nor the batch that a run resumes from changes what it looks like.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from dsr_kernels.training.data.listing import Listing
 from dsr_kernels.training.data.streams import Batches, Draw
 from dsr_kernels.training.recipe.schema import Data
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 AUGMENT = "resized_crop_flip"
 SIDE = 224
 RESIZED = 256 / 224  # shorter side before the central crop, as a multiple of the crop's side
@@ -33,7 +37,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
 
 
 def splits(train: Listing, test: Listing, side: int, workers: int) -> tuple[ImageSplit, ImageSplit]:
-    """Both parts whole; `side` 0 stands for the paper's 224."""
+    """All images of both parts. `side` 0 stands for the paper's 224."""
     require("PIL.Image", "data set imagenet", "imagenet")
     classes = int(train.labels.max()) + 1
     return tuple(
@@ -43,13 +47,13 @@ def splits(train: Listing, test: Listing, side: int, workers: int) -> tuple[Imag
 
 
 def moments() -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation per channel that ImageNet is normalised with, in 0..255."""
+    """ImageNet's mean and standard deviation per channel, [3] each, of pixels in 0..255."""
     return 255 * torch.tensor(MEAN), 255 * torch.tensor(STD)
 
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """One part of a data set, as files. `chosen` are its images within the listing."""
+    """One part of a data set, as files. `chosen` says which images of the listing belong to it."""
 
     listing: Listing
     chosen: np.ndarray  # [N] int64
@@ -77,7 +81,7 @@ class ImageSplit:
     def train_batches(
         self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw
     ) -> Batches:
-        """As `data.Split` says; `draw` is called with the number of each image."""
+        """As `sets.Split` says; `draw` is called with the number of each image."""
         return _read(
             _Chunks(self, chunks, draw if settings.augment != "none" else None), self.workers
         )
@@ -87,7 +91,7 @@ class ImageSplit:
         return _read(_Chunks(self, chunks, None), self.workers)
 
     def image(self, number: int, generator: torch.Generator | None) -> np.ndarray:
-        """uint8 [3, side, side]: augmented, or the central crop where there is no generator."""
+        """Image `number`, uint8 [3, side, side]. Without generator it is the central crop."""
         index = self.chosen[number]
         picture = decode(self.listing.read(index), self.listing.where(index))
         if generator is None:
@@ -97,19 +101,19 @@ class ImageSplit:
         return pixels.transpose(2, 0, 1)
 
 
-def decode(raw: bytes, where: str):
-    """The image as Pillow's RGB; UsageError that names the file where it is none."""
-    Image = require("PIL.Image", "data set imagenet", "imagenet")
+def decode(raw: bytes, where: str) -> Image.Image:
+    """The image in RGB. Raises UsageError, which says `where` it is, for what is no image."""
+    pillow = require("PIL.Image", "data set imagenet", "imagenet")
     try:
-        return Image.open(io.BytesIO(raw)).convert("RGB")
-    except Image.UnidentifiedImageError:
+        return pillow.open(io.BytesIO(raw)).convert("RGB")
+    except pillow.UnidentifiedImageError:
         raise UsageError(f"{where}: not an image in a format that Pillow knows") from None
     except Exception as error:  # a damaged image can raise nearly anything
         raise UsageError(f"{where}: cannot be decoded ({error}); the file is damaged") from None
 
 
-def central_crop(picture, side: int):
-    """Bilinear to a shorter side of `side` * 256 / 224, then the middle of it."""
+def central_crop(picture: Image.Image, side: int) -> Image.Image:
+    """Resizes bilinearly to a shorter side of `side` * 256 / 224 and cuts out the middle."""
     width, height = picture.size
     shorter = round(side * RESIZED)
     scale = shorter / min(width, height)
@@ -120,9 +124,10 @@ def central_crop(picture, side: int):
     return picture.crop((left, top, left + side, top + side))
 
 
-def random_crop(picture, side: int, generator: torch.Generator) -> np.ndarray:
-    """A random part of the picture, resized bilinearly to `side`, half of them mirrored: uint8
-    [side, side, 3].
+def random_crop(picture: Image.Image, side: int, generator: torch.Generator) -> np.ndarray:
+    """A random part of the picture resized bilinearly to `side`, uint8 [side, side, 3].
+
+    Half of the parts are mirrored.
     """
     numbers = torch.rand(4 * TRIES + 1, generator=generator, dtype=torch.float64).tolist()
     left, top, wide, high = crop_box(*picture.size, numbers)
@@ -132,9 +137,11 @@ def random_crop(picture, side: int, generator: torch.Generator) -> np.ndarray:
 
 
 def crop_box(width: int, height: int, numbers: Sequence[float]) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of RandomResizedCrop from uniform numbers, four a try: an area of
-    8 to 100 % and an aspect ratio of 3/4 to 4/3, log-uniform; after ten that do not fit inside, the
-    largest central part with such a ratio.
+    """(left, top, width, height) of torchvision's RandomResizedCrop, from uniform `numbers`.
+
+    A try takes four numbers: an area of 8 to 100 %, an aspect ratio of 3/4 to 4/3 (log-uniform)
+    and a place. After ten tries that do not fit inside, it is the largest central part with such a
+    ratio.
     """
     low, high = map(math.log, ASPECT)
     for attempt in range(TRIES):
@@ -149,15 +156,18 @@ def crop_box(width: int, height: int, numbers: Sequence[float]) -> tuple[int, in
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _bilinear():
+def _bilinear() -> Image.Resampling:
     from PIL import Image
 
     return Image.Resampling.BILINEAR
 
 
+_Chunk = tuple[torch.Tensor, torch.Tensor]  # images uint8 [B, 3, side, side], labels [B]
+
+
 @dataclass(frozen=True)
 class _Chunks:
-    """What a worker makes: the images and labels of one chunk of numbers."""
+    """What workers read: the images and labels of each chunk of numbers."""
 
     split: ImageSplit
     chunks: Sequence[torch.Tensor]
@@ -166,8 +176,8 @@ class _Chunks:
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, batch: int) -> tuple[torch.Tensor, torch.Tensor] | UsageError:
-        """An error is handed over: raised in a worker it would arrive as a traceback."""
+    def __getitem__(self, batch: int) -> _Chunk | UsageError:
+        """One chunk; an error is returned, since one raised in a worker arrives as a traceback."""
         numbers = self.chunks[batch].tolist()
         try:
             images = [self.split.image(n, self.draw and self.draw(n)) for n in numbers]
@@ -178,7 +188,7 @@ class _Chunks:
 
 
 def _read(chunks: _Chunks, workers: int) -> Batches:
-    """The batches in order. Closing the iterator ends the workers."""
+    """The batches in order. Closing this iterator ends the workers."""
     made = map(chunks.__getitem__, range(len(chunks)))
     if workers and len(chunks):
         made = _start_workers(chunks, min(workers, len(chunks)))
@@ -188,21 +198,21 @@ def _read(chunks: _Chunks, workers: int) -> Batches:
                 raise result
             yield result
     finally:
-        made = result = None  # the workers end now, even where a traceback keeps this frame
+        made = result = None  # ends the workers now, even where a traceback keeps this frame
 
 
-def _start_workers(chunks: _Chunks, workers: int) -> Iterator:
+def _start_workers(chunks: _Chunks, workers: int) -> Iterator[_Chunk | UsageError]:
     with warnings.catch_warnings():
-        # More workers than cores is for the user to choose, who may have slow disks.
+        # The user may choose more workers than cores, for slow disks.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         loader = DataLoader(
             chunks,
             batch_size=None,  # each chunk is a batch already
             num_workers=workers,
-            # Python 3.14 starts a server instead: no shared arrays, and another parent to heed.
+            # Python 3.14's default starts a server: it shares no arrays and is another parent.
             multiprocessing_context="fork",
-            worker_init_fn=_heed_the_parent_only,
-            generator=torch.Generator(),  # or it draws from torch's own
+            worker_init_fn=_obey_the_parent_only,
+            generator=torch.Generator(),  # else it draws from torch's own
         )
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the workers
         try:
@@ -211,9 +221,11 @@ def _start_workers(chunks: _Chunks, workers: int) -> Iterator:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _heed_the_parent_only(_worker: int) -> None:
-    """A Ctrl-C or SIGTERM to the whole group of processes must not end a worker: the run needs it
-    to come to a safe point. Only a SIGTERM that the run itself sends does.
+def _obey_the_parent_only(_worker: int) -> None:
+    """Makes a worker ignore signals, except a SIGTERM that the run itself sends.
+
+    A Ctrl-C or SIGTERM to the whole group of processes must not end a worker, since the run needs
+    it to reach a safe point.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = os.getppid()

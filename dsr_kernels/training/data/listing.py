@@ -1,7 +1,7 @@
 """Where the images of a large data set lie: in folders of classes, or in tar shards.
 
-A listing knows name, size and label of each image and reads any of them alone, in any order. It
-keeps arrays, not objects: worker processes share their memory.
+A listing knows the name, size and label of each image, and reads any of them alone. It keeps
+arrays, not objects, because worker processes share the memory of arrays.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Listing:
         return len(self.labels)
 
     def where(self, index: int) -> str:
-        """The image's name for a message."""
+        """The image's file, for a message."""
         name = os.fsdecode(self.names[index])
         if self.shard is None:
             return str(self.root / name)
         return f"{self.root / self.shards[self.shard[index]]}:{name}"
 
     def read(self, index: int) -> bytes:
-        """The image file as it is. UsageError with its name where it cannot be read."""
+        """The content of the image file. Raises UsageError, with its name, if it cannot be read."""
         path, offset = self.root / os.fsdecode(self.names[index]), 0
         if self.shard is not None:
             path = self.root / self.shards[self.shard[index]]
@@ -62,7 +62,7 @@ class Listing:
         return raw
 
     def fingerprint(self, chosen: np.ndarray) -> str:
-        """Hash of the names, sizes and labels of the images `chosen`, in this order."""
+        """A hash of the names, sizes and labels of the images `chosen`, in this order."""
         digest = hashlib.sha256()
         for array in (self.names, self.sizes, self.labels):
             digest.update(np.ascontiguousarray(array[chosen]).tobytes())
@@ -70,7 +70,10 @@ class Listing:
 
 
 def find(data_dir: Path | None) -> tuple[Listing, Listing]:
-    """Training and test images of ImageNet (its `val` part), in whichever layout they are found."""
+    """The training and test images of ImageNet, in the layout that is found.
+
+    The test images are its `val` part. Raises UsageError where parts are missing.
+    """
     looked = readers.folders("imagenet", data_dir)
     for folder in looked:
         for train, val, listing in (
@@ -87,7 +90,7 @@ def find(data_dir: Path | None) -> tuple[Listing, Listing]:
 
 
 def _folders(root: Path, train: list[Path], val: list[Path]) -> tuple[Listing, Listing]:
-    """ROOT/train/CLASS/* and ROOT/val/CLASS/*: labels are the places of the sorted class names."""
+    """ROOT/train/CLASS/* and ROOT/val/CLASS/*; a label is the place of a class by name."""
     classes = sorted(entry.name for entry in os.scandir(train[0]) if entry.is_dir())
     return tuple(_folder(part[0], classes) for part in (train, val))
 
@@ -100,8 +103,8 @@ def _folder(root: Path, classes: list[str]) -> Listing:
     for kind in own:
         if kind not in classes:
             raise UsageError(
-                f"{root / kind}: a class without training images; there are {len(classes)} classes "
-                f"from {classes[0]} to {classes[-1]}"
+                f"{root / kind}: expected one of the {len(classes)} classes with training images, "
+                f"{classes[0]} to {classes[-1]}"
             )
         before = len(names)
         for path, size in _images(root / kind):
@@ -114,7 +117,7 @@ def _folder(root: Path, classes: list[str]) -> Listing:
 
 
 def _images(folder: Path) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of the images in and below a folder, sorted by name."""
+    """(path, size in bytes) of the images in and below a folder, sorted by name."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir():
             yield from _images(Path(entry.path))
@@ -123,8 +126,9 @@ def _images(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _shards(root: Path, train: list[Path], val: list[Path]) -> tuple[Listing, Listing]:
-    """ROOT/train-*.tar and ROOT/val-*.tar, whose members KEY.jpg and KEY.cls belong together (the
-    convention of webdataset).
+    """ROOT/train-*.tar and ROOT/val-*.tar, whose members KEY.jpg and KEY.cls belong together.
+
+    This is the convention of webdataset.
     """
     parts = tuple(_shard_listing(root, paths) for paths in (train, val))
     classes = int(parts[0].labels.max()) + 1

@@ -1,4 +1,4 @@
-"""Reads the data sets' own file formats: IDX (gzipped or not) and CIFAR's python batches."""
+"""Reads the formats that data sets come in: IDX (gzipped or not) and CIFAR's python batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import math
 import pickle
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +30,18 @@ ADVICE = {
     "imagenet": "expected train/CLASS/*.jpg and val/CLASS/*.jpg, or train-*.tar and val-*.tar with "
     "members KEY.jpg and KEY.cls, in one of these; name their folder with --data-dir",
 }
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 CIFAR_TRAIN, CIFAR_TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
 
 
 def folders(name: str, data_dir: Path | None) -> list[Path]:
-    """Where the files of a data set are looked for, in order."""
+    """The folders in which the files of a data set may lie, in the order to look."""
     dashed = name.replace("_", "-")
     if data_dir is not None:
         return [data_dir, data_dir / dashed]
@@ -42,17 +50,20 @@ def folders(name: str, data_dir: Path | None) -> list[Path]:
 
 
 def missing(name: str, looked: list[Path]) -> UsageError:
+    """The error for a data set that is in none of the folders `looked`."""
     places = ", ".join(str(folder) for folder in looked)
     return UsageError(f"data set {name} not found (looked in {places}): {ADVICE[name]}")
 
 
 def damaged(path: Path | str, reason: str) -> UsageError:
+    """The error for a file that is not what it should be."""
     return UsageError(f"{path}: {reason}; the file is damaged or not what its name says")
 
 
 def digits(side: int) -> Arrays:
-    """scikit-learn's 1,797 digits of 8x8, values 0..16 scaled to 0..255, upsampled bilinearly to
-    `side`.
+    """scikit-learn's 1,797 digits of 8x8, their values 0..16 scaled to 0..255.
+
+    They are upsampled bilinearly to `side`; 0 leaves them as they are.
     """
     import torch
     from torch.nn import functional as F
@@ -65,11 +76,10 @@ def digits(side: int) -> Arrays:
 
 
 def idx_set(name: str, data_dir: Path | None) -> tuple[Arrays, Arrays]:
-    """Train and test part of MNIST or Fashion-MNIST, from the four IDX files in one folder."""
+    """The training and test part of MNIST or Fashion-MNIST, from four IDX files in one folder."""
     looked = folders(name, data_dir)
     for folder in looked:
-        files = [_either(folder, f"{part}-{kind}") for part in ("train", "t10k")
-                 for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]  # fmt: skip
+        files = [_either(folder, stem) for stem in IDX_FILES]
         if all(files):
             return _idx_pair(files[0], files[1]), _idx_pair(files[2], files[3])
         if any(files):
@@ -97,7 +107,10 @@ def _idx_pair(images_path: Path, labels_path: Path) -> Arrays:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """One IDX file of unsigned bytes: magic 00 00 08 RANK, big-endian sizes, then the data."""
+    """The array in an IDX file of unsigned bytes.
+
+    The file holds 00 00 08 RANK, then RANK big-endian sizes, then the data.
+    """
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
@@ -117,11 +130,11 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """CIFAR's batches are pickles of plain containers and arrays; nothing else is let in."""
+    """Unpickles plain containers and arrays, as CIFAR's batches hold them; refuses all else."""
 
     ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module.endswith("core.multiarray"):
             return np.zeros(0).__reduce__()[0]  # wherever this numpy keeps it
         if (module, name) in self.ALLOWED:
@@ -130,7 +143,7 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 def cifar10(data_dir: Path | None) -> tuple[Arrays, Arrays]:
-    """Train and test part of CIFAR-10, from the folder of batches or the archive as distributed."""
+    """The training and test part of CIFAR-10, from the folder of batches or from the archive."""
     looked = folders("cifar10", data_dir)
     for folder in looked:
         for batches in (folder, folder / CIFAR_FOLDER):
@@ -160,7 +173,8 @@ def _cifar_archive(path: Path) -> tuple[Arrays, Arrays]:
         raise damaged(path, f"cannot be read ({error})") from None
 
 
-def _cifar_parts(read) -> tuple[Arrays, Arrays]:
+def _cifar_parts(read: Callable[[str], tuple[Path | str, bytes]]) -> tuple[Arrays, Arrays]:
+    """Both parts; `read` gives the name and the content of a batch."""
     parts = []
     for names in (CIFAR_TRAIN, CIFAR_TEST):
         batches = [_cifar_batch(*read(name)) for name in names]

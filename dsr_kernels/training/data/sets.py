@@ -1,8 +1,7 @@
-"""Data sets, and the batches cut from them: uint8 tensors in memory here, files in images.py.
+"""Data sets and their batches. Those held in memory are here, those read from files in images.py.
 
-Everything random is drawn from a stream named by (seed, purpose, epoch, batch): there is no
-generator state to save, and a run resumed in the middle of an epoch sees the very images it would
-have seen.
+Everything random is drawn from a stream named by (seed, purpose, epoch, batch). So there is no
+generator state to save, and a run resumed in the middle of an epoch sees the same images.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from dsr_kernels.errors import UsageError
@@ -39,17 +39,18 @@ class Split(Protocol):
         """The images `index`, in this order, as a split of their own."""
 
     def fingerprint(self) -> str:
-        """Tells these images from others."""
+        """A text that differs for other images."""
 
     def train_batches(
         self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw
     ) -> Batches:
-        """A batch for each row of `chunks` [batches, B], numbers of images; the first of them is
-        batch `first` of its epoch. `draw` gives the random stream of a number.
+        """A batch for each row of `chunks` [batches, B], which holds the numbers of images.
+
+        The first row is batch `first` of its epoch. `draw` gives the random stream of a number.
         """
 
     def eval_batches(self, batch_size: int) -> Batches:
-        """All images in order, unchanged."""
+        """All images in order, without augmentation."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ class TensorSplit:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Train, validation (None where none is held out) and test, with the training images' mean and
-    deviation.
+    """The parts of a data set, with the training images' mean and standard deviation.
+
+    `validation` is None where no images are held out.
     """
 
     name: str
@@ -113,19 +115,17 @@ class DataSet:
         return self.train.image_shape
 
     def fingerprint(self) -> str:
-        """Tells whether a run is resumed on the images it was begun with."""
+        """A text that differs for other training images. A run resumes only on its own."""
         return f"{self.name}, {len(self.train)} training images, {self.train.fingerprint()}"
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, C, H, W] -> float32 with zero mean and unit deviation per channel of the
-        training set.
-        """
+        """uint8 [B, C, H, W] -> float32, with mean 0 and deviation 1 per channel in training."""
         mean, std = (part.to(images.device).view(1, -1, 1, 1) for part in (self.mean, self.std))
         return (images.float() - mean) / std
 
 
 def load(settings: Data, data_dir: Path | None = None) -> DataSet:
-    """The data set the recipe names; one clear UsageError where files are missing or damaged."""
+    """The data set that the recipe names. Raises UsageError for missing or damaged files."""
     _check_settings(settings)
     if settings.name == "digits":
         full = _split(*readers.digits(settings.image_size))
@@ -157,7 +157,7 @@ def load(settings: Data, data_dir: Path | None = None) -> DataSet:
 
 
 def _check_settings(settings: Data) -> None:
-    """What the name of a data set forbids."""
+    """Raises UsageError for a setting that this data set does not have."""
     if settings.image_size and settings.name not in ("digits", "imagenet"):
         raise UsageError(
             f"recipe: data.image_size is for digits and imagenet only, not for {settings.name}"
@@ -170,13 +170,14 @@ def _check_settings(settings: Data) -> None:
         )
 
 
-def _split(images, labels) -> TensorSplit:
+def _split(images: np.ndarray, labels: np.ndarray) -> TensorSplit:
     return TensorSplit(torch.from_numpy(images), torch.from_numpy(labels).long())
 
 
 def stratified(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of `count` images with each class in its share (largest remainder), and of all the
-    others.
+    """The indices of `count` images, and those of all others.
+
+    Each class has its share of the `count`, by largest remainders.
     """
     order = torch.randperm(len(labels), generator=stream(SPLIT_SEED, "split"))
     classes, totals = labels.unique(return_counts=True)
@@ -191,8 +192,9 @@ def stratified(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 
 
 def moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation per channel, from exact integer histograms (so free of summation
-    order).
+    """Mean and standard deviation per channel, [C] each.
+
+    They come from exact integer histograms, so no order of summation matters.
     """
     level = torch.arange(256, dtype=torch.float64)
     means, deviations = [], []
@@ -208,10 +210,10 @@ def moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def crop_flip(
     images: torch.Tensor, pad: int, flip: bool, generator: torch.Generator
 ) -> torch.Tensor:
-    """Reflect-pad by `pad`, crop at random to the old size, mirror half of them: one gather for the
-    batch.
+    """Pads the images by `pad` with reflections and crops each at random to its old size.
 
-    Equals ``F.pad(image, [pad] * 4, mode='reflect')[:, y : y + H, x : x + W]`` image by image.
+    With `flip`, half of the images are mirrored. All of it is one gather for the batch. It equals
+    ``F.pad(image, [pad] * 4, mode='reflect')[:, y : y + H, x : x + W]`` for each image.
     """
     count, channels, height, width = images.shape
     offsets = torch.randint(-pad, pad + 1, (2, count, 1), generator=generator)
@@ -240,7 +242,7 @@ def train_batches(
 ) -> Batches:
     """Batches `start`, `start + 1`, ... of one epoch: (normalised float images, labels).
 
-    Every epoch is a fresh permutation; the images that do not fill a last batch sit out this epoch.
+    Every epoch has an order of its own, and leaves out the images that do not fill a last batch.
     Images travel to the device as bytes and become floats there.
     """
     order = torch.randperm(len(data.train), generator=stream(seed, "order", epoch))
@@ -254,12 +256,12 @@ def train_batches(
 def eval_batches(
     data: DataSet, split: Split, batch_size: int, device: torch.device = CPU
 ) -> Batches:
-    """The whole split in order."""
+    """The whole split in order: (normalised float images, labels)."""
     yield from _on_device(data, split.eval_batches(batch_size), device)
 
 
 def _on_device(data: DataSet, batches: Batches, device: torch.device) -> Batches:
-    """Normalised there; closing this iterator closes `batches`."""
+    """The batches, normalised on the device. Closing this iterator closes `batches`."""
     with contextlib.closing(batches):
         for images, labels in batches:
             images, labels = move(device, images, labels)

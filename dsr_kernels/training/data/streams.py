@@ -1,5 +1,6 @@
-"""Random numbers of a run: a stream for each purpose, named instead of saved; and the types of what
-data sets hand out.
+"""The random numbers of a run: a stream for each purpose, found by its name, so never saved.
+
+Also the types of what data sets hand out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,6 @@ Draw = Callable[[int], torch.Generator]  # the stream of one batch or image
 
 
 def stream(seed: int, *path: object) -> torch.Generator:
-    """A generator of its own for each purpose, derived from the seed by a hash."""
+    """The generator for the purpose that `path` names, derived from the seed by a hash."""
     digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

@@ -1,1 +1,1 @@
-"""Recipes: what a run is to do, read, checked and completed."""
+"""Recipes: what a run is to do. They are read, checked and completed here."""

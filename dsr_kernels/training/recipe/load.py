@@ -1,4 +1,4 @@
-"""Recipes: named TOML files in the package, resolved with overrides, written back into the run."""
+"""Reads recipes, which are TOML files, applies overrides to them, and writes them into runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsr_kernels.choices import unknown
 from dsr_kernels.errors import UsageError, require
 from dsr_kernels.training.recipe import rewirer
-from dsr_kernels.training.recipe.schema import Model, Recipe, Schedule, convert, hint_of, unknown
+from dsr_kernels.training.recipe.schema import (
+    METHOD_NAMES,
+    Model,
+    Recipe,
+    Schedule,
+    convert,
+    hint_of,
+)
 
 try:
     import tomllib
@@ -27,11 +35,12 @@ def names() -> list[str]:
 
 
 def load(source: str, overrides: list[str] = (), seed: int | None = None) -> Recipe:
-    """The recipe named `source` (or the file at that path) with ``key=value`` overrides applied.
+    """The recipe named `source`, or the file at that path, with ``key=value`` overrides applied.
 
-    A file may hold ``[variant.METHOD]`` tables: they replace the values given above when that
-    method is chosen, since the paper trains its baselines on schedules of their own;
-    ``[variant.METHOD.at."0.9"]`` tables do for that sparsity alone. Overrides win over variants.
+    A file may hold tables ``[variant.METHOD]``. They replace the file's other values if that
+    method is chosen, since the paper trains its baselines on schedules of their own. Tables
+    ``[variant.METHOD.at."0.9"]`` do so for that sparsity alone. Overrides win over variants.
+    Raises UsageError, which names the key, for whatever is wrong.
     """
     table = _parse(_locate(source))
     variants = _variants(table)
@@ -55,7 +64,7 @@ def load(source: str, overrides: list[str] = (), seed: int | None = None) -> Rec
 
 
 def parse_text(text: str, where: str) -> Recipe:
-    """A recipe that `dump` wrote; `where` it came from is for the error message."""
+    """The recipe in a text that `dump` wrote. A UsageError says `where` the text is from."""
     try:
         return convert(Recipe, tomllib.loads(text))
     except (tomllib.TOMLDecodeError, UsageError) as error:
@@ -82,7 +91,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
-    """``key=value``: strings are taken as they are, everything else is read as TOML."""
+    """(key, value) of ``key=value``. A string is taken as it is, all else is read as TOML."""
     key, equals, raw = text.partition("=")
     key, raw = key.strip(), raw.strip()
     if not equals:
@@ -99,7 +108,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
 
 
 def override(key: str, value: Any) -> str:
-    """``key=value`` as `load` takes it, from a value as TOML gives it."""
+    """``key=value`` as `load` takes it, for a value as TOML gives it."""
     return f"{key}={value if isinstance(value, str) else _toml(value)}"
 
 
@@ -111,15 +120,14 @@ def _assign(table: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _variants(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Takes the tables ``[variant.METHOD]`` out of `table`; UsageError for one of no method."""
+    """Takes the tables ``[variant.METHOD]`` out of `table`. Raises UsageError for a wrong one."""
     variants = table.pop("variant", {})
-    field = next(field for field in dataclasses.fields(Recipe) if field.name == "method")
-    methods = field.metadata["choices"]
     if not isinstance(variants, dict):
         raise UsageError(f"recipe: expected tables [variant.METHOD], got variant = {variants!r}")
     for name, changes in variants.items():
-        if name not in methods:
-            raise UsageError(f"recipe: [variant.{name}]: unknown method {unknown(name, methods)}")
+        if name not in METHOD_NAMES:
+            found = unknown(name, METHOD_NAMES)
+            raise UsageError(f"recipe: [variant.{name}]: unknown method {found}")
         if not isinstance(changes, dict):
             raise UsageError(f"recipe: expected a table [variant.{name}], got {changes!r}")
     return variants
@@ -149,7 +157,7 @@ def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
 
 
 def _check(recipe: Recipe) -> None:
-    """What no single field can tell."""
+    """Raises UsageError for values that do not go together."""
     rewirer.check(recipe)
     if not recipe.optimizer.lr:
         raise UsageError("recipe: optimizer.lr: expected at least one value, got []")
@@ -158,7 +166,7 @@ def _check(recipe: Recipe) -> None:
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as TOML; `load` gives the same recipe back."""
+    """The recipe as TOML. `load` makes the same recipe of it."""
     plain, tables = [], []
     for spec in dataclasses.fields(recipe):
         value = getattr(recipe, spec.name)
@@ -181,8 +189,9 @@ def _toml(value: Any) -> str:
 
 
 def difference(one: Recipe, other: Recipe) -> str | None:
-    """The first key in which two recipes differ, with both values; None where they train alike:
-    a description may have been reworded since.
+    """The first key in which two recipes differ, with both values; None where they train alike.
+
+    Descriptions may differ.
     """
 
     def walk(a: Any, b: Any, path: str) -> str | None:

@@ -1,7 +1,6 @@
-"""What a recipe holds: dataclasses that convert, check and describe every value.
+"""What a recipe holds: dataclasses whose fields say the type and the limits of every value.
 
-The field types are the schema: a recipe file, ``--set`` and the resolved copy in a run all go
-through `convert`.
+Recipe files, ``--set`` and the copy that a run keeps all go through `convert`, which checks them.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from dsr_kernels.choices import closest
+from dsr_kernels.choices import unknown
 from dsr_kernels.distribution import DISTRIBUTIONS
 from dsr_kernels.errors import UsageError
 from dsr_kernels.rewiring import METHODS
@@ -24,9 +24,17 @@ from dsr_kernels.rewiring.schedule import KINDS
 
 Schedule = list[tuple[float, float]]  # (first epoch, value) pairs; epochs may be fractions
 DENSE = ("dense", "thin_dense")  # methods whose model has no sparse layers
+METHOD_NAMES = (*METHODS, *DENSE)
 
 
-def setting(default: Any = dataclasses.MISSING, *, choices=None, low=None, high=None, below=None):
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    choices: Collection[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
     """A recipe field with its limits: ``low <= value``, ``value <= high``, ``value < below``."""
     limits = {"choices": choices, "low": low, "high": high, "below": below}
     if isinstance(default, list):
@@ -38,7 +46,8 @@ def setting(default: Any = dataclasses.MISSING, *, choices=None, low=None, high=
 class Model:
     name: str = setting(choices=("wrn28", "lenet300", "resnet18", "resnet50"))
     sparsity: float = setting(0.9, low=0.0, below=1.0)
-    # Multiplies the channels; 0: wrn28 2, others 1, and for thin_dense what the sparsity leaves.
+    # Multiplies the channels. 0: 2 for wrn28, 1 for others, and for thin_dense whatever gives it
+    # as many parameters as the sparse model.
     width: float = setting(0.0, low=0.0)
     distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
     granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": dsr and static
@@ -51,9 +60,9 @@ class Data:
     validation: int = setting(low=0)  # images held out of the training set, stratified by class
     augment: str = setting("none", choices=("none", "crop_flip", "crop", "resized_crop_flip"))
     pad: int = setting(4, low=0)  # reflection padding before the random crop
-    # digits: side to upsample 8x8 to, 0: as stored; imagenet: side of the crops, 0: 224.
+    # digits: the side to upsample 8x8 to, 0: as stored. imagenet: the side of the crops, 0: 224.
     image_size: int = setting(0, low=0)
-    workers: int = setting(4, low=0)  # imagenet: processes that decode images; 0: none
+    workers: int = setting(4, low=0)  # imagenet: processes that decode images; 0: the run's own
 
 
 @dataclass(kw_only=True)
@@ -72,7 +81,7 @@ class Training:
     batch_size: int = setting(low=2)
     eval_batch_size: int = setting(500, low=1)
     eval_test_every: int = setting(0, low=0)  # epochs between tests; 0: at the end only
-    # Of activations, by autocast; weights and their optimizer state are float32 in any case.
+    # Of activations, by autocast. Weights and their optimizer state are float32 in any case.
     precision: str = setting("float32", choices=("float32", "bfloat16", "float16"))
 
 
@@ -117,7 +126,7 @@ class Checkpoint:
 
 @dataclass(kw_only=True)
 class Start:
-    """What a run begins with instead of its own initialisation; see training/origin.py."""
+    """What a run begins with instead of its own initialisation; see training/take_over.py."""
 
     run: str = setting("")  # folder of a finished run; "": none
     take: str = setting("weights", choices=("weights", "structure", "structure_and_init"))
@@ -125,13 +134,15 @@ class Start:
 
 @dataclass(kw_only=True)
 class Recipe:
-    """One resolved recipe. `method`: one of `dsr_kernels.rewiring`, dense (the twin) or thin_dense
-    (a twin so narrow that it has no more parameters than the sparse model).
+    """A complete recipe.
+
+    `method` is one of `dsr_kernels.rewiring`, "dense" (the dense twin) or "thin_dense" (a dense
+    model so narrow that it has no more parameters than the sparse model).
     """
 
     name: str = setting("")
     description: str = setting("")
-    method: str = setting("dsr", choices=(*METHODS, *DENSE))
+    method: str = setting("dsr", choices=METHOD_NAMES)
     seed: int = setting(0, low=0, high=2**63 - 1)
     model: Model = setting()
     data: Data = setting()
@@ -143,16 +154,16 @@ class Recipe:
 
 
 def convert(kind: type, table: Any, path: str = "") -> Any:
-    """Builds the dataclass `kind` from a plain table; every complaint names the dotted key."""
+    """The dataclass `kind` of a plain table. Raises UsageError, which names the dotted key."""
     if not isinstance(table, dict):
         raise UsageError(f"recipe: expected a table [{path}], got {table!r}")
     hints, known = get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     for key in table:
         if key not in known:
-            raise UsageError(f"recipe: unknown key {unknown(join(path, key), all_keys())}")
+            raise UsageError(f"recipe: unknown key {unknown(_join(path, key), all_keys())}")
     values = {}
     for name, spec in known.items():
-        key = join(path, name)
+        key = _join(path, name)
         if name in table:
             values[name] = _value(hints[name], table[name], key, spec.metadata)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
@@ -160,7 +171,8 @@ def convert(kind: type, table: Any, path: str = "") -> Any:
     return kind(**values)
 
 
-def _value(hint: Any, value: Any, key: str, limits: Any) -> Any:
+def _value(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
+    """`value` as the type `hint`, within its limits."""
     if dataclasses.is_dataclass(hint):
         return convert(hint, value, key)
     if hint == Schedule:
@@ -184,7 +196,7 @@ def _value(hint: Any, value: Any, key: str, limits: Any) -> Any:
 
 
 def _schedule(value: Any, key: str) -> Schedule:
-    """A number stands for one value throughout; otherwise pairs from epoch 0 on, in order."""
+    """A schedule: a number is one value throughout, a list has pairs from epoch 0 on, in order."""
     if type(value) in (int, float):
         value = [[0, value]]
     shape = "a number or [[0, value], [epoch, value], ...] with rising epochs and positive values"
@@ -200,7 +212,7 @@ def _schedule(value: Any, key: str) -> Schedule:
 
 
 def at(schedule: Schedule, epoch: float) -> float:
-    """The value in force at `epoch` (a fraction within the epoch counts)."""
+    """The value at `epoch`, which may be a fraction."""
     return [value for start, value in schedule if start <= epoch][-1]
 
 
@@ -209,7 +221,7 @@ def _words(hint: Any) -> str:
     return names[hint]
 
 
-def join(path: str, name: str) -> str:
+def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
@@ -217,13 +229,13 @@ def all_keys(kind: type = Recipe, path: str = "") -> list[str]:
     """Every dotted key of the schema."""
     keys = []
     for name, hint in get_type_hints(kind).items():
-        key = join(path, name)
+        key = _join(path, name)
         keys += all_keys(hint, key) if dataclasses.is_dataclass(hint) else [key]
     return keys
 
 
 def hint_of(key: str) -> Any:
-    """The type of one dotted key; UsageError with the closest name where there is none."""
+    """The type of a dotted key. Raises UsageError, with the closest key, where there is none."""
     kind: Any = Recipe
     for part in key.split("."):
         hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
@@ -233,14 +245,3 @@ def hint_of(key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         raise UsageError(f"--set: {key} is a table: set one of {', '.join(all_keys(kind, key))}")
     return kind
-
-
-def unknown(got: str, known) -> str:
-    """'got; did you mean X?' with the closest known name, or all of them where none is close."""
-    known = list(known)
-    leaves = {name.split(".")[-1]: name for name in known}
-    close = closest(got, known)
-    if close is None and (leaf := closest(got.split(".")[-1], leaves)):
-        close = leaves[leaf]
-    tail = f"did you mean {close}?" if close else f"expected one of {', '.join(known)}"
-    return f"'{got}'; {tail}"

@@ -1,32 +1,32 @@
-"""report.html of a run: one file that needs nothing else, and the plots beside it as PNG."""
+"""Writes report.html, one file that needs nothing else, and the plots of a run as PNG files."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
-import io
 from pathlib import Path
 from typing import Any
 
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe.schema import Recipe
-from dsr_kernels.training.report import plots
-from dsr_kernels.training.run.files import write_atomically
+from dsr_kernels.training.report import plots, style
+from dsr_kernels.training.run.files import Json, write_atomically
 from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.run.story import Story
 
 CAPTIONS = {
-    "accuracy": "Training accuracy is that of the epoch as it ran, on the images as augmented.",
-    "loss": "Cross-entropy alone, without weight penalties.",
-    "nonzeros": "How rewiring moves the budget between layers.",
-    "density": "The same as shares of all positions: white is that of the whole at the "
-    "end, blue is denser, red sparser.",
-    "threshold": "One threshold for all layers; it doubles when too few weights fall below it, and "
-    "halves when too many do.",
-    "pruned": "Non-zeros that went, and those that came; equal but in gradual pruning.",
-    "sparsity": "Non-zeros of each layer at the end, and the positions it has.",
+    "accuracy": "Training accuracy is measured during the epoch, on augmented images.",
+    "loss": "The loss is cross-entropy, without weight penalties.",
+    "nonzeros": "Rewiring moves non-zeros between layers.",
+    "density": "The same as a share of each layer's positions. White is the density of all sparse "
+    "layers at the end, blue is denser, red is sparser.",
+    "threshold": "All layers share one threshold. It doubles when too few weights fall below it, "
+    "and halves when too many do.",
+    "pruned": "A rewire grows as many weights as it prunes; gradual pruning grows none.",
+    "sparsity": "The numbers are each layer's non-zeros at the end and its positions.",
 }
-HEADINGS = {"threshold": "Rewiring", "nonzeros": "Where the weights went"}
+HEADINGS = {"threshold": "Rewiring", "nonzeros": "Where the weights are"}
 STYLE = """
 body { font: 15px/1.5 "DejaVu Sans", system-ui, sans-serif; color: #22262b; background: #fff;
        max-width: 1080px; margin: 32px auto; padding: 0 24px; }
@@ -47,10 +47,23 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 """
 
 
-def write(run: Run) -> Path:
-    """Makes RUN/plots/*.png and RUN/report.html again; returns the latter's path.
+SHOWN = (  # columns of metrics.csv
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_top5",
+    "test_accuracy",
+    "test_top5",
+)
 
-    Without matplotlib the report has its tables, and says what to install for the plots.
+
+def write(run: Run) -> Path:
+    """Writes RUN/plots/*.png and RUN/report.html; returns the path of the report.
+
+    Without matplotlib the report has tables only, and says what to install for the plots.
     """
     story = Story.read(run)
     images, missing = {}, None
@@ -59,9 +72,7 @@ def write(run: Run) -> Path:
     except UsageError as error:
         figures, missing = {}, str(error)
     for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        images[name] = buffer.getvalue()
+        images[name] = style.png(figure)
         (run.folder / "plots").mkdir(exist_ok=True)
         write_atomically(run.folder / "plots" / f"{name}.png", images[name])
     path = run.folder / "report.html"
@@ -129,7 +140,7 @@ def _tiles(story: Story) -> str:
 
 
 def _sizes(story: Story) -> list[tuple[str, str]]:
-    """Sparsity and memory at the end of training, or at its start while there is no end."""
+    """Sparsity and memory at the end of training, or at its start while it is not finished."""
     if not story.layers:
         return []
     began, now = story.about["model"], story.ended or story.about["model"]
@@ -144,7 +155,7 @@ def _sizes(story: Story) -> list[tuple[str, str]]:
     return [(f"{_sparsity(now):.1%}", sparse), (f"{ratio:.1f}x smaller", memory)]
 
 
-def _sparsity(model: dict[str, Any]) -> float:
+def _sparsity(model: Json) -> float:
     return 1 - model["nonzeros"] / model["sparse_positions"]
 
 
@@ -169,7 +180,7 @@ def _memory(story: Story) -> str:
         start = (f"{began['bytes'][kind]:,}",) if both else ()
         ratio = f"{twin / own:.2f}x" if own and twin else ""
         rows.append((kind, *start, f"{own:,}", f"{twin:,}", ratio))
-    note = "BN statistics, gradients and activations are not counted, on either side."
+    note = "Batch norm's statistics, gradients and activations are not counted on either side."
     against = (story.results or {}).get("against_dense")
     speed = ""
     if against:
@@ -190,9 +201,7 @@ def _memory(story: Story) -> str:
 
 def _epochs(story: Story) -> str:
     """The last rows of metrics.csv."""
-    keys = ("epoch", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
-            "validation_top5", "test_accuracy", "test_top5")  # fmt: skip
-    kept = [key for key in keys if any(row.get(key) is not None for row in story.metrics)]
+    kept = [key for key in SHOWN if any(row.get(key) is not None for row in story.metrics)]
 
     def show(key: str, value: float | None) -> str:
         if value is None:
@@ -216,8 +225,6 @@ def _machine(story: Story) -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    import dataclasses
-
     rows = []
     for spec in dataclasses.fields(recipe):
         value = getattr(recipe, spec.name)

@@ -1,29 +1,25 @@
-"""The plots of a run, in one style. Each function takes the run's records and returns a matplotlib
-figure.
-"""
+"""The plots of a run. Each function takes the run's records and returns a matplotlib figure."""
 
 from __future__ import annotations
 
 from inspect import signature
 from typing import TYPE_CHECKING
 
-from dsr_kernels.errors import require
 from dsr_kernels.rewiring import DeepR
 from dsr_kernels.training.report import style
+from dsr_kernels.training.run.story import Story
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
-
-    from dsr_kernels.training.run.story import Story
 
 PARTS = {"train": style.BLUE, "validation": style.ORANGE, "test": style.GREEN}
 
 
 def draw(story: Story) -> dict[str, Figure]:
-    """All plots that this run has data for, by file name."""
-    matplotlib = require("matplotlib", "the plots of a report")
-    matplotlib.use("Agg")
-    with matplotlib.rc_context(style.STYLE):
+    """The plots that this run has data for, by file name. Raises UsageError without matplotlib."""
+    with style.drawing("the plots of a report"):
         figures = {"accuracy": accuracy(story), "loss": loss(story)}
         if any(row["pruned"] is not None for row in story.rewires):
             if story.recipe.method == "dsr":
@@ -38,23 +34,24 @@ def draw(story: Story) -> dict[str, Figure]:
 
 
 def moves(story: Story) -> bool:
-    """Whether layers gain or lose non-zeros in this run; within a layer SET, too, moves them."""
+    """Whether any layer gains or loses non-zeros. SET moves them within each layer alone."""
     names = [f"nonzeros:{layer['name']}" for layer in story.layers]
     return any(row[name] != story.rewires[0][name] for row in story.rewires for name in names)
 
 
-def _curves(axes, story: Story, kind: str, scale: float) -> None:
+def _curves(axes: Axes, story: Story, kind: str, scale: float) -> None:
+    """A curve for each part of the data that has this kind of measure."""
     for part, color in PARTS.items():
-        points = [(r["epoch"], r[f"{part}_{kind}"] * scale) for r in story.metrics
-                  if r.get(f"{part}_{kind}") is not None]  # fmt: skip
-        if points:
-            axes.plot(*zip(*points, strict=True), color=color, label=part,
-                      marker=style.marker(points), ms=4)  # fmt: skip
+        column = f"{part}_{kind}"
+        rows = [row for row in story.metrics if row.get(column) is not None]
+        if rows:
+            points = [row["epoch"] for row in rows], [row[column] * scale for row in rows]
+            axes.plot(*points, color=color, label=part, marker=style.marker(rows), ms=4)
     _lr_steps(axes, story)
     style.whole_epochs(axes)
 
 
-def _lr_steps(axes, story: Story) -> None:
+def _lr_steps(axes: Axes, story: Story) -> None:
     """A faint line where the learning rate falls."""
     for index, (epoch, _) in enumerate(story.recipe.optimizer.lr[1:]):
         if epoch < story.recipe.training.epochs:
@@ -77,8 +74,8 @@ def accuracy(story: Story) -> Figure:
 def loss(story: Story) -> Figure:
     figure, axes = style.new_axes("Loss", "epoch", "cross-entropy")
     _curves(axes, story, "loss", 1.0)
-    values = [v for row in story.metrics for part in PARTS
-              if (v := row.get(f"{part}_loss")) is not None and v > 0]  # fmt: skip
+    losses = [row.get(f"{part}_loss") for row in story.metrics for part in PARTS]
+    values = [loss for loss in losses if loss is not None and loss > 0]
     if values and max(values) > 5 * min(values):
         style.log_axis(axes.yaxis, axes.set_yscale)
     style.legend(axes, "upper right")
@@ -86,7 +83,7 @@ def loss(story: Story) -> Figure:
 
 
 def nonzeros(story: Story) -> Figure:
-    """One line a layer: labelled where they are few, coloured by depth where they are many."""
+    """A line for each layer. Few are labelled, many are coloured by depth."""
     figure, axes = style.new_axes("Non-zeros of each sparse layer", "epoch", "non-zeros", 4.4)
     epochs = [row["epoch"] for row in story.rewires]
     epochs.append(max(story.last_epoch, epochs[-1]))
@@ -97,8 +94,8 @@ def nonzeros(story: Story) -> Figure:
         counts.append(counts[-1])
         axes.step(epochs, counts, where="post", color=color, lw=1.6)
         if len(names) <= style.FEW:
-            axes.annotate(f" {name}", (epochs[-1], counts[-1]), color=color, va="center",
-                          annotation_clip=False)  # fmt: skip
+            end = epochs[-1], counts[-1]
+            axes.annotate(f" {name}", end, color=color, va="center", annotation_clip=False)
     style.log_axis(axes.yaxis, axes.set_yscale)
     style.whole_epochs(axes)
     axes.margins(x=0.01)
@@ -108,10 +105,10 @@ def nonzeros(story: Story) -> Figure:
 
 
 def density(story: Story) -> Figure:
-    """Density of every layer over time as a map: rows are layers in the order of the model."""
+    """The density of each layer over time, as a map with a row for each layer."""
     names = [layer["name"] for layer in story.layers]
-    figure, axes = style.new_axes("Density of each sparse layer over time", "epoch", "",
-                         1.6 + 0.21 * max(len(names), 6))  # fmt: skip
+    height = 1.6 + 0.21 * max(len(names), 6)
+    figure, axes = style.new_axes("Density of each sparse layer over time", "epoch", "", height)
     table = [
         [100 * row[f"nonzeros:{layer['name']}"] / layer["positions"] for row in story.rewires]
         for layer in story.layers
@@ -128,7 +125,7 @@ def density(story: Story) -> Figure:
     style.whole_epochs(axes)
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=28)
     bar.outline.set_visible(False)
-    # The bar ends where densities do: its colours go as far on both sides, beyond 100 % even.
+    # The colours go as far on both sides, even beyond 100 %; the bar ends where densities do.
     values = [min(max(value, norm.vmin), norm.vmax) for row in table for value in row]
     bar.ax.set_ylim(min(values), max(values))
     style.log_axis(bar.ax.yaxis, bar.ax.set_yscale)
@@ -136,8 +133,8 @@ def density(story: Story) -> Figure:
     return figure
 
 
-def _around(center: float, table: list[list[float]]):
-    """Equal colour for equal ratio to `center`: half of it is as red as twice of it is blue."""
+def _around(center: float, table: list[list[float]]) -> LogNorm:
+    """Equal colours for equal ratios to `center`: half of it is as red as twice of it is blue."""
     from matplotlib.colors import LogNorm
 
     values = [max(value, 1e-3) for row in table for value in row]
@@ -154,7 +151,7 @@ def threshold(story: Story) -> Figure:
     if rows:
         style.log_axis(axes.yaxis, axes.set_yscale)
     taken = sorted({row["threshold"] for row in rows})
-    if len(taken) <= 8:  # it doubles and halves, so few values name them all
+    if len(taken) <= 8:  # H doubles and halves, so it often has few values
         axes.set_yticks(taken, labels=[f"{value:.3g}" for value in taken])
         axes.minorticks_off()
     style.whole_epochs(axes)
@@ -165,20 +162,22 @@ def pruned(story: Story) -> Figure:
     title, label = "Weights moved at each rewire", "pruned and regrown"
     if story.recipe.method == "gmp":
         title, label = "Weights pruned at each step", "pruned"
-    elif story.recipe.method == "deepr":  # rewires at every iteration, too many for a row each
+    elif story.recipe.method == "deepr":  # it rewires at every iteration, too often for a row each
         every = signature(DeepR).parameters["report_every"].default
         title, label = f"Weights moved in every {every} iterations", f"{label}, sum of {every}"
     figure, axes = style.new_axes(title, "epoch", "weights")
     rows = [row for row in story.rewires if row.get("pruned") is not None]
-    axes.plot([row["epoch"] for row in rows], [row["pruned"] for row in rows], "-o",
-              color=style.BLUE, ms=3.5, lw=1.2, label=label)  # fmt: skip
+    points = [row["epoch"] for row in rows], [row["pruned"] for row in rows]
+    axes.plot(*points, "-o", color=style.BLUE, ms=3.5, lw=1.2, label=label)
     settings = story.recipe.rewiring
     if settings.prune_count and story.recipe.method == "dsr":
         goal = settings.prune_count
         axes.axhline(goal, color=style.ORANGE, lw=1.3, label=f"target {goal:,}")
         if settings.threshold == "adaptive":
             low, high = (1 - settings.tolerance) * goal, (1 + settings.tolerance) * goal
-            axes.axhspan(low, high, color=style.ORANGE, alpha=0.12, lw=0, label="within it H stays")
+            axes.axhspan(
+                low, high, color=style.ORANGE, alpha=0.12, lw=0, label="H stays within this"
+            )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     style.whole_epochs(axes)
@@ -187,10 +186,10 @@ def pruned(story: Story) -> Figure:
 
 
 def sparsity(story: Story) -> Figure:
-    """Final sparsity of each layer beside the one it started with."""
+    """The final sparsity of each layer beside that of all of them."""
     names = [layer["name"] for layer in story.layers]
-    figure, axes = style.new_axes("Final sparsity of each layer", "sparsity (%)", "",
-                         1.4 + 0.24 * max(len(names), 5))  # fmt: skip
+    height = 1.4 + 0.24 * max(len(names), 5)
+    figure, axes = style.new_axes("Final sparsity of each layer", "sparsity (%)", "", height)
     final = story.final_nonzeros()
     values = [100 * (1 - final[layer["name"]] / layer["positions"]) for layer in story.layers]
     total = sum(layer["positions"] for layer in story.layers)
@@ -204,8 +203,14 @@ def sparsity(story: Story) -> Figure:
     low = min([*values, overall])
     axes.set_xlim(max(low - 0.18 * (100 - low), 0.0), 100.0)
     for index, layer in enumerate(story.layers):
-        axes.annotate(f"{final[layer['name']]:,} of {layer['positions']:,}", (1.01, index),
-                      xycoords=("axes fraction", "data"), va="center", fontsize=8, color="#4a4f57",
-                      annotation_clip=False)  # fmt: skip
+        axes.annotate(
+            f"{final[layer['name']]:,} of {layer['positions']:,}",
+            (1.01, index),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color="#4a4f57",
+            annotation_clip=False,
+        )
     figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -1,8 +1,19 @@
-"""The one style of all pictures: colours, axes and the ticks on them."""
+"""The style that all plots share: colours, axes and ticks."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import TYPE_CHECKING
+
+from dsr_kernels.errors import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY, INK = "#2f6db3", "#d9742b", "#3b8f5a", "#8a8f98", "#22262b"
 STYLE = {
@@ -26,11 +37,31 @@ STYLE = {
     "figure.facecolor": "white",
     "legend.frameon": False,
 }
-FEW = 6  # up to this many layers each gets a label of its own
-MARKED = 30  # up to this many points of a curve each gets a dot
+FEW = 6  # up to this many layers, each has a label of its own
+MARKED = 30  # up to this many points, each point of a curve has a dot
 
 
-def new_axes(title: str, x: str, y: str, height: float = 3.8):
+@contextlib.contextmanager
+def drawing(purpose: str) -> Iterator[None]:
+    """Figures made in here have this style and need no display.
+
+    Raises UsageError where matplotlib, which `purpose` needs, is not installed.
+    """
+    matplotlib = require("matplotlib", purpose)
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def new_axes(title: str, x: str, y: str, height: float = 3.8) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, labelled `x` and `y`; `height` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, height), dpi=130, layout="constrained")
@@ -41,24 +72,29 @@ def new_axes(title: str, x: str, y: str, height: float = 3.8):
     return figure, axes
 
 
-def legend(axes, place: str) -> None:
+def legend(axes: Axes, place: str) -> None:
+    """A legend, if there is anything to name."""
     if axes.get_legend_handles_labels()[0]:  # none before the first epoch
         axes.legend(loc=place)
 
 
-def whole_epochs(axes) -> None:
+def whole_epochs(axes: Axes) -> None:
+    """Puts ticks at whole epochs only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def marker(points) -> str | None:
-    """A dot at each of few points: one alone makes no line."""
+def marker(points: Sized) -> str | None:
+    """A dot for each point, if there are few: one alone makes no line."""
     return "o" if len(points) <= MARKED else None
 
 
-def log_axis(axis, set_scale) -> None:
-    """Logarithmic, with enough plain numbers along it. After everything on it has been drawn."""
+def log_axis(axis: Axis, set_scale: Callable[[str], object]) -> None:
+    """Makes the axis logarithmic, with enough plain numbers along it.
+
+    To be called once everything on it is drawn.
+    """
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
     set_scale("log")
@@ -74,7 +110,7 @@ def log_axis(axis, set_scale) -> None:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, finer steps where these are few; none where those are few too."""
+    """Powers of ten, or finer steps where these are few; none where those are few too."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 2, 5)):
         ticks = [step * 10.0**decade for decade in decades for step in steps]
@@ -84,14 +120,16 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return []
 
 
-def by_depth(count: int) -> list:
+def by_depth(count: int) -> list[tuple[float, ...]]:
+    """A colour for each of `count` layers, from the input to the output."""
     from matplotlib import colormaps
 
     span = max(count - 1, 1)
     return [colormaps["viridis"](0.85 * i / span) for i in range(count)]
 
 
-def depth_bar(figure, axes, names: list[str]) -> None:
+def depth_bar(figure: Figure, axes: Axes | Sequence[Axes], names: list[str]) -> None:
+    """A colour bar that says which layer has which colour of `by_depth`."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 

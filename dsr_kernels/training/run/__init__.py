@@ -1,1 +1,1 @@
-"""All that a run leaves on disk, and the only place that knows its format."""
+"""All that a run leaves on disk. No other room knows its format."""

@@ -1,13 +1,12 @@
-"""Checkpoints: one folder each, complete or absent, verified before anything is loaded from it.
+"""Checkpoints: a folder each, whole or absent, and verified before anything is loaded from it.
 
     checkpoints/step-0000001200/weights.safetensors   state_dict of the model: values and indices
                                 state.pt              optimizer, rewirer, position, log lengths, ...
                                 manifest.json         format, step, size and SHA-256 of both
     checkpoints/latest -> step-0000001200             for people; loading takes the highest step
 
-The folder is written under a hidden name and renamed once all of it is on the disk, so a kill at
-any moment leaves the former checkpoints and at most a hidden leftover, which the next start
-removes.
+A folder is written under a hidden name and renamed once all of it is on the disk. So a kill at any
+moment leaves the former checkpoints and at most a hidden leftover, which the next start removes.
 """
 
 from __future__ import annotations
@@ -24,10 +23,12 @@ from typing import Any
 import torch
 
 from dsr_kernels.errors import UsageError, require
-from dsr_kernels.training.run.files import sync_file, sync_folder
+from dsr_kernels.training.run.files import Json, sync_file, sync_folder
 
 FORMAT, VERSION = "dsr_kernels checkpoint", 1
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+Weights = dict[str, torch.Tensor]  # of a model's state_dict
+State = dict[str, Any]  # all else that a run needs to go on
 
 
 class Checkpoints:
@@ -39,11 +40,11 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def steps(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """The whole checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*"), key=lambda path: path.name)
 
-    def save(self, step: int, weights: Mapping[str, torch.Tensor], state: dict[str, Any]) -> Path:
-        """Writes checkpoint `step`; returns only once it would survive a power cut."""
+    def save(self, step: int, weights: Mapping[str, torch.Tensor], state: State) -> Path:
+        """Writes checkpoint `step`, and returns once it would survive a power cut."""
         safetensors = require("safetensors.torch", "saving a checkpoint")
         self.folder.mkdir(exist_ok=True)
         self.clean()
@@ -52,7 +53,7 @@ class Checkpoints:
         part.mkdir()
         # safetensors wants each tensor contiguous and with storage of its own.
         whole = {name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}
-        # One entry: the library writes several in an order that changes from run to run.
+        # One entry of metadata: the library writes several in an order that changes between runs.
         safetensors.save_file(whole, part / WEIGHTS, metadata={"format": FORMAT})
         torch.save(state, part / STATE)
         files = {name: _fingerprint(part / name) for name in (WEIGHTS, STATE)}
@@ -69,14 +70,14 @@ class Checkpoints:
         return final
 
     def clean(self) -> None:
-        """Removes what a kill in the middle of saving has left."""
+        """Removes what a kill during `save` has left."""
         for leftover in (*self.folder.glob(".part-*"), *self.folder.glob(".old-*")):
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
 
-    def load_latest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    def load_latest(self) -> tuple[Weights, State] | None:
         """(weights, state) of the newest checkpoint; None where there is none yet."""
         steps = self.steps()
         if not steps:
@@ -90,8 +91,9 @@ class Checkpoints:
             raise
 
     def _free_name(self, step: int) -> Path:
-        """A second checkpoint at one step (the evaluation has been done since) sorts behind the
-        first.
+        """A folder's name for `step` that is free and sorts behind those that are taken.
+
+        A step may have a second checkpoint: one before the evaluation, one behind it.
         """
         names = [f"step-{step:010d}", *(f"step-{step:010d}.{again}" for again in range(1, 10))]
         return next(p for p in (self.folder / name for name in names) if not p.exists())
@@ -109,8 +111,11 @@ class Checkpoints:
             os.replace(link, self.folder / "latest")
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(weights, state) of one checkpoint; UsageError if it is truncated, altered or foreign."""
+def load(path: Path) -> tuple[Weights, State]:
+    """(weights, state) of one checkpoint.
+
+    Raises UsageError for one that is truncated, altered, or not a checkpoint of this format.
+    """
     safetensors = require("safetensors.torch", "loading a checkpoint")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -138,7 +143,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return weights, torch.load(path / STATE, weights_only=True, map_location="cpu")
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> Json:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,13 +1,16 @@
-"""Files that are either whole or absent: written beside their place, synced, renamed."""
+"""Files that are either whole or absent: written beside their place, synced, then renamed."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]  # an object as the json module reads it
 
 
 def sync_file(path: Path) -> None:
-    """Forces what was written to `path`, by whomever, onto the disk."""
+    """Forces what any process wrote to `path` onto the disk."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -16,7 +19,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Forces the names in a folder (a rename, a new file) onto the disk."""
+    """Forces the names in the folder (a rename, a new file) onto the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -25,10 +28,15 @@ def sync_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """After a crash at any moment `path` holds the old content or the new one, never a part."""
+    """Writes `path`; a crash at any moment leaves the old content or the new, never a part."""
     raw = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(raw)
-    sync_file(temporary)
-    os.replace(temporary, path)
+    part = path.with_name(temporary(path.name))
+    part.write_bytes(raw)
+    sync_file(part)
+    os.replace(part, path)
     sync_folder(path.parent)
+
+
+def temporary(name: str) -> str:
+    """The name beside a file's own under which `write_atomically` begins it."""
+    return f".{name}.tmp"

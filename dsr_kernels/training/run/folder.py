@@ -9,49 +9,38 @@ RUN/checkpoints  RUN/tensorboard            RUN/report.html, RUN/plots
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
-from dsr_kernels.training.run.files import write_atomically
+from dsr_kernels.training.run import out_folder
+from dsr_kernels.training.run.checkpoint import State
+from dsr_kernels.training.run.files import Json, temporary, write_atomically
+from dsr_kernels.training.run.out_folder import LOCK
 
-LOCK = ".lock"
-LOG = "log.txt"  # what the process printed, where `dsr experiment` started it: older than the run
+LOG = "log.txt"  # what `dsr train` printed where `dsr experiment` started it; older than the run
 
 
 class Run:
-    """An existing run folder. `create` makes one, `open` finds one; `lock` keeps a second process
-    out.
-    """
+    """The folder of a run. `create` makes it, `open` finds it, `lock` keeps other processes out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = None
-        self._made = False  # the folder itself, by `create`
+        self._made = False  # whether `create` made the folder itself
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe) -> Run:
-        """A new run in an empty or absent folder; refuses to touch anything that is there."""
+        """A new run in an empty or absent folder. Raises UsageError where anything is in it."""
         if (folder / "recipe.toml").exists():
             raise UsageError(
                 f"--out: {folder} already holds a run; continue it with `{resume_command(folder)}` "
                 "or name another folder"
             )
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--out: {folder} is not a folder")
-        hidden = {LOCK, LOG, ".recipe.toml.tmp"}  # what a run leaves that was killed as it began
-        if folder.exists() and any(path.name not in hidden for path in folder.iterdir()):
-            raise UsageError(f"--out: {folder} is not empty and holds no run; name another folder")
-        made = not folder.exists()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out: cannot make {folder}: {error.strerror}") from None
+        made = out_folder.prepare(folder, "run", (LOG, temporary("recipe.toml")))
         run = cls(folder)
         run._made = made
         run.lock()
@@ -60,20 +49,19 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
+        """The run in `folder`. Raises UsageError where there is none."""
         if not (folder / "recipe.toml").is_file():
             raise UsageError(f"{folder} holds no run (there is no recipe.toml in it)")
         return cls(folder)
 
     def lock(self) -> None:
-        """Held until the process ends, however it ends."""
-        self._lock = (self.folder / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{self.folder}: another process is training this run") from None
+        """Locks the run until the process ends. Raises UsageError if another one holds the lock."""
+        self._lock = out_folder.lock(self.folder)
+        if self._lock is None:
+            raise UsageError(f"{self.folder}: another process is training this run")
 
     def withdraw(self) -> None:
-        """Undoes `create` where nothing has been added since: the folder can be named again."""
+        """Undoes `create`, unless something has been added since. The folder is then free again."""
         own = {"recipe.toml", LOCK}
         kept = own | {LOG}
         if self._lock is None or any(path.name not in kept for path in self.folder.iterdir()):
@@ -81,7 +69,7 @@ class Run:
         for name in own:
             (self.folder / name).unlink(missing_ok=True)
         if self._made:
-            with contextlib.suppress(OSError):  # somebody has put a file there this very moment
+            with contextlib.suppress(OSError):  # somebody may put a file there at this moment
                 self.folder.rmdir()
         self._lock.close()
         self._lock = None
@@ -89,8 +77,8 @@ class Run:
     def recipe(self) -> Recipe:
         return recipes.load(str(self.folder / "recipe.toml"))
 
-    def check_state(self, state: dict[str, Any], recipe: Recipe, data: str) -> None:
-        """UsageError for a checkpoint of another recipe or of other data (its fingerprint)."""
+    def check_state(self, state: State, recipe: Recipe, data: str) -> None:
+        """Raises UsageError for a checkpoint of another recipe or other data (a fingerprint)."""
         if state.get("data") != data:
             raise UsageError(
                 f"{self.folder}: the checkpoint was trained on other data: {state.get('data')}, "
@@ -104,7 +92,8 @@ class Run:
                 f"{found}"
             )
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> Json | None:
+        """The content of a JSON file of the run; None where there is no such file."""
         path = self.folder / name
         if not path.is_file():
             return None
@@ -113,9 +102,10 @@ class Run:
         except ValueError as error:
             raise UsageError(f"{path}: not valid JSON: {error}") from None
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def write_json(self, name: str, content: Json) -> None:
         write_atomically(self.folder / name, json.dumps(content, indent=1) + "\n")
 
 
 def resume_command(folder: Path) -> str:
+    """The command that continues the run, for a message."""
     return f"dsr train --resume {shlex.quote(str(folder))}"

@@ -10,15 +10,22 @@ class Position:
     """Where training stands, and the sums of the epoch under way."""
 
     epoch: int = 0
-    batch: int = 0  # of this epoch, done
-    iteration: int = 0  # of the whole run, done
-    loss: float = 0.0
+    batch: int = 0  # how many batches of this epoch are done
+    iteration: int = 0  # how many iterations of the run are done
+    loss: float = 0.0  # summed over the images of this epoch, as the next three
     correct: int = 0
     seen: int = 0
     seconds: float = 0.0
 
     def add(self, loss: float, correct: int, images: int, seconds: float) -> None:
-        """One more iteration: its mean loss, images given their label, images, time."""
+        """Counts one more iteration.
+
+        Args:
+            loss: the mean over its images.
+            correct: how many of its images were classified correctly.
+            images: how many images it had.
+            seconds: how long it took.
+        """
         self.batch += 1
         self.iteration += 1
         self.loss += loss * images
@@ -26,5 +33,16 @@ class Position:
         self.seen += images
         self.seconds += seconds
 
+    def timing(self) -> dict[str, float]:
+        """The row of timings.csv for this epoch."""
+        return {
+            "epoch": self.epoch + 1,
+            "iteration": self.iteration,
+            "train_seconds": self.seconds,
+            "images": self.seen,
+            "images_per_second": self.seen / self.seconds,
+        }
+
     def next_epoch(self) -> Position:
+        """The beginning of the next epoch."""
         return Position(epoch=self.epoch + 1, iteration=self.iteration)

@@ -1,69 +1,30 @@
-"""What a run writes while it trains: CSV files that resume exactly, and TensorBoard events."""
+"""What a run writes while it trains: metrics, timings and rewires, as CSV and for TensorBoard.
+
+All of them resume exactly.
+"""
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsr_kernels.errors import UsageError
 from dsr_kernels.rewiring import RewireReport
+from dsr_kernels.training.run.csv_files import CsvLog, read_csv
 
-METRICS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "validation_loss",
-           "validation_accuracy", "validation_top5", "test_loss", "test_accuracy", "test_top5",
-           "nonzeros")  # fmt: skip
+METRICS = (
+    *("epoch", "iteration", "lr", "train_loss", "train_accuracy"),
+    *("validation_loss", "validation_accuracy", "validation_top5"),
+    *("test_loss", "test_accuracy", "test_top5", "nonzeros"),
+)
 WITHOUT_TOP5 = tuple(name for name in METRICS if not name.endswith("top5"))
 TIMINGS = ("epoch", "iteration", "train_seconds", "images", "images_per_second")
 REPORTED = ("threshold", "next_threshold", "pruned", "grown")  # of a RewireReport
 REWIRES = ("iteration", "epoch", *REPORTED, "nonzeros")
 
 
-class CsvLog:
-    """An append-only CSV file. Its length goes into the checkpoint; a resume cuts it back to that
-    length.
-    """
-
-    def __init__(self, path: Path, columns: tuple[str, ...], length: int | None = None) -> None:
-        self.columns = columns
-        header = (",".join(columns) + "\n").encode()
-        if length is None:
-            path.write_bytes(header)
-        else:
-            found = path.stat().st_size if path.is_file() else 0
-            if found < length or not path.read_bytes().startswith(header):
-                raise UsageError(
-                    f"{path}: does not belong to the checkpoint ({found} bytes, expected {length} "
-                    "or more)"
-                )
-            os.truncate(path, length)
-        self.file = path.open("ab")
-
-    def row(self, values: Mapping[str, Any]) -> None:
-        """Appends one row; columns without a value stay empty."""
-        cells = [_cell(values.get(column)) for column in self.columns]
-        self.file.write((",".join(cells) + "\n").encode())
-        self.file.flush()
-
-    def length(self) -> int:
-        """Bytes so far, all of them on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return self.file.tell()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
-
-
 class Events:
-    """TensorBoard scalars; silently nothing where tensorboard is not installed."""
+    """TensorBoard scalars. Does nothing where tensorboard is not installed."""
 
     def __init__(self, folder: Path, begin: int) -> None:
         try:
@@ -71,7 +32,7 @@ class Events:
         except ImportError:
             self.writer = None
             return
-        # Hides what an earlier, killed process wrote from iteration `begin` on.
+        # purge_step hides what an earlier, killed process wrote from iteration `begin` on.
         self.writer = SummaryWriter(str(folder), purge_step=begin)
 
     def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
@@ -104,7 +65,7 @@ def _rewire_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 class Records:
-    """All records of one run; `lengths` is their state for the checkpoint."""
+    """All records of one run. `lengths` is their state for the checkpoint."""
 
     def __init__(
         self,
@@ -130,27 +91,27 @@ class Records:
             self._repeat_events(folder, resumed_at)
 
     def _repeat_events(self, folder: Path, iteration: int) -> None:
-        """The events of the checkpoint's own iteration, from the rows it holds. All events of that
-        iteration are hidden: the row of its epoch may have come after the checkpoint.
+        """Writes the events of the checkpoint's own iteration again, from the rows it holds.
+
+        `Events` hides all events of that iteration, since the row of its epoch may have come after
+        the checkpoint.
         """
         for name, scalars in (
             ("metrics", _epoch_scalars),
             ("timings", _timing_scalars),
             ("rewires", _rewire_scalars),
         ):
-            with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-                for cells in csv.DictReader(file):
-                    if cells["iteration"] == str(iteration):
-                        row = {k: float(v) if v else None for k, v in cells.items()}
-                        self.events.scalars(iteration, scalars(row))
+            for row in read_csv(folder / f"{name}.csv"):
+                if row["iteration"] == iteration:
+                    self.events.scalars(iteration, scalars(row))
 
     def lengths(self) -> dict[str, int]:
-        """Their state as of now, for the checkpoint; the events of it are safe from a kill, too."""
+        """The length of each CSV file now, for the checkpoint. Events so far survive a kill."""
         self.events.flush()
         return {name: log.length() for name, log in self.logs.items()}
 
     def epoch(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        """One finished epoch. Timings are apart because they alone differ between equal runs."""
+        """Records a finished epoch. Timings are apart, as they alone differ between equal runs."""
         self.logs["metrics"].row(row)
         self.logs["timings"].row(timing)
         self.events.scalars(row["iteration"], {**_epoch_scalars(row), **_timing_scalars(timing)})
@@ -163,7 +124,7 @@ class Records:
         nonzeros: Mapping[str, int],
         exploration: float | None,
     ) -> None:
-        """One rewire, or (without a report) the pattern training starts from."""
+        """Records one rewire or, without a report, the pattern that training starts from."""
         row: dict[str, Any] = {"iteration": iteration, "epoch": epoch, "exploration": exploration}
         if report is not None:
             row |= {name: getattr(report, name) for name in REPORTED}

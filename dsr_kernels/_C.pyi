@@ -1,0 +1,203 @@
+"""The compiled core: convolutions and rewires on the CPU.
+
+It knows nothing of torch. It takes the addresses of tensors, as `Tensor.data_ptr()` gives them, and
+the caller keeps those tensors until a call is over, or until it is done with a RewirePlan. Every
+function raises ValueError for what it refuses.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict, type_check_only
+
+_Address = int
+_Pair = Sequence[int]  # of two: rows, columns
+_Quad = Sequence[int]  # of four: n, c, h, w
+# (address, whether it holds bfloat16 beside float32 values, element strides)
+_Activation = tuple[_Address, bool, _Quad]
+
+@type_check_only
+class PlanDescription(TypedDict):
+    """How a pass is carried out; sizes in elements, tiles in rows x columns of vectors."""
+
+    lanes: str  # what fills a vector: "plane", "row" or "batch"
+    lane_images: int
+    images: int
+    band_rows: int
+    bands: int
+    tile_rows: int
+    tile_cols: int
+    strip_cols: int
+    destination_block: int
+    channel_block: int
+    blocks: int
+    phases: int
+    classes: int
+    class_rows: int
+    class_cols: int
+    image_rows: int
+    pitch: int
+    plane: int
+    packed_elements: int
+    cycles_per_fma: float
+
+class ConvPlan:
+    """What forward and grad-weight, or grad-input, derive from a pattern and the sizes of images.
+
+    csrc/cpu/conv_plan.h. It copies what it needs of the pattern. It may be used by several threads.
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        in_channels: int,
+        height: int,  # of the input
+        width: int,
+        kernel: _Pair,
+        stride: _Pair,
+        padding: _Pair,  # top, left
+        out_size: _Pair,
+        dilation: _Pair,
+        groups: int,
+        crow: _Address,  # [out_channels + 1] int32
+        col: _Address,  # [nnz] int32
+        nnz: int,
+        dtype: str,  # of the values: "float32" or "float64"
+        lanes: str = "plane",
+        transposed: bool = False,  # for grad-input
+    ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    def describe(self) -> PlanDescription: ...
+    def workspace_bytes(self, op: str, n: int, threads: int) -> int:
+        """Bytes that `op` ("forward", "grad_input" or "grad_weight") of n images needs."""
+
+    def forward(
+        self,
+        n: int,
+        x: _Activation,  # [N, C, H, W]
+        values: _Address,  # [nnz]
+        bias: _Address,  # [O], or 0
+        y: _Activation,  # [N, O, P, Q], written
+        threads: int,
+        workspace: _Address,
+    ) -> None: ...
+    def grad_input(
+        self,
+        n: int,
+        grad_y: _Activation,  # [N, O, P, Q]
+        values: _Address,  # [nnz]
+        grad_x: _Activation,  # [N, C, H, W], written
+        threads: int,
+        workspace: _Address,
+    ) -> None: ...
+    def grad_weight(
+        self,
+        n: int,
+        x: _Activation,  # [N, C, H, W]
+        grad_y: _Activation,  # [N, O, P, Q]
+        grad_values: _Address,  # [nnz], written
+        threads: int,
+        workspace: _Address,
+    ) -> None: ...
+
+def choose_lanes(
+    n: int,  # images
+    contiguous_rows: bool,  # of both activations
+    width: int,  # of the input
+    out_width: int,
+    kernel: _Pair,
+    stride: _Pair,
+    padding: _Pair,  # top, left
+    dilation: _Pair,
+    dtype: str,
+) -> str:
+    """What should fill the lanes of a vector: "plane", "row" or "batch"."""
+
+def lanes_reason(
+    n: int,
+    contiguous_rows: bool,
+    width: int,
+    out_width: int,
+    kernel: _Pair,
+    stride: _Pair,
+    padding: _Pair,
+    dilation: _Pair,
+    dtype: str,
+) -> str:
+    """Why choose_lanes chooses as it does, in words."""
+
+def channel_sums(
+    dtype: str,
+    size: _Quad,
+    x: _Address,
+    x_strides: _Quad,
+    out: _Address,
+    threads: int,
+    workspace: _Address,
+) -> None:
+    """out [C] = x [N, C, H, W] summed over N, H, W."""
+
+def channel_sums_workspace(n: int, channels: int) -> int:
+    """Bytes of workspace that channel_sums needs."""
+
+def isa() -> str:
+    """The instruction set in use, such as "avx512"."""
+
+def available_isas() -> list[str]:
+    """Those that this build has and this processor can run."""
+
+def set_isa(name: str, /) -> None: ...
+def peak_gflops(threads: int, seconds: float = 0.1) -> float:
+    """float32 multiply-adds from registers, measured for `seconds` with the active instructions."""
+
+def sample_pattern(
+    rows: int, row_length: int, nnz: int, seed: int, crow: _Address, col: _Address
+) -> None:
+    """Fills crow [rows + 1] and col [nnz] (int32) with distinct uniform positions, sorted."""
+
+# name, rows, row_length, nnz, crow, col, values, dtype, number of its random stream
+_Layer = tuple[str, int, int, int, _Address, _Address, _Address, str, int]
+# crow, col, [(from, to, bytes of an item) of each array], ranks: where growth goes, 0: at random
+_Output = tuple[_Address, _Address, Sequence[tuple[_Address, _Address, int]], _Address]
+
+@type_check_only
+class _Decisions:
+    """What the rewire plans of all backends share: csrc/bindings/rewire_plan.h."""
+
+    def prune_below(self, threshold: float) -> None: ...
+    def prune_smallest(self, count: int, regrown: bool = True) -> None: ...
+    def prune_smallest_each(self, counts: Sequence[int]) -> None: ...
+    def grow(self, grown: Sequence[int]) -> None: ...
+    def grow_proportionally(self) -> None: ...
+    def apply(self, seed: int, step: int, outputs: Sequence[_Output]) -> None: ...
+    @property
+    def prunable(self) -> int: ...
+    @property
+    def below(self) -> int: ...
+    @property
+    def room(self) -> int: ...
+    @property
+    def cut(self) -> float: ...
+    # One entry per layer.
+    @property
+    def cuts(self) -> list[float]: ...
+    @property
+    def below_each(self) -> list[int]: ...
+    @property
+    def nnz(self) -> list[int]: ...
+    @property
+    def capacity(self) -> list[int]: ...
+    @property
+    def pruned(self) -> list[int]: ...
+    @property
+    def grown(self) -> list[int]: ...
+    @property
+    def nnz_after(self) -> list[int]: ...
+
+class RewirePlan(_Decisions):
+    """One rewire of several layers: opened, decided on, applied; csrc/cpu/rewire.h."""
+
+    def __init__(self, layers: Sequence[_Layer], threads: int) -> None: ...
+
+# For the tests of the random numbers.
+def _philox(counter: Sequence[int], key: int, /) -> list[int]: ...
+def _feistel(n: int, seed: int, step: int, layer: int, points: Sequence[int], /) -> list[int]: ...

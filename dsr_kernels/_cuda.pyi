@@ -1,0 +1,227 @@
+"""The compiled GPU kernels: convolutions and rewires. A build without nvcc lacks this module.
+
+Addresses are those of device memory, a queue is (device, the handle of a stream), and work is done
+in the order of that stream. A pass is a struct that backends.cuda.prepare fills; csrc/cuda/*.h say
+what its fields mean. Every function raises ValueError for what it refuses.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import type_check_only
+
+_Address = int
+_Queue = tuple[int, int]
+_Strides = Sequence[int]  # of four: n, c, h, w
+
+emulated: bool  # the tests' build, which runs the kernels on the CPU
+architectures: str  # such as "80-real,120"
+toolkit_version: int  # such as 12040
+MAX_CLASSES: int  # of one Gather
+rewire_chunk: int
+
+def device_count() -> tuple[int, str]:
+    """(how many devices can run kernels, why none can)."""
+
+class Slab:
+    """The part of the source that a thread block keeps in shared memory: csrc/cuda/slab.h."""
+
+    rows: int
+    cols: int
+    tile_cols: int
+    chunks: int
+    height: int
+    width: int
+    first_h: int
+    first_w: int
+    row_step: int
+    col_step: int
+    reach_rows: int
+    image_rows: int
+    slab_cols: int
+    phase_cols: int
+    pitch: int
+    plane: int
+    images: int
+    positions: int
+    def prepare(self) -> None:
+        """To be called when all fields are set."""
+
+class GatherClass:
+    """One class of destination pixels of a Gather."""
+
+    slab: Slab
+    dest_h: int
+    dest_w: int
+    blocks: int
+    first_segment: int
+    first_tile: int
+
+class Gather:
+    """A forward or grad-input pass: csrc/cuda/gather.h."""
+
+    class_count: int
+    tiles: int
+    groups: int
+    dest_channels: int
+    source_channels: int
+    channel_block: int
+    row_warps: int
+    dest_step_h: int
+    dest_step_w: int
+    lanes_on_channels: bool
+    slab_bytes: int
+    blocks_limit: int
+    rows: int
+    units: int
+    source_strides: _Strides  # write only
+    dest_strides: _Strides  # write only
+    def set_class(self, index: int, value: GatherClass, /) -> None: ...
+
+class GradWeight:
+    """A grad-weight pass: csrc/cuda/grad_weight.h."""
+
+    slab: Slab
+    groups: int
+    dest_channels: int
+    source_channels: int
+    channel_block: int
+    blocks: int
+    row_block: int
+    tiles: int
+    splits: int
+    tiles_per_split: int
+    lanes_on_channels: bool
+    slab_bytes: int
+    units: int
+    source_strides: _Strides  # write only
+    grad_strides: _Strides  # write only
+
+class Direct:
+    """A pass without slabs: csrc/cuda/direct.h."""
+
+    images: int
+    height: int
+    width: int
+    rows: int
+    cols: int
+    dest_h: int
+    dest_w: int
+    dest_step_h: int
+    dest_step_w: int
+    row_step: int
+    col_step: int
+    groups: int
+    dest_channels: int
+    source_channels: int
+    first_segment: int
+    source_strides: _Strides  # write only
+    dest_strides: _Strides  # write only
+
+def arrange(
+    queue: _Queue,
+    entries: int,
+    offsets: _Address,  # [entries] int32
+    value_index: _Address,  # [entries] int32
+    values: _Address,  # [nnz] float32
+    list: _Address,  # [entries, 2] of 4 bytes, written
+) -> None: ...
+def gather(
+    queue: _Queue,
+    pass_: Gather,
+    dtype: str,  # of the activations
+    source: _Address,
+    list: _Address,  # from arrange
+    bounds: _Address,  # [segments, 2] int32
+    bias: _Address,  # or 0
+    dest: _Address,
+    /,
+) -> None: ...
+def grad_weight(
+    queue: _Queue,
+    pass_: GradWeight,
+    entries: int,
+    dtype: str,
+    source: _Address,
+    grad: _Address,
+    offsets: _Address,
+    value_index: _Address,
+    bounds: _Address,
+    partial: _Address,  # [splits, entries] float32
+    grad_values: _Address,  # [nnz] float32, written
+    /,
+) -> None: ...
+def direct_gather(
+    queue: _Queue,
+    pass_: Direct,
+    dtype: str,
+    source: _Address,
+    entries: _Address,  # [nnz, 4] int32
+    bounds: _Address,
+    values: _Address,
+    bias: _Address,  # or 0
+    dest: _Address,
+    /,
+) -> None: ...
+def direct_grad_weight(
+    queue: _Queue,
+    pass_: Direct,
+    dtype: str,
+    source: _Address,
+    grad: _Address,
+    nnz: int,
+    entries: _Address,
+    bounds: _Address,
+    grad_values: _Address,
+    /,
+) -> None: ...
+
+# name, rows, row_length, nnz, crow, col, values, dtype, number of its random stream
+_Layer = tuple[str, int, int, int, _Address, _Address, _Address, str, int]
+# crow, col, [(from, to, bytes of an item) of each array], ranks: where growth goes, 0: at random
+_Output = tuple[_Address, _Address, Sequence[tuple[_Address, _Address, int]], _Address]
+
+@type_check_only
+class _Decisions:
+    """What the rewire plans of all backends share: csrc/bindings/rewire_plan.h."""
+
+    def prune_below(self, threshold: float) -> None: ...
+    def prune_smallest(self, count: int, regrown: bool = True) -> None: ...
+    def prune_smallest_each(self, counts: Sequence[int]) -> None: ...
+    def grow(self, grown: Sequence[int]) -> None: ...
+    def grow_proportionally(self) -> None: ...
+    def apply(self, seed: int, step: int, outputs: Sequence[_Output]) -> None: ...
+    @property
+    def prunable(self) -> int: ...
+    @property
+    def below(self) -> int: ...
+    @property
+    def room(self) -> int: ...
+    @property
+    def cut(self) -> float: ...
+    # One entry per layer.
+    @property
+    def cuts(self) -> list[float]: ...
+    @property
+    def below_each(self) -> list[int]: ...
+    @property
+    def nnz(self) -> list[int]: ...
+    @property
+    def capacity(self) -> list[int]: ...
+    @property
+    def pruned(self) -> list[int]: ...
+    @property
+    def grown(self) -> list[int]: ...
+    @property
+    def nnz_after(self) -> list[int]: ...
+
+class RewirePlan(_Decisions):
+    """_C.RewirePlan for layers in device memory: csrc/cuda/rewire.h."""
+
+    def __init__(
+        self,
+        layers: Sequence[_Layer],
+        device: int,
+        stream: int,  # its handle
+        allocate: Callable[
+            [int], _Address
+        ],  # device memory of so many bytes, which the caller keeps
+    ) -> None: ...

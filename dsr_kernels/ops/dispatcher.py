@@ -1,0 +1,165 @@
+"""The operations as torch's dispatcher calls them: torch.ops.dsr_kernels.*, with flat arguments.
+
+An op has three implementations: the kernel for every device (a tensor of a device without kernels
+reaches the error that says so in words), the fake for tensors without memory, and at the Autograd
+key the derivative, which calls the op again below that key. A schema knows no ConvShape, so each
+function here takes the five fields and hands on the one value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
+from dsr_kernels.ops import autograd, library
+
+Op = Callable[..., Tensor]
+
+# --- from flat arguments to a ConvShape: what the dispatcher passes, what `op` takes --------------
+
+
+def _flat_conv2d(op: Op) -> Op:
+    def call(
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        weight_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        shape = conv_shape(weight_shape, stride, padding, dilation, groups)
+        return op(x, values, bias, crow_indices, col_indices, shape)
+
+    return call
+
+
+def _flat_grad_input(op: Op) -> Op:
+    def call(
+        grad: Tensor,
+        values: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        input_size: Sequence[int],
+        weight_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        channels_last: bool,
+    ) -> Tensor:
+        shape = conv_shape(weight_shape, stride, padding, dilation, groups)
+        return op(grad, values, crow_indices, col_indices, input_size, shape, channels_last)
+
+    return call
+
+
+def _flat_grad_weight(op: Op) -> Op:
+    def call(
+        x: Tensor,
+        grad: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        weight_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        shape = conv_shape(weight_shape, stride, padding, dilation, groups)
+        return op(x, grad, crow_indices, col_indices, shape, dtype)
+
+    return call
+
+
+def _flat_grad_bias(op: Op) -> Op:
+    return op  # no shape among its arguments
+
+
+# --- at the Autograd key --------------------------------------------------------------------------
+
+
+def _with_derivative(function: type[torch.autograd.Function], overload: Op) -> Op:
+    """Records `function`, whose forward pass calls `overload` again below autograd."""
+
+    def below(*args: object) -> Tensor:
+        flat = (field for a in args for field in (a if isinstance(a, ConvShape) else (a,)))
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*flat)
+
+    def call(*args: object) -> Tensor:
+        tensors = tuple(a for a in args if isinstance(a, Tensor))
+        _refuse_tangents(tensors)
+        if autograd.is_recorded(tensors):
+            return function.apply(below, *args)
+        return below(*args)
+
+    return call
+
+
+def _refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "dsr_kernels: forward-mode AD (forward_ad.make_dual, torch.func.jvp) is not "
+                "supported; the sparse layers have reverse-mode derivatives of any order"
+            )
+
+
+# --- registration ---------------------------------------------------------------------------------
+
+
+class _Registered(NamedTuple):
+    name: str
+    flat: Callable[[Op], Op]
+    kernel: Op
+    fake: Op
+    function: type[torch.autograd.Function]
+
+
+for _op in (
+    _Registered(
+        "sparse_conv2d",
+        _flat_conv2d,
+        library.sparse_conv2d,
+        library.conv2d_result,
+        autograd.Conv,
+    ),
+    _Registered(
+        "sparse_conv2d_grad_input",
+        _flat_grad_input,
+        library.sparse_conv2d_grad_input,
+        library.grad_input_result,
+        autograd.GradInput,
+    ),
+    _Registered(
+        "sparse_conv2d_grad_weight",
+        _flat_grad_weight,
+        library.sparse_conv2d_grad_weight,
+        library.grad_weight_result,
+        autograd.GradWeight,
+    ),
+    _Registered(
+        "sparse_conv2d_grad_bias",
+        _flat_grad_bias,
+        library.sparse_conv2d_grad_bias,
+        library.grad_bias_result,
+        autograd.GradBias,
+    ),
+):
+    _overload = getattr(torch.ops.dsr_kernels, _op.name).default
+    _autograd = _with_derivative(_op.function, _overload)
+    library.library.impl(_op.name, _op.flat(_op.kernel), "CompositeExplicitAutograd")
+    library.library.impl(_op.name, _op.flat(_autograd), "Autograd")
+    torch.library.register_fake(f"dsr_kernels::{_op.name}", _op.flat(_op.fake), lib=library.library)
