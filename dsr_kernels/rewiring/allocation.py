@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+from dsr_kernels.distribution import share_out
+
 # What a layer's share of the growth is in proportion to. A layer has N positions, M non-zeros
 # before the rewire, K pruned by it, R = M - K survivors.
 #   R     the paper's choice, to a power: R**p (p = 1 in the paper)
@@ -50,39 +52,6 @@ def share_growth(
         rest = [c - s for c, s in zip(capacities, shares, strict=True)]
         more = share_out(left, survivors, rest)
         shares = [a + b for a, b in zip(shares, more, strict=True)]
-    return shares
-
-
-def share_out(
-    total: int, weights: Sequence[int | Fraction], capacities: Sequence[int]
-) -> list[int]:
-    """`total` in proportion to `weights`, within `capacities`, in whole numbers that add up.
-
-    Whoever's part would reach its capacity gets just that, and the rest is shared by the same rule
-    among the others. Parts are rounded down; the units left go to the largest remainders, of equal
-    ones to the first. Less than `total` where capacities are too small.
-    """
-    shares = [0] * len(weights)
-    rest = [i for i, weight in enumerate(weights) if weight > 0]
-    while rest:
-        mass = sum(weights[i] for i in rest)
-        full = [i for i in rest if total * weights[i] >= capacities[i] * mass]
-        if not full:
-            break
-        for i in full:
-            shares[i] = capacities[i]
-            total -= capacities[i]
-        rest = [i for i in rest if i not in set(full)]
-    if not rest:
-        return shares
-    remainders = {}
-    for i in rest:
-        part = Fraction(total * weights[i], mass)
-        shares[i] = int(part)
-        remainders[i] = part - shares[i]
-    left = total - sum(shares[i] for i in rest)
-    for i in sorted(rest, key=lambda i: (-remainders[i], i))[:left]:
-        shares[i] += 1
     return shares
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from dsr_kernels.distribution import share_out
 from dsr_kernels.ops import watch
-from dsr_kernels.rewiring.allocation import share_out
 from dsr_kernels.rewiring.layers import Pattern, SparseLayer
 
 ROW_BLOCK = 2**18  # weights whose gradient exists at a time, at least a row: 1 MiB of float32

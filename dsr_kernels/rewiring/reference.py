@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dsr_kernels.rewiring.allocation import share_out
+from dsr_kernels.distribution import share_out
 
 
 @dataclass

@@ -16,7 +16,7 @@ from helpers.rewire_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsr_kernels.rewiring.allocation import share_out
+from dsr_kernels.distribution import share_out
 
 SEEDS = st.integers(0, 2**64 - 1)
 QUICK = settings(max_examples=80, deadline=None)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dsr_kernels import distribution
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 from dsr_kernels.rewiring import DSR, allocation
 from dsr_kernels.topology import Topology
@@ -31,7 +32,7 @@ def test_shares_equal_the_level_of_water(data):
     shares = allocation.share_growth(total, weights, survivors, room)
     assert shares == share_growth(total, weights, survivors, room)
     assert sum(shares) == total and all(0 <= s <= r for s, r in zip(shares, room, strict=True))
-    assert allocation.share_out(total, weights, room) == share_out(total, weights, room)
+    assert distribution.share_out(total, weights, room) == share_out(total, weights, room)
 
 
 @QUICK
