@@ -28,6 +28,7 @@ from dsr_kernels.models._layers import draw_
 from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
 from dsr_kernels.training.data.sets import DataSet, stream
+from dsr_kernels.training.recipe.rewirer import method_of
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.run import checkpoint
 from dsr_kernels.training.run.folder import Run
@@ -77,7 +78,7 @@ def _check_prunable(recipe: Recipe, run: Run, layers: dict[str, SparseModule]) -
     """UsageError where gradual pruning would find nothing to prune."""
     final = sum(budget(layer.numel, recipe.model.sparsity) for layer in layers.values())
     nnz = sum(layer.nnz for layer in layers.values())
-    if recipe.method == "gmp" and nnz <= final:
+    if method_of(recipe).SHRINKS and nnz <= final:
         raise UsageError(
             f"recipe: start.run: {run.folder} has {nnz} non-zeros, gradual pruning to "
             f"model.sparsity {recipe.model.sparsity} leaves {final}: begin with a dense run"

@@ -114,7 +114,7 @@ def test_states_travel_and_foreign_ones_are_refused(method, tmp_path):
         with pytest.raises(ValueError, match="state_dict: expected method"):
             other.load_state_dict(state)
         assert_same(other.state_dict(), before)
-    for key, message in (("version", "expected version 2"), ("iteration", "iteration: expected")):
+    for key, message in (("version", "expected version 3"), ("iteration", "iteration: expected")):
         with pytest.raises(ValueError, match=message):
             training.rewirer.load_state_dict({**state, "seed": 5, key: -1})
         assert_same(training.rewirer.state_dict(), state)

@@ -4,11 +4,10 @@ figure.
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import TYPE_CHECKING
 
 from dsr_kernels.errors import require
-from dsr_kernels.rewiring import DeepR
+from dsr_kernels.training.recipe.rewirer import for_method, method_of
 from dsr_kernels.training.report import style
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def draw(story: Story) -> dict[str, Figure]:
     with matplotlib.rc_context(style.STYLE):
         figures = {"accuracy": accuracy(story), "loss": loss(story)}
         if any(row["pruned"] is not None for row in story.rewires):
-            if story.recipe.method == "dsr":
+            if method_of(story.recipe).GLOBAL_THRESHOLD:
                 figures["threshold"] = threshold(story)
             figures["pruned"] = pruned(story)
             figures["nonzeros"] = nonzeros(story)
@@ -163,21 +162,20 @@ def threshold(story: Story) -> Figure:
 
 def pruned(story: Story) -> Figure:
     title, label = "Weights moved at each rewire", "pruned and regrown"
-    if story.recipe.method == "gmp":
+    method = method_of(story.recipe)
+    if method.SHRINKS:
         title, label = "Weights pruned at each step", "pruned"
-    elif story.recipe.method == "deepr":  # rewires at every iteration, too many for a row each
-        every = signature(DeepR).parameters["report_every"].default
+    elif (every := method.REPORT_EVERY) > 1:
         title, label = f"Weights moved in every {every} iterations", f"{label}, sum of {every}"
     figure, axes = style.new_axes(title, "epoch", "weights")
     rows = [row for row in story.rewires if row.get("pruned") is not None]
     axes.plot([row["epoch"] for row in rows], [row["pruned"] for row in rows], "-o",
               color=style.BLUE, ms=3.5, lw=1.2, label=label)  # fmt: skip
-    settings = story.recipe.rewiring
-    if settings.prune_count and story.recipe.method == "dsr":
-        goal = settings.prune_count
+    if target := method.prune_target(for_method(story.recipe)):
+        goal, tolerance = target.count, target.tolerance
         axes.axhline(goal, color=style.ORANGE, lw=1.3, label=f"target {goal:,}")
-        if settings.threshold == "adaptive":
-            low, high = (1 - settings.tolerance) * goal, (1 + settings.tolerance) * goal
+        if tolerance is not None:
+            low, high = (1 - tolerance) * goal, (1 + tolerance) * goal
             axes.axhspan(low, high, color=style.ORANGE, alpha=0.12, lw=0, label="within it H stays")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
