@@ -16,7 +16,13 @@ from helpers.method_training import (
     assert_same,
 )
 
+from dsr_kernels import rewiring
 from dsr_kernels.nn import named_sparse_modules
+
+
+def test_no_method_is_forgotten():
+    trained = {method for method, _ in METHODS.values()}
+    assert trained == set(rewiring.METHODS.values()) - {rewiring.Static}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
