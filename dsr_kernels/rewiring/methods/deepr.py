@@ -42,7 +42,7 @@ class DeepR(Rewirer):
     """
 
     RECIPE: ClassVar[tuple[Key, ...]] = (
-        STOP_EPOCH,
+        STOP_EPOCH,  # the end of the temperature's schedule, too; 0: the end of training
         Key("temperature", float, 1e-5, low=0.0),
         Key("final_temperature", float, 1e-15, low=0.0),
         Key("eta", float, 0.01, low=0.0),

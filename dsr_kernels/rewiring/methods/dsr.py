@@ -65,7 +65,7 @@ class DSR(Rewirer):
     RECIPE: ClassVar[tuple[Key, ...]] = (
         EVERY,
         STOP_EPOCH,
-        Key("prune_count", int, 0, low=0, unset=True),  # 0: prune_fraction
+        Key("prune_count", int, 0, low=0, unset=True),  # N_p; 0: prune_fraction says
         Key("prune_fraction", float, 0.0, low=0.0, below=1.0, unset=True),
         Key("threshold", str, "adaptive", choices=THRESHOLDS),
         Key("initial_threshold", float, 1e-3, low=0.0),

@@ -47,7 +47,7 @@ class GMP(Rewirer):
     RECIPE: ClassVar[tuple[Key, ...]] = (
         EVERY,
         STOP_EPOCH,  # the end of pruning; 0: the end of training
-        Key("initial_sparsity", float, 0.0, argument=None, low=0.0, below=1.0),
+        Key("initial_sparsity", float, 0.0, argument=None, low=0.0, below=1.0),  # of the model
         Key("begin_epoch", float, 0.0, "begin", low=0.0, epochs=True),
         Key("density_schedule", str, "cubic", choices=DENSITY_SCHEDULES),
         Key("scope", str, "layer", choices=SCOPES),

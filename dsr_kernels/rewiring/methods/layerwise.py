@@ -48,11 +48,11 @@ class LayerwiseRewirer(Rewirer):
 
     RECIPE: ClassVar[tuple[Key, ...]] = (
         EVERY,
-        STOP_EPOCH,
-        Key("fraction", float, 0.0, low=0.0, below=1.0, unset=True),
-        Key("fraction_schedule", str, "", choices=("", *KINDS), unset=True),
+        STOP_EPOCH,  # the end of the fraction's schedule, too; 0: the end of training
+        Key("fraction", float, 0.0, low=0.0, below=1.0, unset=True),  # 0: the constructor's
+        Key("fraction_schedule", str, "", choices=("", *KINDS), unset=True),  # "": the method's own
         Key("final_fraction", float, 0.0, low=0.0, below=1.0),
-        Key("growth", str, "", choices=("", *GROWTHS), unset=True),
+        Key("growth", str, "", choices=("", *GROWTHS), unset=True),  # "": the method's own
     )
     FRACTION_SCHEDULE: ClassVar[str] = "constant"
     GROWTH: ClassVar[str] = "random"

@@ -38,7 +38,9 @@ class Model:
     # Multiplies the channels; 0: wrn28 2, others 1, and for thin_dense what the sparsity leaves.
     width: float = setting(0.0, low=0.0)
     distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
-    granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": dsr and static
+    granularity: str = setting(
+        "weight", choices=("weight", "kernel")
+    )  # "kernel": of some methods
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
 
 
@@ -75,14 +77,10 @@ class Training:
 
 def _rewiring() -> type:
     """The table [rewiring]: the keys of all methods (their `RECIPE`), and training's own."""
-    keys = [
-        (
-            key.name,
-            key.kind,
-            setting(key.default, choices=key.choices, low=key.low, below=key.below),
-        )
-        for key in all_method_keys(METHODS.values())
-    ]
+    keys = []
+    for key in all_method_keys(METHODS.values()):
+        spec = setting(key.default, choices=key.choices, low=key.low, below=key.below)
+        keys.append((key.name, key.kind, spec))
     keys.append(("record_exploration", bool, setting(False)))  # a bit for each position ever active
     namespace = {"__module__": __name__, "__doc__": "What a method may be set; each takes its own."}
     return dataclasses.make_dataclass("Rewiring", keys, kw_only=True, namespace=namespace)
