@@ -38,9 +38,7 @@ class Model:
     # Multiplies the channels; 0: wrn28 2, others 1, and for thin_dense what the sparsity leaves.
     width: float = setting(0.0, low=0.0)
     distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
-    granularity: str = setting(
-        "weight", choices=("weight", "kernel")
-    )  # "kernel": of some methods
+    granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": of some methods
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
 
 
