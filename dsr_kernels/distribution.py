@@ -28,11 +28,40 @@ def budget(numel: int, sparsity: float) -> int:
     return max(1, math.floor((1 - exact_fraction(sparsity)) * numel))
 
 
-def apportion(total: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
-    """Split `total` in proportion to `weights`, each share between 1 and its capacity, exactly.
+def share_out(
+    total: int, weights: Sequence[int | Fraction], capacities: Sequence[int]
+) -> list[int]:
+    """Shares out `total` in proportion to `weights`, in whole numbers, within `capacities`.
 
-    Shares above their capacity are cut to it and what they leave is shared out by the same rule;
-    the last units go to the largest remainders; a layer left with none takes one from the largest.
+    A party whose part would reach its capacity gets its capacity. The same rule then shares what
+    is left among the others. Parts are rounded down. The units left over go to the largest
+    remainders, and to the first of equal ones. A party of weight 0 gets nothing. The shares add up
+    to `total`, or to less where the capacities are too small. Arithmetic is exact.
+
+    csrc/common/share_out.h is its twin in C++.
+    """
+    shares = [0] * len(weights)
+    rest = [i for i, weight in enumerate(weights) if weight > 0]
+    mass = sum(weights[i] for i in rest)
+    while full := [i for i in rest if total * weights[i] >= capacities[i] * mass]:
+        for i in full:
+            shares[i] = capacities[i]
+            total -= capacities[i]
+        rest = [i for i in rest if i not in set(full)]
+        mass = sum(weights[i] for i in rest)
+    parts = {i: Fraction(total * weights[i], mass) for i in rest}
+    for i, part in parts.items():
+        shares[i] = int(part)
+        total -= shares[i]
+    for i in sorted(rest, key=lambda i: (shares[i] - parts[i], i))[:total]:
+        shares[i] += 1
+    return shares
+
+
+def apportion(total: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
+    """As `share_out`, with at least 1 for each layer: one left with none takes it from the largest.
+
+    `weights` are above 0. Raises ValueError for a total that cannot be met exactly.
     """
     least, most = len(capacities), sum(capacities)
     if not least <= total <= most:
@@ -40,29 +69,12 @@ def apportion(total: int, weights: Sequence[int], capacities: Sequence[int]) -> 
             f"sparsity: {total} non-zeros cannot be shared by {least} layers that hold from 1 each "
             f"to all of their {most} weights together; reachable: {reachable(least, most, most)}"
         )
-    shares = [0] * len(capacities)
-    rest = list(range(len(capacities)))
-    while full := [i for i in rest if total * weights[i] >= capacities[i] * _mass(weights, rest)]:
-        for i in full:
-            shares[i] = capacities[i]
-            total -= capacities[i]
-        rest = [i for i in rest if not shares[i]]
-    if rest:
-        mass = _mass(weights, rest)
-        for i in rest:
-            shares[i] = total * weights[i] // mass
-        left = total - sum(shares[i] for i in rest)
-        for i in sorted(rest, key=lambda i: (-(total * weights[i] % mass), i))[:left]:
-            shares[i] += 1
+    shares = share_out(total, weights, capacities)
     for i in range(len(shares)):
         if not shares[i]:
             shares[shares.index(max(shares))] -= 1
             shares[i] = 1
     return shares
-
-
-def _mass(weights: Sequence[int], layers: Sequence[int]) -> int:
-    return sum(weights[i] for i in layers)
 
 
 def _share_weights(shape: tuple[int, ...], distribution: str) -> int:

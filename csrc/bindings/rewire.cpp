@@ -32,7 +32,11 @@ void apply_plan(const cpu::RewirePlan& plan, uint64_t seed, uint32_t step,
 
 void bind_rewire(py::module_& m) {
   py::class_<cpu::RewirePlan> plan(m, "RewirePlan", py::module_local());
-  plan.def(py::init(&open_plan), py::arg("layers"), py::arg("threads"));
+  plan.def(py::init([](const std::vector<LayerTuple>& layers, int threads, const py::object&) {
+             return open_plan(layers, threads);
+           }),
+           py::arg("layers"), py::arg("threads"), py::arg("keep") = py::none(),
+           py::keep_alive<1, 4>());
   plan.def("apply", &apply_plan, py::arg("seed"), py::arg("step"), py::arg("outputs"));
   define_decisions(plan);
   m.def(

@@ -1,5 +1,5 @@
-// What the rewire plans of all backends look like in Python. A plan borrows the memory of its
-// layers: the caller keeps their tensors until it is done with the plan.
+// What the rewire plans of all backends look like in Python: dsr_kernels/rewiring/plan.py describes
+// their methods. A plan borrows the memory of its layers; it keeps what is passed as `keep` alive.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace dsr::bindings {
 
-// name, rows, row_length, nnz, crow, col, values, dtype, stream
+// name, rows, row_length, nnz, crow, col, scores, dtype, stream
 using LayerTuple = std::tuple<std::string, int64_t, int64_t, int64_t, uintptr_t, uintptr_t,
                               uintptr_t, std::string, uint32_t>;
 // crow, col, [(from, to, item_size), ...], ranks; all zero and empty: the layer stays as it is
@@ -22,9 +22,9 @@ using OutputTuple = std::tuple<uintptr_t, uintptr_t,
 
 inline std::vector<RewireLayer> rewire_layers(const std::vector<LayerTuple>& tuples) {
   std::vector<RewireLayer> layers;
-  for (const auto& [name, rows, row_length, nnz, crow, col, values, dtype, stream] : tuples) {
+  for (const auto& [name, rows, row_length, nnz, crow, col, scores, dtype, stream] : tuples) {
     layers.push_back({name, rows, row_length, nnz, pointer<int32_t>(crow), pointer<int32_t>(col),
-                      pointer<void>(values),
+                      pointer<void>(scores),
                       element_size(dtype) == 4 ? ValueType::kFloat32 : ValueType::kFloat64,
                       stream});
   }
@@ -53,7 +53,7 @@ void define_per_layer(py::class_<Plan>& c, const char* name, F f) {
   });
 }
 
-// Everything but opening and applying, which take other arguments on each backend.
+// Everything but opening and applying, which differ between backends.
 template <class Plan>
 void define_decisions(py::class_<Plan>& c) {
   c.def(
@@ -84,9 +84,9 @@ void define_decisions(py::class_<Plan>& c) {
   c.def("grow_proportionally", [](Plan& plan) { require_ok(rewire_grow_proportionally(plan)); });
   c.def_property_readonly("prunable", [](const Plan& plan) { return plan.prunable; });
   c.def_property_readonly("below", [](const Plan& plan) { return plan.below; });
-  c.def_property_readonly("room", [](const Plan& plan) { return plan.room; });
-  c.def_property_readonly("cut", [](const Plan& plan) { return plan.cut(); });
-  c.def_property_readonly("cuts", [](const Plan& plan) { return plan.cuts; });
+  c.def_property_readonly("total_capacity", [](const Plan& plan) { return plan.total_capacity; });
+  c.def_property_readonly("threshold", [](const Plan& plan) { return plan.threshold(); });
+  c.def_property_readonly("thresholds", [](const Plan& plan) { return plan.thresholds; });
   c.def_property_readonly("below_each", [](const Plan& plan) { return plan.below_each; });
   define_per_layer(c, "nnz", [](const Plan& plan, int64_t l) { return plan.layers[l].nnz; });
   define_per_layer(c, "capacity", [](const Plan& plan, int64_t l) { return plan.capacity(l); });

@@ -1,4 +1,4 @@
-// What is decided for the layers of a rewire, from what has been counted: the same on any device.
+// What a rewire decides for its layers from what has been counted. It is the same on any device.
 #pragma once
 
 #include <algorithm>
@@ -14,24 +14,24 @@
 
 namespace dsr {
 
-// How many prunable entries of each layer are smaller than the cut and how many are equal to it.
-struct CutCounts {
+// How many prunable entries of each layer are below its threshold, and how many are at it.
+struct ThresholdCounts {
   std::vector<int64_t> less, equal;
 
   int64_t all_less() const { return std::accumulate(less.begin(), less.end(), int64_t{0}); }
 };
 
-// Counts what there is, for layers that have been found to fit.
+// Counts entries and capacities. The layers have been checked.
 inline void count_entries(RewirePlan& plan) {
-  plan.prunable = plan.room = 0;
+  plan.prunable = plan.total_capacity = 0;
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     plan.prunable += std::max<int64_t>(plan.layers[l].nnz - 1, 0);
-    plan.room += plan.capacity(static_cast<int64_t>(l));
+    plan.total_capacity += plan.capacity(static_cast<int64_t>(l));
   }
 }
 
-// Prunes the last `ties` entries of cut magnitude over all layers, beside everything below it.
-inline void decide_at_cut(RewirePlan& plan, const CutCounts& counts, int64_t ties) {
+// Prunes everything below the threshold, and the last `ties` entries at it over all layers.
+inline void decide_at_threshold(RewirePlan& plan, const ThresholdCounts& counts, int64_t ties) {
   for (size_t l = plan.layers.size(); l-- > 0;) {
     RewireDecision& decision = plan.decisions[l];
     decision.ties = std::min(ties, counts.equal[l]);
@@ -40,16 +40,16 @@ inline void decide_at_cut(RewirePlan& plan, const CutCounts& counts, int64_t tie
   }
 }
 
-// Prunes `wanted` entries of each layer: everything below its cut, and the last ones at it.
-inline void decide_at_cuts(RewirePlan& plan, const CutCounts& counts,
-                           const std::vector<int64_t>& wanted) {
+// Prunes `wanted` entries of each layer: everything below its threshold, then the last ones at it.
+inline void decide_at_thresholds(RewirePlan& plan, const ThresholdCounts& counts,
+                                 const std::vector<int64_t>& wanted) {
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     plan.decisions[l].ties = wanted[l] - counts.less[l];
     plan.decisions[l].pruned = wanted[l];
   }
 }
 
-// Within what each layer can lose: all but its keeper.
+// Limits `counts` to what each layer can lose: all but its largest entry.
 inline std::vector<int64_t> limit_to_prunable(const RewirePlan& plan, std::vector<int64_t> counts) {
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     counts[l] = std::min(counts[l], std::max<int64_t>(plan.layers[l].nnz - 1, 0));
@@ -57,7 +57,7 @@ inline std::vector<int64_t> limit_to_prunable(const RewirePlan& plan, std::vecto
   return counts;
 }
 
-// Gives each layer as many entries as the caller says.
+// Grows grown[l] entries in each layer.
 inline Status rewire_grow(RewirePlan& plan, const std::vector<int64_t>& grown) {
   const std::string error = check_growth(plan, grown);
   if (!error.empty()) return Status::error(error);
@@ -65,7 +65,7 @@ inline Status rewire_grow(RewirePlan& plan, const std::vector<int64_t>& grown) {
   return Status::ok();
 }
 
-// Gives as many entries back as were pruned, to each layer in proportion to its survivors and
+// Grows as many entries as were pruned. Each layer's share is in proportion to its survivors and
 // within its capacity.
 inline Status rewire_grow_proportionally(RewirePlan& plan) {
   const int64_t count = static_cast<int64_t>(plan.layers.size());

@@ -1,4 +1,4 @@
-// What can be wrong with a rewire's arguments, in words. An empty text: nothing is.
+// What is wrong with a rewire's arguments, in words. An empty text: nothing is.
 #pragma once
 
 #include <string>

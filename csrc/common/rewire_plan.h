@@ -1,4 +1,4 @@
-// One rewire as every backend plans it: what the layers hold, and what is decided for them.
+// One rewire as every backend plans it: what the layers hold, and what has been decided for them.
 #pragma once
 
 #include <algorithm>
@@ -19,18 +19,18 @@ struct RewireLayer {
   int64_t nnz;
   const int32_t* crow;  // [rows + 1]
   const int32_t* col;   // [nnz] ascending in each row
-  const void* values;   // [nnz] of `type`
+  const void* scores;   // [nnz] of `type`
   ValueType type;
-  uint32_t
-      stream;  // numbers the layer's random stream: unique in the model, the same in every rewire
+  // Numbers the layer's random stream: unique in the model, the same in every rewire.
+  uint32_t stream;
 
   int64_t positions() const { return rows * row_length; }
 };
 
 // What happens to one layer.
 struct RewireDecision {
-  int64_t ties = 0;    // how many entries of exactly the cut magnitude are pruned: the last ones
-  int64_t pruned = 0;  // these, and everything smaller
+  int64_t ties = 0;    // entries at the threshold that are pruned: the last ones
+  int64_t pruned = 0;  // these, and everything below the threshold
   int64_t grown = 0;
 };
 
@@ -41,8 +41,8 @@ struct RewireArray {
   int64_t item_size;
 };
 
-// What is to be written for a layer. All null and empty for one that neither loses nor gains an
-// entry: it stays as it is.
+// Where a layer's new pattern and arrays are written. All null and empty: the layer neither loses
+// nor gains an entry, and stays as it is.
 struct RewireOutput {
   int32_t* crow;  // [rows + 1]
   int32_t* col;   // [nnz_after]
@@ -55,25 +55,28 @@ struct RewirePlan {
 
   std::vector<RewireLayer> layers;
   std::vector<RewireDecision> decisions;  // one per layer
-  std::vector<double> cuts;         // of each layer: smaller magnitudes are pruned, and the last of
-                                    // those equal to it
-  std::vector<int64_t> below_each;  // entries that the threshold would prune, were room no limit
-  int64_t prunable = 0;             // entries that are no keeper (the largest of their layer)
-  int64_t below = 0;                // the sum of below_each
-  int64_t room = 0;                 // free positions that growth can use
+  std::vector<double> thresholds;         // of each layer: entries below it are pruned, and the
+                                          // last ones at it
+  std::vector<int64_t> below_each;        // entries below the threshold, whatever the capacity
+  int64_t below = 0;                      // the sum of below_each
+  int64_t prunable = 0;                   // all entries but the largest of each layer
+  int64_t total_capacity = 0;             // the sum of capacity(l)
 
+  // Free positions at which layer l can grow.
   int64_t capacity(int64_t l) const {
     const RewireLayer& layer = layers[l];
-    if (layer.nnz == 0) return 0;  // a share in proportion to its survivors is zero
+    if (layer.nnz == 0) return 0;  // its share is in proportion to its survivors
     return std::min(layer.positions(), kMaxNnz) - layer.nnz;
   }
   int64_t nnz_after(int64_t l) const {
     return layers[l].nnz - decisions[l].pruned + decisions[l].grown;
   }
   bool changes(int64_t l) const { return decisions[l].pruned != 0 || decisions[l].grown != 0; }
-  void set_cut(double cut) { cuts.assign(layers.size(), cut); }
-  // The highest cut: where all layers have the same one, that.
-  double cut() const { return cuts.empty() ? 0 : *std::max_element(cuts.begin(), cuts.end()); }
+  void set_threshold(double threshold) { thresholds.assign(layers.size(), threshold); }
+  // The largest threshold; where all layers have the same one, that.
+  double threshold() const {
+    return thresholds.empty() ? 0 : *std::max_element(thresholds.begin(), thresholds.end());
+  }
 };
 
 }  // namespace dsr

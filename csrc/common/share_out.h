@@ -1,4 +1,5 @@
-// How many entries each layer gets back, in exact integer arithmetic.
+// Sharing by largest remainder, in exact integer arithmetic: dsr_kernels/distribution.py's
+// share_out for whole-number weights. The two give the same numbers.
 #pragma once
 
 #include <algorithm>
@@ -8,10 +9,10 @@
 
 namespace dsr {
 
-// Shares `total` in proportion to `weight` with share[i] <= capacity[i] and sum(share) == total
-// exactly, for total <= the capacity of positive weights. Layers whose proportional part would
-// overfill them are filled, and what remains is shared among the others by the same rule; the last
-// fractions go to the largest remainders, among equals to the first.
+// Shares out `total` in proportion to `weight`, within `capacity`. The shares add up to `total`
+// where the capacities of positive weights hold it. A layer whose part would reach its capacity
+// gets its capacity, and the same rule then shares what is left among the others. Parts are rounded
+// down. The units left over go to the largest remainders, and to the first of equal ones.
 inline std::vector<int64_t> share_out(int64_t total, const std::vector<int64_t>& weight,
                                       const std::vector<int64_t>& capacity) {
   using Wide = __int128;  // total * weight may exceed 64 bits

@@ -2,9 +2,9 @@
 // dsr_kernels.rewiring for the method.
 //
 //   plan.layers = ...   what every layer holds now; that memory outlives the plan
-//   rewire_open         checks the weights, finds each layer's keeper
-//   rewire_prune_*      decides what goes
-//   rewire_grow_*       decides how many come back, in which layer (common/rewire_decide.h)
+//   rewire_open         checks the scores, finds each layer's largest entry
+//   rewire_prune_*      decides which entries are pruned
+//   rewire_grow_*       decides how many grow in which layer (common/rewire_decide.h)
 //   rewire_apply        writes the new patterns and arrays, of nnz_after() entries
 //
 // Nothing a caller holds is changed: outputs are new memory. Every result is independent of the
@@ -22,31 +22,30 @@ namespace dsr::cpu {
 struct RewirePlan : dsr::RewirePlan {
   std::vector<int64_t> order;  // layers by falling nnz: large ones start first
   int threads = 1;
-  std::vector<int64_t> keeper;     // of each layer: the entry that is never pruned, of the largest
-                                   // magnitude and the first of equals; -1: layer is empty
-  std::vector<int64_t> tie_start;  // of each layer: entries of exactly the cut magnitude are pruned
-                                   // from this one on
+  // Of each layer the entry of largest magnitude, of equal ones the first. It is never pruned. -1:
+  // the layer is empty.
+  std::vector<int64_t> largest_entry;
+  std::vector<int64_t> tie_start;  // of each layer, where the pruned entries at the threshold begin
 };
 
-// Stops with the layer and position of the first NaN or infinite weight, or of an inconsistent
-// crow.
-// Everything else runs on as many threads.
+// Stops with the layer and position of the first NaN or infinite score, or of an inconsistent crow.
+// `threads` is for all that follows, too.
 Status rewire_open(RewirePlan& plan, int threads);
 
-// Prunes |w| < threshold, except keepers; only the plan.room smallest where growth could not give
-// more back.
+// Prunes |score| < threshold, but never a layer's largest entry. Where growth could not give as
+// many back, prunes only the plan.total_capacity smallest.
 Status rewire_prune_below(RewirePlan& plan, double threshold);
 
-// Prunes exactly min(count, plan.prunable) entries, and no more than plan.room if as many are to be
-// regrown: the smallest magnitudes of all layers together, among equals the later ones (by layer,
-// then by position).
+// Prunes exactly min(count, plan.prunable) entries, and no more than plan.total_capacity if as many
+// are to be regrown: the smallest magnitudes of all layers together, of equal ones the later (by
+// layer, then by position).
 Status rewire_prune_smallest(RewirePlan& plan, int64_t count, bool regrown);
 
-// Prunes exactly counts[l] entries of each layer, but never its keeper: the smallest, among equals
-// the later ones.
+// Prunes exactly counts[l] entries of each layer, but never its largest one: the smallest
+// magnitudes, of equal ones the later.
 Status rewire_prune_smallest_each(RewirePlan& plan, const std::vector<int64_t>& counts);
 
-// Grows at the given ranks or samples positions uniformly outside the old support, and merges.
+// Grows at the given ranks, or at positions sampled uniformly outside the old support, and merges.
 // `step` numbers the rewires of a run.
 Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
                     const std::vector<RewireOutput>& outputs);
@@ -60,13 +59,13 @@ void for_each_layer(const RewirePlan& plan, F&& f) {
   for (int64_t i = 0; i < count; ++i) f(plan.order[i]);
 }
 
-// Calls f with the layer's values as float* or double*.
+// Calls f with the layer's scores as float* or double*.
 template <class F>
-void with_values(const RewireLayer& layer, F&& f) {
+void with_scores(const RewireLayer& layer, F&& f) {
   if (layer.type == ValueType::kFloat32) {
-    f(static_cast<const float*>(layer.values));
+    f(static_cast<const float*>(layer.scores));
   } else {
-    f(static_cast<const double*>(layer.values));
+    f(static_cast<const double*>(layer.scores));
   }
 }
 

@@ -22,12 +22,12 @@ struct Scratch {
 
 // Entry j of the old support, at position k, has k - j free positions before it. So the free
 // position of rank r is r + (the number of entries with k - j <= r), and with ranks in ascending
-// order the merge needs no search: ranks smaller than k - j go before entry j. What goes and where
-// growth falls is random, so every step writes and then advances or not: mispredicted branches
-// would cost more. False: the columns of a row are not ascending and in range, or a weight changed
-// since it was judged.
+// order the merge needs no search: ranks smaller than k - j come before entry j. What is pruned and
+// where growth falls is random, so every step writes and then advances or not: mispredicted
+// branches would cost more. Returns false where the columns of a row are not ascending and in
+// range, or a score has changed since it was counted.
 template <class T>
-bool merge(const RewirePlan& plan, int64_t l, const T* values,
+bool merge(const RewirePlan& plan, int64_t l, const T* scores,
            const uint64_t* rank,  // [grown + 1] ascending, the last one larger than any
            int32_t* crow, Scratch& scratch) {
   const RewireLayer& layer = plan.layers[l];
@@ -35,8 +35,8 @@ bool merge(const RewirePlan& plan, int64_t l, const T* values,
   int32_t* const source = scratch.source.data();
   const int32_t* const old_col = layer.col;
   const int64_t row_length = layer.row_length;
-  const double cut = plan.cuts[l];
-  const int64_t keeper = plan.keeper[l], tie_start = plan.tie_start[l];
+  const double threshold = plan.thresholds[l];
+  const int64_t largest_entry = plan.largest_entry[l], tie_start = plan.tie_start[l];
   int64_t written = 0;
   bool ascending = true;
   crow[0] = 0;
@@ -48,8 +48,9 @@ bool merge(const RewirePlan& plan, int64_t l, const T* values,
       const int64_t col = old_col[j];
       const int64_t offset = j - row_start;  // column - rank of the free positions before entry j
       const bool grown = *rank < static_cast<uint64_t>(col - offset);
-      const double m = std::fabs(static_cast<double>(values[j]));
-      const bool pruned = ((m < cut) | ((m == cut) & (j >= tie_start))) & (j != keeper);
+      const double m = std::fabs(static_cast<double>(scores[j]));
+      const bool pruned =
+          ((m < threshold) | ((m == threshold) & (j >= tie_start))) & (j != largest_entry);
       new_col[written] = static_cast<int32_t>(grown ? static_cast<int64_t>(*rank) + offset : col);
       source[written] = static_cast<int32_t>(grown ? -1 : j);
       written += grown | !pruned;
@@ -154,8 +155,8 @@ Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
       return;
     }
     bool merged = false;
-    with_values(layer, [&](const auto* values) {
-      merged = merge(plan, l, values, mine.samples.ranks.data(), outputs[l].crow, mine);
+    with_scores(layer, [&](const auto* scores) {
+      merged = merge(plan, l, scores, mine.samples.ranks.data(), outputs[l].crow, mine);
     });
     if (!merged) {
       errors[l] = unsorted_or_changed(layer);

@@ -8,8 +8,8 @@
 namespace dsr::cpu {
 namespace {
 
-constexpr int kDigitBits =
-    11;  // 2048 counters stay in the first-level cache; 22-bit layers take two passes
+// 2048 counters stay in the first-level cache; 22-bit layers take two passes.
+constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
 
 // Least significant digit first; only the digits that values < `bound` can have.

@@ -1,5 +1,5 @@
-// Which entries go. Magnitudes of either type are compared as doubles, which hold every float
-// exactly.
+// Which entries are pruned. Magnitudes of either type are compared as doubles, which hold every
+// float exactly.
 #include <omp.h>
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 namespace dsr::cpu {
 namespace {
 
-constexpr int kBinBits =
-    15;  // sign-free bits of a double kept as histogram bin: the exponent and 4 of the mantissa
+// Sign-free bits of a double that number its histogram bin: the exponent and 4 of the mantissa.
+constexpr int kBinBits = 15;
 constexpr int64_t kBins = int64_t{1} << kBinBits;
 
 template <class T>
@@ -46,34 +46,34 @@ std::string describe_entry(const RewireLayer& layer, int64_t entry, double value
 }
 
 template <class T>
-std::string find_keeper(const RewireLayer& layer, const T* values, int64_t& keeper) {
+std::string find_largest_entry(const RewireLayer& layer, const T* scores, int64_t& largest_entry) {
   double largest = -1;
   for (int64_t i = 0; i < layer.nnz; ++i) {
-    const double m = magnitude(values[i]);
-    if (!(m <= std::numeric_limits<double>::max())) return describe_entry(layer, i, values[i]);
+    const double m = magnitude(scores[i]);
+    if (!(m <= std::numeric_limits<double>::max())) return describe_entry(layer, i, scores[i]);
     if (m > largest) {
       largest = m;
-      keeper = i;
+      largest_entry = i;
     }
   }
   return {};
 }
 
-CutCounts count_at_cut(const RewirePlan& plan) {
-  CutCounts counts{std::vector<int64_t>(plan.layers.size()),
-                   std::vector<int64_t>(plan.layers.size())};
+ThresholdCounts count_at_threshold(const RewirePlan& plan) {
+  ThresholdCounts counts{std::vector<int64_t>(plan.layers.size()),
+                         std::vector<int64_t>(plan.layers.size())};
   for_each_layer(plan, [&](int64_t l) {
-    with_values(plan.layers[l], [&](const auto* values) {
-      const double cut = plan.cuts[l];
-      const int64_t keeper = plan.keeper[l];
+    with_scores(plan.layers[l], [&](const auto* scores) {
+      const double threshold = plan.thresholds[l];
+      const int64_t largest_entry = plan.largest_entry[l];
       int64_t less = 0, equal = 0;
       for (int64_t i = 0; i < plan.layers[l].nnz; ++i) {
-        less += magnitude(values[i]) < cut;
-        equal += magnitude(values[i]) == cut;
+        less += magnitude(scores[i]) < threshold;
+        equal += magnitude(scores[i]) == threshold;
       }
-      if (keeper >= 0) {
-        less -= magnitude(values[keeper]) < cut;
-        equal -= magnitude(values[keeper]) == cut;
+      if (largest_entry >= 0) {
+        less -= magnitude(scores[largest_entry]) < threshold;
+        equal -= magnitude(scores[largest_entry]) == threshold;
       }
       counts.less[l] = less;
       counts.equal[l] = equal;
@@ -82,29 +82,29 @@ CutCounts count_at_cut(const RewirePlan& plan) {
   return counts;
 }
 
-// Finds where the pruned entries of cut magnitude begin: they are the layer's last ones.
+// Finds where the pruned entries at the threshold begin: they are the layer's last ones.
 void find_ties(RewirePlan& plan) {
   for_each_layer(plan, [&](int64_t l) {
-    with_values(plan.layers[l], [&](const auto* values) {
+    with_scores(plan.layers[l], [&](const auto* scores) {
       int64_t i = plan.layers[l].nnz;
       for (int64_t left = plan.decisions[l].ties; left > 0;) {
         --i;
-        left -= i != plan.keeper[l] && magnitude(values[i]) == plan.cuts[l];
+        left -= i != plan.largest_entry[l] && magnitude(scores[i]) == plan.thresholds[l];
       }
       plan.tie_start[l] = i;
     });
   });
 }
 
-// How many entries of all layers fall into each bin; keepers do not count.
+// How many entries of all layers fall into each bin; a layer's largest entry does not count.
 std::vector<int64_t> magnitude_histogram(const RewirePlan& plan) {
   std::vector<int64_t> bins(kBins * plan.threads);
   for_each_layer(plan, [&](int64_t l) {
-    with_values(plan.layers[l], [&](const auto* values) {
+    with_scores(plan.layers[l], [&](const auto* scores) {
       int64_t* mine = bins.data() + kBins * omp_get_thread_num();
-      for (int64_t i = 0; i < plan.layers[l].nnz; ++i) ++mine[bin_of(magnitude(values[i]))];
-      const int64_t keeper = plan.keeper[l];
-      if (keeper >= 0) --mine[bin_of(magnitude(values[keeper]))];
+      for (int64_t i = 0; i < plan.layers[l].nnz; ++i) ++mine[bin_of(magnitude(scores[i]))];
+      const int64_t largest_entry = plan.largest_entry[l];
+      if (largest_entry >= 0) --mine[bin_of(magnitude(scores[largest_entry]))];
     });
   });
   for (int64_t i = kBins; i < kBins * plan.threads; ++i) bins[i % kBins] += bins[i];
@@ -115,10 +115,10 @@ std::vector<int64_t> magnitude_histogram(const RewirePlan& plan) {
 // Calls f(magnitude) for the layer's prunable entries in one bin.
 template <class F>
 void for_each_in_bin(const RewirePlan& plan, int64_t l, int64_t bin, F&& f) {
-  with_values(plan.layers[l], [&](const auto* values) {
+  with_scores(plan.layers[l], [&](const auto* scores) {
     for (int64_t i = 0; i < plan.layers[l].nnz; ++i) {
-      const double m = magnitude(values[i]);
-      if (bin_of(m) == bin && i != plan.keeper[l]) f(m);
+      const double m = magnitude(scores[i]);
+      if (bin_of(m) == bin && i != plan.largest_entry[l]) f(m);
     }
   });
 }
@@ -149,11 +149,11 @@ double select_magnitude(const RewirePlan& plan, int64_t rank) {
 // The `rank`-th smallest prunable magnitude of one layer (from 0).
 double select_in_layer(const RewirePlan& plan, int64_t l, int64_t rank) {
   std::vector<double> magnitudes(plan.layers[l].nnz);
-  with_values(plan.layers[l], [&](const auto* values) {
-    std::transform(values, values + magnitudes.size(), magnitudes.begin(),
+  with_scores(plan.layers[l], [&](const auto* scores) {
+    std::transform(scores, scores + magnitudes.size(), magnitudes.begin(),
                    [](auto value) { return magnitude(value); });
   });
-  magnitudes.erase(magnitudes.begin() + plan.keeper[l]);
+  magnitudes.erase(magnitudes.begin() + plan.largest_entry[l]);
   std::nth_element(magnitudes.begin(), magnitudes.begin() + rank, magnitudes.end());
   return magnitudes[rank];
 }
@@ -166,9 +166,9 @@ Status rewire_open(RewirePlan& plan, int threads) {
   plan.threads = threads;
   const int64_t count = static_cast<int64_t>(plan.layers.size());
   plan.decisions.assign(count, {});
-  plan.keeper.assign(count, -1);
+  plan.largest_entry.assign(count, -1);
   plan.tie_start.assign(count, 0);
-  plan.set_cut(0);
+  plan.set_threshold(0);
   plan.below_each.assign(count, 0);
   plan.order.resize(count);
   std::iota(plan.order.begin(), plan.order.end(), 0);
@@ -178,8 +178,8 @@ Status rewire_open(RewirePlan& plan, int threads) {
   for_each_layer(plan, [&](int64_t l) {
     errors[l] = check_pattern(plan.layers[l]);
     if (!errors[l].empty()) return;
-    with_values(plan.layers[l], [&](const auto* values) {
-      errors[l] = find_keeper(plan.layers[l], values, plan.keeper[l]);
+    with_scores(plan.layers[l], [&](const auto* scores) {
+      errors[l] = find_largest_entry(plan.layers[l], scores, plan.largest_entry[l]);
     });
   });
   for (const std::string& error : errors) {
@@ -192,12 +192,13 @@ Status rewire_open(RewirePlan& plan, int threads) {
 Status rewire_prune_below(RewirePlan& plan, double threshold) {
   const std::string error = check_threshold(threshold);
   if (!error.empty()) return Status::error(error);
-  plan.set_cut(threshold);
-  const CutCounts counts = count_at_cut(plan);
+  plan.set_threshold(threshold);
+  const ThresholdCounts counts = count_at_threshold(plan);
   plan.below_each = counts.less;
   plan.below = counts.all_less();
-  if (plan.below > plan.room) return rewire_prune_smallest(plan, plan.room, true);
-  decide_at_cut(plan, counts, 0);
+  if (plan.below > plan.total_capacity)
+    return rewire_prune_smallest(plan, plan.total_capacity, true);
+  decide_at_threshold(plan, counts, 0);
   find_ties(plan);
   return Status::ok();
 }
@@ -206,10 +207,10 @@ Status rewire_prune_smallest(RewirePlan& plan, int64_t count, bool regrown) {
   const std::string error = check_count(count);
   if (!error.empty()) return Status::error(error);
   count = std::min(count, plan.prunable);
-  if (regrown) count = std::min(count, plan.room);
-  plan.set_cut(count > 0 ? select_magnitude(plan, count - 1) : 0);
-  const CutCounts counts = count_at_cut(plan);
-  decide_at_cut(plan, counts, count - counts.all_less());
+  if (regrown) count = std::min(count, plan.total_capacity);
+  plan.set_threshold(count > 0 ? select_magnitude(plan, count - 1) : 0);
+  const ThresholdCounts counts = count_at_threshold(plan);
+  decide_at_threshold(plan, counts, count - counts.all_less());
   find_ties(plan);
   return Status::ok();
 }
@@ -218,11 +219,11 @@ Status rewire_prune_smallest_each(RewirePlan& plan, const std::vector<int64_t>& 
   const std::string error = check_counts(plan, counts);
   if (!error.empty()) return Status::error(error);
   const std::vector<int64_t> wanted = limit_to_prunable(plan, counts);
-  plan.set_cut(0);
+  plan.set_threshold(0);
   for_each_layer(plan, [&](int64_t l) {
-    if (wanted[l] > 0) plan.cuts[l] = select_in_layer(plan, l, wanted[l] - 1);
+    if (wanted[l] > 0) plan.thresholds[l] = select_in_layer(plan, l, wanted[l] - 1);
   });
-  decide_at_cuts(plan, count_at_cut(plan), wanted);
+  decide_at_thresholds(plan, count_at_threshold(plan), wanted);
   find_ties(plan);
   return Status::ok();
 }

@@ -156,7 +156,7 @@ Status rewire_apply(RewirePlan& plan, uint64_t seed, uint32_t step,
                     const std::vector<RewireOutput>& outputs) {
   const std::string error = check_outputs(plan, outputs);
   if (!error.empty()) return Status::error(error);
-  if (!plan.judged) return Status::error("apply: expected a prune_* before it");
+  if (!plan.counted) return Status::error("apply: expected a prune_* before it");
 
   const DeviceGuard guard(plan.queue.device);
   Moves moves;

@@ -1,5 +1,5 @@
-// What the kernels of a rewire share: the chunk of a block, magnitudes, counts at the cut, sums
-// over a block.
+// What the kernels of a rewire share: the chunk of a block, magnitudes, counts at the threshold,
+// sums over a block.
 #pragma once
 
 #include <cstring>
@@ -49,41 +49,43 @@ __device__ inline unsigned lanes_before() { return (1u << threadIdx.x % 32) - 1;
 // The bits of |value|: they sort as the magnitudes do.
 __device__ inline Word magnitude_bits(const LayerView& layer, int64_t entry) {
   const double value = layer.is_double
-                           ? static_cast<const double*>(layer.values)[entry]
-                           : static_cast<double>(static_cast<const float*>(layer.values)[entry]);
+                           ? static_cast<const double*>(layer.scores)[entry]
+                           : static_cast<double>(static_cast<const float*>(layer.scores)[entry]);
   Word bits;
   memcpy(&bits, &value, sizeof(bits));
   return bits & ~(Word{1} << 63);
 }
 
-// Numbers of entries below the cut and at it, in the halves of one word: a layer's stay below 2^31.
+// Numbers of entries below the threshold and at it, in the halves of one word: a layer has less
+// than 2^31.
 __device__ inline Word pack_counts(Word less, Word equal) { return equal << 32 | less; }
 __device__ inline int64_t less_of(Word counts) {
   return static_cast<int64_t>(counts & 0xffffffffu);
 }
 __device__ inline int64_t equal_of(Word counts) { return static_cast<int64_t>(counts >> 32); }
 
-// Which of a warp's 32 entries are prunable and below the cut, or at it.
-struct AtCut {
+// Which of a warp's 32 entries are prunable and below the threshold, or at it.
+struct AtThreshold {
   unsigned less, equal;
 
   __device__ Word counts() const { return pack_counts(__popc(less), __popc(equal)); }
 };
 
-__device__ inline AtCut at_cut(const LayerView& layer, uint32_t keeper, Word cut, int64_t entry,
-                               int64_t end) {
-  const bool prunable = entry < end && entry != keeper;
+__device__ inline AtThreshold at_threshold(const LayerView& layer, uint32_t largest_entry,
+                                           Word threshold, int64_t entry, int64_t end) {
+  const bool prunable = entry < end && entry != largest_entry;
   const Word magnitude = prunable ? magnitude_bits(layer, entry) : 0;
-  return {__ballot_sync(kAllLanes, prunable && magnitude < cut),
-          __ballot_sync(kAllLanes, prunable && magnitude == cut)};
+  return {__ballot_sync(kAllLanes, prunable && magnitude < threshold),
+          __ballot_sync(kAllLanes, prunable && magnitude == threshold)};
 }
 
 // The counts of a warp's span.
-__device__ inline Word count_span(const LayerView& layer, uint32_t keeper, Word cut,
+__device__ inline Word count_span(const LayerView& layer, uint32_t largest_entry, Word threshold,
                                   const WarpSpan& span) {
   Word counts = 0;
   for (int64_t first = span.begin; first < span.end; first += 32) {
-    counts += at_cut(layer, keeper, cut, first + threadIdx.x % 32, span.end).counts();
+    counts +=
+        at_threshold(layer, largest_entry, threshold, first + threadIdx.x % 32, span.end).counts();
   }
   return counts;
 }

@@ -56,13 +56,14 @@ __device__ inline void put_items(const MoveTables& tables, const LayerMove& move
   }
 }
 
-// Nothing is written for a layer that stays as it is, or whose given ranks do not fit.
+// Whether something is written: not for a layer that stays as it is, nor where given ranks do not
+// fit.
 __device__ inline bool is_moved(const LayerMove& move, const LayerFindings& findings) {
   return move.crow != nullptr && findings.misranked == 0;
 }
 
-// A block works on a chunk of entries: survivors go to their new places, and every entry learns how
-// many survivors are before it.
+// A block works on a chunk of entries. It moves survivors to their new places and counts the
+// survivors before every entry.
 __global__ void __launch_bounds__(RewireConfig::kThreads, 10)  // else ptxas spills for 12 blocks
     move_survivors_kernel(RewireTables tables, MoveTables to, const Word* ranks) {
   DSR_SHARED(Word, warp_counts, [RewireConfig::kWarps]);
@@ -73,18 +74,19 @@ __global__ void __launch_bounds__(RewireConfig::kThreads, 10)  // else ptxas spi
   const LayerMove& move = to.moves[chunk.layer];
   LayerFindings& findings = tables.findings[chunk.layer];
   if (!is_moved(move, findings)) return;
-  const uint32_t keeper = findings.keeper;
-  const Word cut = tables.selections[tables.scope_of(chunk.layer)].bits;
+  const uint32_t largest_entry = findings.largest_entry;
+  const Word threshold = tables.selections[tables.scope_of(chunk.layer)].bits;
   const WarpSpan span = warp_span(chunk, layer.nnz);
-  const Word mine = count_span(layer, keeper, cut, span);
+  const Word mine = count_span(layer, largest_entry, threshold, span);
   if (lane == 0) warp_counts[warp] = mine;
   if (threadIdx.x < 2) {
     const int64_t entry = threadIdx.x == 0 ? chunk.begin : chunk.end(layer.nnz) - 1;
     end_rows[threadIdx.x] = row_of(layer.crow, 0, layer.rows - 1, entry);
   }
   __syncthreads();
-  Word before = tables.chunk_counts[blockIdx.x];  // below the cut and at it, before the warp's span
-  Word after = before;                            // and before the next chunk
+  // Entries below the threshold and at it, before the warp's span.
+  Word before = tables.chunk_counts[blockIdx.x];
+  Word after = before;  // and before the next chunk
   for (int w = 0; w < RewireConfig::kWarps; ++w) {
     if (w < warp) before += warp_counts[w];
     after += warp_counts[w];
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads, 10)  // else ptxas spi
   const bool last = chunk.begin + RewireConfig::kChunk >= layer.nnz;
   const Word expected =
       last ? pack_counts(findings.less, findings.equal) : tables.chunk_counts[blockIdx.x + 1];
-  if (after != expected) {  // the weights have changed: what would be written might have no place
+  if (after != expected) {  // the scores have changed: what would be written might have no place
     if (threadIdx.x == 0) atomicExch(&findings.unplaced, 1u);
     return;
   }
@@ -101,7 +103,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads, 10)  // else ptxas spi
   bool ascending = true;
   for (int64_t first = span.begin; first < span.end; first += 32) {
     const int64_t i = first + lane;
-    const AtCut at = at_cut(layer, keeper, cut, i, span.end);
+    const AtThreshold at = at_threshold(layer, largest_entry, threshold, i, span.end);
     if (i < span.end) {
       const int64_t ties = equal_of(before) + __popc(at.equal & lanes_before());
       const int64_t less = less_of(before) + __popc(at.less & lanes_before());

@@ -32,7 +32,7 @@ void describe_layers(const RewirePlan& plan) {
     const RewireLayer& layer = plan.layers[l];
     plan.host.findings[l] = {};
     plan.host.views[l] = {
-        layer.crow,       layer.col, layer.values, layer.rows,
+        layer.crow,       layer.col, layer.scores, layer.rows,
         layer.row_length, layer.nnz, entries,      layer.type == ValueType::kFloat64};
     entries += layer.nnz;
   }
@@ -56,8 +56,8 @@ Status describe_bad_entry(const RewirePlan& plan, int64_t l, int64_t entry) {
   Status status = fetch(crow.data(), layer.crow, 0, sizeof(int32_t), layer.rows + 1);
   if (status.is_ok()) status = fetch(&col, layer.col, entry, sizeof(col), 1);
   if (status.is_ok()) {
-    status = is_double ? fetch(&value, layer.values, entry, sizeof(value), 1)
-                       : fetch(&single, layer.values, entry, sizeof(single), 1);
+    status = is_double ? fetch(&value, layer.scores, entry, sizeof(value), 1)
+                       : fetch(&single, layer.scores, entry, sizeof(single), 1);
   }
   if (status.is_ok()) status = synchronize(plan.queue);
   if (!status.is_ok()) return status;
@@ -65,15 +65,15 @@ Status describe_bad_entry(const RewirePlan& plan, int64_t l, int64_t entry) {
   return Status::error(not_finite(layer, row, col, is_double ? value : single));
 }
 
-// Counts what is below the cut and at it, and brings it to the host with all that has been found.
-Status judge(RewirePlan& plan, CutCounts& counts) {
+// Counts what is below the threshold and at it, and fetches that with all other findings.
+Status fetch_counts(RewirePlan& plan, ThresholdCounts& counts) {
   const DeviceGuard guard(plan.queue.device);
   Launches launches(plan);
   const unsigned chunks = chunk_total(plan.host.entry_chunks, plan.host.layers);
   if (chunks > 0) {
-    DSR_LAUNCH((count_at_cut_kernel), chunks, RewireConfig::kThreads, 0, plan.queue.stream,
+    DSR_LAUNCH((count_at_threshold_kernel), chunks, RewireConfig::kThreads, 0, plan.queue.stream,
                plan.device);
-    launches.check("count at the cut");
+    launches.check("count at the threshold");
   }
   if (plan.host.layers > 0) {
     DSR_LAUNCH((scan_chunks_kernel), plan.host.layers, RewireConfig::kThreads, 0, plan.queue.stream,
@@ -90,21 +90,21 @@ Status judge(RewirePlan& plan, CutCounts& counts) {
     counts.less.push_back(static_cast<int64_t>(found.less));
     counts.equal.push_back(static_cast<int64_t>(found.equal));
   }
-  plan.judged = true;
+  plan.counted = true;
   return Status::ok();
 }
 
-// Tells the device the cuts that plan.host.selections holds, of all layers together or of each.
-Status set_cuts(RewirePlan& plan, int scopes) {
+// Uploads the thresholds in plan.host.selections, of all layers together or of each.
+Status set_thresholds(RewirePlan& plan, int scopes) {
   plan.host.scopes = plan.device.scopes = scopes;
   const DeviceGuard guard(plan.queue.device);
   return copy_to_device(plan.queue, plan.device.selections, plan.host.selections,
                         scopes * sizeof(Selection));
 }
 
-// The same, then leaves the magnitudes of the ranks that it holds on the device.
-Status select_cuts(RewirePlan& plan, int scopes) {
-  const Status status = set_cuts(plan, scopes);
+// The same, then finds on the device the magnitudes of their ranks.
+Status select_thresholds(RewirePlan& plan, int scopes) {
+  const Status status = set_thresholds(plan, scopes);
   const bool known = std::all_of(plan.host.selections, plan.host.selections + scopes,
                                  [](const Selection& s) { return s.rank == Selection::kNoRank; });
   if (!status.is_ok() || known) return status;
@@ -125,12 +125,12 @@ Status select_cuts(RewirePlan& plan, int scopes) {
     launches.check("count the digits of magnitudes");
     DSR_LAUNCH((pick_digit_kernel), scopes, RewireConfig::kThreads, 0, plan.queue.stream,
                plan.device, shift);
-    launches.check("pick a digit of the cut");
+    launches.check("pick a digit of the threshold");
   }
   return launches.status;
 }
 
-// The selection of the `count` smallest magnitudes: up to which one.
+// Selects the `count` smallest magnitudes: the threshold is the last of them.
 Selection smallest(int64_t count) {
   return {0, count > 0 ? static_cast<Word>(count - 1) : Selection::kNoRank};
 }
@@ -143,7 +143,7 @@ Status rewire_open(RewirePlan& plan) {
     if (!error.empty()) return Status::error(error);
   }
   plan.decisions.assign(plan.layers.size(), {});
-  plan.set_cut(0);
+  plan.set_threshold(0);
   plan.below_each.assign(plan.layers.size(), 0);
   count_entries(plan);
 
@@ -175,9 +175,9 @@ Status rewire_open(RewirePlan& plan) {
     DSR_LAUNCH((find_largest_kernel), entry_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
                plan.device);
     launches.check("find the largest weights");
-    DSR_LAUNCH((find_keeper_kernel), entry_chunks, RewireConfig::kThreads, 0, plan.queue.stream,
-               plan.device);
-    launches.check("find the keepers");
+    DSR_LAUNCH((find_largest_entry_kernel), entry_chunks, RewireConfig::kThreads, 0,
+               plan.queue.stream, plan.device);
+    launches.check("find the largest entries");
   }
   return launches.status;
 }
@@ -186,15 +186,16 @@ Status rewire_prune_below(RewirePlan& plan, double threshold) {
   const std::string error = check_threshold(threshold);
   if (!error.empty()) return Status::error(error);
   *plan.host.selections = {bits_of(std::fabs(threshold)), Selection::kNoRank};
-  CutCounts counts;
-  Status status = set_cuts(plan, 1);
-  if (status.is_ok()) status = judge(plan, counts);
+  ThresholdCounts counts;
+  Status status = set_thresholds(plan, 1);
+  if (status.is_ok()) status = fetch_counts(plan, counts);
   if (!status.is_ok()) return status;
-  plan.set_cut(threshold);
+  plan.set_threshold(threshold);
   plan.below_each = counts.less;
   plan.below = counts.all_less();
-  if (plan.below > plan.room) return rewire_prune_smallest(plan, plan.room, true);
-  decide_at_cut(plan, counts, 0);
+  if (plan.below > plan.total_capacity)
+    return rewire_prune_smallest(plan, plan.total_capacity, true);
+  decide_at_threshold(plan, counts, 0);
   return Status::ok();
 }
 
@@ -202,14 +203,14 @@ Status rewire_prune_smallest(RewirePlan& plan, int64_t count, bool regrown) {
   const std::string error = check_count(count);
   if (!error.empty()) return Status::error(error);
   count = std::min(count, plan.prunable);
-  if (regrown) count = std::min(count, plan.room);
+  if (regrown) count = std::min(count, plan.total_capacity);
   *plan.host.selections = smallest(count);
-  CutCounts counts;
-  Status status = select_cuts(plan, 1);
-  if (status.is_ok()) status = judge(plan, counts);
+  ThresholdCounts counts;
+  Status status = select_thresholds(plan, 1);
+  if (status.is_ok()) status = fetch_counts(plan, counts);
   if (!status.is_ok()) return status;
-  plan.set_cut(value_of(plan.host.selections->bits));
-  decide_at_cut(plan, counts, count - counts.all_less());
+  plan.set_threshold(value_of(plan.host.selections->bits));
+  decide_at_threshold(plan, counts, count - counts.all_less());
   return Status::ok();
 }
 
@@ -218,14 +219,14 @@ Status rewire_prune_smallest_each(RewirePlan& plan, const std::vector<int64_t>& 
   if (!error.empty()) return Status::error(error);
   const std::vector<int64_t> wanted = limit_to_prunable(plan, counts);
   std::transform(wanted.begin(), wanted.end(), plan.host.selections, smallest);
-  CutCounts at_cuts;
-  Status status = select_cuts(plan, plan.host.layers);
-  if (status.is_ok()) status = judge(plan, at_cuts);
+  ThresholdCounts at_thresholds;
+  Status status = select_thresholds(plan, plan.host.layers);
+  if (status.is_ok()) status = fetch_counts(plan, at_thresholds);
   if (!status.is_ok()) return status;
   for (int l = 0; l < plan.host.layers; ++l) {
-    plan.cuts[l] = value_of(plan.host.selections[l].bits);
+    plan.thresholds[l] = value_of(plan.host.selections[l].bits);
   }
-  decide_at_cuts(plan, at_cuts, wanted);
+  decide_at_thresholds(plan, at_thresholds, wanted);
   return Status::ok();
 }
 

@@ -1,4 +1,4 @@
-// Which entries go: checks, the keepers, the cut, and the counts below it and at it.
+// Which entries are pruned: checks, the largest entries, the threshold, and counts below and at it.
 #pragma once
 
 #include "cuda/rewire_block.cuh"
@@ -41,7 +41,8 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) find_largest_kernel(Re
   if (bad != LayerFindings::kNone) atomicMin(&findings.bad, bad);
 }
 
-__global__ void __launch_bounds__(RewireConfig::kThreads) find_keeper_kernel(RewireTables tables) {
+__global__ void __launch_bounds__(RewireConfig::kThreads)
+    find_largest_entry_kernel(RewireTables tables) {
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
   const LayerView layer = tables.views[chunk.layer];
   LayerFindings& findings = tables.findings[chunk.layer];
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(RewireConfig::kThreads) find_keeper_kernel(Rew
         __ballot_sync(kAllLanes, i < span.end && magnitude_bits(layer, i) == findings.largest);
     if (largest != 0) {  // the first 32 entries with a candidate hold the warp's first one
       if (threadIdx.x % 32 == 0) {
-        atomicMin(&findings.keeper, static_cast<uint32_t>(first + __ffs(largest) - 1));
+        atomicMin(&findings.largest_entry, static_cast<uint32_t>(first + __ffs(largest) - 1));
       }
       break;
     }
@@ -72,8 +73,8 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
   }
 }
 
-// How many of a scope's prunable entries that agree with its cut above a digit have which digit
-// there.
+// Counts the digits of a scope's prunable entries, among those that agree with its threshold above
+// that digit.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
     count_digits_kernel(RewireTables tables, int shift) {
   DSR_SHARED(unsigned, counts, [RewireConfig::kDigits]);
@@ -86,12 +87,12 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
   }
   __syncthreads();
   const LayerView layer = tables.views[chunk.layer];
-  const uint32_t keeper = tables.findings[chunk.layer].keeper;
+  const uint32_t largest_entry = tables.findings[chunk.layer].largest_entry;
   const Word above = selection.bits >> shift >> RewireConfig::kDigitBits;
   const int64_t end = chunk.end(layer.nnz);
   for (int64_t i = chunk.begin + threadIdx.x; i < end; i += RewireConfig::kThreads) {
     const Word digits = magnitude_bits(layer, i) >> shift;
-    if (digits >> RewireConfig::kDigitBits == above && i != keeper) {
+    if (digits >> RewireConfig::kDigitBits == above && i != largest_entry) {
       atomicAdd(&counts[digits % RewireConfig::kDigits], 1u);
     }
   }
@@ -102,8 +103,8 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
   }
 }
 
-// A block for each scope: the digit of its cut in which the rank falls, if there is one. Leaves the
-// histogram at zero.
+// A block for each scope finds the digit of its threshold: that in which the rank falls, if there
+// is one. Leaves the histogram at zero.
 __global__ void __launch_bounds__(RewireConfig::kThreads)
     pick_digit_kernel(RewireTables tables, int shift) {
   constexpr int kMine = RewireConfig::kDigits / RewireConfig::kThreads;
@@ -131,13 +132,14 @@ __global__ void __launch_bounds__(RewireConfig::kThreads)
   }
 }
 
-__global__ void __launch_bounds__(RewireConfig::kThreads) count_at_cut_kernel(RewireTables tables) {
+__global__ void __launch_bounds__(RewireConfig::kThreads)
+    count_at_threshold_kernel(RewireTables tables) {
   DSR_SHARED(Word, warp_counts, [RewireConfig::kWarps]);
   const Chunk chunk = chunk_of(tables.entry_chunks, tables.layers);
   const LayerView layer = tables.views[chunk.layer];
-  const Word cut = tables.selections[tables.scope_of(chunk.layer)].bits;
-  const Word counts =
-      count_span(layer, tables.findings[chunk.layer].keeper, cut, warp_span(chunk, layer.nnz));
+  const Word threshold = tables.selections[tables.scope_of(chunk.layer)].bits;
+  const Word counts = count_span(layer, tables.findings[chunk.layer].largest_entry, threshold,
+                                 warp_span(chunk, layer.nnz));
   if (threadIdx.x % 32 == 0) warp_counts[threadIdx.x / 32] = counts;
   __syncthreads();
   if (threadIdx.x == 0) {

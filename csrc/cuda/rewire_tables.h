@@ -29,7 +29,7 @@ using Word = unsigned long long;  // the 64-bit type of CUDA's atomics
 struct LayerView {
   const int32_t* crow;  // [rows + 1]
   const int32_t* col;   // [nnz]
-  const void* values;   // [nnz] of double or float
+  const void* scores;   // [nnz] of double or float
   int64_t rows, row_length, nnz;
   int64_t first_entry;  // where its entries begin among those of all layers
   bool is_double;
@@ -39,19 +39,20 @@ struct LayerView {
 struct LayerFindings {
   static constexpr uint32_t kNone = ~0u;
 
-  Word largest = 0;         // the largest magnitude's bits
-  Word less = 0;            // how many prunable entries are below the cut
-  Word equal = 0;           // how many are at it
-  uint32_t keeper = kNone;  // the first entry of the largest magnitude
-  uint32_t bad = kNone;     // the first NaN or infinite entry
-  uint32_t broken = 0;      // crow does not rise from 0 to nnz
-  uint32_t misranked = 0;   // given ranks do not ascend among the free positions
-  uint32_t unplaced = 0;  // columns do not ascend, or weights have changed since they were counted
+  Word largest = 0;                // the largest magnitude's bits
+  Word less = 0;                   // how many prunable entries are below the threshold
+  Word equal = 0;                  // how many are at it
+  uint32_t largest_entry = kNone;  // the first entry of the largest magnitude
+  uint32_t bad = kNone;            // the first NaN or infinite entry
+  uint32_t broken = 0;             // crow does not rise from 0 to nnz
+  uint32_t misranked = 0;          // given ranks do not ascend among the free positions
+  uint32_t unplaced = 0;  // columns do not ascend, or scores have changed since they were counted
 };
 
-// A cut, and while it is being found: its higher digits, and its rank among those who share them.
+// A threshold. While it is being found: its higher digits, and its rank among the entries that
+// share them.
 struct Selection {
-  static constexpr Word kNoRank = ~Word{0};  // the cut is known: there is nothing to find
+  static constexpr Word kNoRank = ~Word{0};  // the threshold is known: there is nothing to find
 
   Word bits = 0;
   Word rank = kNoRank;
@@ -59,7 +60,7 @@ struct Selection {
 
 struct RewireTables {
   int layers;
-  int scopes = 1;           // cuts: one for all layers together, or one for each
+  int scopes = 1;           // thresholds: one for all layers together, or one for each
   Selection* selections;    // [scopes], with `findings` all that comes back to the host
   LayerFindings* findings;  // [layers]
   LayerView* views;         // [layers]
@@ -80,9 +81,10 @@ struct RewireTables {
     return reinterpret_cast<uintptr_t>(views) - reinterpret_cast<uintptr_t>(selections);
   }
 
-  Word* histograms;    // [scopes][kDigits] all zero between passes
-  Word* chunk_counts;  // [chunks of entries] (at the cut, below it) in its halves: of the chunk,
-                       // then of the chunks before it in its layer
+  Word* histograms;  // [scopes][kDigits] all zero between passes
+  // [chunks of entries] Counts (at the threshold, below it) in the halves of a word: first of the
+  // chunk, then of the chunks before it in its layer.
+  Word* chunk_counts;
 
   void carve_scratch(Carver& carver, int64_t chunks) {
     histograms = carver.take<Word>(most_scopes() * RewireConfig::kDigits);
@@ -90,11 +92,11 @@ struct RewireTables {
   }
 };
 
-// Where a layer's entries go.
+// Where a layer's entries are moved to.
 struct LayerMove {
   const int64_t* ranks;  // [grown] which of the free positions grow; null: the first points of
   Feistel growth;        // this permutation of them
-  int64_t kept_ties;     // entries at the cut that stay: the first ones
+  int64_t kept_ties;     // entries at the threshold that stay: the first ones
   int64_t kept, grown;
   int64_t first_rank;  // where its ranks begin among those of all layers
   int32_t* crow;       // [rows + 1]; null: the layer stays as it is

@@ -7,7 +7,8 @@
         optimizer.zero_grad()
         rewirer.step()  # counts the iteration, rewires when one is due
 
-A method is a policy in a file of its own on top of one engine (`engine.py`):
+A method is a policy in a file of its own in `methods/`, on one engine (`rewirer.py`). What each of
+them prunes, and where as many weights grow:
 
     DSR     dsr.py     smallest of all layers; random, where weights survive   Mostafa & Wang 2019
     Static  static.py  nothing
@@ -28,7 +29,7 @@ from dsr_kernels.rewiring.methods.static import Static
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
 from dsr_kernels.rewiring.rewirer import Rewirer
 
-METHODS = {
+METHODS: dict[str, type[Rewirer]] = {  # by their names in recipes
     "dsr": DSR,
     "static": Static,
     "set": SET,

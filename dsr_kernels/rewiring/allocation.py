@@ -1,24 +1,29 @@
-"""How many of the non-zeros that a rewire took from the layers each of them gets back."""
+"""How many non-zeros grow in each layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
 
+from dsr_kernels.distribution import share_out
+
 # What a layer's share of the growth is in proportion to. A layer has N positions, M non-zeros
-# before the rewire, K pruned by it, R = M - K survivors.
-#   R     the paper's choice, to a power: R**p (p = 1 in the paper)
-#   M, N  without regard to what was pruned, to size alone
-#   K     each layer gets back what it lost, so the layers never trade
-#   anti  1 / R: against the paper's preference for layers whose weights survive
+# before the rewire, K pruned ones and R = M - K survivors.
+#   R     the paper's choice; more generally R**p (p = 1 in the paper)
+#   M, N  size alone, whatever was pruned
+#   K     each layer grows what it lost, so layers never trade non-zeros
+#   anti  1 / R, against the paper's preference for layers whose weights survive
 ALLOCATIONS = ("R", "M", "N", "K", "anti")
-MAX_POWER = 8  # of R: beyond it numbers overflow, and the largest layer takes all anyway
+MAX_POWER = 8  # of R. Beyond it numbers overflow, and the largest layer gets all anyway.
 
 
 def growth_weights(
     allocation: str, power: float, nnz: Sequence[int], pruned: Sequence[int], sizes: Sequence[int]
 ) -> list[Fraction]:
-    """What each layer's growth is in proportion to; 0 for a layer without survivors."""
+    """What each layer's growth is in proportion to: 0 for a layer without survivors.
+
+    nnz, pruned, sizes: M, K and N of each layer.
+    """
     survivors = [m - k for m, k in zip(nnz, pruned, strict=True)]
     values: dict[str, Sequence] = {
         "R": [_power(r, power) for r in survivors],
@@ -40,9 +45,9 @@ def _power(base: int, power: float) -> Fraction:
 def share_growth(
     total: int, weights: Sequence[Fraction], survivors: Sequence[int], capacities: Sequence[int]
 ) -> list[int]:
-    """`total` in proportion to `weights` and within `capacities`, in whole numbers.
+    """Shares out `total` in proportion to `weights`, within `capacities`, in whole numbers.
 
-    What the layers of positive weight cannot hold goes to the others in proportion to `survivors`.
+    What the layers of positive weight cannot hold is shared in proportion to `survivors`.
     """
     shares = share_out(total, weights, capacities)
     left = total - sum(shares)
@@ -53,61 +58,29 @@ def share_growth(
     return shares
 
 
-def share_out(
-    total: int, weights: Sequence[int | Fraction], capacities: Sequence[int]
-) -> list[int]:
-    """`total` in proportion to `weights`, within `capacities`, in whole numbers that add up.
-
-    Whoever's part would reach its capacity gets just that, and the rest is shared by the same rule
-    among the others. Parts are rounded down; the units left go to the largest remainders, of equal
-    ones to the first. Less than `total` where capacities are too small.
-    """
-    shares = [0] * len(weights)
-    rest = [i for i, weight in enumerate(weights) if weight > 0]
-    while rest:
-        mass = sum(weights[i] for i in rest)
-        full = [i for i in rest if total * weights[i] >= capacities[i] * mass]
-        if not full:
-            break
-        for i in full:
-            shares[i] = capacities[i]
-            total -= capacities[i]
-        rest = [i for i in rest if i not in set(full)]
-    if not rest:
-        return shares
-    remainders = {}
-    for i in rest:
-        part = Fraction(total * weights[i], mass)
-        shares[i] = int(part)
-        remainders[i] = part - shares[i]
-    left = total - sum(shares[i] for i in rest)
-    for i in sorted(rest, key=lambda i: (-remainders[i], i))[:left]:
-        shares[i] += 1
-    return shares
-
-
 def share_in_blocks(
     total: int,
-    weights: Sequence[int | Fraction],
+    weights: Sequence[Fraction],
     survivors: Sequence[int],
     capacities: Sequence[int],
     blocks: Sequence[int],
 ) -> list[int]:
-    """As `share_growth`, all in weights, where layer l grows in blocks of blocks[l] weights.
+    """As `share_growth`, where layer l grows in blocks of blocks[l] weights. All numbers but
+    `blocks` count weights, and the shares are whole blocks.
 
-    Shares are rounded down to whole blocks; what is left then goes, block by block, to the layers
-    that rounding took most from. Less than `total` is shared only where no more whole blocks fit:
-    by less than the smallest block that there is room for.
+    Shares are rounded down to whole blocks. What is left is then shared, block by block, in the
+    order of what rounding took from the layers. Less than `total` is shared where no more whole
+    blocks fit; then the rest is smaller than the smallest block for which there is capacity.
     """
     shares = share_growth(total, weights, survivors, capacities)
     lost = [share % block for share, block in zip(shares, blocks, strict=True)]
     shares = [share - loss for share, loss in zip(shares, lost, strict=True)]
     left = total - sum(shares)
     order = sorted(range(len(shares)), key=lambda i: (-Fraction(lost[i], blocks[i]), i))
-    for first in (True, False):  # a block for each whose share was cut, then whatever still fits
+    for first in (True, False):  # one block for each rounded share, then whatever still fits
         for i in order:
-            room = (capacities[i] - shares[i]) // blocks[i] if survivors[i] else 0
-            count = min(room, left // blocks[i], int(lost[i] > 0) if first else left)
+            capacity = (capacities[i] - shares[i]) // blocks[i] if survivors[i] else 0
+            count = min(capacity, left // blocks[i], int(lost[i] > 0) if first else left)
             shares[i] += count * blocks[i]
             left -= count * blocks[i]
     return shares

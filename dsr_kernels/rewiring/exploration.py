@@ -1,4 +1,4 @@
-"""How much of the space of positions a rewiring method has tried."""
+"""How many of all positions a rewiring method has tried."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ class Exploration:
     """The positions of each sparse layer that have ever been active: one bit each.
 
     `rate` is R_s of In-Time Over-Parameterization (Liu et al., ICML 2021): the share of all
-    positions of the sparse layers that were in the pattern at some time. Whether a position has
-    been seen is one bit of information, so numel / 8 bytes a layer are the least that can be kept
-    (a 90 % sparse layer's values and indices take 0.8 bytes for each position).
+    positions of the sparse layers that have been in a pattern. A layer takes numel / 8 bytes; the
+    values and indices of a 90 % sparse layer take 0.8 bytes for each position.
 
     Args:
-        model: holds the sparse modules; their present patterns are the first to count.
+        model: holds the sparse modules. Their present patterns count.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -27,26 +26,28 @@ class Exploration:
                         device=layer.weight_values.device)
             for layer in self._layers
         ]  # fmt: skip
-        self._counted: list[Tensor | None] = [None] * len(self._layers)  # the last patterns
+        self._counted: list[Tensor | None] = [None] * len(self._layers)  # col_indices
         self._active = 0
         self.update()
 
     @property
     def rate(self) -> float:
+        """The share of all positions that have been active, in (0, 1]."""
         return self._active / sum(layer.module.numel for layer in self._layers)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Counts the present patterns, in O(non-zeros) of the layers that have changed since the
-        last call. Call it after each iteration that may have rewired: what comes and goes between
-        two calls is not seen.
+        """Counts the present patterns. Call it after each iteration that may have rewired: a
+        position that is active only between two calls is not counted.
+
+        Takes O(non-zeros) of the layers that have changed since the last call.
         """
         for index, (layer, bitmap) in enumerate(zip(self._layers, self._bitmaps, strict=True)):
             if self._counted[index] is layer.module.col_indices:
                 continue
             self._counted[index] = layer.module.col_indices
             positions = layer.module.topology.linear_positions()
-            # The positions of a byte are neighbours, and distinct: their bits add up to its mask.
+            # Positions of one byte are neighbours and distinct, so their bits add up to its mask.
             byte, group = (positions >> 3).unique_consecutive(return_inverse=True)
             bits = torch.ones_like(positions) << (positions & 7)
             masks = torch.zeros_like(byte).index_add_(0, group, bits).to(torch.uint8)
@@ -60,7 +61,7 @@ class Exploration:
         return {layer.name: bitmap.cpu().clone() for layer, bitmap in pairs}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continues where `state_dict` was taken; ValueError for bitmaps of other layers."""
+        """Continues where `state_dict` was taken. Raises ValueError for bitmaps of other layers."""
         expected = {
             layer.name: bitmap.shape
             for layer, bitmap in zip(self._layers, self._bitmaps, strict=True)

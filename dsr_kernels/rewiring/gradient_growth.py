@@ -1,12 +1,13 @@
 """Growth where the loss gradient is largest, without a dense gradient.
 
-In the backward pass of an iteration that a rewire follows, each layer's input and output gradient
-pass by. From them the dense weight's gradient is computed for a block of rows at a time, and the
-best free positions so far are kept.
+The backward pass before a rewire shows each layer's input and output gradient. From them the dense
+weight's gradient is computed for a block of rows at a time, and the best free positions so far are
+kept.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections import Counter
@@ -20,24 +21,24 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.distribution import share_out
 from dsr_kernels.ops import watch
-from dsr_kernels.rewiring.allocation import share_out
 from dsr_kernels.rewiring.layers import Pattern, SparseLayer
 
-ROW_BLOCK = 2**18  # weights whose gradient exists at a time, at least a row: 1 MiB of float32
+ROW_BLOCK = 2**18  # weights (at least a row) whose gradient exists at a time: 1 MiB of float32
 
 
 class Share(NamedTuple):
-    """What a layer is to lose and to gain in the coming rewire."""
+    """How many entries a layer will lose and gain in the coming rewire."""
 
     pruned: int
     grown: int
 
 
 class Candidates(NamedTuple):
-    """The free positions of largest gradient, ascending, and these gradients' magnitudes."""
+    """Free positions of the largest gradients, and these gradients' magnitudes."""
 
-    positions: Tensor  # [count] int64
+    positions: Tensor  # [count] int64, ascending
     scores: Tensor  # [count]
 
 
@@ -48,22 +49,22 @@ Use = tuple  # of a weight in a backward pass: x [N, C, H, W], grad [N, O, P, Q]
 class _Seen:
     """What a backward pass has shown of one weight."""
 
-    backward: int  # numbers the pass
-    pattern: Pattern  # a copy: that of which the candidates are
-    uses: list[Use] | None  # kept until the rewire where there may be more; None: see `candidates`
-    candidates: Candidates | None = None  # None: its gradient is not finite, or not wholly known
+    backward: int  # the number of the pass
+    pattern: Pattern  # a copy of the one whose free positions the candidates are
+    uses: list[Use] | None  # kept until the rewire where more may follow; None: see `candidates`
+    candidates: Candidates | None = None  # None: the gradient is not finite or not fully known
 
 
 class GradientWatch:
     """Finds candidates for growth in one backward pass.
 
-    A weight that the forward pass has used once needs nothing to be kept: when its gradient comes
-    by, the best positions are found. Of one used several times (a shared Parameter, a module in two
-    places) inputs and gradients are kept until the rewire, for their sum decides. Where that use
-    was not seen beforehand, the layer sits out.
+    Where the forward pass has used a weight once, the best positions are found as soon as its
+    gradient is known, and nothing is kept. Where it has used a weight several times (a shared
+    Parameter, a module in two places), inputs and gradients are kept until the rewire, for their
+    sum decides. A layer with a use that the forward pass did not show is left alone.
 
     Args:
-        decide: a method, called once in that pass; gives the layers' shares by their index.
+        decide: a bound method, called once in that pass: the layers' shares by their index.
     """
 
     def __init__(self, decide: Callable[[], dict[int, Share]]) -> None:
@@ -83,7 +84,7 @@ class GradientWatch:
         self.forget()
 
     def forget(self) -> None:
-        """After a rewire: what has been seen is of patterns that are no more."""
+        """Forgets all gradients, after a rewire: the patterns they belong to are gone."""
         self._shares, self._seen = {}, {}
         self._uses.clear()
 
@@ -97,34 +98,35 @@ class GradientWatch:
         layer = self._layer_of(values)
         if layer is None:
             return
-        if not self._shares:
-            self._shares = self._decide()()
+        decide = self._decide()
+        if not self._shares and decide is not None:
+            self._shares = decide()
         if layer.index not in self._shares:
-            return  # frozen since
+            return  # it was frozen since
         index, backward, use = layer.index, _backward_pass(), (x, grad, *shape)
         seen = self._seen.get(index)
         if seen is not None and seen.backward == backward:
             if seen.uses is None:
-                seen.candidates = None  # the first use's gradient is gone
+                seen.candidates = None  # the first use's gradient was not kept
             else:
                 seen.uses.append(use)
             return
         several = self._uses.pop(index, 1) > 1
-        pattern = tuple(part.clone() for part in layer.pattern)
+        pattern = layer.pattern[0].clone(), layer.pattern[1].clone()
         seen = self._seen[index] = _Seen(backward, pattern, [use] if several else None)
         if not several:
             seen.candidates = largest_gradients(layer, self._shares[index].grown, [use])
 
     def balanced(self, layers: list[SparseLayer]) -> tuple[list[int], list[int]]:
-        """(pruned, grown) of each layer: its share where its gradient is known, else nothing.
+        """(pruned, grown) of each layer: its share where its gradient is known, else (0, 0).
 
         Raises RuntimeError where no layer's gradient has been seen.
         """
         if layers and not self._seen:
             raise RuntimeError(
                 "rewire: gradient growth found no gradient: expected a backward pass, in eager "
-                "mode, in the iteration that the schedule lets a rewire follow (call `step` once "
-                "for each iteration, and do not compile the sparse layers' backward)"
+                "mode, in the iteration before the rewire (call `step` once for each iteration, "
+                "and do not compile the sparse layers' backward)"
             )
         nothing = Share(0, 0)
         shares = [
@@ -132,17 +134,21 @@ class GradientWatch:
             for layer in layers
         ]
         pruned, grown = ([share[i] for share in shares] for i in (0, 1))
-        total = min(sum(pruned), sum(grown))  # they differ where layers sit out
+        total = min(sum(pruned), sum(grown))  # they differ where layers are left out
         return share_out(total, pruned, pruned), share_out(total, grown, grown)
 
     def ranks(self, layers: list[SparseLayer], grown: list[int]) -> list[Tensor | None]:
-        """Of each layer's free positions the `grown` best ones, as ranks among them, ascending."""
+        """Of each layer [grown] int64, ascending: which of its free positions have the largest
+        gradients. None where nothing grows.
+        """
         ranks: list[Tensor | None] = []
         for layer, count in zip(layers, grown, strict=True):
             if not count:
                 ranks.append(None)
                 continue
-            positions = best(self._candidates(layer), count).positions
+            candidates = self._candidates(layer)
+            assert candidates is not None, "`balanced` lets no other layer grow"
+            positions = best(candidates, count).positions
             entries = layer.module.topology.linear_positions()
             ranks.append(positions - torch.searchsorted(entries, positions))
         return ranks
@@ -153,14 +159,14 @@ class GradientWatch:
         if seen is None:
             return None
         if not all(map(torch.equal, seen.pattern, layer.pattern)):
-            return None  # a checkpoint was loaded since, say
+            return None  # the pattern has changed since: a checkpoint was loaded, say
         if seen.uses is not None:
             count = self._shares[layer.index].grown
             seen.candidates, seen.uses = largest_gradients(layer, count, seen.uses), None
         return seen.candidates
 
     def _layer_of(self, values: Tensor) -> SparseLayer | None:
-        """By where the values are now: a model may be loaded or moved at any time."""
+        """Found by the present address of the values: a model may be loaded or moved anytime."""
         if values.numel() == 0:
             return None
         address = values.data_ptr()
@@ -168,15 +174,13 @@ class GradientWatch:
 
 
 def _backward_pass() -> int:
-    """The number of the backward pass that is running, -1: none is."""
+    """The number of the running backward pass; -1: none is running."""
     return torch._C._current_graph_task_id()
 
 
 def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Candidates | None:
-    """The `count` free positions of largest |gradient|, summed over the weight's uses; of equal
-    ones the first.
-
-    None where a gradient is not finite.
+    """The `count` free positions of largest |gradient|, summed over the weight's uses. Of equal
+    gradients the first are taken. None where a gradient is not finite.
     """
     module = layer.module
     row_length, device = module.row_length, module.col_indices.device
@@ -184,11 +188,11 @@ def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Ca
     found = Candidates(
         torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
     )
-    least = -1.0  # what a candidate must exceed
+    least: float | Tensor = -1.0  # what a candidate must exceed
     groups = math.lcm(*(groups for *_, groups in uses))
     for first, last in row_blocks(module.weight_shape[0], row_length, groups):
-        gradient = sum(grad_weight_rows(x, grad, first, last, *shape) for x, grad, *shape in uses)
-        scores = gradient.abs().flatten()
+        gradients = (grad_weight_rows(x, grad, first, last, *shape) for x, grad, *shape in uses)
+        scores = functools.reduce(torch.add, gradients).abs().flatten()
         if not scores.isfinite().all():
             return None
         begin, end = starts[first], starts[last]
@@ -196,7 +200,7 @@ def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Ca
         rows = torch.arange(last - first, device=device).repeat_interleave(
             counts, output_size=end - begin
         )
-        scores[rows * row_length + module.col_indices[begin:end]] = -1.0  # no candidates: active
+        scores[rows * row_length + module.col_indices[begin:end]] = -1.0  # active positions
         better = (scores > least).nonzero().flatten()
         block = first * row_length + better, scores[better]
         found = best(Candidates(*map(torch.cat, zip(found, block, strict=True))), count)
@@ -206,7 +210,7 @@ def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Ca
 
 
 def row_blocks(rows: int, row_length: int, groups: int) -> list[tuple[int, int]]:
-    """[first, last) rows of blocks of about ROW_BLOCK weights, each within one group."""
+    """[first, last) rows of blocks of about ROW_BLOCK weights; each block is in one group."""
     size = max(1, ROW_BLOCK // row_length)
     group = rows // groups
     return [
@@ -227,10 +231,10 @@ def grad_weight_rows(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    """[last - first, C // groups, KH, KW] float: the dense weight's gradient at these rows, which
-    belong to one group.
+    """[last - first, C // groups, KH, KW], float32 (of float64: float64): the dense weight's
+    gradient at these rows, which belong to one group.
     """
-    with torch.autocast(x.device.type, enabled=False):  # it may be on around the backward pass
+    with torch.autocast(x.device.type, enabled=False):  # the backward pass may be under autocast
         return _grad_weight_rows(
             x, grad, first, last, weight_shape, stride, padding, dilation, groups
         )
@@ -259,13 +263,13 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def best(candidates: Candidates, count: int) -> Candidates:
-    """The `count` largest scores, of equal ones the first; positions stay in ascending order."""
+    """The `count` largest scores, of equal ones the first. Positions stay ascending."""
     positions, scores = candidates
     count = min(count, scores.numel())
     if not count:
         return Candidates(positions[:0], scores[:0])
-    cut = scores.topk(count, sorted=True).values[-1]
-    above, equal = scores > cut, scores == cut
+    threshold = scores.topk(count, sorted=True).values[-1]
+    above, equal = scores > threshold, scores == threshold
     equal &= equal.cumsum(0) <= count - above.sum()
     chosen = above | equal
     return Candidates(positions[chosen], scores[chosen])

@@ -1,4 +1,4 @@
-"""What belongs to one sparse weight and has to follow when its pattern changes."""
+"""One sparse weight with all that must move when its pattern changes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Pattern = tuple[Tensor, Tensor]  # crow_indices [O + 1], col_indices [nnz]
 # State that is one number for all entries, though it looks like an entry's where there is only one:
 # the column factor of torch's Adafactor and of transformers'.
 ONE_FOR_ALL = ("col_var", "exp_avg_sq_col")
+Slot = tuple[dict[str, Any], str]  # where a tensor is held: the dict, and its key there
 
 
 @dataclass
@@ -24,11 +25,11 @@ class SparseLayer:
     """One weight: the module that holds it, others that share its Parameter, and its averages."""
 
     name: str
-    index: int  # in the model's order: numbers the random stream
+    index: int  # in the model's order; it selects the random stream
     module: SparseModule
     sharers: list[tuple[str, SparseModule]] = field(default_factory=list)
     followers: list[tuple[str, SparseModule]] = field(default_factory=list)
-    block: int = 1  # weights that come and go together: a kernel's k x k, or each on its own
+    block: int = 1  # weights pruned and grown together: a kernel's k x k, or 1
 
     @property
     def weight_values(self) -> nn.Parameter:
@@ -40,14 +41,14 @@ class SparseLayer:
 
     @property
     def pattern_of_blocks(self) -> Pattern:
-        """The pattern with a block for an entry: of a whole-kernel layer, [O + 1] and [kernels]."""
+        """The pattern of blocks: crow_indices [O + 1], col_indices [blocks]."""
         crow, col = self.pattern
         if self.block == 1:
             return crow, col
         return crow // self.block, col[:: self.block] // self.block
 
     def magnitudes(self) -> Tensor:
-        """What an entry is judged by: its value, of a block the mean of |w|."""
+        """The scores of entries, [nnz]: the weights. Of blocks, [blocks]: the means of |w|."""
         values = self.weight_values.detach().flatten()
         return values if self.block == 1 else values.abs().view(-1, self.block).mean(1)
 
@@ -175,13 +176,11 @@ def match_followers(layers: list[SparseLayer], model: nn.Module) -> list[SparseL
     return [copies[name] for name in wanted]
 
 
-def optimizer_state(
-    optimizer: torch.optim.Optimizer | None, layer: SparseLayer
-) -> Iterator[tuple[dict[str, Any], str]]:
-    """The per-entry state tensors of a layer, as (dict that holds it, key).
+def optimizer_state(optimizer: torch.optim.Optimizer | None, layer: SparseLayer) -> Iterator[Slot]:
+    """Where the optimizer holds the layer's per-entry state tensors.
 
-    Scalars such as Adam's `step` belong to no entry and are passed over. Raises ValueError for a
-    state tensor that is neither, or for tensors in a list: they would silently go stale.
+    Scalars such as Adam's `step` belong to no entry and are left out. Raises ValueError for a state
+    tensor that is neither and for tensors in a list: they would silently become wrong.
     """
     if optimizer is None:
         return
@@ -218,7 +217,7 @@ def optimizer_state(
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether a container has tensors of entries somewhere inside."""
+    """Whether a container has per-entry tensors somewhere inside."""
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, list | tuple | set | deque):

@@ -1,31 +1,32 @@
-"""One layer's change of pattern: everything that moves, with what is needed to take it back."""
+"""One layer's change of pattern: all tensors that move, and how to undo it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dsr_kernels.rewiring.layers import SparseLayer, optimizer_state
+from dsr_kernels.rewiring.layers import Slot, SparseLayer, optimizer_state
 
 
 class Move:
-    """A layer's new pattern, values, averages and optimizer state, to be filled by the engine.
+    """A layer's new pattern, values, averages and optimizer state. The engine fills them.
 
     Args:
-        after: how many blocks (of a layer that is not one of whole kernels: entries) it will have.
-        entry_state: more tensors with a number per entry, as (dict that holds it, key).
+        after: how many blocks (where the block is 1: entries) the layer will have.
+        entry_state: where more tensors [nnz, ...] to move are held.
     """
 
-    NOTHING: ClassVar[tuple] = (0, 0, [], 0)  # the output of a layer that stays as it is
+    NOTHING: ClassVar[tuple] = (0, 0, [], 0)  # the output for a layer that stays as it is
 
     def __init__(
         self,
         layer: SparseLayer,
         after: int,
         optimizer: torch.optim.Optimizer | None,
-        entry_state: list[tuple[dict[str, Any], str]] = (),
+        entry_state: Sequence[Slot] = (),
     ) -> None:
         def successor(tensor: Tensor, size: int = after * layer.block) -> Tensor:
             return tensor.new_empty(size, *tensor.shape[1:])
@@ -49,11 +50,11 @@ class Move:
         ]
 
     def output(self, ranks: Tensor | None) -> tuple:
-        """The addresses the native engine writes to: crow, col, [(from, to, item size), ...], and
-        where it reads which free positions grow.
+        """The addresses for the native plan: it writes crow and col, moves each array of
+        [(from, to, bytes per entry), ...], and reads the ranks of what grows (0: random ones).
         """
         pairs = zip(self.old_values, self.new_values, strict=True)
-        arrays = list({id(new): (old, new) for old, new in pairs}.values())  # shared ones once
+        arrays = list({id(new): (old, new) for old, new in pairs}.values())  # each once
         arrays += [(old, new) for _, _, old, new in self.state]
         crow, col = self.new_blocks
         size = self.layer.block
@@ -65,6 +66,7 @@ class Move:
         )
 
     def make(self) -> None:
+        """Puts the new tensors in place of the old ones."""
         self._replace(self._new_pattern(), self.new_values)
         for state, key, _, new in self.state:
             state[key] = new
@@ -78,6 +80,7 @@ class Move:
         return crow * size, (col[:, None] * size + steps).flatten()
 
     def undo(self) -> None:
+        """Puts the old tensors back, also after half of a `make`."""
         self._replace(self.old_pattern, self.old_values)
         for state, key, old, _ in self.state:
             state[key] = old
@@ -86,14 +89,14 @@ class Move:
     def _replace(self, pattern: tuple[Tensor, Tensor], values: list[Tensor]) -> None:
         crow, col = pattern
         for i, (module, v) in enumerate(zip(self.modules, values, strict=True)):
-            # copies: a later in-place change of one module's buffers must not reach another's
+            # Copies: a later in-place change of one module's buffers must not change another's.
             module.replace_topology(
                 crow.clone() if i else crow, col.clone() if i else col, v, validate=False
             )
 
 
 def commit(moves: list[Move]) -> None:
-    """Makes all moves or, if one fails, none."""
+    """Makes all moves. If one fails, undoes all and raises what it raised."""
     made: list[Move] = []
     try:
         for move in moves:

@@ -1,11 +1,11 @@
-"""The readable meaning of one rewire: documentation and test oracle of the native engine. Slow."""
+"""What one rewire means, in slow and readable Python: documentation and test oracle."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dsr_kernels.rewiring.allocation import share_out
+from dsr_kernels.distribution import share_out
 
 
 @dataclass
@@ -27,45 +27,45 @@ def rewire(
     counts: Sequence[int] | None = None,
     grown: Sequence[int] | None = None,
 ) -> list[Layer]:
-    """One rewire, by `threshold` (prune |w| below it), by `count` (prune that many smallest) or by
-    `counts` (prune that many smallest in each layer).
+    """One rewire. Exactly one of `threshold`, `count` and `counts` says what is pruned: all |w|
+    below the threshold, the `count` smallest of all layers, or the counts[l] smallest of layer l.
 
     grown: how many grow in each layer. None: as many as are pruned, shared out in proportion to
-    the survivors; not for `counts`.
-
-    `ranks(layer, free, grown)` chooses `grown` distinct numbers below `free`: which of the layer's
-    free positions, in ascending order, become non-zero.
+    the survivors; not with `counts`.
+    ranks: `ranks(layer, free, grown)` chooses `grown` distinct numbers below `free`: which of the
+    layer's free positions, in ascending order, grow.
     """
-    # Smallest first; of equal magnitudes the later layer goes first, in a layer the later position.
-    # The last of each layer is its keeper: it never goes, so no layer is ever emptied.
-    keepers = [max(layer.entries, key=_strength(layer), default=None) for layer in layers]
+    # Smallest first. Of equal magnitudes the later layer is first, in a layer the later position.
+    # The largest entry of each layer is never pruned, so no layer is ever emptied.
+    largest = [max(layer.entries, key=_strength(layer), default=None) for layer in layers]
     order = sorted(
         (abs(entry[0]), -index, -position)
         for index, layer in enumerate(layers)
         for position, entry in layer.entries.items()
-        if position != keepers[index]
+        if position != largest[index]
     )
+    most = count or 0
     if threshold is not None:
-        count = sum(magnitude < threshold for magnitude, _, _ in order)
+        most = sum(magnitude < threshold for magnitude, _, _ in order)
 
-    # What just went may not come back at once, so only positions free before the rewire count.
-    # Where they are few, less is pruned: a weight that cannot be regrown elsewhere stays.
+    # What is pruned does not grow again at once: only positions that were free before can grow.
+    # Where these are few, less is pruned: a weight stays if none can grow in its place.
     capacities = [layer.numel - len(layer.entries) if layer.entries else 0 for layer in layers]
     if grown is None:
-        count = min(count, len(order), sum(capacities))
+        most = min(most, len(order), sum(capacities))
     if counts is not None:
         by_layer = [[entry for entry in order if entry[1] == -i] for i in range(len(layers))]
-        gone = [entry for of, most in zip(by_layer, counts, strict=True) for entry in of[:most]]
+        chosen = [entry for of, n in zip(by_layer, counts, strict=True) for entry in of[:n]]
     else:
-        gone = order[:count]
-    pruned = {(-index, -position) for _, index, position in gone}
+        chosen = order[:most]
+    pruned = {(-index, -position) for _, index, position in chosen}
 
     survivors = [
         {p: entry for p, entry in layer.entries.items() if (index, p) not in pruned}
         for index, layer in enumerate(layers)
     ]
     if grown is None:
-        grown = share_out(count, [len(s) for s in survivors], capacities)
+        grown = share_out(most, [len(s) for s in survivors], capacities)
 
     after = []
     for index, (layer, kept, new_ones) in enumerate(zip(layers, survivors, grown, strict=True)):

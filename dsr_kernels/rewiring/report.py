@@ -18,12 +18,14 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class RewireReport:
-    """One rewire; where the total number of non-zeros is conserved, `pruned == grown`: always, but
-    with GMP, which grows nothing, and for a remainder with whole kernels of several sizes.
+    """One rewire. All numbers count weights.
 
-    step: iterations done so far.
-    threshold: the magnitude used (adaptive: all below it was pruned; exact: the largest pruned).
-    next_threshold: the magnitude the next rewire will use.
+    `pruned == grown`, with two exceptions: GMP grows nothing, and DSR with kernels of several sizes
+    carries a remainder over.
+
+    step: finished iterations.
+    threshold: the magnitude used. Adaptive: all below it was pruned; exact: the largest pruned.
+    next_threshold: the magnitude that the next rewire will use.
     seconds: wall time.
     """
 

@@ -1,4 +1,4 @@
-"""The engine below every rewiring method: which tensors move, when, and all of them or none."""
+"""The engine below every rewiring method: when to rewire, and how to move all tensors or none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.rewiring.layers import (
+    Slot,
     SparseLayer,
     check_optimizer,
     check_same_pattern,
@@ -18,24 +19,27 @@ from dsr_kernels.rewiring.layers import (
     match_followers,
 )
 from dsr_kernels.rewiring.move import Move, commit
-from dsr_kernels.rewiring.plan import open_plan
+from dsr_kernels.rewiring.plan import RewirePlan, open_plan
+from dsr_kernels.rewiring.recipe_keys import FromRecipe
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
 from dsr_kernels.rewiring.schedule import Schedule, as_int
 
-STATE_VERSION = 2
-Ranks = list[Tensor | None]  # of each layer: [grown] int64, which of its free positions; None: any
+STATE_VERSION = 3
+State = dict[str, Any]  # of a rewirer, as in a checkpoint
+# Of each layer [grown] int64, ascending: which of its free positions grow; None: random ones.
+Ranks = list[Tensor | None]
 
 
-class Rewirer:
-    """Base of the methods, which say what goes (`_prune`) and what comes back (`_grow`).
+class Rewirer(FromRecipe):
+    """Base of the methods. A method decides what is pruned (`_prune`) and what grows (`_grow`).
 
     Args:
         model: holds the sparse modules.
         optimizer: holds their values; its state moves with the survivors.
-        every: rewire after every so many iterations (default 100).
+        every: iterations from one rewire to the next (default 100).
         schedule: instead of `every`, [(start_iteration, every), ...].
-        stop: iterations from this one on are not followed by a rewire.
-        seed: of the grown positions; with the same seed the same weights are rewired in the same
+        stop: no rewire follows an iteration from this one on (0-based).
+        seed: of the grown positions. With the same seed the same weights are rewired in the same
             way, bit for bit, on any number of threads and on any device.
 
     A rewire that raises has changed nothing.
@@ -80,21 +84,19 @@ class Rewirer:
         return report
 
     def take_report(self) -> RewireReport | None:
-        """What has been rewired and not been reported yet, for the end of training; None where
-        `step` has returned all of it.
-        """
+        """What `step` has not reported yet, for the end of training; None: it has reported all."""
         return None
 
     def due(self, iteration: int) -> bool:
-        """Whether a rewire follows the iteration that is the so-many-th to finish."""
+        """Whether to rewire after this many iterations."""
         return self.schedule.due(iteration)
 
     def rewire(self) -> RewireReport:
         """Rewires now.
 
-        Raises ValueError naming the layer for NaN or infinite weights and for anything that cannot
-        be moved (foreign optimizer state, tensors on several devices, averages with another
-        pattern); NotImplementedError on a GPU, where this build has no CUDA kernels.
+        Raises ValueError, naming the layer, for NaN or infinite weights and for tensors that cannot
+        be moved: optimizer state of another shape, tensors on several devices, averages with
+        another pattern. Raises NotImplementedError on a GPU where this build has no CUDA kernels.
         """
         start = time.perf_counter()
         layers = self._live_layers()
@@ -102,7 +104,7 @@ class Rewirer:
             check_optimizer(self._optimizer, layers)  # layers may have been thawed since
         for layer in layers:
             layer.check(self._optimizer)
-        plan = open_plan(layers, self._judged(layers))
+        plan = open_plan(layers, self._scores(layers))
         threshold, next_threshold = self._prune(plan, layers)
         ranks = self._grow(plan, layers) or [None] * len(layers)
         self._check_balance(plan, layers)
@@ -141,9 +143,9 @@ class Rewirer:
         for layer, copy in zip(self._layers, copies, strict=True):
             layer.followers += [(copy.name, copy.module), *copy.sharers]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Numbers, strings and, of some methods, tensors: what a resumed run needs beside model and
-        optimizer.
+    def state_dict(self) -> State:
+        """What a resumed run needs beside model and optimizer: numbers, strings and, of some
+        methods, tensors.
         """
         return {
             "version": STATE_VERSION,
@@ -154,9 +156,9 @@ class Rewirer:
             **self._policy_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken, once model and optimizer have been loaded. The
-        schedule stays the one given at construction.
+    def load_state_dict(self, state: State) -> None:
+        """Continues where `state_dict` was taken. Load model and optimizer first. The schedule
+        stays the one given at construction.
 
         Raises ValueError for a state of another version, method or mode, or with other keys.
         """
@@ -175,56 +177,58 @@ class Rewirer:
 
     # ---- what a method decides ----------------------------------------------------------------
 
-    def _judged(self, layers: list[SparseLayer]) -> list[Tensor]:
-        """Of each layer one number per entry (or block): the smaller its magnitude, the sooner it
-        goes.
+    def _scores(self, layers: list[SparseLayer]) -> list[Tensor]:
+        """Of each layer one finite number per entry or block, float32 or float64 [entries]: those
+        of smallest magnitude are pruned first.
         """
         return [layer.magnitudes() for layer in layers]
 
-    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
-        """Prunes in `plan`; returns the threshold used and the next one. Must not change `self`."""
+    def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
+        """Prunes in `plan`; returns the threshold used and the next one, for the report. Must not
+        change what `state_dict` holds: the rewire may yet fail.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not prune")
 
-    def _grow(self, plan: Any, layers: list[SparseLayer]) -> Ranks | None:
-        """Gives entries back; returns which free positions grow, None for random ones."""
+    def _grow(self, plan: RewirePlan, layers: list[SparseLayer]) -> Ranks | None:
+        """Grows in `plan`; returns which free positions grow, None for random ones."""
         plan.grow_proportionally()
         return None
 
     def _wanted(self, layers: list[SparseLayer]) -> int:
-        """How many non-zeros there must be after a rewire: as many as before."""
+        """How many weights there must be after the rewire: by default, as many as before."""
         return sum(layer.weight_values.numel() for layer in layers)
 
-    def _entry_state(self, layer: SparseLayer) -> list[tuple[dict[str, Any], str]]:
-        """Tensors with a number per entry that move with the survivors: (where held, key)."""
+    def _entry_state(self, layer: SparseLayer) -> list[Slot]:
+        """Where more tensors [nnz, ...] are held that move with the survivors."""
         return []
 
     def _rewired(self, layers: list[SparseLayer]) -> None:
-        """After a rewire has been made."""
+        """Called after a rewire has been made."""
 
     def _iteration_done(self) -> None:
-        """Between iterations, also after a state has been loaded."""
+        """Called between iterations, also after a state has been loaded."""
 
-    def _policy_state(self) -> dict[str, Any]:
+    def _policy_state(self) -> State:
         """The method's part of `state_dict`."""
         return {}
 
-    def _load_policy_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `_policy_state` gave; raises before changing anything."""
+    def _load_policy_state(self, state: State) -> None:
+        """Takes what `_policy_state` gave; raises before it changes anything."""
 
     # ---- details ------------------------------------------------------------------------------
 
     def _live_layers(self) -> list[SparseLayer]:
-        """Frozen layers do not train, so they neither give nor take."""
+        """The layers that train: frozen ones neither lose nor gain entries."""
         return [layer for layer in self._layers if layer.weight_values.requires_grad]
 
     def _check_trains(self) -> None:
-        """Raises ValueError without an optimizer or anything to train; Static needs neither."""
+        """Raises ValueError without an optimizer and for a model of which nothing trains."""
         if self._optimizer is None:
             raise ValueError("optimizer: expected the optimizer of the model's values, got None")
         if self.nnz == 0:
             raise ValueError("model: expected a trainable sparse module, all of them are frozen")
 
-    def _check_balance(self, plan: Any, layers: list[SparseLayer]) -> None:
+    def _check_balance(self, plan: RewirePlan, layers: list[SparseLayer]) -> None:
         after = sum(n * layer.block for n, layer in zip(plan.nnz_after, layers, strict=True))
         wanted = self._wanted(layers)
         if after != wanted:
@@ -234,7 +238,11 @@ class Rewirer:
             )
 
     def _report(
-        self, plan: Any, layers: list[SparseLayer], threshold: float, next_threshold: float
+        self,
+        plan: RewirePlan,
+        layers: list[SparseLayer],
+        threshold: float,
+        next_threshold: float,
     ) -> RewireReport:
         rows = [
             LayerReport(layer.name, layer.weight_values.numel(), *(layer.block * n for n in counts))

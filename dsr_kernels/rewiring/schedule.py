@@ -32,20 +32,18 @@ def as_number(
 ) -> float:
     """`value` as a finite float, or an error that names the argument.
 
-    `ends` are those of the interval from `low` to `high`, as they are written: "[]" has both in it,
-    "()" neither.
+    `ends` are the brackets of the interval from `low` to `high`: "[]" includes both, "()" neither.
     """
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
     except OverflowError:
         number = None
-    fits = (
+    if (
         number is not None
         and math.isfinite(number)
         and (number > low or (ends[0] == "[" and number == low))
         and (number < high or (ends[1] == "]" and number == high))
-    )
-    if fits:
+    ):
         return number
     expected = "a finite number"
     if math.isfinite(low) and math.isfinite(high):
@@ -57,11 +55,11 @@ def as_number(
 
 @dataclass(frozen=True)
 class Schedule:
-    """`every` in force from each `start_iteration` on (0-based), up to `stop`.
+    """Intervals between rewires: each holds from its start iteration (0-based) on, up to `stop`.
 
-    After `n` finished iterations a rewire is due when `n` is a multiple of the interval that was in
-    force during the last of them: with [(0, 100), (1000, 200)] rewires follow iterations 100, 200,
-    ..., 1000, 1200, 1400, ... ; iterations from `stop` on are never followed by one.
+    After `n` finished iterations a rewire is due when `n` is a multiple of the interval that held
+    in the last of them. With [(0, 100), (1000, 200)] that is after 100, 200, ..., 1000, 1200,
+    1400, ... iterations. No rewire is due after more than `stop` iterations.
     """
 
     segments: tuple[tuple[int, int], ...]
@@ -82,7 +80,7 @@ class Schedule:
             )
         if schedule is None:
             interval = DEFAULT_EVERY if every is None else as_int(every, "every", 1)
-            segments = ((0, interval),)
+            segments: tuple[tuple[int, int], ...] = ((0, interval),)
         else:
             segments = cls._checked(schedule)
         return cls(segments, None if stop is None else as_int(stop, "stop", 0))
@@ -107,7 +105,7 @@ class Schedule:
         return segments
 
     def due(self, finished: int) -> bool:
-        """Whether a rewire follows the iteration that was the `finished`-th to finish."""
+        """Whether to rewire after `finished` iterations."""
         if self.stop is not None and finished > self.stop:
             return False
         every = None
@@ -119,9 +117,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Anneal:
-    """A value that goes from `start` to `end` between the iterations `begin` and `begin + length`.
+    """A value that moves from `start` to `end` between the iterations `begin` and `begin + length`.
 
-    With u the share of the way, limited to [0, 1]:
+    With u = (iteration - begin) / length, limited to [0, 1]:
     constant: start; cosine: end + (start - end) (1 + cos(pi u)) / 2 (RigL's drop fraction);
     cubic: end + (start - end) (1 - u)^3 (Zhu & Gupta 2017, eq. 1);
     exponential: start (end / start)^u.
@@ -146,6 +144,7 @@ class Anneal:
         as_int(self.length, "length", 1)
 
     def at(self, iteration: int) -> float:
+        """The value after `iteration` iterations."""
         u = min(max((iteration - self.begin) / self.length, 0.0), 1.0)
         if self.kind == "constant" or u == 0:
             return self.start

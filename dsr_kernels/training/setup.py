@@ -16,6 +16,7 @@ from dsr_kernels.models._layers import lay_out_, weight_shape
 from dsr_kernels.nn import named_sparse_modules
 from dsr_kernels.training.data.sets import DataSet
 from dsr_kernels.training.data.streams import stream
+from dsr_kernels.training.recipe.rewirer import for_method, method_of
 from dsr_kernels.training.recipe.schema import DENSE, Model, Recipe
 
 USUAL_WIDTHS = {"wrn28": 2.0}  # 1 for all others
@@ -41,7 +42,7 @@ def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn
 
 def starting_sparsity(recipe: Recipe) -> float:
     """The sparsity of the sparse layers before the first iteration."""
-    return recipe.rewiring.initial_sparsity if recipe.method == "gmp" else recipe.model.sparsity
+    return method_of(recipe).starting_sparsity(for_method(recipe))
 
 
 def _lay_out(

@@ -28,6 +28,7 @@ from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
 from dsr_kernels.training.data.sets import DataSet
 from dsr_kernels.training.data.streams import stream
+from dsr_kernels.training.recipe.rewirer import method_of
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.run import checkpoint
 from dsr_kernels.training.run.checkpoint import Weights
@@ -79,7 +80,7 @@ def _check_prunable(recipe: Recipe, run: Run, layers: dict[str, SparseModule]) -
     """Raises UsageError where gradual pruning would have nothing to prune."""
     final = sum(budget(layer.numel, recipe.model.sparsity) for layer in layers.values())
     nnz = sum(layer.nnz for layer in layers.values())
-    if recipe.method == "gmp" and nnz <= final:
+    if method_of(recipe).SHRINKS and nnz <= final:
         raise UsageError(
             f"recipe: start.run: expected more non-zeros than the {final} that pruning to "
             f"model.sparsity {recipe.model.sparsity} leaves, {run.folder} has {nnz}; start from a "

@@ -100,8 +100,8 @@ def test_given_ranks_of_more_digits_than_sampled_ones():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [1, 700, 1023, 1024, 1999, 3000, 4095, 5000])
-def test_ties_are_cut_anywhere(count, dtype):
-    """Equal magnitudes in three layers: the one that is cut is cut inside a chunk or between."""
+def test_ties_are_split_anywhere(count, dtype):
+    """Equal magnitudes in three layers: one is split, inside a chunk or between two."""
     cases = [
         Case.make(2, 5000, range(0, 2 * n, 2), [0.3 * (-1.0) ** i for i in range(n)], dtype)
         for n in (1000, 2000, 2049)

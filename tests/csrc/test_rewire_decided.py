@@ -35,14 +35,14 @@ def test_what_is_decided_by_the_caller_equals_the_reference(drawn, seed, threads
         assert (old is new) == (skip and pruned == grown == 0)
 
 
-def test_every_layer_has_a_cut_of_its_own():
+def test_every_layer_has_a_threshold_of_its_own():
     cases = [
         Case.make(1, 20, range(4), [0.5, -0.25, 0.25, -0.25]),
         Case.make(1, 20, range(3), [8.0, 2.0, 4.0], torch.float64),
         Case.make(1, 20, range(3), [0.1, 0.2, 0.3]),
     ]
     after, plan = native_rewire(cases, counts=[2, 1, 0], grown=[0, 0, 0])
-    assert plan.cuts == [0.25, 2.0, 0.0] and plan.cut == 2.0
+    assert plan.thresholds == [0.25, 2.0, 0.0] and plan.threshold == 2.0
     assert [case.positions() for case in after] == [[0, 1], [0, 2], [0, 1, 2]]
 
 

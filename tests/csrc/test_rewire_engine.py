@@ -16,7 +16,7 @@ from helpers.rewire_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsr_kernels.rewiring.allocation import share_out
+from dsr_kernels.distribution import share_out
 
 SEEDS = st.integers(0, 2**64 - 1)
 QUICK = settings(max_examples=80, deadline=None)
@@ -37,7 +37,7 @@ def test_exact_rewire_equals_the_reference(cases, count, seed):
     how = {"count": count, "seed": seed}
     after, plan = native_rewire(cases, **how)
     assert_equals_reference(cases, after, **how)
-    assert sum(plan.pruned) == min(count, plan.prunable, plan.room)
+    assert sum(plan.pruned) == min(count, plan.prunable, plan.total_capacity)
 
 
 @QUICK
@@ -98,7 +98,7 @@ def test_large_layers_of_both_dtypes_equal_the_reference_on_two_threads():
 def test_equal_magnitudes_go_from_the_end():
     cases = [Case.make(1, 20, range(4), [1.0, -1.0, 1.0, -1.0]) for _ in range(3)]
     _, plan = native_rewire(cases, count=5)
-    assert plan.pruned == [0, 2, 3]  # the last layer down to its keeper, then the one before
+    assert plan.pruned == [0, 2, 3]  # the last layer down to its largest entry, then the one before
     after, _ = native_rewire(cases[:1], count=2)
     assert after[0].positions()[:2] == [0, 1]
 
@@ -128,7 +128,7 @@ def test_a_full_layer_gets_no_growth_and_the_others_get_its_share():
 def test_a_nearly_full_network_prunes_only_what_it_can_regrow():
     values = [0.1 * i for i in range(1, 20)]
     after, plan = native_rewire([Case.make(4, 5, range(19), values)], threshold=1.55)
-    assert (plan.below, plan.room, plan.pruned, plan.grown) == (15, 1, [1], [1])
+    assert (plan.below, plan.total_capacity, plan.pruned, plan.grown) == (15, 1, [1], [1])
     assert after[0].positions() == list(range(1, 20))  # the smallest went, the only free one came
 
 
@@ -146,7 +146,7 @@ def test_a_threshold_above_everything_leaves_one_survivor_per_layer():
     assert [case.nnz for case in after] == [75, 75]
 
 
-def test_prune_count_above_the_total_is_limited_to_all_but_the_keepers():
+def test_prune_count_above_the_total_is_limited_to_all_but_the_largest_of_each_layer():
     cases = [random_case(10, 100, 50, 0), random_case(10, 100, 100, 1)]
     _, plan = native_rewire(cases, count=10**9)
     assert plan.pruned == [49, 99]

@@ -25,11 +25,11 @@ BUDGETS = {
     # Selecting what to prune.
     "check_crow_kernel": Budget(12),
     "find_largest_kernel": Budget(12),
-    "find_keeper_kernel": Budget(12),
+    "find_largest_entry_kernel": Budget(12),
     "clear_histogram_kernel": Budget(12),
     "count_digits_kernel": Budget(12, shared=1024),
     "pick_digit_kernel": Budget(12, shared=32),
-    "count_at_cut_kernel": Budget(10, shared=32),
+    "count_at_threshold_kernel": Budget(10, shared=32),
     "scan_chunks_kernel": Budget(12, shared=32),
     # Moving what survives and growing the rest.
     "fill_ranks_kernel": Budget(12),

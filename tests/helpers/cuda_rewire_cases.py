@@ -13,8 +13,8 @@ from helpers.rewire_cases import Case, apply, decide, describe, open_plan
 from dsr_kernels.backends import native
 from dsr_kernels.rewiring import plan as plans
 
-COUNTED = ("prunable", "below", "below_each", "room")
-DECISIONS = (*COUNTED, "cut", "cuts", "pruned", "grown", "nnz_after")
+COUNTED = ("prunable", "below", "below_each", "total_capacity")
+DECISIONS = (*COUNTED, "threshold", "thresholds", "pruned", "grown", "nnz_after")
 GUARD = 64  # bytes around a workspace that nobody may write
 
 
@@ -70,9 +70,9 @@ def gpu_rewires() -> Iterator[list[int]]:
     """
     opened = []
 
-    def open_on_gpu(layers):
+    def open_on_gpu(layers, keep):
         opened.append(len(layers))
-        return plans._open_on_gpu(layers, DEVICE)
+        return plans._open_on_gpu(layers, keep, DEVICE)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_cuda", kernels())

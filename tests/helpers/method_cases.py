@@ -131,13 +131,13 @@ def oracle_layers(bundle: Bundle, indices=None) -> list[tuple[int, dict[int, flo
     return [(c.numel, {p: e[0] for p, e in entries(c).items()}) for c in chosen]
 
 
-def assert_rewired(old: Entries, new: Entries, gone: set[int], grown: int | set[int]) -> None:
-    """Just `gone` left, survivors kept all that is theirs, and `grown` came, fresh and at 0."""
-    came = set(new) - set(old)
-    assert set(old) - set(new) == gone
+def assert_rewired(old: Entries, new: Entries, pruned: set[int], grown: int | set[int]) -> None:
+    """`pruned` and no others were pruned, survivors are unchanged, and `grown` grew, at 0."""
+    fresh = set(new) - set(old)
+    assert set(old) - set(new) == pruned
     assert all(new[p] == old[p] for p in set(old) & set(new))
-    assert all(not any(new[p]) for p in came)
-    assert (came == grown) if isinstance(grown, set) else (len(came) == grown)
+    assert all(not any(new[p]) for p in fresh)
+    assert (fresh == grown) if isinstance(grown, set) else (len(fresh) == grown)
 
 
 def assert_frozen_untouched(bundle: Bundle, before: list[Entries], after: list[Entries]) -> None:

@@ -1,7 +1,7 @@
 """What each rewiring method must do, in slow NumPy and exact fractions: test oracles.
 
-A layer is (numel, {position: value}). Oracles say which positions leave and how many, or which,
-come. A layer's keeper (its largest weight, of equal ones the first) never leaves.
+A layer is (numel, {position: value}). Oracles say which positions are pruned and how
+many, or which, grow. A layer's largest weight, of equal ones the first, is never pruned.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Layer = tuple[int, dict[int, float]]
 
 
 def order(values: dict[int, float]) -> list[int]:
-    """What may leave a layer, the first to go first: the smallest, of equal ones the last."""
+    """What may be pruned in a layer, in that order: the smallest first, of equal ones the last."""
     if not values:
         return []
-    keeper = max(values, key=lambda p: (abs(values[p]), -p))
-    return sorted(set(values) - {keeper}, key=lambda p: (abs(values[p]), -p))
+    largest = max(values, key=lambda p: (abs(values[p]), -p))
+    return sorted(set(values) - {largest}, key=lambda p: (abs(values[p]), -p))
 
 
 def global_order(layers: list[Layer]) -> list[tuple[int, int]]:
@@ -72,11 +72,13 @@ def share_out(total: int, weights: list, capacities: list[int]) -> list[int]:
     return shares
 
 
-def share_growth(total: int, weights: list, survivors: list[int], room: list[int]) -> list[int]:
-    """What the layers of positive weight cannot hold goes where weights survive."""
-    shares = share_out(total, weights, room)
+def share_growth(
+    total: int, weights: list, survivors: list[int], capacities: list[int]
+) -> list[int]:
+    """What the layers of positive weight cannot hold grows where weights survive."""
+    shares = share_out(total, weights, capacities)
     rest = share_out(
-        total - sum(shares), survivors, [r - s for r, s in zip(room, shares, strict=True)]
+        total - sum(shares), survivors, [r - s for r, s in zip(capacities, shares, strict=True)]
     )
     return [a + b for a, b in zip(shares, rest, strict=True)]
 
@@ -88,12 +90,12 @@ def snfs_counts(layers: list[Layer], fraction: float, momenta: list[list[float]]
     if not any(weights):
         weights = pruned
     survivors = [len(values) - k for (_, values), k in zip(layers, pruned, strict=True)]
-    room = [numel - len(values) for numel, values in layers]
-    return pruned, share_growth(sum(pruned), weights, survivors, room)
+    capacities = [numel - len(values) for numel, values in layers]
+    return pruned, share_growth(sum(pruned), weights, survivors, capacities)
 
 
-def dsr_leaves(layers: list[Layer], threshold: float | None, count: int | None):
-    """[(layer, position)] that go: below the threshold or so many; no more than can grow again."""
+def dsr_pruned(layers: list[Layer], threshold: float | None, count: int | None):
+    """[(layer, position)] below the threshold, or the `count` smallest; no more than can grow."""
     entries = global_order(layers)
     if count is None:
         count = sum(abs(layers[i][1][p]) < threshold for i, p in entries)

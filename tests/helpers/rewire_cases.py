@@ -75,8 +75,8 @@ def open_plan(cases: list[Case], threads: int = 1):
 
 
 def decide(plan, *, threshold=None, count=None, counts=None, grown=None) -> None:
-    """grown: of each layer, and then its room does not limit what is pruned; None: as many as are
-    pruned, in proportion."""
+    """grown: how many grow in each layer; capacity then does not limit what is pruned. None: as
+    many as are pruned, in proportion."""
     if counts is not None:
         plan.prune_smallest_each(counts)
     elif count is not None:
@@ -142,7 +142,7 @@ def native_rewire(cases, *, seed=0, step=0, threads=1, ranks=None, skip=False, *
 
 
 def random_case(rows, row_length, nnz, seed, dtype=torch.float32, grid=None) -> Case:
-    """Normal weights, or (many ties) such of a grid with so many points to 1."""
+    """Normal weights; grid: rounded to multiples of 1 / grid, which makes many ties."""
     generator = torch.Generator().manual_seed(seed)
     positions = torch.randperm(rows * row_length, generator=generator)[:nnz].tolist()
     case = Case.make(rows, row_length, positions, [0.0] * nnz, dtype)

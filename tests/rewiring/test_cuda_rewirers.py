@@ -1,4 +1,4 @@
-"""DSR and Static on models whose rewires go to the GPU's engine."""
+"""DSR and Static on models that the GPU's engine rewires."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_rewires_equal_the_cpus(name, threshold):
         assert facts(report) == facts(cpu.rewire()) and report.pruned > 0
         for tensor, other in zip(tensors_of(*parts), tensors_of(*expected), strict=True):
             assert same_bits(tensor, other)
-        for one in (model, expected[0]):  # what has grown is to leave again
+        for one in (model, expected[0]):  # so that what has grown is pruned again
             for _, module in named_sparse_modules(one):
                 drawn = torch.randn(module.nnz, 1, generator=torch.Generator().manual_seed(step))
                 module.weight_values.data += drawn.mul_(0.05).to(DEVICE if one is model else "cpu")
@@ -131,7 +131,7 @@ def test_static_and_frozen_models_need_no_kernels():
 
 
 def on(device: str, name: str = "a") -> SimpleNamespace:
-    return SimpleNamespace(name=name, values=SimpleNamespace(device=torch.device(device)))
+    return SimpleNamespace(name=name, weight_values=SimpleNamespace(device=torch.device(device)))
 
 
 def test_where_layers_may_be(monkeypatch):

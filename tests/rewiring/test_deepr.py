@@ -1,4 +1,4 @@
-"""DeepR: which weights flip, where signs go, what pull and noise do."""
+"""DeepR: which weights flip, what happens to signs, what pull and noise do."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def test_weights_that_change_sign_are_replaced_in_their_layer(bundle, l1, name):
             pulled = {p: np.float32(e[0]) - np.float32(0.5 * l1) * sign[p] for p, e in old.items()}
             right = {p: float(w * sign[p] >= 0) for p, w in pulled.items()}
             flipped = sum(r == 0 for r in right.values())
-            gone = order(right)[: min(flipped, layer.numel - len(old))]  # what has room to return
+            pruned = order(right)[: min(flipped, layer.numel - len(old))]  # as many as can grow
             stay = {p: (0.0 if right[p] == 0 else float(pulled[p]), *e[1:]) for p, e in old.items()}
-            assert_rewired(stay, after[i], set(gone), len(gone))
+            assert_rewired(stay, after[i], set(pruned), len(pruned))
             now = signs_of(rewirer, f"layers.{i}", layer)
             assert all(now[p] == sign[p] for p in now if p in old)
             assert set(now.values()) <= {-1, 1}
-            moved += len(gone)
+            moved += len(pruned)
         assert (report.pruned if report else 0) == moved
         if report:
             assert [row.name for row in report.layers] == [f"layers.{i}" for i in bundle.live()]

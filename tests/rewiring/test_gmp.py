@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: exact numbers at every step, and which weights go."""
+"""Gradual magnitude pruning: exact numbers at every step, and which weights are pruned."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_counts_at_every_step_and_what_goes(scope, kind, bundle, sparsity, name,
         span = begin, begin + length, step, kind
         if scope == "layer":
             counts = [gmp_count(first[i], last[i], *span) for i in live]
-            gone = [
+            pruned = [
                 set(order(values)[: len(values) - count])
                 for (_, values), count in zip(layers, counts, strict=True)
             ]
@@ -74,13 +74,13 @@ def test_counts_at_every_step_and_what_goes(scope, kind, bundle, sparsity, name,
         else:
             now = sum(len(values) for _, values in layers)
             count = gmp_count(*total, *span) if total[0] > total[1] else now
-            leaves = global_order(layers)[: now - count]
-            gone = [{p for j, p in leaves if j == k} for k in range(len(live))]
+            smallest = global_order(layers)[: now - count]
+            pruned = [{p for j, p in smallest if j == k} for k in range(len(live))]
             assert sum(len(after[i]) for i in live) == count
         assert_frozen_untouched(bundle, before, after)
-        for i, left in zip(live, gone, strict=True):
+        for i, left in zip(live, pruned, strict=True):
             assert_rewired(before[i], after[i], left, 0)
-        assert report.grown == 0 and report.pruned == sum(map(len, gone))
+        assert report.grown == 0 and report.pruned == sum(map(len, pruned))
     if scope == "layer":
         assert [bundle.layers[i].nnz for i in live] == [last[i] for i in live]
     assert sum(bundle.layers[i].nnz for i in live) == total[1]
@@ -101,7 +101,7 @@ def test_a_layer_that_lost_more_does_not_make_the_others_lose_more():
         rewirer.step()
         totals.append(model[0].nnz + model[1].nnz)
     assert totals == [gmp_count(200, 100, 0, 4, step, "cubic") for step in (1, 2, 3, 4)]
-    assert totals[-1] == 100 and model[0].nnz == 1  # its keeper
+    assert totals[-1] == 100 and model[0].nnz == 1  # its largest weight
 
 
 def test_a_decimal_sparsity_is_what_was_written():

@@ -1,4 +1,4 @@
-"""Who sees a layer's gradient when: rewirers that come and go, models that change meanwhile."""
+"""Who sees a layer's gradient when: rewirers that appear and vanish, models that change."""
 
 from __future__ import annotations
 

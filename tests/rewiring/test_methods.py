@@ -19,7 +19,7 @@ from helpers.method_oracles import (
     best_free,
     cosine,
     dsr_growth,
-    dsr_leaves,
+    dsr_pruned,
     global_order,
     next_threshold,
     order,
@@ -48,12 +48,12 @@ def iterate(bundle, optimizer, seed):
 
 
 def assert_layers_rewired(bundle, before, after, pruned, grown):
-    """`pruned` of each live layer, the smallest, left it."""
+    """The pruned[l] smallest of each live layer were pruned."""
     assert_frozen_untouched(bundle, before, after)
     live = bundle.live()
     for i, k, g in zip(live, pruned, grown, strict=True):
-        gone = set(order({p: e[0] for p, e in before[i].items()})[:k])
-        assert_rewired(before[i], after[i], gone, g)
+        smallest = set(order({p: e[0] for p, e in before[i].items()})[:k])
+        assert_rewired(before[i], after[i], smallest, g)
 
 
 def assert_reported(report, pruned, grown):
@@ -102,7 +102,7 @@ def test_snfs_grows_by_momentum(growth, bundle, fraction, name, seed):
     rewirer = SNFS(bundle, optimizer, fraction=fraction, every=2, length=5, growth=growth)
     iterate(bundle, optimizer, seed)
     assert rewirer.step() is None
-    momenta = momenta_of(bundle, optimizer)  # judged in the backward pass, or after the step
+    momenta = momenta_of(bundle, optimizer)  # as of the backward pass, or after the step
     gradients = iterate(bundle, optimizer, seed + 1)
     if growth == "random":
         momenta = momenta_of(bundle, optimizer)
@@ -174,18 +174,18 @@ def test_dsr_with_every_allocation(bundle, how_much, allocated, seed):
         rewirer = DSR(bundle, optimizer, initial_threshold=how_much, seed=seed, **arguments)
     iterate(bundle, optimizer, seed)
     before = snapshot(bundle, optimizer)
-    leaves = dsr_leaves(layers, how_much, target if exact else None)
-    pruned = [sum(j == k for j, _ in leaves) for k in range(len(layers))]
+    chosen = dsr_pruned(layers, how_much, target if exact else None)
+    pruned = [sum(j == k for j, _ in chosen) for k in range(len(layers))]
     grown = dsr_growth(layers, pruned, allocation, power)
     report = rewirer.step()
     after = snapshot(bundle, optimizer)
     assert_frozen_untouched(bundle, before, after)
     for k, i in enumerate(bundle.live()):
-        assert_rewired(before[i], after[i], {p for j, p in leaves if j == k}, grown[k])
+        assert_rewired(before[i], after[i], {p for j, p in chosen if j == k}, grown[k])
     assert_reported(report, pruned, grown)
     magnitudes = [abs(layers[i][1][p]) for i, p in global_order(layers)]
     if exact:
-        largest = max((abs(layers[i][1][p]) for i, p in leaves), default=0.0)
+        largest = max((abs(layers[i][1][p]) for i, p in chosen), default=0.0)
         assert report.threshold == report.next_threshold == largest
     else:
         below = sum(m < how_much for m in magnitudes)
@@ -202,7 +202,7 @@ def test_allocations_differ():
         bundle = Bundle([SparseLinear(i, o, nnz=nnz) for i, o, nnz in shapes])
         optimizer = OPTIMIZERS["momentum"](bundle.parameters())
         layers = oracle_layers(bundle)
-        pruned = [sum(j == k for j, _ in dsr_leaves(layers, None, 400)) for k in range(4)]
+        pruned = [sum(j == k for j, _ in dsr_pruned(layers, None, 400)) for k in range(4)]
         report = DSR(bundle, optimizer, prune_count=400, threshold="exact", allocation=allocation,
                      power=power).rewire()  # fmt: skip
         grown[allocation, power] = tuple(dsr_growth(layers, pruned, allocation, power))

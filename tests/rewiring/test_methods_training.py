@@ -16,7 +16,13 @@ from helpers.method_training import (
     assert_same,
 )
 
+from dsr_kernels import rewiring
 from dsr_kernels.nn import named_sparse_modules
+
+
+def test_no_method_is_forgotten():
+    trained = {method for method, _ in METHODS.values()}
+    assert trained == set(rewiring.METHODS.values()) - {rewiring.Static}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -114,7 +120,7 @@ def test_states_travel_and_foreign_ones_are_refused(method, tmp_path):
         with pytest.raises(ValueError, match="state_dict: expected method"):
             other.load_state_dict(state)
         assert_same(other.state_dict(), before)
-    for key, message in (("version", "expected version 2"), ("iteration", "iteration: expected")):
+    for key, message in (("version", "expected version 3"), ("iteration", "iteration: expected")):
         with pytest.raises(ValueError, match=message):
             training.rewirer.load_state_dict({**state, "seed": 5, key: -1})
         assert_same(training.rewirer.state_dict(), state)

@@ -158,7 +158,7 @@ def test_h_stays_within_reach_when_the_target_is_out_of_reach():
     rewirer = make_dsr(model, prune_count=5, initial_threshold=1.0)
     for _ in range(6):
         rewirer.rewire()
-    assert rewirer.threshold == 1.0  # all but the keeper lie below it: doubling prunes no more
+    assert rewirer.threshold == 1.0  # all but the largest are below it: doubling prunes no more
     rewirer = make_dsr(model, prune_count=1, initial_threshold=1e-307)
     model[0].weight_values.data.zero_()
     for _ in range(6):
@@ -169,10 +169,10 @@ def test_h_stays_within_reach_when_the_target_is_out_of_reach():
 def test_exact_prunes_the_smallest_of_all_layers():
     model = make_model()
     magnitudes = torch.cat([m.weight_values.detach().abs() for _, m in named_sparse_modules(model)])
-    cut = magnitudes.flatten().sort().values[99].item()
+    largest = magnitudes.flatten().sort().values[99].item()
     report = make_dsr(model, prune_count=100, threshold="exact").rewire()
     assert report.pruned == report.grown == 100
-    assert report.threshold == report.next_threshold == cut
+    assert report.threshold == report.next_threshold == largest
 
 
 # ---- reports and other layers -------------------------------------------------------------------

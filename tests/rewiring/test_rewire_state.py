@@ -94,7 +94,7 @@ def test_state_dict_survives_weights_only_loading(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "expected version 2, got 99"),
+        ({"version": 99}, "expected version 3, got 99"),
         ({"method": "SET"}, "expected method 'DSR', got 'SET'"),
         ({"mode": "exact"}, "expected a state of threshold='adaptive', got 'exact'"),
         ({"iteration": -1}, "iteration: expected an integer of at least 0"),
@@ -113,8 +113,8 @@ def test_foreign_states_are_refused_and_change_nothing(change, message):
     assert rewirer.state_dict() == state
     with pytest.raises(ValueError, match="expected method 'Static', got 'DSR'"):
         Static(model).load_state_dict(state)
-    older = {key: value for key, value in state.items() if key != "owed"} | {"version": 1}
-    with pytest.raises(ValueError, match="expected version 2, got 1"):
+    older = {key: value for key, value in state.items() if key != "carried_over"} | {"version": 1}
+    with pytest.raises(ValueError, match="expected version 3, got 1"):
         rewirer.load_state_dict(older)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dsr_kernels import distribution
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 from dsr_kernels.rewiring import DSR, allocation
 from dsr_kernels.topology import Topology
@@ -24,14 +25,14 @@ SHAPES = [(1, 1), (1, 2), (2, 2), (2, 4)]  # areas whose means are exact
 @given(st.data())
 def test_shares_equal_the_level_of_water(data):
     parties = data.draw(st.lists(st.tuples(*[st.integers(0, 40)] * 3), min_size=1, max_size=6))
-    weights, room, survivors = (list(column) for column in zip(*parties, strict=True))
+    weights, capacity, survivors = (list(column) for column in zip(*parties, strict=True))
     weights = [Fraction(w, data.draw(st.integers(1, 5))) for w in weights]
-    room = [r if s or w else 0 for r, s, w in zip(room, survivors, weights, strict=True)]
-    total = data.draw(st.integers(0, sum(room)))
-    shares = allocation.share_growth(total, weights, survivors, room)
-    assert shares == share_growth(total, weights, survivors, room)
-    assert sum(shares) == total and all(0 <= s <= r for s, r in zip(shares, room, strict=True))
-    assert allocation.share_out(total, weights, room) == share_out(total, weights, room)
+    capacity = [r if s or w else 0 for r, s, w in zip(capacity, survivors, weights, strict=True)]
+    total = data.draw(st.integers(0, sum(capacity)))
+    shares = allocation.share_growth(total, weights, survivors, capacity)
+    assert shares == share_growth(total, weights, survivors, capacity)
+    assert sum(shares) == total and all(0 <= s <= r for s, r in zip(shares, capacity, strict=True))
+    assert distribution.share_out(total, weights, capacity) == share_out(total, weights, capacity)
 
 
 @QUICK
@@ -39,14 +40,14 @@ def test_shares_equal_the_level_of_water(data):
 def test_shares_in_blocks(data):
     layer = st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from([1, 2, 4, 9]))
     parties = data.draw(st.lists(layer, min_size=1, max_size=6))
-    survivors, room, blocks = (list(column) for column in zip(*parties, strict=True))
+    survivors, capacity, blocks = (list(column) for column in zip(*parties, strict=True))
     survivors = [s * b for s, b in zip(survivors, blocks, strict=True)]
-    room = [r * b if s else 0 for s, r, b in zip(survivors, room, blocks, strict=True)]
-    total = data.draw(st.integers(0, sum(room)))
-    shares = allocation.share_in_blocks(total, survivors, survivors, room, blocks)
-    left, fair = total - sum(shares), share_out(total, survivors, room)
+    capacity = [r * b if s else 0 for s, r, b in zip(survivors, capacity, blocks, strict=True)]
+    total = data.draw(st.integers(0, sum(capacity)))
+    shares = allocation.share_in_blocks(total, survivors, survivors, capacity, blocks)
+    left, fair = total - sum(shares), share_out(total, survivors, capacity)
     assert left >= 0
-    for share, ideal, block, most in zip(shares, fair, blocks, room, strict=True):
+    for share, ideal, block, most in zip(shares, fair, blocks, capacity, strict=True):
         assert share % block == 0 and 0 <= share <= most
         assert share > ideal - block
         assert share + block > most or left < block  # nothing more fits
@@ -91,20 +92,20 @@ def smallest(layers, areas, count):
     if len(set(areas)) == 1:
         return entries[: count // areas[0]]
     every = sorted((v, areas[i]) for i, (_, values) in enumerate(layers) for v in values.values())
-    total, cut = 0, float("inf")
+    total, smallest_kept = 0, float("inf")
     for value, area in every:
         total += area
         if total > count:
-            cut = value
+            smallest_kept = value
             break
-    return [(i, b) for i, b in entries if layers[i][1][b] < cut]
+    return [(i, b) for i, b in entries if layers[i][1][b] < smallest_kept]
 
 
 @pytest.mark.parametrize("threshold", ["exact", "adaptive"])
 @pytest.mark.parametrize("name", ["R", "M", "K"])
 @QUICK
 @given(st.one_of(kernel_bundles(), kernel_bundles([(2, 2)])), st.integers(1, 60), st.data())
-def test_kernels_come_and_go_as_one(threshold, name, bundle, count, data):
+def test_kernels_are_pruned_and_grown_together(threshold, name, bundle, count, data):
     nnz = sum(layer.nnz for layer in bundle.layers)
     count = min(count, nnz)
     optimizer = torch.optim.SGD(bundle.parameters(), lr=0.0, momentum=0.9)
@@ -117,33 +118,33 @@ def test_kernels_come_and_go_as_one(threshold, name, bundle, count, data):
         before = [entries(layer, optimizer) for layer in bundle.layers]
         areas = [len(e[0]) for e in map(list_kernels, bundle.layers)]
         layers = [blocks_of(*pair) for pair in zip(bundle.layers, areas, strict=True)]
-        room = sum(a * (n - len(v)) for a, (n, v) in zip(areas, layers, strict=True))
-        owed, h = rewirer.owed, rewirer.threshold
+        capacity = sum(a * (n - len(v)) for a, (n, v) in zip(areas, layers, strict=True))
+        carried, h = rewirer.carried_over, rewirer.threshold
         if threshold == "exact":
-            gone = smallest(layers, areas, min(count, max(0, room - owed)))
+            pruned = smallest(layers, areas, min(count, max(0, capacity - carried)))
         else:
             below = [(i, b) for i, b in global_order(layers) if layers[i][1][b] < h]
-            gone = below
-        weights_gone = sum(areas[i] for i, _ in gone)
-        if len(gone) > sum(n - len(v) for n, v in layers) or weights_gone > room - owed:
-            gone = None  # too little room to grow again: see the other test
+            pruned = below
+        weights_pruned = sum(areas[i] for i, _ in pruned)
+        if len(pruned) > sum(n - len(v) for n, v in layers) or weights_pruned > capacity - carried:
+            pruned = None  # too little capacity: see the other test
         report = rewirer.step()
         after = [entries(layer, optimizer) for layer in bundle.layers]
-        assert sum(map(len, after)) + rewirer.owed == nnz
-        assert rewirer.owed >= 0 and report.pruned + owed - report.grown == rewirer.owed
+        assert sum(map(len, after)) + rewirer.carried_over == nnz
+        assert rewirer.carried_over == report.pruned + carried - report.grown >= 0
         for i, (old, new, area) in enumerate(zip(before, after, areas, strict=True)):
             positions = list(new)
             starts = positions[::area]
             assert positions == [s + k for s in starts for k in range(area)]  # whole kernels
             assert all(s % area == 0 for s in starts)
             grown = report.layers[i].grown
-            if gone is not None:
-                mine = {b * area + k for j, b in gone if j == i for k in range(area)}
+            if pruned is not None:
+                mine = {b * area + k for j, b in pruned if j == i for k in range(area)}
                 assert_rewired(old, new, mine, grown)
-            assert grown == layers[i][0] * area - len(old) or rewirer.owed < area  # else no room
-        if gone is not None and threshold == "adaptive":
+            assert grown == layers[i][0] * area - len(old) or rewirer.carried_over < area
+        if pruned is not None and threshold == "adaptive":
             prunable = sum(len(b) - a for b, a in zip(before, areas, strict=True))
-            assert rewirer.threshold == next_threshold(h, weights_gone, count, prunable)
+            assert rewirer.threshold == next_threshold(h, weights_pruned, count, prunable)
 
 
 def list_kernels(layer) -> list[range]:
@@ -159,22 +160,22 @@ def mixed(nnz=(9 * 8, 40)) -> nn.Sequential:
     return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
 
 
-def test_what_no_kernel_can_hold_is_owed_and_paid():
-    model = mixed((72, 160))  # the linear layer is full: what leaves it can only become kernels
+def test_what_no_kernel_can_hold_is_carried_over():
+    model = mixed((72, 160))  # the linear layer is full: what it loses can only become kernels
     arguments = {"granularity": "kernel", "prune_count": 10, "threshold": "exact"}
     rewirer = DSR(model, torch.optim.SGD(model.parameters(), lr=0.1), **arguments)
-    owed = []
+    carried = []
     for _ in range(6):
         model[0].weight_values.data.fill_(9.0)
         rewirer.rewire()
-        owed.append(rewirer.owed)
-        assert model[0].nnz + model[3].nnz + rewirer.owed == 72 + 160
+        carried.append(rewirer.carried_over)
+        assert model[0].nnz + model[3].nnz + rewirer.carried_over == 72 + 160
         assert model[0].nnz % 9 == 0
-    assert owed[0] == 1 and max(owed) < 9 and model[0].nnz > 72
+    assert carried[0] == 1 and max(carried) < 9 and model[0].nnz > 72
     resumed = DSR(model, torch.optim.SGD(model.parameters(), lr=0.1), **arguments)
-    rewirer.owed = 3
+    rewirer.carried_over = 3
     resumed.load_state_dict(rewirer.state_dict())
-    assert resumed.owed == 3
+    assert resumed.carried_over == 3
 
 
 def test_a_target_of_everything_leaves_a_state_that_loads():

@@ -1,5 +1,6 @@
 // The rewire engine of the GPU: the plan of bindings/rewire.cpp, for layers in device memory.
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "bindings/rewire_plan.h"
@@ -34,10 +35,15 @@ void apply_plan(cuda::RewirePlan& plan, uint64_t seed, uint32_t step,
 void bind_cuda_rewire(py::module_& m) {
   m.attr("rewire_chunk") = cuda::RewireConfig::kChunk;
   py::class_<cuda::RewirePlan> plan(m, "RewirePlan", py::module_local());
-  plan.def(py::init(&open_plan), py::arg("layers"), py::arg("device"), py::arg("stream"),
-           py::arg("allocate"),
+  plan.def(py::init([](const std::vector<LayerTuple>& layers, int device, uintptr_t stream,
+                       py::function allocate, const py::object&) {
+             return open_plan(layers, device, stream, std::move(allocate));
+           }),
+           py::arg("layers"), py::arg("device"), py::arg("stream"), py::arg("allocate"),
+           py::arg("keep") = py::none(), py::keep_alive<1, 6>(),
            "layers: their addresses are the device's. stream: its handle. allocate(bytes): the "
-           "address of device memory for the stream, which `allocate` keeps as long as it lives.");
+           "address of device memory for the stream, which `allocate` keeps as long as it lives. "
+           "keep: an object that lives as long as the plan.");
   plan.def("apply", &apply_plan, py::arg("seed"), py::arg("step"), py::arg("outputs"));
   define_decisions(plan);
 }

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.layers import Slot, SparseLayer
+from dsr_kernels.rewiring.plan import RewirePlan
+from dsr_kernels.rewiring.recipe_keys import STOP_EPOCH, Arguments, Key, MethodRecipe
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
-from dsr_kernels.rewiring.rewirer import Rewirer
+from dsr_kernels.rewiring.rewirer import Rewirer, State
 from dsr_kernels.rewiring.schedule import Anneal, as_int, as_number
 
 
 class DeepR(Rewirer):
-    """A weight keeps its sign; one that would change it goes, and another grows in its layer.
+    """A weight keeps its sign; one that changes it is pruned, and another grows in its layer.
 
     After every iteration each weight w of sign s moves by -eta * l1 * s + sqrt(2 eta T) * noise
-    (standard normal), beside the optimizer's own step. Weights with w * s < 0 are then replaced by
-    as many at random positions of the same layer, with random signs and value 0. Where a layer has
-    no room for that, or no other weight, they stay and become 0.
+    (standard normal), beside the optimizer's own step. Weights with w * s < 0 are then pruned. As
+    many grow at random positions of the same layer, with random signs and value 0. Where a layer
+    has no capacity left, or no other weight, they stay and become 0.
 
     Args:
         model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
@@ -30,14 +32,23 @@ class DeepR(Rewirer):
         eta: learning rate of pull and noise, apart from the optimizer's.
         temperature: T at the start; it falls exponentially to `final_temperature`.
         length: iterations over which it falls; default: `stop`.
-        report_every: `step` returns what happened in so many iterations as one report; when `stop`
-            is reached, what has happened since the last one. See `take_report`, too.
-        stop: iterations from this one on are not followed by a rewire.
-        seed: of noise, positions and signs; on another kind of device noise and signs differ.
+        report_every: iterations that one report of `step` sums up. `step` also reports at `stop`,
+            and `take_report` gives the rest.
+        stop: no rewire follows an iteration from this one on (0-based).
+        seed: of noise, positions and signs. On another kind of device noise and signs differ.
 
     Signs take one byte per non-zero. Raises ValueError for arguments out of range, a model without
     trainable sparse modules, and an optimizer that does not hold their values.
     """
+
+    RECIPE: ClassVar[tuple[Key, ...]] = (
+        STOP_EPOCH,  # the end of the temperature's schedule, too; 0: the end of training
+        Key("temperature", float, 1e-5, low=0.0),
+        Key("final_temperature", float, 1e-15, low=0.0),
+        Key("eta", float, 0.01, low=0.0),
+        Key("l1", float, 1e-5, low=0.0),
+    )
+    REPORT_EVERY = 100
 
     def __init__(
         self,
@@ -49,7 +60,7 @@ class DeepR(Rewirer):
         temperature: float = 1e-5,
         final_temperature: float = 1e-15,
         length: int | None = None,
-        report_every: int = 100,
+        report_every: int = REPORT_EVERY,
         stop: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -78,8 +89,8 @@ class DeepR(Rewirer):
 
     def step(self) -> RewireReport | None:
         """Counts a finished iteration (call it after `optimizer.step()`), moves the weights and
-        replaces those that changed sign. Returns a report every `report_every` iterations, and one
-        at `stop`, of what there is to report.
+        replaces those that changed sign. Returns a report every `report_every` iterations and at
+        `stop`, None where nothing has happened since the last one.
         """
         if self.due(self.iteration + 1):
             layers = self._live_layers()
@@ -101,7 +112,7 @@ class DeepR(Rewirer):
         return None if self.iteration % self.report_every and not ended else self.take_report()
 
     def take_report(self) -> RewireReport | None:
-        """What happened since the last report, as one; None if that is nothing."""
+        """One report of all since the last one; None where nothing has happened."""
         report, self._sum = self._sum, None
         return report and dataclasses.replace(report, step=self.iteration)
 
@@ -130,33 +141,33 @@ class DeepR(Rewirer):
                 values.add_(noise, alpha=scale)
 
     def _flipped(self, layers: list[SparseLayer]) -> bool:
-        """Whether a weight has the wrong sign, or none that can be told (NaN)."""
+        """Whether a weight has the wrong sign, or is NaN."""
         right = [(self._signed(layer) >= 0).all() for layer in layers]
-        # one wait for a GPU, not one for each layer
+        # Waits for a GPU once, not once for each layer.
         return bool(right) and not torch.stack([r.to(right[0].device) for r in right]).all()
 
     # ---- the engine's hooks -------------------------------------------------------------------
 
-    def _judged(self, layers: list[SparseLayer]) -> list[Tensor]:
+    def _scores(self, layers: list[SparseLayer]) -> list[Tensor]:
         """0 for a weight of the wrong sign, 1 for any other."""
         return [
             (self._signed(layer) >= 0).flatten().to(layer.weight_values.dtype) for layer in layers
         ]
 
-    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+    def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
         for layer in layers:
             if not layer.weight_values.detach().isfinite().all():
                 raise ValueError(f"layer {layer.name!r}: a weight is not finite")
         plan.prune_below(0.5)
-        limited = [min(n, room) for n, room in zip(plan.below_each, plan.capacity, strict=True)]
-        if limited != plan.pruned:  # a layer without room keeps some
+        limited = [min(pair) for pair in zip(plan.below_each, plan.capacity, strict=True)]
+        if limited != plan.pruned:  # a layer without the capacity keeps some
             plan.prune_smallest_each(limited)
         return 0.0, 0.0
 
-    def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
+    def _grow(self, plan: RewirePlan, layers: list[SparseLayer]) -> None:
         plan.grow(plan.pruned)
 
-    def _entry_state(self, layer: SparseLayer) -> list[tuple[dict[str, Any], str]]:
+    def _entry_state(self, layer: SparseLayer) -> list[Slot]:
         return [(self.signs, layer.name)]
 
     def _rewired(self, layers: list[SparseLayer]) -> None:
@@ -167,17 +178,22 @@ class DeepR(Rewirer):
             drawn = torch.empty_like(signs).random_(0, 2, generator=generator)
             signs.copy_(torch.where(new, 2 * drawn - 1, signs))
             values = layer.weight_values.detach()
-            values.masked_fill_(values * signs < 0, 0)  # those that had to stay
+            values.masked_fill_(values * signs < 0, 0)  # those that could not be pruned
             self._remember(layer)
 
-    # ---- state --------------------------------------------------------------------------------
+    # ---- state and recipes --------------------------------------------------------------------
 
-    def _policy_state(self) -> dict[str, Any]:
+    @classmethod
+    def recipe_arguments(cls, recipe: MethodRecipe, epoch_length: int) -> Arguments:
+        arguments = super().recipe_arguments(recipe, epoch_length)
+        return arguments | {"length": arguments.get("stop", recipe.epochs * epoch_length)}
+
+    def _policy_state(self) -> State:
         summed = self._sum and dataclasses.asdict(dataclasses.replace(self._sum, seconds=0.0))
         signs = {layer.name: self._signs_of(layer).clone() for layer in self._layers}
         return {"signs": signs, "sum": summed}
 
-    def _load_policy_state(self, state: dict[str, Any]) -> None:
+    def _load_policy_state(self, state: State) -> None:
         signs = state["signs"]
         for layer in self._layers:
             found = signs.get(layer.name)
@@ -210,7 +226,9 @@ class DeepR(Rewirer):
         self._patterns[layer.name] = col, col._version
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
-        """The signs; anew where the model was loaded or moved since they were learned."""
+        """The layer's signs. They are learned anew after the model was loaded, and follow it to
+        another device.
+        """
         signs, col = self.signs[layer.name], layer.module.col_indices
         known, version = self._patterns[layer.name]
         if col is known and col._version == version:
@@ -223,11 +241,11 @@ class DeepR(Rewirer):
         return self.signs[layer.name]
 
     def _signed(self, layer: SparseLayer) -> Tensor:
-        """[nnz, 1] of a layer: below 0 where a weight's sign is not its own."""
+        """[nnz, 1], w * s of a layer: below 0 where a weight has the wrong sign."""
         return layer.weight_values.detach() * self._signs_of(layer)
 
     def _generator(self, device: torch.device, stream: int) -> torch.Generator:
-        """Numbers of this iteration and stream alone: there is no generator state to keep."""
+        """A generator for this iteration and stream: there is no state to save."""
         generator = self._generators.setdefault(device, torch.Generator(device))
         mixed = (self.seed * 0x9E3779B97F4A7C15 + self.iteration) * 0xD1342543DE82EF95 + stream
         return generator.manual_seed(mixed % 2**63)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,10 +13,20 @@ from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.allocation import ALLOCATIONS, MAX_POWER, growth_weights, share_in_blocks
 from dsr_kernels.rewiring.blocks import prune_weights, use_kernels
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.rewirer import Rewirer
+from dsr_kernels.rewiring.plan import RewirePlan
+from dsr_kernels.rewiring.recipe_keys import (
+    EVERY,
+    STOP_EPOCH,
+    Arguments,
+    Key,
+    MethodRecipe,
+    PruneTarget,
+)
+from dsr_kernels.rewiring.rewirer import Rewirer, State
 from dsr_kernels.rewiring.schedule import as_int, as_number
 
 DEFAULT_FRACTION = 0.1
+THRESHOLDS = ("adaptive", "exact")
 
 
 class DSR(Rewirer):
@@ -24,8 +34,8 @@ class DSR(Rewirer):
 
     One rewire: prune every |w| < H over all layers; give each layer back a share of what was
     pruned in proportion to its survivors; grow at uniformly random positions that were zero
-    before; start grown weights and their optimizer state at 0. Layers therefore trade non-zeros,
-    and their total is conserved exactly. A layer always keeps its largest weight.
+    before; start grown weights and their optimizer state at 0. Layers therefore trade non-zeros.
+    The total is conserved exactly, and a layer always keeps its largest weight.
 
     Args:
         model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
@@ -33,7 +43,7 @@ class DSR(Rewirer):
         prune_fraction: N_p as a share of the non-zeros, in (0, 1); 0.1 if neither is given.
         prune_count: N_p, how many weights a rewire should prune.
         threshold: "adaptive" prunes below H and then doubles (halves) H for the next rewire if
-            fewer than (1 - tolerance) N_p (more than (1 + tolerance) N_p) lay below it, as in the
+            fewer than (1 - tolerance) N_p (more than (1 + tolerance) N_p) were below it, as in the
             paper. "exact" prunes exactly the N_p smallest, found by selection over all layers.
         initial_threshold: H of the first rewire ("adaptive").
         tolerance: see `threshold`.
@@ -42,14 +52,29 @@ class DSR(Rewirer):
             has lost, and "anti", 1 / R.
         power: with "R", the survivors are raised to it; from -8 to 8.
         granularity: "weight", or "kernel": a convolution's k x k weights of one input and one
-            output channel come and go together, judged by their mean magnitude. N_p and the budget
-            count weights all the same: no more than N_p go, in whole kernels. Where kernels of
-            several sizes leave a remainder, it is carried over to the next rewire.
+            output channel are pruned and grown together. Their score is their mean magnitude. N_p
+            and the budget still count weights: at most N_p are pruned, in whole kernels. A
+            remainder that no kernel can hold, where kernels differ in size, is carried over to the
+            next rewire.
         every, schedule, stop, seed: see `Rewirer`.
 
     Raises ValueError for arguments out of range, a model without trainable sparse modules, and an
     optimizer that does not hold their values.
     """
+
+    RECIPE: ClassVar[tuple[Key, ...]] = (
+        EVERY,
+        STOP_EPOCH,
+        Key("prune_count", int, 0, low=0, unset=True),  # N_p; 0: prune_fraction says
+        Key("prune_fraction", float, 0.0, low=0.0, below=1.0, unset=True),
+        Key("threshold", str, "adaptive", choices=THRESHOLDS),
+        Key("initial_threshold", float, 1e-3, low=0.0),
+        Key("tolerance", float, 0.1, low=0.0, below=1.0),
+        Key("allocation", str, "R", choices=ALLOCATIONS),
+        Key("power", float, 1.0),
+    )
+    WHOLE_KERNELS = True
+    GLOBAL_THRESHOLD = True
 
     def __init__(
         self,
@@ -71,7 +96,7 @@ class DSR(Rewirer):
     ) -> None:
         super().__init__(model, optimizer, every=every, schedule=schedule, stop=stop, seed=seed)
         self._check_trains()
-        check_choice(threshold, "threshold", ("adaptive", "exact"))
+        check_choice(threshold, "threshold", THRESHOLDS)
         check_choice(allocation, "allocation", ALLOCATIONS)
         check_choice(granularity, "granularity", ("weight", "kernel"))
         self.power = as_number(power, "power", -MAX_POWER, MAX_POWER, "[]")
@@ -81,15 +106,42 @@ class DSR(Rewirer):
         self.tolerance = as_number(tolerance, "tolerance", 0, 1)
         self.mode, self.allocation = threshold, allocation
         self.threshold = initial_threshold if threshold == "adaptive" else 0.0
-        self.owed = self._left_over = 0  # weights of the budget that no whole kernel could hold
+        # Weights of the budget that no whole kernel could hold: so far, and after this rewire.
+        self.carried_over = self._left_over = 0
         if granularity == "kernel":
             use_kernels(self._layers)
         self.prune_count = _target(prune_fraction, prune_count, self.nnz)
 
-    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+    # ---- recipes ------------------------------------------------------------------------------
+
+    @classmethod
+    def recipe_arguments(cls, recipe: MethodRecipe, epoch_length: int) -> Arguments:
+        own = {"granularity": recipe.granularity}
+        return super().recipe_arguments(recipe, epoch_length) | own
+
+    @classmethod
+    def check_recipe(cls, recipe: MethodRecipe) -> None:
+        count, fraction = recipe.rewiring["prune_count"], recipe.rewiring["prune_fraction"]
+        if (count > 0) == (fraction > 0):
+            raise ValueError(
+                "set one of rewiring.prune_count and rewiring.prune_fraction and leave the other "
+                f"at 0, got {count} and {fraction}"
+            )
+
+    @classmethod
+    def prune_target(cls, recipe: MethodRecipe) -> PruneTarget | None:
+        settings = recipe.rewiring
+        adaptive = settings["threshold"] == "adaptive"
+        target = PruneTarget(settings["prune_count"], settings["tolerance"] if adaptive else None)
+        return target if target.count else None
+
+    # ---- the engine's hooks -------------------------------------------------------------------
+
+    def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
         if self.mode == "exact":
-            cut = prune_weights(plan, layers, min(self.prune_count, self._growable(plan, layers)))
-            return cut, cut
+            count = min(self.prune_count, self._growable(plan, layers))
+            largest = prune_weights(plan, layers, count)
+            return largest, largest
         plan.prune_below(self.threshold)
         below_each, growable = plan.below_each, self._growable(plan, layers)
         if _weights(plan.pruned, layers) > growable:
@@ -98,10 +150,10 @@ class DSR(Rewirer):
         prunable = sum(max(layer.weight_values.numel() - layer.block, 0) for layer in layers)
         return self.threshold, self._adapted(below, prunable)
 
-    def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
+    def _grow(self, plan: RewirePlan, layers: list[SparseLayer]) -> None:
         if self._in_paper_form(layers):
             plan.grow_proportionally()
-            self._left_over = self.owed
+            self._left_over = self.carried_over
             return
         blocks = [layer.block for layer in layers]
         nnz, pruned, capacity = (
@@ -111,30 +163,30 @@ class DSR(Rewirer):
         survivors = [m - k for m, k in zip(nnz, pruned, strict=True)]
         sizes = [layer.module.numel for layer in layers]
         weights = growth_weights(self.allocation, self.power, nnz, pruned, sizes)
-        total = sum(pruned) + self.owed
+        total = sum(pruned) + self.carried_over
         grown = share_in_blocks(total, weights, survivors, capacity, blocks)
         plan.grow([g // block for g, block in zip(grown, blocks, strict=True)])
         self._left_over = total - sum(grown)
 
-    def _growable(self, plan: Any, layers: list[SparseLayer]) -> int:
-        """How many weights may be pruned, so that they and those owed have room to grow."""
-        return max(0, _weights(plan.capacity, layers) - self.owed)
+    def _growable(self, plan: RewirePlan, layers: list[SparseLayer]) -> int:
+        """How many weights may be pruned: capacity is for them and for those carried over."""
+        return max(0, _weights(plan.capacity, layers) - self.carried_over)
 
     def _in_paper_form(self, layers: list[SparseLayer]) -> bool:
         single = all(layer.block == 1 for layer in layers)
         return single and self.allocation == "R" and self.power == 1
 
     def _wanted(self, layers: list[SparseLayer]) -> int:
-        return super()._wanted(layers) + self.owed - self._left_over
+        return super()._wanted(layers) + self.carried_over - self._left_over
 
     def _rewired(self, layers: list[SparseLayer]) -> None:
-        self.owed = self._left_over
+        self.carried_over = self._left_over
 
     def _adapted(self, below: int, prunable: int) -> float:
-        """H of the next rewire, when `below` of `prunable` weights lay below this one's.
+        """H of the next rewire, where `below` of `prunable` weights were below the present one.
 
-        Beyond the paper: H stops rising once everything lies below it and never underflows to 0, so
-        that a target out of reach cannot drive it where no later rewire brings it back from.
+        Beyond the paper: H does not rise once every weight is below it, and never underflows to 0.
+        Otherwise a target out of reach could drive it so far that no later rewire brings it back.
         """
         if below < (1 - self.tolerance) * self.prune_count:
             return 2 * self.threshold if below < prunable else self.threshold
@@ -142,34 +194,34 @@ class DSR(Rewirer):
             return max(self.threshold / 2, sys.float_info.min)
         return self.threshold
 
-    def _policy_state(self) -> dict[str, Any]:
+    def _policy_state(self) -> State:
         return {
             "mode": self.mode,
             "threshold": self.threshold,
             "prune_count": self.prune_count,
-            "owed": self.owed,
+            "carried_over": self.carried_over,
         }
 
-    def _load_policy_state(self, state: dict[str, Any]) -> None:
+    def _load_policy_state(self, state: State) -> None:
         if state["mode"] != self.mode:
             raise ValueError(
                 f"state_dict: expected a state of threshold={self.mode!r}, got {state['mode']!r}"
             )
         ends = "()" if self.mode == "adaptive" else "[)"
         threshold = as_number(state["threshold"], "threshold", 0, ends=ends)
-        prune_count, owed = as_int(state["prune_count"], "prune_count", 1), state["owed"]
-        self.owed = self._left_over = as_int(owed, "owed", 0)
+        prune_count = as_int(state["prune_count"], "prune_count", 1)
+        self.carried_over = self._left_over = as_int(state["carried_over"], "carried_over", 0)
         self.prune_count = prune_count
         self.threshold = threshold
 
 
 def _weights(blocks: Sequence[int], layers: list[SparseLayer]) -> int:
-    """How many weights so many blocks of each layer are."""
+    """The number of weights in blocks[l] blocks of each layer l."""
     return sum(n * layer.block for n, layer in zip(blocks, layers, strict=True))
 
 
 def _target(fraction: float | None, count: int | None, nnz: int) -> int:
-    """N_p from whichever way it was given."""
+    """N_p, from a fraction of the non-zeros or a count."""
     if fraction is not None and count is not None:
         raise ValueError(
             f"prune_fraction, prune_count: expected at most one of them, got {fraction!r} and "

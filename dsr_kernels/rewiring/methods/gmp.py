@@ -1,9 +1,9 @@
-"""Gradual magnitude pruning (Zhu & Gupta, arXiv 1710.01878), on weights that become fewer."""
+"""Gradual magnitude pruning (Zhu & Gupta, arXiv 1710.01878): non-zeros become fewer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,35 +11,48 @@ from torch import nn
 from dsr_kernels.choices import check_choice
 from dsr_kernels.distribution import budget, exact_fraction
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.rewirer import Rewirer
+from dsr_kernels.rewiring.plan import RewirePlan
+from dsr_kernels.rewiring.recipe_keys import EVERY, STOP_EPOCH, Arguments, Key, MethodRecipe
+from dsr_kernels.rewiring.rewirer import Rewirer, State
 from dsr_kernels.rewiring.schedule import Anneal, as_int
 
 SCOPES = ("layer", "global")
+DENSITY_SCHEDULES = ("cubic", "exponential")
 
 
 class GMP(Rewirer):
     """Prunes the smallest weights step by step until the final sparsity is reached; nothing grows.
 
-    The model starts with more non-zeros, usually all of them (`sparsify(model, sparsity=0.0)`),
-    fresh or trained: from a trained network this is the "compressed sparse" baseline of DSR's
-    paper. Between `begin` and `end` the density follows `density_schedule` from what it is at
-    construction: "cubic" is the published schedule, "exponential" prunes the same share each time.
+    The model starts with more non-zeros, usually all of them (`sparsify(model, sparsity=0.0)`). It
+    may be fresh or trained; from a trained network this is the "compressed sparse" baseline of
+    DSR's paper. Between `begin` and `end` the density follows `density_schedule`, from what it is
+    at construction. "cubic" is the published schedule; "exponential" prunes the same share each
+    time.
 
     Args:
         model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
         optimizer: holds their values; its state (momentum, moments) moves with the survivors.
         final_sparsity: at `end`, each layer has floor((1 - final_sparsity) N_l) non-zeros, at
-            least 1; with scope "global", all of them together have the sum of these.
-        scope: "layer", each has the same density (if they began with it); "global", one threshold
-            for all layers, each of which keeps its largest weight.
+            least 1; with scope "global", the layers together have the sum of these.
+        scope: "layer": all layers have the same density, if they began with the same. "global": one
+            threshold for all layers; each keeps its largest weight.
         density_schedule: "cubic" or "exponential", see `schedule.Anneal`.
         begin, end: iterations.
-        every, schedule: when a pruning step is made, see `Rewirer`; one is made after iteration
-            `end` in any case.
+        every, schedule: when to prune, see `Rewirer`; after iteration `end` in any case.
 
     Raises ValueError for arguments out of range, a model without trainable sparse modules or with
     fewer non-zeros than at the end, and an optimizer that does not hold their values.
     """
+
+    RECIPE: ClassVar[tuple[Key, ...]] = (
+        EVERY,
+        STOP_EPOCH,  # the end of pruning; 0: the end of training
+        Key("initial_sparsity", float, 0.0, argument=None, low=0.0, below=1.0),  # of the model
+        Key("begin_epoch", float, 0.0, "begin", low=0.0, epochs=True),
+        Key("density_schedule", str, "cubic", choices=DENSITY_SCHEDULES),
+        Key("scope", str, "layer", choices=SCOPES),
+    )
+    SHRINKS = True
 
     def __init__(
         self,
@@ -62,7 +75,7 @@ class GMP(Rewirer):
         if self.begin >= self.end:
             raise ValueError(f"begin: expected less than end = {end}, got {begin}")
         check_choice(scope, "scope", SCOPES)
-        check_choice(density_schedule, "density_schedule", ("cubic", "exponential"))
+        check_choice(density_schedule, "density_schedule", DENSITY_SCHEDULES)
         exact_fraction(final_sparsity, "final_sparsity")
         self.final_sparsity, self.scope, self.kind = final_sparsity, scope, density_schedule
         self.initial = {layer.name: layer.weight_values.numel() for layer in self._layers}
@@ -83,9 +96,8 @@ class GMP(Rewirer):
         return iteration == self.end or (iteration > self.begin and super().due(iteration))
 
     def scheduled(self, layers: list[SparseLayer], iteration: int) -> int:
-        """How many non-zeros the layers are to have together after `iteration`; no more than now.
-
-        Each layer's own number follows the schedule with scope "layer", their sum with "global".
+        """How many non-zeros the layers together should have after `iteration`; at most as many as
+        now. With scope "layer" each layer follows the schedule, with "global" their sum does.
         """
         first = sum(self.initial[layer.name] for layer in layers)
         last = sum(self._final(layer) for layer in layers)
@@ -98,17 +110,49 @@ class GMP(Rewirer):
     def _final(self, layer: SparseLayer) -> int:
         return budget(layer.module.numel, self.final_sparsity)
 
+    # ---- recipes ------------------------------------------------------------------------------
+
+    @classmethod
+    def recipe_arguments(cls, recipe: MethodRecipe, epoch_length: int) -> Arguments:
+        arguments = super().recipe_arguments(recipe, epoch_length)
+        arguments["end"] = arguments.pop("stop", recipe.epochs * epoch_length)
+        return arguments | {"final_sparsity": recipe.sparsity}
+
+    @classmethod
+    def check_recipe(cls, recipe: MethodRecipe) -> None:
+        settings, epochs = recipe.rewiring, recipe.epochs
+        if settings["stop_epoch"] > epochs:
+            raise ValueError(
+                f"rewiring.stop_epoch: expected at most training.epochs = {epochs}, for method gmp "
+                f"has model.sparsity only then, got {settings['stop_epoch']:g}"
+            )
+        end = settings["stop_epoch"] or epochs
+        if settings["begin_epoch"] >= end:
+            raise ValueError(
+                f"rewiring.begin_epoch: expected less than the end of pruning, epoch {end:g}, got "
+                f"{settings['begin_epoch']:g}"
+            )
+        if settings["initial_sparsity"] > recipe.sparsity:
+            raise ValueError(
+                f"rewiring.initial_sparsity: expected at most model.sparsity = {recipe.sparsity}, "
+                f"got {settings['initial_sparsity']}"
+            )
+
+    @classmethod
+    def starting_sparsity(cls, recipe: MethodRecipe) -> float:
+        return recipe.rewiring["initial_sparsity"]
+
     # ---- the engine's hooks -------------------------------------------------------------------
 
-    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+    def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
         if self.scope == "global":
             plan.prune_smallest(sum(plan.nnz) - self._wanted(layers), regrown=False)
         else:
             targets = [self.scheduled([layer], self.iteration) for layer in layers]
             plan.prune_smallest_each([m - n for m, n in zip(plan.nnz, targets, strict=True)])
-        return plan.cut, plan.cut
+        return plan.threshold, plan.threshold
 
-    def _grow(self, plan: Any, layers: list[SparseLayer]) -> None:
+    def _grow(self, plan: RewirePlan, layers: list[SparseLayer]) -> None:
         plan.grow([0] * len(layers))
 
     def _wanted(self, layers: list[SparseLayer]) -> int:
@@ -116,10 +160,10 @@ class GMP(Rewirer):
             return self.scheduled(layers, self.iteration)
         return sum(self.scheduled([layer], self.iteration) for layer in layers)
 
-    def _policy_state(self) -> dict[str, Any]:
+    def _policy_state(self) -> State:
         return {"initial": dict(self.initial)}
 
-    def _load_policy_state(self, state: dict[str, Any]) -> None:
+    def _load_policy_state(self, state: State) -> None:
         initial = state["initial"]
         if set(initial) != set(self.initial):
             raise ValueError(

@@ -1,9 +1,9 @@
-"""What SET, RigL and sparse momentum have in common: each layer loses a share of its weights."""
+"""What SET, RigL and sparse momentum share: each layer loses a fraction of its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch import nn
 from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.gradient_growth import GradientWatch, Share
 from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.plan import RewirePlan
+from dsr_kernels.rewiring.recipe_keys import EVERY, STOP_EPOCH, Arguments, Key, MethodRecipe
 from dsr_kernels.rewiring.rewirer import Ranks, Rewirer
 from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int, as_number
 
@@ -23,27 +25,35 @@ class LayerwiseRewirer(Rewirer):
     Args:
         model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
         optimizer: holds their values; its state (momentum, moments) moves with the survivors.
-        fraction: of each layer's non-zeros that go, in (0, 1), at the start of training.
-        fraction_schedule: "constant", or "cosine", "cubic", "exponential": how it falls to
-            `final_fraction`, see `schedule.Anneal`. Default: the method's own.
-        final_fraction: what it has come to after `length` iterations.
+        fraction: of each layer's non-zeros that is pruned, in (0, 1), at the start of training.
+        fraction_schedule: "constant", or "cosine", "cubic", "exponential": how the fraction falls
+            to `final_fraction`, see `schedule.Anneal`. Default: the method's own.
+        final_fraction: the fraction after `length` iterations.
         length: iterations over which the fraction falls; default: `stop`.
         growth: "random", uniformly; or "gradient": where the loss gradient of this iteration's last
             backward pass is largest in magnitude. Default: the method's own. The gradient is
-            computed for blocks of rows, of which the best positions are kept, during the backward
-            pass of iterations that a rewire follows: a dense one never exists. It needs a backward
-            pass in eager mode (gradient checkpointing: with `use_reentrant=False`). Of a weight
-            that is used several times the sum of its gradients decides.
+            computed in the backward pass before a rewire, for a block of rows at a time, of which
+            only the best positions are kept: a dense gradient never exists. It needs a backward
+            pass in eager mode (gradient checkpointing: with `use_reentrant=False`). Where a weight
+            is used several times, the sum of its gradients decides.
         every, schedule, stop, seed: see `Rewirer`.
 
-    What was pruned may not come back in the same rewire. A layer keeps its largest weight, and
-    gives up no more than it has free positions to grow at. With gradient growth, a layer whose
-    gradient was not seen or is not finite (an overflow under float16) sits out.
+    What was pruned does not grow again in the same rewire. A layer keeps its largest weight, and
+    loses no more weights than it has capacity to grow. With gradient growth, a layer whose gradient
+    was not seen or is not finite (an overflow under float16) is left alone.
 
     Raises ValueError for arguments out of range, a model without trainable sparse modules, and an
     optimizer that does not hold their values.
     """
 
+    RECIPE: ClassVar[tuple[Key, ...]] = (
+        EVERY,
+        STOP_EPOCH,  # the end of the fraction's schedule, too; 0: the end of training
+        Key("fraction", float, 0.0, low=0.0, below=1.0, unset=True),  # 0: the constructor's
+        Key("fraction_schedule", str, "", choices=("", *KINDS), unset=True),  # "": the method's own
+        Key("final_fraction", float, 0.0, low=0.0, below=1.0),
+        Key("growth", str, "", choices=("", *GROWTHS), unset=True),  # "": the method's own
+    )
     FRACTION_SCHEDULE: ClassVar[str] = "constant"
     GROWTH: ClassVar[str] = "random"
 
@@ -86,6 +96,11 @@ class LayerwiseRewirer(Rewirer):
         self._watch = GradientWatch(self._decide_ahead) if growth == "gradient" else None
         self._iteration_done()
 
+    @classmethod
+    def recipe_arguments(cls, recipe: MethodRecipe, epoch_length: int) -> Arguments:
+        arguments = super().recipe_arguments(recipe, epoch_length)
+        return arguments | {"length": arguments.get("stop", recipe.epochs * epoch_length)}
+
     # ---- what a method decides ----------------------------------------------------------------
 
     def _grown_counts(self, layers: list[SparseLayer], pruned: list[int]) -> list[int]:
@@ -94,16 +109,16 @@ class LayerwiseRewirer(Rewirer):
 
     # ---- the engine's hooks -------------------------------------------------------------------
 
-    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
+    def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
         if self._watch is None:
             pruned = self._pruned_counts(layers, self.iteration)
             self._growing = self._grown_counts(layers, pruned)
         else:
             pruned, self._growing = self._watch.balanced(layers)
         plan.prune_smallest_each(pruned)
-        return plan.cut, plan.cut
+        return plan.threshold, plan.threshold
 
-    def _grow(self, plan: Any, layers: list[SparseLayer]) -> Ranks | None:
+    def _grow(self, plan: RewirePlan, layers: list[SparseLayer]) -> Ranks | None:
         plan.grow(self._growing)
         return None if self._watch is None else self._watch.ranks(layers, self._growing)
 
@@ -129,7 +144,7 @@ class LayerwiseRewirer(Rewirer):
         return counts
 
     def _decide_ahead(self) -> dict[int, Share]:
-        """In the backward pass of an iteration that a rewire follows: each layer's part of it."""
+        """What each layer will lose and gain in the rewire after this backward pass."""
         layers = self._live_layers()
         pruned = self._pruned_counts(layers, self.iteration + 1)
         grown = self._grown_counts(layers, pruned)

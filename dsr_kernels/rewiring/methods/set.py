@@ -8,7 +8,7 @@ from dsr_kernels.rewiring.methods.layerwise import LayerwiseRewirer
 class SET(LayerwiseRewirer):
     """Each layer loses its smallest weights and grows as many at random in the same layer.
 
-    As the paper of DSR runs it: the share of every layer that is lowest in magnitude, the same at
-    every rewire (`fraction`, `fraction_schedule="constant"`), so layers never trade non-zeros.
-    Arguments are those of `LayerwiseRewirer`.
+    This is SET as the paper of DSR runs it: every rewire prunes the same `fraction` of each layer
+    (`fraction_schedule="constant"`), and layers never trade non-zeros. Arguments are those of
+    `LayerwiseRewirer`.
     """

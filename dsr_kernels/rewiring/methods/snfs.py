@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
 
 from torch import Tensor
 
 from dsr_kernels.rewiring.allocation import share_growth
 from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.methods.layerwise import LayerwiseRewirer
+from dsr_kernels.rewiring.plan import RewirePlan
 
 MOMENTA = ("momentum_buffer", "exp_avg")  # SGD's and Adam's
 
@@ -18,13 +18,13 @@ MOMENTA = ("momentum_buffer", "exp_avg")  # SGD's and Adam's
 class SNFS(LayerwiseRewirer):
     """Each layer loses its smallest weights; layers gain in proportion to their mean momentum.
 
-    That is the mean magnitude of the optimizer's momentum at a layer's non-zeros. Arguments are
-    those of `LayerwiseRewirer`; the fraction falls along a cosine. A departure from the paper,
-    which keeps the momentum of absent weights: growth goes where this iteration's gradient is
+    The mean is that of the momentum's magnitude, at a layer's non-zeros. Arguments are those of
+    `LayerwiseRewirer`; the fraction falls along a cosine. There is a departure from the paper,
+    which keeps the momentum of absent weights: here weights grow where this iteration's gradient is
     largest, so that nothing is ever dense.
 
-    Raises ValueError for an optimizer without momentum, beside what `LayerwiseRewirer` raises; so
-    does a rewire where momentum is not finite.
+    Raises what `LayerwiseRewirer` raises, and ValueError for an optimizer without momentum. A
+    rewire raises ValueError where momentum is not finite.
     """
 
     FRACTION_SCHEDULE = "cosine"
@@ -32,6 +32,7 @@ class SNFS(LayerwiseRewirer):
 
     def _check_trains(self) -> None:
         super()._check_trains()
+        assert self._optimizer is not None, "checked above"
         groups = self._optimizer.param_groups
         if any(group.get("momentum", 1) == 0 for group in groups) or not any(
             key in groups[0] for key in ("momentum", "betas")
@@ -41,8 +42,8 @@ class SNFS(LayerwiseRewirer):
                 f"above 0, Adam, AdamW), got {type(self._optimizer).__name__} without"
             )
 
-    def _prune(self, plan: Any, layers: list[SparseLayer]) -> tuple[float, float]:
-        for layer in layers:  # here: `_grown_counts` may be called in the midst of a backward pass
+    def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
+        for layer in layers:  # not in `_grown_counts`: a backward pass may be calling that
             if not math.isfinite(self._mean_momentum(layer)):
                 raise ValueError(f"optimizer: the momentum of layer {layer.name!r} is not finite")
         return super()._prune(plan, layers)
@@ -59,6 +60,7 @@ class SNFS(LayerwiseRewirer):
         return share_growth(sum(pruned), weights, survivors, capacities)
 
     def _mean_momentum(self, layer: SparseLayer) -> float:
+        assert self._optimizer is not None, "checked at construction"
         state = self._optimizer.state.get(layer.weight_values, {})
         for key in MOMENTA:
             if isinstance(momentum := state.get(key), Tensor) and momentum.numel():

@@ -1,10 +1,11 @@
-"""Static sparsity: the pattern never changes. The baseline every method must beat."""
+"""Static sparsity: the pattern never changes. Every method must beat this baseline."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from dsr_kernels.rewiring.recipe_keys import Arguments, MethodRecipe
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
 from dsr_kernels.rewiring.rewirer import Rewirer
 
@@ -16,11 +17,17 @@ class Static(Rewirer):
     returns a report of nothing pruned and nothing grown.
     """
 
+    WHOLE_KERNELS = True
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         super().__init__(model, optimizer, stop=0)
 
+    @classmethod
+    def recipe_arguments(cls, recipe: MethodRecipe, epoch_length: int) -> Arguments:
+        return {}  # not even a seed
+
     def rewire(self) -> RewireReport:
-        """Touches nothing."""
+        """Changes nothing."""
         layers = [
             LayerReport(layer.name, layer.weight_values.numel(), 0, 0, layer.weight_values.numel())
             for layer in self._layers

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from dsr_kernels.distribution import share_out
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.data import images, listing, readers
 from dsr_kernels.training.data.streams import Batches, Draw, stream
@@ -181,12 +182,9 @@ def stratified(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
     """
     order = torch.randperm(len(labels), generator=stream(SPLIT_SEED, "split"))
     classes, totals = labels.unique(return_counts=True)
-    shares = totals * count
-    quota = shares // len(labels)
-    extra = (shares % len(labels)).argsort(descending=True, stable=True)[: count - int(quota.sum())]
-    quota[extra] += 1
+    quota = share_out(count, totals.tolist(), totals.tolist())
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, number in zip(classes, quota.tolist(), strict=True):
+    for label, number in zip(classes, quota, strict=True):
         chosen[order[labels[order] == label][:number]] = True
     return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
 

@@ -45,7 +45,7 @@ def load(source: str, overrides: list[str] = (), seed: int | None = None) -> Rec
     table = _parse(_locate(source))
     variants = _variants(table)
     changes = [_parse_override(text) for text in overrides]
-    method = dict(changes).get("method", table.get("method", "dsr"))
+    method = dict(changes).get("method", table.get("method", Recipe.method))
     if method in variants:
         by_sparsity = _by_sparsity(method, variants[method])
         _merge(table, variants[method])

@@ -17,12 +17,9 @@ from dsr_kernels.choices import unknown
 from dsr_kernels.distribution import DISTRIBUTIONS
 from dsr_kernels.errors import UsageError
 from dsr_kernels.rewiring import METHODS
-from dsr_kernels.rewiring.allocation import ALLOCATIONS
-from dsr_kernels.rewiring.methods.gmp import SCOPES
-from dsr_kernels.rewiring.methods.layerwise import GROWTHS
-from dsr_kernels.rewiring.schedule import KINDS
+from dsr_kernels.rewiring.recipe_keys import ByEpoch as Schedule
+from dsr_kernels.rewiring.recipe_keys import all_keys as all_method_keys
 
-Schedule = list[tuple[float, float]]  # (first epoch, value) pairs; epochs may be fractions
 DENSE = ("dense", "thin_dense")  # methods whose model has no sparse layers
 METHOD_NAMES = (*METHODS, *DENSE)
 
@@ -50,7 +47,7 @@ class Model:
     # as many parameters as the sparse model.
     width: float = setting(0.0, low=0.0)
     distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
-    granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": dsr and static
+    granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": of some methods
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
 
 
@@ -85,36 +82,18 @@ class Training:
     precision: str = setting("float32", choices=("float32", "bfloat16", "float16"))
 
 
-@dataclass(kw_only=True)
-class Rewiring:
-    """What the methods are told; each takes the keys that are named after it."""
+def _rewiring() -> type:
+    """The table [rewiring]: the keys of all methods (their `RECIPE`), and training's own."""
+    keys = []
+    for key in all_method_keys(METHODS.values()):
+        spec = setting(key.default, choices=key.choices, low=key.low, below=key.below)
+        keys.append((key.name, key.kind, spec))
+    keys.append(("record_exploration", bool, setting(False)))  # a bit for each position ever active
+    namespace = {"__module__": __name__, "__doc__": "What a method may be set; each takes its own."}
+    return dataclasses.make_dataclass("Rewiring", keys, kw_only=True, namespace=namespace)
 
-    every: Schedule = setting([])  # (first epoch, iterations between rewires); deepr: every one
-    stop_epoch: float = setting(0.0, low=0.0)  # no rewire from this epoch on; 0: never stops
-    # dsr
-    prune_count: int = setting(0, low=0)  # N_p, weights to prune a rewire; 0: use prune_fraction
-    prune_fraction: float = setting(0.0, low=0.0, below=1.0)
-    threshold: str = setting("adaptive", choices=("adaptive", "exact"))
-    initial_threshold: float = setting(1e-3, low=0.0)
-    tolerance: float = setting(0.1, low=0.0, below=1.0)
-    allocation: str = setting("R", choices=ALLOCATIONS)
-    power: float = setting(1.0)
-    # set, rigl, snfs: the share of each layer that goes, and how it falls until stop_epoch
-    fraction: float = setting(0.0, low=0.0, below=1.0)  # 0: the method's own
-    fraction_schedule: str = setting("", choices=("", *KINDS))  # "": the method's own
-    final_fraction: float = setting(0.0, low=0.0, below=1.0)
-    growth: str = setting("", choices=("", *GROWTHS))  # "": the method's own
-    # deepr
-    temperature: float = setting(1e-5, low=0.0)
-    final_temperature: float = setting(1e-15, low=0.0)
-    eta: float = setting(0.01, low=0.0)
-    l1: float = setting(1e-5, low=0.0)
-    # gmp: from begin_epoch to stop_epoch, down to model.sparsity
-    initial_sparsity: float = setting(0.0, low=0.0, below=1.0)
-    begin_epoch: float = setting(0.0, low=0.0)
-    density_schedule: str = setting("cubic", choices=("cubic", "exponential"))
-    scope: str = setting("layer", choices=SCOPES)
-    record_exploration: bool = setting(False)  # a bit for each position ever active
+
+Rewiring = _rewiring()
 
 
 @dataclass(kw_only=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import TYPE_CHECKING
 
-from dsr_kernels.rewiring import DeepR
+from dsr_kernels.training.recipe.rewirer import for_method, method_of
 from dsr_kernels.training.report import style
 from dsr_kernels.training.run.story import Story
 
@@ -22,7 +21,7 @@ def draw(story: Story) -> dict[str, Figure]:
     with style.drawing("the plots of a report"):
         figures = {"accuracy": accuracy(story), "loss": loss(story)}
         if any(row["pruned"] is not None for row in story.rewires):
-            if story.recipe.method == "dsr":
+            if method_of(story.recipe).GLOBAL_THRESHOLD:
                 figures["threshold"] = threshold(story)
             figures["pruned"] = pruned(story)
             figures["nonzeros"] = nonzeros(story)
@@ -160,21 +159,20 @@ def threshold(story: Story) -> Figure:
 
 def pruned(story: Story) -> Figure:
     title, label = "Weights moved at each rewire", "pruned and regrown"
-    if story.recipe.method == "gmp":
+    method = method_of(story.recipe)
+    if method.SHRINKS:
         title, label = "Weights pruned at each step", "pruned"
-    elif story.recipe.method == "deepr":  # it rewires at every iteration, too often for a row each
-        every = signature(DeepR).parameters["report_every"].default
+    elif (every := method.REPORT_EVERY) > 1:
         title, label = f"Weights moved in every {every} iterations", f"{label}, sum of {every}"
     figure, axes = style.new_axes(title, "epoch", "weights")
     rows = [row for row in story.rewires if row.get("pruned") is not None]
-    points = [row["epoch"] for row in rows], [row["pruned"] for row in rows]
-    axes.plot(*points, "-o", color=style.BLUE, ms=3.5, lw=1.2, label=label)
-    settings = story.recipe.rewiring
-    if settings.prune_count and story.recipe.method == "dsr":
-        goal = settings.prune_count
+    axes.plot([row["epoch"] for row in rows], [row["pruned"] for row in rows], "-o",
+              color=style.BLUE, ms=3.5, lw=1.2, label=label)  # fmt: skip
+    if target := method.prune_target(for_method(story.recipe)):
+        goal, tolerance = target.count, target.tolerance
         axes.axhline(goal, color=style.ORANGE, lw=1.3, label=f"target {goal:,}")
-        if settings.threshold == "adaptive":
-            low, high = (1 - settings.tolerance) * goal, (1 + settings.tolerance) * goal
+        if tolerance is not None:
+            low, high = (1 - tolerance) * goal, (1 + tolerance) * goal
             axes.axhspan(
                 low, high, color=style.ORANGE, alpha=0.12, lw=0, label="H stays within this"
             )
