@@ -6,8 +6,8 @@
 #include <type_traits>
 
 #include "bindings/common.h"
-#include "cpu/channel_sum.h"
-#include "cpu/conv_plan.h"
+#include "cpu/conv/channel_sum.h"
+#include "cpu/conv/conv_plan.h"
 #include "cpu/dispatch.h"
 
 namespace dsr::bindings {

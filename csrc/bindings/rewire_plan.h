@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "bindings/common.h"
-#include "common/rewire_decide.h"
-#include "common/rewire_plan.h"
+#include "common/rewire/decide.h"
+#include "common/rewire/plan.h"
 
 namespace dsr::bindings {
 

@@ -1,13 +1,13 @@
-// Convolutions on the GPU. A pass is prepared once per plan in Python (cuda_plan.py) and launched
+// Convolutions on the GPU. A pass is prepared once per plan in Python (backends/cuda) and launched
 // with addresses; its fields are documented where the structs are.
 #include <array>
 #include <cstdint>
 #include <string>
 
 #include "bindings/common.h"
-#include "cuda/direct.h"
-#include "cuda/gather.h"
-#include "cuda/grad_weight.h"
+#include "cuda/conv/direct.h"
+#include "cuda/conv/gather.h"
+#include "cuda/conv/grad_weight.h"
 
 namespace dsr::bindings {
 namespace {

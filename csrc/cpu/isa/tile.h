@@ -2,8 +2,8 @@
 // stream past: one broadcast, one offset, R * C multiply-adds that take their operand from L1.
 #pragma once
 
+#include "cpu/conv/kernels.h"
 #include "cpu/isa/ahead.h"
-#include "cpu/kernels.h"
 
 namespace dsr::cpu::DSR_ISA {
 

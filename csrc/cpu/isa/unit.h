@@ -1,8 +1,8 @@
 // A unit of work: what is packed at once.
 #pragma once
 
+#include "cpu/conv/kernels.h"
 #include "cpu/isa/simd.h"
-#include "cpu/kernels.h"
 
 namespace dsr::cpu::DSR_ISA {
 

@@ -1,4 +1,4 @@
-"""How one class of a GPU pass lies in shared memory: csrc/cuda/slab.h, and what that costs."""
+"""How one class of a GPU pass lies in shared memory: csrc/cuda/conv/slab.h, and what that costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK_COLS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128) 
 
 @dataclass(frozen=True)
 class Layout:
-    """One class's slab: see csrc/cuda/slab.h."""
+    """One class's slab: see csrc/cuda/conv/slab.h."""
 
     tile_cols: int
     chunks: int

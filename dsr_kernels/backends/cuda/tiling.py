@@ -22,7 +22,7 @@ FILL_WARPS = 4
 ROW = 700.0  # clocks of a warp to begin an output channel of a grad-weight, alone
 LATENCY = 900.0  # clocks of a load from memory
 STEP = 800.0  # clocks from one slab to the next that belong to no wavefront
-# (rows, units): what the kernels of csrc/cuda/gather_*.cu are instantiated for
+# (rows, units): what the kernels of csrc/cuda/conv/instances/gather_*.cu are instantiated for
 GATHER_VARIANTS = {4: ((8, 1), (4, 2), (4, 1)), 2: ((4, 1), (2, 2))}
 GRAD_WEIGHT_UNITS = {4: (2, 1), 2: (2, 1)}
 
