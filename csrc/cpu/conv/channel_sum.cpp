@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/conv/workspace.h"
+
 namespace dsr::cpu {
 namespace {
 
@@ -51,13 +53,13 @@ void add_image(int64_t channels, int64_t height, int64_t width, const S* x, Stri
 }  // namespace
 
 int64_t channel_sums_workspace(int64_t n, int64_t channels) {
-  return (chunks(n) * channels + 8) * static_cast<int64_t>(sizeof(double));
+  return chunks(n) * channels * static_cast<int64_t>(sizeof(double)) + kAlignment;
 }
 
 template <class S>
 void channel_sums(int64_t n, int64_t channels, int64_t height, int64_t width, const S* x,
                   Strides4 strides, S* out, int threads, void* workspace) {
-  auto* partial = reinterpret_cast<double*>((reinterpret_cast<uintptr_t>(workspace) + 63) & ~63ull);
+  auto* partial = reinterpret_cast<double*>(align_up(static_cast<char*>(workspace)));
   const int64_t count = chunks(n);
 #pragma omp parallel for num_threads(threads) if (threads > 1 && count > 1)
   for (int64_t chunk = 0; chunk < count; ++chunk) {

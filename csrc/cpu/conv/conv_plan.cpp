@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "cpu/conv/layout.h"
+#include "cpu/conv/workspace.h"
 #include "cpu/dispatch.h"
 
 namespace dsr::cpu {
@@ -15,10 +16,6 @@ namespace {
 // that the result does not depend on the threads.
 constexpr int64_t kMaxSlices = 16;
 constexpr int64_t kSliceBytes = 32 << 20;
-
-char* aligned(char* workspace) {
-  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(workspace) + 63) & ~uintptr_t{63});
-}
 
 // What the plans rely on; the callers' own checks say it in the user's terms.
 Status check_shape(const ConvShape& s) {
@@ -46,31 +43,37 @@ Status without_exceptions(Make make) {
   }
 }
 
+// At least `elements`, as an odd number of cache lines: see choose_plane in tiling.cpp.
+int64_t odd_lines(int64_t elements) {
+  constexpr int64_t kLine = kCacheLine / sizeof(float);
+  return (ceil_div(elements, kLine) | 1) * kLine;
+}
+
 // The output gradient on the rows of the packed input (kPlane: and on its pitch).
 PackLayout grad_layout_of(const GatherPlan& forward) {
-  const DestinationClass& target = forward.classes[0];
+  const DestinationClass& target = forward.destination.classes[0];
   PackLayout l = forward.source;  // the same images; no halo, one phase
-  l.channels = forward.destination_channels;
+  l.channels = forward.destination.channels;
   l.height = target.rows;
   l.width = target.cols;
   l.step_h = l.step_w = 1;
   l.phases = {{0, 0, target.rows, target.cols}};
   l.first_row = l.first_col = 0;
-  const bool stacked = forward.lanes == Lanes::kPlane && forward.images > 1;
+  const bool stacked = forward.lanes == Lanes::kPlane && forward.unit.images > 1;
   l.halo_rows = stacked ? l.image_rows - target.rows : 0;
   l.halo_cols = 0;
   if (forward.lanes == Lanes::kRow) {
-    l.plane = (ceil_div(forward.band_rows * l.pitch, 16) | 1) * 16;
+    l.plane = odd_lines(forward.unit.band_rows * l.pitch);
     return l;
   }
   if (forward.lanes == Lanes::kBatch) {
     l.pitch = target.cols;
-    l.plane = (forward.band_rows * l.pitch + 1) | 1;
+    l.plane = (forward.unit.band_rows * l.pitch + 1) | 1;
     return l;
   }
   const int64_t stored =
-      ((forward.images - 1) * l.image_rows + forward.band_rows + l.halo_rows) * l.pitch;
-  l.plane = (ceil_div(stored, 16) | 1) * 16;
+      ((forward.unit.images - 1) * l.image_rows + forward.unit.band_rows + l.halo_rows) * l.pitch;
+  l.plane = odd_lines(stored);
   return l;
 }
 
@@ -100,14 +103,15 @@ int64_t ConvPlan::slices(int64_t n) const {
 Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
                    std::string* reason) {
   constexpr int64_t kFilledPercent = 60;  // below, the shifted loads of the plane cost less
-  const int64_t lanes = kernels().vector_bytes / element_size;
+  const Limits& limits = kernels().limits;
+  const int64_t lanes = limits.lanes(element_size);
   const auto because = [&](Lanes choice, auto words) {  // words are made only where asked for
     if (reason) *reason = words();
     return choice;
   };
   if (shape.taps() == 1)
     return because(Lanes::kPlane, [] { return "pointwise: no tap shifts a load"; });
-  if (kernels().masks_lanes && element_size == 4 && contiguous_rows) {
+  if (limits.masks_lanes && element_size == 4 && contiguous_rows) {
     const int64_t slot =
         std::min(slot_lanes(forward_pass(shape)), slot_lanes(grad_input_pass(shape)));
     // Narrow rows lie beside those of other images.
@@ -131,8 +135,9 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
 int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads) const {
   const int size = element_size_;
   if (op == Op::kGradWeight)
-    return 64 + slices(n) * nnz_ * size + threads * grad_weight_bytes(gather_, grad_layout_, size);
-  return 64 + part_bytes(nnz_ * size) + threads * gather_bytes(gather_, size);
+    return kAlignment + slices(n) * nnz_ * size +
+           threads * grad_weight_bytes(gather_, grad_layout_, size);
+  return kAlignment + part_bytes(nnz_ * size) + threads * gather_bytes(gather_, size);
 }
 
 // The values in the order of the plan, copied to the workspace.
@@ -145,53 +150,62 @@ const S* ConvPlan::ordered(const S* values, int threads, char** workspace) const
   return copy;
 }
 
+// The kernels called below are those of the plan's instruction set: gather() is the function of
+// that name in cpu/isa/gather.cpp, grad_weight() the one in cpu/isa/grad_weight.cpp.
 template <typename S>
-void ConvPlan::run_gather(const GatherArgs<S>& args) const {
-  if constexpr (sizeof(S) == 4) {
-    kernels_->gather_f32(args);
-  } else {
-    kernels_->gather_f64(args);
-  }
-}
-
-template <typename S>
-void ConvPlan::forward(int64_t n, const Activation& x, const S* values, const S* bias,
-                       const Activation& y, int threads, char* workspace) const {
-  char* parts = aligned(workspace);
+void ConvPlan::sparse_conv2d(int64_t n, const Activation& x, const S* values, const S* bias,
+                             const Activation& y, int threads, char* workspace) const {
+  char* parts = align_up(workspace);
   values = ordered(values, threads, &parts);
-  run_gather<S>({&gather_, n, x.data, x.strides, x.element, values, bias, y.data, y.strides,
-                 y.element, threads, parts});
+  kernels_->gather(GatherArgs<S>{.plan = &gather_,
+                                 .n = n,
+                                 .source = x.data,
+                                 .source_strides = x.strides,
+                                 .source_element = x.element,
+                                 .values = values,
+                                 .bias = bias,
+                                 .destination = y.data,
+                                 .destination_strides = y.strides,
+                                 .destination_element = y.element,
+                                 .threads = threads,
+                                 .workspace = parts});
   drop_guards(workspace, workspace_bytes(Op::kForward, n, threads));
 }
 
+// Every pass but grad-weight is a gather: on a transposed plan, of the output's gradient.
 template <typename S>
-void ConvPlan::grad_input(int64_t n, const Activation& grad_y, const S* values,
-                          const Activation& grad_x, int threads, char* workspace) const {
-  forward<S>(n, grad_y, values, nullptr, grad_x, threads, workspace);
+void ConvPlan::sparse_conv2d_grad_input(int64_t n, const Activation& grad_y, const S* values,
+                                        const Activation& grad_x, int threads,
+                                        char* workspace) const {
+  sparse_conv2d<S>(n, grad_y, values, nullptr, grad_x, threads, workspace);
 }
 
 template <typename S>
-void ConvPlan::grad_weight(int64_t n, const Activation& x, const Activation& grad_y, S* grad_values,
-                           int threads, char* workspace) const {
-  const GradWeightArgs<S> args{&gather_,          &grad_layout_, n,           x.data,
-                               x.strides,         x.element,     grad_y.data, grad_y.strides,
-                               grad_y.element,    grad_values,   slices(n),   threads,
-                               aligned(workspace)};
-  if constexpr (sizeof(S) == 4) {
-    kernels_->grad_weight_f32(args);
-  } else {
-    kernels_->grad_weight_f64(args);
-  }
+void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Activation& x, const Activation& grad_y,
+                                         S* grad_values, int threads, char* workspace) const {
+  kernels_->grad_weight(GradWeightArgs<S>{.plan = &gather_,
+                                          .grad_layout = &grad_layout_,
+                                          .n = n,
+                                          .x = x.data,
+                                          .x_strides = x.strides,
+                                          .x_element = x.element,
+                                          .grad = grad_y.data,
+                                          .grad_strides = grad_y.strides,
+                                          .grad_element = grad_y.element,
+                                          .grad_values = grad_values,
+                                          .slices = slices(n),
+                                          .threads = threads,
+                                          .workspace = align_up(workspace)});
   drop_guards(workspace, workspace_bytes(Op::kGradWeight, n, threads));
 }
 
-#define DSR_INSTANTIATE(S)                                                                       \
-  template void ConvPlan::forward<S>(int64_t, const Activation&, const S*, const S*,             \
-                                     const Activation&, int, char*) const;                       \
-  template void ConvPlan::grad_input<S>(int64_t, const Activation&, const S*, const Activation&, \
-                                        int, char*) const;                                       \
-  template void ConvPlan::grad_weight<S>(int64_t, const Activation&, const Activation&, S*, int, \
-                                         char*) const;
+#define DSR_INSTANTIATE(S)                                                                  \
+  template void ConvPlan::sparse_conv2d<S>(int64_t, const Activation&, const S*, const S*,  \
+                                           const Activation&, int, char*) const;            \
+  template void ConvPlan::sparse_conv2d_grad_input<S>(int64_t, const Activation&, const S*, \
+                                                      const Activation&, int, char*) const; \
+  template void ConvPlan::sparse_conv2d_grad_weight<S>(int64_t, const Activation&,          \
+                                                       const Activation&, S*, int, char*) const;
 DSR_INSTANTIATE(float)
 DSR_INSTANTIATE(double)
 

@@ -32,22 +32,21 @@ class ConvPlan {
   Direction direction() const { return direction_; }
   const GatherPlan& gather() const { return gather_; }
 
-  // forward and grad_weight take a plan of Direction::kForward, grad_input one of kGradInput.
-  // y = conv2d(x, w) + bias; S must have the plan's element size.
+  // sparse_conv2d and sparse_conv2d_grad_weight take a plan of Direction::kForward,
+  // sparse_conv2d_grad_input one of kGradInput; S must have the plan's element size.
+  // y = conv2d(x, w) + bias
   template <typename S>
-  void forward(int64_t n, const Activation& x, const S* values, const S* bias, const Activation& y,
-               int threads, char* workspace) const;
+  void sparse_conv2d(int64_t n, const Activation& x, const S* values, const S* bias,
+                     const Activation& y, int threads, char* workspace) const;
   template <typename S>
-  void grad_input(int64_t n, const Activation& grad_y, const S* values, const Activation& grad_x,
-                  int threads, char* workspace) const;
+  void sparse_conv2d_grad_input(int64_t n, const Activation& grad_y, const S* values,
+                                const Activation& grad_x, int threads, char* workspace) const;
   template <typename S>
-  void grad_weight(int64_t n, const Activation& x, const Activation& grad_y,
-                   S* grad_values,  // [nnz]
-                   int threads, char* workspace) const;
+  void sparse_conv2d_grad_weight(int64_t n, const Activation& x, const Activation& grad_y,
+                                 S* grad_values,  // [nnz]
+                                 int threads, char* workspace) const;
 
  private:
-  template <typename S>
-  void run_gather(const GatherArgs<S>& args) const;
   template <typename S>
   const S* ordered(const S* values, int threads, char** workspace) const;
   int64_t slices(int64_t n) const;

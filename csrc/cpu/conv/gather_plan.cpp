@@ -10,7 +10,7 @@ namespace dsr::cpu {
 namespace {
 
 Status check_offsets(const GatherPlan& plan, const CsrPattern& pattern) {
-  const int64_t scalars = plan.source.elements() * plan.lane_images;
+  const int64_t scalars = plan.source.elements() * plan.batch.lane_images;
   if (scalars > std::numeric_limits<int32_t>::max())
     return Status::error("convolution too large: its packed input has " + std::to_string(scalars) +
                          " elements, the limit is 2^31 - 1");
@@ -42,14 +42,15 @@ std::vector<TapTarget> tap_targets(const Pass& pass, GatherPlan* plan) {
       if (pass.sign > 0) {
         while (l.phases[phase].row != row.residue || l.phases[phase].col != col.residue) ++phase;
       } else {
-        const auto& classes = plan->classes;
+        const auto& classes = plan->destination.classes;
         while (classes[target].row0 != row.residue || classes[target].col0 != col.residue) ++target;
       }
-      const int64_t table = plan->classes[target].table, shift = pass.sign * col.quotient;
+      const int64_t table = plan->destination.classes[target].table,
+                    shift = pass.sign * col.quotient;
       const int64_t down = (pass.sign * row.quotient - l.first_row) * l.pitch;
       const int64_t across = rotates ? 0 : shift - l.first_col;
-      targets.push_back(
-          {table, rotates ? shift : 0, (phase * l.plane + down + across) * plan->lane_images});
+      targets.push_back({table, rotates ? shift : 0,
+                         (phase * l.plane + down + across) * plan->batch.lane_images});
       note_shift(targets.back().frame, &plan->tables[table]);
     }
   }
@@ -92,17 +93,17 @@ Status order_nonzeros(const ConvShape& s, const CsrPattern& pattern, const Pass&
   const bool forward = pass.sign > 0;
   const std::vector<TapTarget> targets = tap_targets(pass, plan);
   const int64_t group_in = s.in_channels / s.groups, group_out = s.out_channels / s.groups;
-  const int64_t stride = plan->source.channel_stride() * plan->lane_images;
+  const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images;
   int64_t total = 0;
   for (Table& table : plan->tables) {
     table.begin = total;
-    total += plan->blocks * (plan->destination_channels * table.frames() + 1);
+    total += plan->block.count * (plan->destination.channels * table.frames() + 1);
   }
   const auto slot_of = [&](int64_t o, int32_t i, const TapTarget& tap) {
     const int64_t in = o / group_out * group_in + i, source = forward ? in : o;
     const Table& table = plan->tables[tap.table];
     return table.begin +
-           source / plan->channel_block * (plan->destination_channels * table.frames() + 1) +
+           source / plan->block.channels * (plan->destination.channels * table.frames() + 1) +
            (forward ? o : in) * table.frames() + tap.frame;
   };
   // The slot behind a block's last one counts nothing and so ends it.
@@ -113,7 +114,7 @@ Status order_nonzeros(const ConvShape& s, const CsrPattern& pattern, const Pass&
   if (!status.is_ok()) return status;
   for (int64_t slot = 1; slot <= total; ++slot) cursor[slot] += cursor[slot - 1];
   plan->bounds.assign(cursor.begin(), cursor.end() - 1);
-  plan->no_bounds.assign(plan->destination_channels + 1, 0);
+  plan->no_bounds.assign(plan->destination.channels + 1, 0);
   plan->offsets.resize(pattern.nnz);
   plan->value_index.resize(pattern.nnz);
   return for_each_nonzero(s, pattern, [&](int64_t o, int32_t i, int32_t tap, int32_t k) {

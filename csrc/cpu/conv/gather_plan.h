@@ -20,8 +20,7 @@
 //   kPlane  neighbouring positions m of one plane. Any batch size, but a tap shifts the vector off
 //           its alignment, and lanes that fall on the margin compute garbage that is not stored.
 //   kRow    the row of one image, or of several narrow images side by side, in whole vectors. Taps
-//   of
-//           one kernel column form a frame; between frames the accumulators are rotated by the
+//           of one kernel column form a frame; between frames the accumulators are rotated by the
 //           distance of the columns instead of the source, so that every load is aligned. What a
 //           rotation wraps around is masked out of that frame's multiply-adds.
 //   kBatch  the same pixel of as many images as there are lanes. An element of the packed source is
@@ -39,9 +38,6 @@ namespace dsr::cpu {
 
 enum class Lanes { kPlane, kRow, kBatch };
 
-inline constexpr int kMaxTileElements = 512;  // the widest tile of any instruction set
-inline constexpr int kSlack = 64;             // readable scalars behind every packed buffer
-
 // How a [N, C, H, W] source is laid out in a packed buffer [channels][phases][plane]. An element is
 // a scalar (kPlane, kRow) or a vector of images (kBatch).
 struct PackLayout {
@@ -49,17 +45,17 @@ struct PackLayout {
     int64_t row, col;       // first source row and column of the phase
     int64_t height, width;  // how many source rows and columns it has
   };
-  int64_t channels;
-  int64_t height, width;      // of the source
-  int64_t step_h, step_w;     // distance of a phase's rows and columns in the source
-  std::vector<Phase> phases;  // those that some tap reads
-  int64_t first_row,
-      first_col;  // phase coordinates of the first stored row (of destination row 0) and column
-  int64_t halo_rows, halo_cols;  // stored rows and columns beyond the destination's
-  int64_t image_rows;            // rows from one image to the next
-  int64_t pitch;                 // elements from one row to the next
-  int64_t tail;                  // zeros behind the last row that stand for its right margin
-  int64_t plane;                 // elements from one phase (or channel) to the next
+  int64_t channels = 0;
+  int64_t height = 0, width = 0;         // of the source
+  int64_t step_h = 1, step_w = 1;        // distance of a phase's rows and columns in the source
+  std::vector<Phase> phases = {};        // those that some tap reads
+  int64_t first_row = 0;                 // phase row of the first stored one, of destination row 0
+  int64_t first_col = 0;                 // phase column of the first stored one
+  int64_t halo_rows = 0, halo_cols = 0;  // stored rows and columns beyond the destination's
+  int64_t image_rows = 0;                // rows from one image to the next
+  int64_t pitch = 0;                     // elements from one row to the next
+  int64_t tail = 0;   // zeros behind the last row that stand for its right margin
+  int64_t plane = 0;  // elements from one phase (or channel) to the next
 
   int64_t channel_stride() const { return plane * static_cast<int64_t>(phases.size()); }
   int64_t elements() const { return channels * channel_stride(); }
@@ -76,51 +72,78 @@ struct DestinationClass {
 // ones, so that the accumulators need not turn back in between.
 struct Table {
   std::vector<int64_t> shifts;  // of the frames: source column minus destination column, ascending
-  int64_t begin;                // of its bounds: [blocks][destination_channels * frames + 1]
+  int64_t begin;                // of its bounds: [blocks][destination channels * frames + 1]
   int64_t frames() const { return static_cast<int64_t>(shifts.size()); }
 };
 
+// All sizes are 0 until they are planned: lay_out() fills source and destination, choose_tiling()
+// the rest up to the model, make_gather_plan() what stands below it.
 struct GatherPlan {
-  Lanes lanes;
-  int64_t lane_images;  // images in an element of the packed source: 1 (kPlane) or a vector's lanes
-  PackLayout source;
-  int64_t destination_channels;
-  int64_t destination_height, destination_width;
-  int64_t step_h, step_w;  // of the classes in the destination
-  std::vector<DestinationClass> classes;
-
-  // A unit is what is packed at once: `images` elements' images (kPlane: several small ones;
-  // kBatch: one) by `band_rows` destination rows of a class (all of them where images > 1).
-  int64_t images, band_rows, bands;
-  // kRow: an image's row takes slot_lanes lanes (a power of two), a packed row row_vectors vectors.
-  int64_t slot_lanes, row_vectors;
-  // A tile is what stays in registers: rows x cols vectors (kPlane: 1 x cols, along the plane;
-  // kRow: cols = row_vectors).
-  int64_t tile_rows, tile_cols;
+  struct Destination {
+    int64_t channels = 0, height = 0, width = 0;
+    int64_t step_h = 1, step_w = 1;  // of the classes
+    std::vector<DestinationClass> classes = {};
+  };
+  // What is packed at once: `images` elements' images (kPlane: several small ones, stacked; kRow:
+  // those side by side; kBatch: one) by `band_rows` destination rows of a class (all of them where
+  // kPlane stacks images), of which a class has `bands`.
+  struct Unit {
+    int64_t images = 1, band_rows = 0, bands = 1;
+  };
+  // What stays in registers: rows x cols vectors (kPlane: 1 x cols, along the plane; kRow: cols =
+  // row.vectors).
+  struct Tile {
+    int64_t rows = 1, cols = 1;
+  };
   // Columns of a class, and destination channels, whose accumulators are kept until they are
   // stored.
-  int64_t strip_cols, destination_block;
-  int64_t channel_block, blocks;  // source channels whose share of a tile stays in L1
-  double cycles_per_fma;          // of one vector, as the cost model expects
+  struct Strip {
+    int64_t cols = 0, channels = 0;
+  };
+  // Source channels whose share of a tile stays in L1, and how many such blocks there are.
+  struct Block {
+    int64_t channels = 0, count = 1;
+  };
+  // kRow alone: an image's row takes slot_lanes lanes (a power of two), a packed row `vectors`.
+  struct Row {
+    int64_t slot_lanes = 0, vectors = 0;
+  };
+  // Images in an element of the packed source: kBatch's a vector's lanes, elsewhere one. (kPlane
+  // has nothing of its own.)
+  struct Batch {
+    int64_t lane_images = 1;
+  };
+
+  Lanes lanes = Lanes::kPlane;
+  PackLayout source;
+  Destination destination;
+  Unit unit;
+  Tile tile;
+  Strip strip;
+  Block block;
+  Row row;
+  Batch batch;
+  double cycles_per_fma = 0;  // of one vector, as the cost model expects
 
   // Ordered by table, block, destination channel and frame.
   std::vector<int32_t> offsets;      // [nnz], scalars into the packed source
   std::vector<int32_t> value_index;  // [nnz], which value each offset belongs to
   std::vector<Table> tables;         // of the classes that some tap reaches
   std::vector<int32_t> bounds;       // into offsets; see Table
-  std::vector<int32_t> no_bounds;    // [destination_channels + 1] zeros, where no tap reaches
+  std::vector<int32_t> no_bounds;    // [destination.channels + 1] zeros, where no tap reaches
 
   int64_t image_groups(int64_t n) const {
-    return (n + images * lane_images - 1) / (images * lane_images);
+    const int64_t together = unit.images * batch.lane_images;
+    return (n + together - 1) / together;
   }
-  int64_t units(int64_t n) const { return image_groups(n) * bands; }
+  int64_t units(int64_t n) const { return image_groups(n) * unit.bands; }
   int64_t bytes() const;
   // Where the frames of block b begin, from destination channel d on; each ends where the next
   // begins.
   const int32_t* segments(int64_t table, int64_t b, int64_t d) const {
     if (table < 0) return no_bounds.data();
     const int64_t frames = tables[table].frames();
-    return bounds.data() + tables[table].begin + b * (destination_channels * frames + 1) +
+    return bounds.data() + tables[table].begin + b * (destination.channels * frames + 1) +
            d * frames;
   }
 };

@@ -1,7 +1,6 @@
 #include "cpu/conv/layout.h"
 
 #include <algorithm>
-#include <iterator>
 #include <limits>
 #include <string>
 
@@ -43,76 +42,66 @@ bool contains(const std::vector<Tap>& taps, int64_t residue) {
 
 // The classes that have pixels, and those that have taps (and then a table of segments).
 void lay_out_classes(const Pass& pass, GatherPlan* plan) {
-  const int64_t height = pass.destination_h, width = pass.destination_w;
-  plan->classes.clear();
+  GatherPlan::Destination& d = plan->destination;
   int64_t tables = 0;
-  for (int64_t r = 0; r < plan->step_h; ++r) {
-    for (int64_t c = 0; c < plan->step_w; ++c) {
+  for (int64_t r = 0; r < d.step_h; ++r) {
+    for (int64_t c = 0; c < d.step_w; ++c) {
       const bool has_taps = pass.sign > 0 || (contains(pass.rows, r) && contains(pass.cols, c));
-      if (!has_taps && (r >= height || c >= width)) continue;
-      plan->classes.push_back({r, c, std::max<int64_t>(0, ceil_div(height - r, plan->step_h)),
-                               std::max<int64_t>(0, ceil_div(width - c, plan->step_w)),
-                               has_taps ? tables++ : -1});
+      if (!has_taps && (r >= d.height || c >= d.width)) continue;
+      d.classes.push_back({.row0 = r,
+                           .col0 = c,
+                           .rows = std::max<int64_t>(0, ceil_div(d.height - r, d.step_h)),
+                           .cols = std::max<int64_t>(0, ceil_div(d.width - c, d.step_w)),
+                           .table = has_taps ? tables++ : -1});
     }
   }
   plan->tables.assign(tables, {});
 }
 
 void lay_out_phases(const Pass& pass, PackLayout* l) {
-  l->phases.clear();
   for (int64_t r = 0; r < l->step_h; ++r) {
     for (int64_t c = 0; c < l->step_w; ++c) {
       if (pass.sign > 0 && !(contains(pass.rows, r) && contains(pass.cols, c))) continue;
-      l->phases.push_back({r, c, std::max<int64_t>(0, ceil_div(pass.source_h - r, l->step_h)),
-                           std::max<int64_t>(0, ceil_div(pass.source_w - c, l->step_w))});
+      l->phases.push_back({.row = r,
+                           .col = c,
+                           .height = std::max<int64_t>(0, ceil_div(pass.source_h - r, l->step_h)),
+                           .width = std::max<int64_t>(0, ceil_div(pass.source_w - c, l->step_w))});
     }
   }
-}
-
-// What the active instruction set's vectors hold in kRow.
-struct RowLimits {
-  int64_t slot_lanes;  // the widest row: as many vectors as a tile of one row has
-  int64_t turn;        // a turn takes lanes from the neighbouring vector at most
-};
-
-RowLimits row_limits() {
-  const int64_t lanes = kernels().vector_bytes / static_cast<int64_t>(sizeof(float));
-  return {std::min<int64_t>(64, lanes * *std::prev(std::end(kRowVectors))), lanes - 1};
 }
 
 }  // namespace
 
 Pass forward_pass(const ConvShape& s) {
-  return {axis_taps(s.kernel_h, s.stride_h, s.pad_h, s.dilation_h),
-          axis_taps(s.kernel_w, s.stride_w, s.pad_w, s.dilation_w),
-          +1,
-          s.stride_h,
-          s.stride_w,
-          s.in_channels,
-          s.height,
-          s.width,
-          s.out_channels,
-          s.out_height,
-          s.out_width};
+  return {.rows = axis_taps(s.kernel_h, s.stride_h, s.pad_h, s.dilation_h),
+          .cols = axis_taps(s.kernel_w, s.stride_w, s.pad_w, s.dilation_w),
+          .sign = +1,
+          .stride_h = s.stride_h,
+          .stride_w = s.stride_w,
+          .source_channels = s.in_channels,
+          .source_h = s.height,
+          .source_w = s.width,
+          .destination_channels = s.out_channels,
+          .destination_h = s.out_height,
+          .destination_w = s.out_width};
 }
 
 Pass grad_input_pass(const ConvShape& s) {
-  return {axis_taps(s.kernel_h, s.stride_h, s.pad_h, s.dilation_h),
-          axis_taps(s.kernel_w, s.stride_w, s.pad_w, s.dilation_w),
-          -1,
-          s.stride_h,
-          s.stride_w,
-          s.out_channels,
-          s.out_height,
-          s.out_width,
-          s.in_channels,
-          s.height,
-          s.width};
+  return {.rows = axis_taps(s.kernel_h, s.stride_h, s.pad_h, s.dilation_h),
+          .cols = axis_taps(s.kernel_w, s.stride_w, s.pad_w, s.dilation_w),
+          .sign = -1,
+          .stride_h = s.stride_h,
+          .stride_w = s.stride_w,
+          .source_channels = s.out_channels,
+          .source_h = s.out_height,
+          .source_w = s.out_width,
+          .destination_channels = s.in_channels,
+          .destination_h = s.height,
+          .destination_w = s.width};
 }
 
 int64_t slot_lanes(const Pass& pass) {
-  constexpr int64_t kMaxRowStep = 4;
-  const RowLimits limits = row_limits();
+  const Limits& limits = kernels().limits;
   const int64_t step = pass.stride_w, forward = pass.sign > 0;
   const int64_t widest = std::max(ceil_div(pass.source_w, forward ? step : 1),
                                   ceil_div(pass.destination_w, forward ? 1 : step));
@@ -122,27 +111,28 @@ int64_t slot_lanes(const Pass& pass) {
     high = std::max(high, tap.quotient);
   }
   while (slot < widest) slot *= 2;
-  const bool near = high - low <= limits.turn && high < slot && -low < slot;
-  return step <= 2 && pass.stride_h <= kMaxRowStep && near && slot <= limits.slot_lanes ? slot : 0;
+  const bool near = high - low <= limits.turn() && high < slot && -low < slot;
+  const bool strides = pass.stride_h <= kMaxRowStrideH && step <= kMaxRowStrideW;
+  return strides && near && slot <= limits.row_pixels() ? slot : 0;
 }
 
 Status lay_out(const Pass& pass, int element_size, GatherPlan* plan) {
   const bool forward = pass.sign > 0;
+  plan->source = {.channels = pass.source_channels,
+                  .height = pass.source_h,
+                  .width = pass.source_w,
+                  .step_h = forward ? pass.stride_h : 1,
+                  .step_w = forward ? pass.stride_w : 1};
+  plan->destination = {.channels = pass.destination_channels,
+                       .height = pass.destination_h,
+                       .width = pass.destination_w,
+                       .step_h = forward ? 1 : pass.stride_h,
+                       .step_w = forward ? 1 : pass.stride_w};
   PackLayout& l = plan->source;
-  l.channels = pass.source_channels;
-  l.height = pass.source_h;
-  l.width = pass.source_w;
-  l.step_h = forward ? pass.stride_h : 1;
-  l.step_w = forward ? pass.stride_w : 1;
-  plan->step_h = forward ? 1 : pass.stride_h;
-  plan->step_w = forward ? 1 : pass.stride_w;
-  plan->destination_channels = pass.destination_channels;
-  plan->destination_height = pass.destination_h;
-  plan->destination_width = pass.destination_w;
   lay_out_phases(pass, &l);
   lay_out_classes(pass, plan);
   // The first class is the largest, the first phase too.
-  const DestinationClass& largest = plan->classes[0];
+  const DestinationClass& largest = plan->destination.classes[0];
   const Axis vertical = pack_axis(pass.rows, pass.sign, largest.rows, l.phases[0].height);
   const Axis horizontal = pack_axis(pass.cols, pass.sign, largest.cols, l.phases[0].width);
   l.first_row = vertical.first;
@@ -153,13 +143,14 @@ Status lay_out(const Pass& pass, int element_size, GatherPlan* plan) {
   l.pitch = horizontal.distance;
   l.tail = horizontal.tail;
   if (plan->lanes != Lanes::kRow) return Status::ok();
-  plan->slot_lanes = slot_lanes(pass);
-  if (plan->slot_lanes == 0 || element_size != 4) {
-    const RowLimits limits = row_limits();
+  plan->row.slot_lanes = slot_lanes(pass);
+  if (plan->row.slot_lanes == 0 || element_size != 4) {
+    const Limits& limits = kernels().limits;
     return Status::error("lanes 'row': need float32, rows of at most " +
-                         std::to_string(limits.slot_lanes) +
-                         " pixels, strides of at most (4, 2) and taps no further apart than " +
-                         std::to_string(limits.turn) + " columns");
+                         std::to_string(limits.row_pixels()) + " pixels, strides of at most (" +
+                         std::to_string(kMaxRowStrideH) + ", " + std::to_string(kMaxRowStrideW) +
+                         ") and taps no further apart than " + std::to_string(limits.turn()) +
+                         " columns");
   }
   l.first_col = l.halo_cols = l.tail = 0;  // the pitch is the tiling's
   return Status::ok();

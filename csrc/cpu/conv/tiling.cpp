@@ -18,7 +18,6 @@ constexpr double kAccumulator = 1.4, kSegment = 9, kTurn = 0.7, kFrame = 6;
 constexpr double kL1Share = 0.86, kUnitShare = 0.45, kStripShare = 0.15;
 constexpr int64_t kMaxImages = 256;
 constexpr int64_t kWidestBytes = 16 << 20;  // of one tile's packed source
-constexpr int64_t kCacheLine = 64, kCacheSets = 64;
 
 struct Costs {
   const GatherPlan& plan;
@@ -41,7 +40,7 @@ struct Costs {
 
   // Of one block.
   double segments() const {
-    return static_cast<double>(plan.destination_channels *
+    return static_cast<double>(plan.destination.channels *
                                std::max<int64_t>(1, static_cast<int64_t>(plan.tables.size())));
   }
 
@@ -78,28 +77,31 @@ void consider(const Costs& costs, int64_t rows, int64_t cols, double vectors, Ga
     const double cost = costs.per_fma(vectors, footprint, blocks);
     if (cost >= best->cycles_per_fma) continue;
     best->cycles_per_fma = cost;
-    best->tile_rows = rows;
-    best->tile_cols = cols;
-    best->channel_block = ceil_div(channels, blocks);
-    best->blocks = ceil_div(channels, best->channel_block);
+    best->tile.rows = rows;
+    best->tile.cols = cols;
+    best->block.channels = ceil_div(channels, blocks);
+    best->block.count = ceil_div(channels, best->block.channels);
   }
 }
 
 void choose_tile(int64_t nnz, int element_size, GatherPlan* plan) {
-  const KernelTable& table = kernels();
-  const int64_t lanes = table.vector_bytes / element_size, most = table.tile_vectors;
-  const DestinationClass& k = plan->classes[0];
+  const Limits& limits = kernels().limits;
+  const int64_t lanes = limits.lanes(element_size), most = limits.tile_vectors;
+  const DestinationClass& k = plan->destination.classes[0];
   const bool aligned = plan->lanes != Lanes::kPlane || plan->source.pitch == k.cols;
-  const Costs costs{
-      *plan, static_cast<double>(std::max<int64_t>(1, nnz)), table.vector_bytes,
-      lanes, kL1Share * static_cast<double>(caches().l1),    aligned ? 1.0 : kCrossing};
+  const Costs costs{.plan = *plan,
+                    .nnz = static_cast<double>(std::max<int64_t>(1, nnz)),
+                    .vector_bytes = limits.vector_bytes,
+                    .lanes = lanes,
+                    .l1 = kL1Share * static_cast<double>(caches().l1),
+                    .crossing = aligned ? 1.0 : kCrossing};
   plan->cycles_per_fma = std::numeric_limits<double>::infinity();
   if (plan->lanes == Lanes::kPlane) {
     // No wider than a unit's most images, nor than very many channels leave room for.
     const int64_t unit = ceil_div(kMaxImages * k.rows * k.cols, lanes);
     const int64_t channels =
         plan->source.channels * static_cast<int64_t>(plan->source.phases.size());
-    const int64_t room = std::max<int64_t>(1, kWidestBytes / (channels * table.vector_bytes));
+    const int64_t room = std::max<int64_t>(1, kWidestBytes / (channels * limits.vector_bytes));
     const bool single = plan->source.image_rows * plan->source.pitch == 1;
     for (int64_t cols = 1; cols <= std::min({most, unit, room}); ++cols) {
       // Single pixels (linear layers): units that a batch is likely to be a multiple of.
@@ -111,9 +113,9 @@ void choose_tile(int64_t nnz, int element_size, GatherPlan* plan) {
   if (plan->lanes == Lanes::kRow) {
     for (int64_t cols : kRowVectors) {
       // Only narrow rows share a packed row: a wide one would make small batches wait for images.
-      const int64_t slot = plan->slot_lanes;
+      const int64_t slot = plan->row.slot_lanes;
       if (slot >= lanes ? cols * lanes != slot : cols * lanes < slot) continue;
-      for (int64_t rows = 1; rows <= std::min<int64_t>(table.row_tile_vectors / cols, k.rows);
+      for (int64_t rows = 1; rows <= std::min<int64_t>(limits.row_tile_vectors / cols, k.rows);
            ++rows) {
         const double even =
             static_cast<double>(k.rows) / static_cast<double>(ceil_div(k.rows, rows));
@@ -135,85 +137,85 @@ void choose_tile(int64_t nnz, int element_size, GatherPlan* plan) {
 // kPlane: several small images, or a band of rows of a large one, to fit L2.
 void choose_plane_unit(int element_size, GatherPlan* plan) {
   const PackLayout& l = plan->source;
-  const int64_t rows = plan->classes[0].rows;
-  const int64_t tile = plan->tile_cols * kernels().vector_bytes / element_size;
+  const int64_t rows = plan->destination.classes[0].rows;
+  const int64_t tile = plan->tile.cols * kernels().limits.lanes(element_size);
   const int64_t budget = static_cast<int64_t>(kUnitShare / 2 * static_cast<double>(caches().l2)) /
                          element_size / (l.channels * static_cast<int64_t>(l.phases.size()));
-  plan->images = 1;
-  plan->band_rows = rows;
+  plan->unit.images = 1;
+  plan->unit.band_rows = rows;
   if (l.image_rows * l.pitch <= std::max(budget, tile)) {
-    plan->images =
+    plan->unit.images =
         std::clamp<int64_t>(std::max(budget, tile) / (l.image_rows * l.pitch), 1, kMaxImages);
-    if (l.image_rows * l.pitch == 1 && plan->images > tile) plan->images -= plan->images % tile;
+    if (l.image_rows * l.pitch == 1 && plan->unit.images > tile)
+      plan->unit.images -= plan->unit.images % tile;
   } else {
     const int64_t wanted = std::max(budget / l.pitch - l.halo_rows, ceil_div(tile, l.pitch));
-    plan->band_rows = ceil_div(rows, ceil_div(rows, std::clamp<int64_t>(wanted, 1, rows)));
+    plan->unit.band_rows = ceil_div(rows, ceil_div(rows, std::clamp<int64_t>(wanted, 1, rows)));
   }
 }
 
 // kRow: the images that lie side by side, in whole tile rows.
 void choose_row_unit(GatherPlan* plan) {
   PackLayout& l = plan->source;
-  const int64_t lanes = kernels().vector_bytes / 4, rows = plan->classes[0].rows;
-  plan->row_vectors = plan->tile_cols;
-  l.pitch = plan->row_vectors * lanes;
-  plan->images = std::max<int64_t>(1, l.pitch / plan->slot_lanes);
+  const int64_t lanes = kernels().limits.lanes(4), rows = plan->destination.classes[0].rows;
+  plan->row.vectors = plan->tile.cols;
+  l.pitch = plan->row.vectors * lanes;
+  plan->unit.images = std::max<int64_t>(1, l.pitch / plan->row.slot_lanes);
   const int64_t row_bytes = l.channels * static_cast<int64_t>(l.phases.size()) * l.pitch * 4;
   const int64_t budget = static_cast<int64_t>(kUnitShare / 2 * static_cast<double>(caches().l2));
-  const int64_t fitting = (budget / row_bytes - l.halo_rows) / plan->tile_rows;
-  const int64_t tile_rows = ceil_div(rows, plan->tile_rows);
+  const int64_t fitting = (budget / row_bytes - l.halo_rows) / plan->tile.rows;
+  const int64_t tile_rows = ceil_div(rows, plan->tile.rows);
   const int64_t bands = ceil_div(tile_rows, std::max<int64_t>(1, fitting));
-  plan->band_rows = std::min(rows, ceil_div(tile_rows, bands) * plan->tile_rows);
-  plan->strip_cols = plan->classes[0].cols;
-  plan->destination_block = plan->destination_channels;
+  plan->unit.band_rows = std::min(rows, ceil_div(tile_rows, bands) * plan->tile.rows);
+  plan->strip.cols = plan->destination.classes[0].cols;
+  plan->strip.channels = plan->destination.channels;
 }
 
 // kBatch: whole tile rows of one group of images.
 void choose_batch_unit(GatherPlan* plan) {
   const PackLayout& l = plan->source;
-  const DestinationClass& k = plan->classes[0];
-  const int64_t vector_bytes = kernels().vector_bytes, l2 = caches().l2;
+  const DestinationClass& k = plan->destination.classes[0];
+  const int64_t vector_bytes = kernels().limits.vector_bytes, l2 = caches().l2;
   const int64_t row_bytes =
       l.channels * static_cast<int64_t>(l.phases.size()) * l.pitch * vector_bytes;
   const int64_t fitting =
       static_cast<int64_t>(kUnitShare * static_cast<double>(l2)) / row_bytes - l.halo_rows;
-  const int64_t tile_rows = ceil_div(k.rows, plan->tile_rows);
-  const int64_t bands = ceil_div(tile_rows, std::max<int64_t>(1, fitting / plan->tile_rows));
-  plan->images = 1;
-  plan->band_rows = std::min(k.rows, ceil_div(tile_rows, bands) * plan->tile_rows);
+  const int64_t tile_rows = ceil_div(k.rows, plan->tile.rows);
+  const int64_t bands = ceil_div(tile_rows, std::max<int64_t>(1, fitting / plan->tile.rows));
+  plan->unit.images = 1;
+  plan->unit.band_rows = std::min(k.rows, ceil_div(tile_rows, bands) * plan->tile.rows);
 
   // The accumulators of a strip: all channels if they fit, else fewer columns, else fewer channels.
   const int64_t budget = static_cast<int64_t>(kStripShare * static_cast<double>(l2)) / vector_bytes;
-  const int64_t rows = plan->tile_rows * plan->step_h, cols = plan->step_w;
-  const int64_t channels = plan->destination_channels;
+  const int64_t rows = plan->tile.rows * plan->destination.step_h, cols = plan->destination.step_w;
+  const int64_t channels = plan->destination.channels;
   const int64_t wanted = std::max(budget / (rows * cols * channels),
-                                  std::max<int64_t>(plan->tile_cols, ceil_div(16, cols)));
+                                  std::max<int64_t>(plan->tile.cols, ceil_div(16, cols)));
   const int64_t strips = ceil_div(k.cols, std::min(wanted, k.cols));
-  plan->strip_cols = ceil_div(ceil_div(k.cols, strips), plan->tile_cols) * plan->tile_cols;
-  plan->strip_cols = std::min(plan->strip_cols, k.cols);
-  const int64_t most = std::max<int64_t>(32, budget / (rows * cols * plan->strip_cols));
-  plan->destination_block = ceil_div(channels, ceil_div(channels, std::min(most, channels)));
+  plan->strip.cols = ceil_div(ceil_div(k.cols, strips), plan->tile.cols) * plan->tile.cols;
+  plan->strip.cols = std::min(plan->strip.cols, k.cols);
+  const int64_t most = std::max<int64_t>(32, budget / (rows * cols * plan->strip.cols));
+  plan->strip.channels = ceil_div(channels, ceil_div(channels, std::min(most, channels)));
 }
 
 // How unevenly the block of one tile falls on the sets of L1, if channels are `plane` elements
 // apart: lines beyond what a set holds beside the accumulators passing through.
 int64_t overfull(const GatherPlan& plan, int64_t plane, int64_t element_bytes) {
-  constexpr int64_t kWays = 10;
   const PackLayout& l = plan.source;
   int64_t sets[kCacheSets] = {}, over = 0;
   const int64_t phases = static_cast<int64_t>(l.phases.size());
-  for (int64_t c = 0; c < std::min<int64_t>(64, plan.channel_block) * phases; ++c)
-    for (int64_t r = 0; r < plan.tile_rows + l.halo_rows; ++r)
-      for (int64_t q = 0; q < plan.tile_cols + l.halo_cols; ++q)
+  for (int64_t c = 0; c < std::min<int64_t>(64, plan.block.channels) * phases; ++c)
+    for (int64_t r = 0; r < plan.tile.rows + l.halo_rows; ++r)
+      for (int64_t q = 0; q < plan.tile.cols + l.halo_cols; ++q)
         ++sets[(c * plane + r * l.pitch + q) * element_bytes / kCacheLine % kCacheSets];
-  for (int64_t lines : sets) over += std::max<int64_t>(0, lines - kWays);
+  for (int64_t lines : sets) over += std::max<int64_t>(0, lines - kCacheWays);
   return over;
 }
 
 void choose_plane(int element_size, GatherPlan* plan) {
   PackLayout& l = plan->source;
-  const int64_t stacked = plan->lanes == Lanes::kRow ? 0 : (plan->images - 1) * l.image_rows;
-  const int64_t stored = (stacked + plan->band_rows + l.halo_rows) * l.pitch + l.tail;
+  const int64_t stacked = plan->lanes == Lanes::kRow ? 0 : (plan->unit.images - 1) * l.image_rows;
+  const int64_t stored = (stacked + plan->unit.band_rows + l.halo_rows) * l.pitch + l.tail;
   if (plan->lanes != Lanes::kBatch) {
     // Whole cache lines, an odd number of them, so that the channels of a tile do not fall on the
     // same cache sets.
@@ -224,7 +226,7 @@ void choose_plane(int element_size, GatherPlan* plan) {
   // One element more than is stored: what no tap reads is packed there.
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int64_t plane = (stored + 1) | 1, tries = 0; tries < 8 && least > 0; plane += 2, ++tries) {
-    const int64_t over = overfull(*plan, plane, kernels().vector_bytes);
+    const int64_t over = overfull(*plan, plane, kernels().limits.vector_bytes);
     if (over < least) {
       least = over;
       l.plane = plane;
@@ -235,20 +237,20 @@ void choose_plane(int element_size, GatherPlan* plan) {
 }  // namespace
 
 void choose_tiling(int64_t nnz, int element_size, GatherPlan* plan) {
-  plan->lane_images = plan->lanes == Lanes::kBatch ? kernels().vector_bytes / element_size : 1;
+  plan->batch.lane_images = plan->lanes == Lanes::kBatch ? kernels().limits.lanes(element_size) : 1;
   choose_tile(nnz, element_size, plan);
-  const int64_t rows = plan->classes[0].rows;
-  plan->tile_rows = ceil_div(rows, ceil_div(rows, plan->tile_rows));
+  const int64_t rows = plan->destination.classes[0].rows;
+  plan->tile.rows = ceil_div(rows, ceil_div(rows, plan->tile.rows));
   if (plan->lanes == Lanes::kPlane) {
-    plan->strip_cols = plan->classes[0].cols;
-    plan->destination_block = std::min<int64_t>(128, plan->destination_channels);
+    plan->strip.cols = plan->destination.classes[0].cols;
+    plan->strip.channels = std::min<int64_t>(128, plan->destination.channels);
     choose_plane_unit(element_size, plan);
   } else if (plan->lanes == Lanes::kRow) {
     choose_row_unit(plan);
   } else {
     choose_batch_unit(plan);
   }
-  plan->bands = ceil_div(plan->classes[0].rows, plan->band_rows);
+  plan->unit.bands = ceil_div(plan->destination.classes[0].rows, plan->unit.band_rows);
   choose_plane(element_size, plan);
 }
 
