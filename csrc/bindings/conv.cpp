@@ -8,6 +8,7 @@
 #include "bindings/common.h"
 #include "cpu/conv/channel_sum.h"
 #include "cpu/conv/conv_plan.h"
+#include "cpu/conv/tiling.h"
 #include "cpu/dispatch.h"
 
 namespace dsr::bindings {
@@ -243,6 +244,8 @@ void bind_conv(py::module_& m) {
   m.def("lanes_reason", &lanes_reason, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("dtype"), "Why choose_lanes chooses as it does, in words.");
+  m.def("long_rows", &cpu::long_rows, py::arg("pixels"),
+        "(height, width) of the same pixels in rows that cut well into vectors.");
   m.def(
       "peak_gflops",
       [](int threads, double seconds) {

@@ -102,10 +102,9 @@ void bind_gather(py::module_& m) {
       .def_property("source_strides", nullptr, &set_strides<Gather, &Gather::source_strides>)
       .def_property("dest_strides", nullptr, &set_strides<Gather, &Gather::dest_strides>)
       .def("set_class", [](Gather& pass, int index, const GatherClass& value) {
-        if (index < 0 || index >= Gather::kMaxClasses) throw std::out_of_range("index");
+        if (index < 0 || index >= cuda::kMaxClasses) throw std::out_of_range("index");
         pass.classes[index] = value;
       });
-  m.attr("MAX_CLASSES") = Gather::kMaxClasses;
   m.def(
       "arrange",
       [](QueueTuple queue, int64_t entries, uintptr_t offsets, uintptr_t value_index,

@@ -23,6 +23,8 @@
 
 namespace dsr::cuda {
 
+static_assert(kListAlign == 2, "the list is read two entries at a time, from a segment's start on");
+
 template <class T, int Rows, int Units>
 struct GatherConfig {
   static constexpr int kRows = Rows;    // destination channels of a warp

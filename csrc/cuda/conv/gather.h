@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "common/conv_shape.h"
+#include "cuda/conv/limits.h"
 #include "cuda/conv/slab.h"
 #include "cuda/device.h"
 
@@ -33,7 +34,6 @@ struct GatherClass {
 };
 
 struct Gather {
-  static constexpr int kMaxClasses = 4;  // of one launch: strides of 2 in both directions
   GatherClass classes[kMaxClasses];
   int32_t class_count;
   int32_t tiles;            // of all classes
@@ -47,7 +47,7 @@ struct Gather {
   int32_t slab_bytes;
   int32_t blocks_limit;  // thread blocks to launch, at most: what the device runs at once
   Strides4 source_strides, dest_strides;
-  int32_t rows, units;  // the kernel's template arguments, see gather.cuh
+  int32_t rows, units;  // the kernel's template arguments: one of Variants::gather
 };
 
 Status gather(Queue queue, const Gather& pass, Element element,

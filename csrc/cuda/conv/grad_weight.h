@@ -28,7 +28,7 @@ struct GradWeight {
   int32_t tiles_per_split;
   int32_t lanes_on_channels;  // of the source
   int32_t slab_bytes;
-  int32_t units;    // the kernel's template argument, see grad_weight.cuh
+  int32_t units;    // the kernel's template argument: one of Variants::grad_weight_units
   int64_t entries;  // of the list
   Strides4 source_strides, grad_strides;
 };

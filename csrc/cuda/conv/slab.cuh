@@ -1,14 +1,12 @@
 // Filling a slab, and finding a position in it. Every kernel that computes on slabs starts here.
 #pragma once
 
+#include "cuda/conv/limits.h"
 #include "cuda/conv/slab.h"
 #include "cuda/conv/vector.cuh"
 
 namespace dsr::cuda {
 
-// A thread block: most warps compute on one slab while the others fill the next one.
-constexpr int kComputeWarps = 16;
-constexpr int kFillWarps = 4;
 constexpr int kWarps = kComputeWarps + kFillWarps;
 constexpr int kThreads = 32 * kWarps;
 // 65,536 registers for 640 threads, in steps of 8 per thread: 96 each, one block per
@@ -53,7 +51,7 @@ __device__ __forceinline__ SlabRows rows_of_tile(const Slab& s, int first_positi
 
 // The byte of a tile's slab from which a position's taps are counted.
 __device__ __forceinline__ int slab_byte(const Slab& s, const SlabRows& rows, const Position& p) {
-  return ((slab_row(s, p) - rows.first) * s.pitch + p.col) * 16;
+  return ((slab_row(s, p) - rows.first) * s.pitch + p.col) * kVectorBytes;
 }
 
 // A vector of one channel from memory into a slab: from[0], from[stride], ... of the first `count`
@@ -72,8 +70,8 @@ __device__ __forceinline__ void copy_vector(char* to, const T* from, int64_t str
 }
 
 // The vectors of a pixel in all of a lane's channels. Four-byte elements go their way while the
-// lane goes on; smaller ones, which cp.async does not know, pass through registers, kBatch channels
-// at once.
+// lane goes on; smaller ones, which cp.async does not know, pass through registers, kFillBatch
+// channels at once.
 template <class T>
 __device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const T* from,
                                            const Strides4& strides, int count, int first_channel,
@@ -88,17 +86,16 @@ __device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const 
       from += channel_step * strides.c;
     }
   } else {
-    constexpr int kBatch = 4;
-    for (int c = first_channel; c < channels; c += kBatch * channel_step) {
-      T images[kBatch][Vector<T>::kSize];
+    for (int c = first_channel; c < channels; c += kFillBatch * channel_step) {
+      T images[kFillBatch][Vector<T>::kSize];
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
+      for (int j = 0; j < kFillBatch; ++j) {
         const int channel = c + j * channel_step;
         load_images(from + channel * strides.c, strides.n, channel < channels ? count : 0,
                     images[j]);
       }
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
+      for (int j = 0; j < kFillBatch; ++j) {
         const int channel = c + j * channel_step;
         if (channel < channels) store_vector(to + channel * plane_bytes, images[j]);
       }
@@ -136,8 +133,8 @@ __device__ __forceinline__ void fill_slab(const Slab& s, const SlabRows& rows,
     const int step = s.by_col_step.quotient(col);
     const int place = row * s.pitch + (col - step * s.col_step) * s.phase_cols + step;
     const T* const from = x + group * kVector * strides.n + h * strides.h + w * strides.w;
-    fill_pixel(slab + place * 16, int64_t{16} * s.plane, from, strides, count, first_channel,
-               channel_step, channels);
+    fill_pixel(slab + place * kVectorBytes, int64_t{kVectorBytes} * s.plane, from, strides, count,
+               first_channel, channel_step, channels);
   }
   if constexpr (sizeof(T) == 4) wait_for_copies();
 }

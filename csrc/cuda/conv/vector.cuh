@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/compat.h"
+#include "cuda/conv/limits.h"
 
 namespace dsr::cuda {
 
@@ -26,17 +27,9 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 
 template <class T>
 struct Vector {
-  static constexpr int kSize = 16 / sizeof(T);
+  static constexpr int kSize = kVectorBytes / sizeof(T);
   static_assert(sizeof(T) == 2 || sizeof(T) == 4, "a vector holds 2- or 4-byte elements");
 };
-
-// sum += weight * elements of the vector
-__device__ __forceinline__ void multiply_add(float weight, const float4& x, float (&sum)[4]) {
-  sum[0] = fmaf(weight, x.x, sum[0]);
-  sum[1] = fmaf(weight, x.y, sum[1]);
-  sum[2] = fmaf(weight, x.z, sum[2]);
-  sum[3] = fmaf(weight, x.w, sum[3]);
-}
 
 __device__ __forceinline__ float2 widen(uint32_t two, __nv_bfloat16) {
   // A bfloat16 is the upper half of a float.

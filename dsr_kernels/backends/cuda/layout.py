@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsr_kernels.backends.cuda.passes import PassClass, PassShape
+from dsr_kernels.backends.native import _C
 
-VECTOR_BYTES = 16
-BANKS = 8  # 16-byte columns of shared memory
+VECTOR_BYTES = _C.cuda_limits.VECTOR_BYTES
+BANKS = 128 // VECTOR_BYTES  # columns of shared memory, each as wide as a vector
 CHUNK_COLS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)  # at most
 
 

@@ -6,13 +6,7 @@ template <>
 Status gather_of<__nv_bfloat16>(Queue queue, const Gather& pass, const void* source,
                                 const void* list, const int32_t* bounds, const float* bias,
                                 void* dest) {
-  const auto run = [&](auto launch) {
-    return launch(queue, pass, source, list, bounds, bias, dest);
-  };
-  if (pass.rows == 4 && pass.units == 1) return run(launch_gather<__nv_bfloat16, 4, 1>);
-  if (pass.rows == 2 && pass.units == 2) return run(launch_gather<__nv_bfloat16, 2, 2>);
-  return Status::error("gather: no kernel of " + std::to_string(pass.rows) + " rows and " +
-                       std::to_string(pass.units) + " units");
+  return launch_variant<__nv_bfloat16>(queue, pass, source, list, bounds, bias, dest);
 }
 
 }  // namespace dsr::cuda

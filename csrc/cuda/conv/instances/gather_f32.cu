@@ -5,14 +5,7 @@ namespace dsr::cuda {
 template <>
 Status gather_of<float>(Queue queue, const Gather& pass, const void* source, const void* list,
                         const int32_t* bounds, const float* bias, void* dest) {
-  const auto run = [&](auto launch) {
-    return launch(queue, pass, source, list, bounds, bias, dest);
-  };
-  if (pass.rows == 8 && pass.units == 1) return run(launch_gather<float, 8, 1>);
-  if (pass.rows == 4 && pass.units == 2) return run(launch_gather<float, 4, 2>);
-  if (pass.rows == 4 && pass.units == 1) return run(launch_gather<float, 4, 1>);
-  return Status::error("gather: no kernel of " + std::to_string(pass.rows) + " rows and " +
-                       std::to_string(pass.units) + " units");
+  return launch_variant<float>(queue, pass, source, list, bounds, bias, dest);
 }
 
 }  // namespace dsr::cuda

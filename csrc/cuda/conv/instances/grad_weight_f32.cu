@@ -6,12 +6,7 @@ template <>
 Status grad_weight_of<float>(Queue queue, const GradWeight& pass, const void* source,
                              const void* grad, const int32_t* offsets, const int32_t* bounds,
                              float* partial) {
-  const auto run = [&](auto launch) {
-    return launch(queue, pass, source, grad, offsets, bounds, partial);
-  };
-  if (pass.units == 2) return run(launch_grad_weight<float, 2>);
-  if (pass.units == 1) return run(launch_grad_weight<float, 1>);
-  return no_kernel(pass);
+  return launch_variant<float>(queue, pass, source, grad, offsets, bounds, partial);
 }
 
 }  // namespace dsr::cuda
