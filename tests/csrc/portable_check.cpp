@@ -266,10 +266,12 @@ void check_case(const Case& c) {
 bool check_rewire();  // portable_check_rewire.cpp
 
 int main() {
-  const Status chosen = cpu::set_isa("portable");
-  require_ok(chosen);
-  std::printf("vectors of %d bytes, %d threads\n", cpu::kernels().limits.vector_bytes, kThreads);
-  for (const Case& c : kCases) check_case(c);
+  for (const std::string& isa : cpu::available_isas()) {
+    require_ok(cpu::set_isa(isa));
+    std::printf("%s: vectors of %d bytes, %d threads\n", isa.c_str(),
+                cpu::kernels().limits.vector_bytes, kThreads);
+    for (const Case& c : kCases) check_case(c);
+  }
   require(check_rewire(), "the rewire");
   std::printf(failures ? "%d WRONG\n" : "all right\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
