@@ -66,8 +66,8 @@ class Training:
 
 def kind_of(op: str) -> str:
     """The kind of an op, by the name that the profiler gives it."""
-    name = op.rpartition(": ")[2]  # of "autograd::engine::evaluate_function: _ConvBackward"
-    if name.startswith(("_Conv", "_Grad", "dsr_kernels::")):
+    name = op.rpartition(": ")[2]  # of "autograd::engine::evaluate_function: SparseConvBackward"
+    if name.startswith(("SparseConv", "dsr_kernels::")):
         return "sparse conv"
     if "conv" in name.lower():
         return "dense conv"

@@ -42,7 +42,7 @@ class PlanDescription(TypedDict):
 class ConvPlan:
     """What forward and grad-weight, or grad-input, derive from a pattern and the sizes of images.
 
-    csrc/cpu/conv_plan.h. It copies what it needs of the pattern. It may be used by several threads.
+    csrc/cpu/conv/conv_plan.h. It copies what it needs of the pattern. Several threads may use it.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ def sample_pattern(
 ) -> None:
     """Fills crow [rows + 1] and col [nnz] (int32) with distinct uniform positions, sorted."""
 
-# name, rows, row_length, nnz, crow, col, values, dtype, number of its random stream
+# name, rows, row_length, nnz, crow, col, scores, dtype, number of its random stream
 _Layer = tuple[str, int, int, int, _Address, _Address, _Address, str, int]
 # crow, col, [(from, to, bytes of an item) of each array], ranks: where growth goes, 0: at random
 _Output = tuple[_Address, _Address, Sequence[tuple[_Address, _Address, int]], _Address]
@@ -174,12 +174,12 @@ class _Decisions:
     @property
     def below(self) -> int: ...
     @property
-    def room(self) -> int: ...
+    def total_capacity(self) -> int: ...
     @property
-    def cut(self) -> float: ...
+    def threshold(self) -> float: ...
     # One entry per layer.
     @property
-    def cuts(self) -> list[float]: ...
+    def thresholds(self) -> list[float]: ...
     @property
     def below_each(self) -> list[int]: ...
     @property
@@ -194,9 +194,27 @@ class _Decisions:
     def nnz_after(self) -> list[int]: ...
 
 class RewirePlan(_Decisions):
-    """One rewire of several layers: opened, decided on, applied; csrc/cpu/rewire.h."""
+    """One rewire of several layers: opened, decided on, applied; csrc/cpu/rewire/rewire.h."""
 
-    def __init__(self, layers: Sequence[_Layer], threads: int) -> None: ...
+    def __init__(self, layers: Sequence[_Layer], threads: int, keep: object = None) -> None:
+        """`keep` lives as long as the plan: the tensors whose addresses it has."""
+
+class cuda_limits:
+    """What the GPU's kernels are made for, csrc/cuda/conv/limits.h: planning needs no _cuda."""
+
+    VECTOR_BYTES: int  # of activations: the same pixel of several images
+    COMPUTE_WARPS: int
+    FILL_WARPS: int
+    FILL_BATCH: int  # channels a filling lane loads at once, of 2-byte elements
+    SLABS: int  # in a thread block's shared memory
+    MAX_CLASSES: int  # of one launch
+    LIST_ALIGN: int  # entries; segments start at multiples
+    LIST_SLACK: int  # entries that may be read past the last one
+    GATHER_VARIANTS: dict[int, tuple[tuple[int, int], ...]]  # element bytes -> (rows, units)
+    GRAD_WEIGHT_UNITS: dict[int, tuple[int, ...]]  # element bytes -> units
+
+def long_rows(pixels: int) -> tuple[int, int]:
+    """(height, width) of the same pixels in rows of some ten vectors, or in a single row."""
 
 # For the tests of the random numbers.
 def _philox(counter: Sequence[int], key: int, /) -> list[int]: ...

@@ -1,7 +1,7 @@
 """The compiled GPU kernels: convolutions and rewires. A build without nvcc lacks this module.
 
 Addresses are those of device memory, a queue is (device, the handle of a stream), and work is done
-in the order of that stream. A pass is a struct that backends.cuda.prepare fills; csrc/cuda/*.h say
+in the order of that stream. A pass is a struct that backends.cuda.prepare fills; csrc/cuda/conv says
 what its fields mean. Every function raises ValueError for what it refuses.
 """
 
@@ -15,14 +15,13 @@ _Strides = Sequence[int]  # of four: n, c, h, w
 emulated: bool  # the tests' build, which runs the kernels on the CPU
 architectures: str  # such as "80-real,120"
 toolkit_version: int  # such as 12040
-MAX_CLASSES: int  # of one Gather
 rewire_chunk: int
 
 def device_count() -> tuple[int, str]:
     """(how many devices can run kernels, why none can)."""
 
 class Slab:
-    """The part of the source that a thread block keeps in shared memory: csrc/cuda/slab.h."""
+    """The part of the source that a thread block keeps in shared memory: csrc/cuda/conv/slab.h."""
 
     rows: int
     cols: int
@@ -56,7 +55,7 @@ class GatherClass:
     first_tile: int
 
 class Gather:
-    """A forward or grad-input pass: csrc/cuda/gather.h."""
+    """A forward or grad-input pass: csrc/cuda/conv/gather.h."""
 
     class_count: int
     tiles: int
@@ -77,7 +76,7 @@ class Gather:
     def set_class(self, index: int, value: GatherClass, /) -> None: ...
 
 class GradWeight:
-    """A grad-weight pass: csrc/cuda/grad_weight.h."""
+    """A grad-weight pass: csrc/cuda/conv/grad_weight.h."""
 
     slab: Slab
     groups: int
@@ -96,7 +95,7 @@ class GradWeight:
     grad_strides: _Strides  # write only
 
 class Direct:
-    """A pass without slabs: csrc/cuda/direct.h."""
+    """A pass without slabs: csrc/cuda/conv/direct.h."""
 
     images: int
     height: int
@@ -174,7 +173,7 @@ def direct_grad_weight(
     /,
 ) -> None: ...
 
-# name, rows, row_length, nnz, crow, col, values, dtype, number of its random stream
+# name, rows, row_length, nnz, crow, col, scores, dtype, number of its random stream
 _Layer = tuple[str, int, int, int, _Address, _Address, _Address, str, int]
 # crow, col, [(from, to, bytes of an item) of each array], ranks: where growth goes, 0: at random
 _Output = tuple[_Address, _Address, Sequence[tuple[_Address, _Address, int]], _Address]
@@ -194,12 +193,12 @@ class _Decisions:
     @property
     def below(self) -> int: ...
     @property
-    def room(self) -> int: ...
+    def total_capacity(self) -> int: ...
     @property
-    def cut(self) -> float: ...
+    def threshold(self) -> float: ...
     # One entry per layer.
     @property
-    def cuts(self) -> list[float]: ...
+    def thresholds(self) -> list[float]: ...
     @property
     def below_each(self) -> list[int]: ...
     @property
@@ -214,14 +213,15 @@ class _Decisions:
     def nnz_after(self) -> list[int]: ...
 
 class RewirePlan(_Decisions):
-    """_C.RewirePlan for layers in device memory: csrc/cuda/rewire.h."""
+    """_C.RewirePlan for layers in device memory: csrc/cuda/rewire/rewire.h."""
 
     def __init__(
         self,
         layers: Sequence[_Layer],
         device: int,
         stream: int,  # its handle
-        allocate: Callable[
-            [int], _Address
-        ],  # device memory of so many bytes, which the caller keeps
-    ) -> None: ...
+        # Gives device memory of so many bytes, and keeps it as long as it lives itself.
+        allocate: Callable[[int], _Address],
+        keep: object = None,
+    ) -> None:
+        """`keep` lives as long as the plan: the tensors whose addresses it has."""

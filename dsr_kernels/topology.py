@@ -84,7 +84,7 @@ class Topology:
             crow = torch.empty(shape[0] + 1, dtype=torch.int32, device=device)
             return cls(shape, crow, torch.empty(nnz, dtype=torch.int32, device=device))
         source = generator.device if generator is not None else torch.device("cpu")
-        seed = torch.randint(2**63 - 1, (), generator=generator, device=source).item()
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device=source))
         crow = torch.empty(shape[0] + 1, dtype=torch.int32, device="cpu")
         col = torch.empty(nnz, dtype=torch.int32, device="cpu")
         row_length = math.prod(shape[1:])
@@ -214,7 +214,7 @@ def check_pattern(weight_shape: Sequence[int], crow: Tensor, col: Tensor) -> Non
     falls = (col[1:] <= col[:-1]).nonzero().flatten() + 1
     starts = crow[torch.searchsorted(crow, falls.int(), right=True) - 1]
     if (starts != falls).any():
-        where = falls[starts != falls][0].item()
+        where = int(falls[starts != falls][0])
         raise ValueError(
             "col_indices: expected strictly ascending columns in each row, "
             f"got {col[where].item()} after {col[where - 1].item()} at position {where}"

@@ -6,8 +6,9 @@
 #include <type_traits>
 
 #include "bindings/common.h"
-#include "cpu/channel_sum.h"
-#include "cpu/conv_plan.h"
+#include "cpu/conv/channel_sum.h"
+#include "cpu/conv/conv_plan.h"
+#include "cpu/conv/tiling.h"
 #include "cpu/dispatch.h"
 
 namespace dsr::bindings {
@@ -49,10 +50,25 @@ std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, i
                                     Pair out_size, Pair dilation, int64_t groups, uintptr_t crow,
                                     uintptr_t col, int64_t nnz, const std::string& dtype,
                                     const std::string& lanes, bool transposed) {
-  const ConvShape shape{in_channels, height,     width,       out_channels, out_size[0],
-                        out_size[1], kernel[0],  kernel[1],   stride[0],    stride[1],
-                        padding[0],  padding[1], dilation[0], dilation[1],  groups};
-  const CsrPattern pattern{pointer<int32_t>(crow), pointer<int32_t>(col), out_channels, nnz};
+  const ConvShape shape{.in_channels = in_channels,
+                        .height = height,
+                        .width = width,
+                        .out_channels = out_channels,
+                        .out_height = out_size[0],
+                        .out_width = out_size[1],
+                        .kernel_h = kernel[0],
+                        .kernel_w = kernel[1],
+                        .stride_h = stride[0],
+                        .stride_w = stride[1],
+                        .pad_h = padding[0],
+                        .pad_w = padding[1],
+                        .dilation_h = dilation[0],
+                        .dilation_w = dilation[1],
+                        .groups = groups};
+  const CsrPattern pattern{.crow_indices = pointer<int32_t>(crow),
+                           .col_indices = pointer<int32_t>(col),
+                           .rows = out_channels,
+                           .nnz = nnz};
   std::string isa;
   require_ok(cpu::active_isa(&isa));
   auto plan = std::make_unique<ConvPlan>();
@@ -67,9 +83,21 @@ std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, i
 // Only what the choice depends on: lanes run along the batch, or along columns.
 ConvShape lane_shape(int64_t width, int64_t out_width, Pair kernel, Pair stride, Pair padding,
                      Pair dilation) {
-  return {1,          1,          width,       1,           1,
-          out_width,  kernel[0],  kernel[1],   stride[0],   stride[1],
-          padding[0], padding[1], dilation[0], dilation[1], 1};
+  return {.in_channels = 1,
+          .height = 1,
+          .width = width,
+          .out_channels = 1,
+          .out_height = 1,
+          .out_width = out_width,
+          .kernel_h = kernel[0],
+          .kernel_w = kernel[1],
+          .stride_h = stride[0],
+          .stride_w = stride[1],
+          .pad_h = padding[0],
+          .pad_w = padding[1],
+          .dilation_h = dilation[0],
+          .dilation_w = dilation[1],
+          .groups = 1};
 }
 
 const char* choose_lanes(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
@@ -105,37 +133,38 @@ cpu::Activation activation(const ConvPlan& plan, const ActivationTuple& tuple) {
   return {pointer<void>(address), low ? Element::kBFloat16 : full, strides4(strides)};
 }
 
-void plan_forward(const ConvPlan& plan, int64_t n, const ActivationTuple& x, uintptr_t values,
-                  uintptr_t bias, const ActivationTuple& y, int threads, uintptr_t workspace) {
+void sparse_conv2d(const ConvPlan& plan, int64_t n, const ActivationTuple& x, uintptr_t values,
+                   uintptr_t bias, const ActivationTuple& y, int threads, uintptr_t workspace) {
   require_direction(plan, cpu::Direction::kForward);
   const auto from = activation(plan, x), to = activation(plan, y);
   with_dtype(plan, [&](auto* typed) {
     using S = std::remove_pointer_t<decltype(typed)>;
-    plan.forward<S>(n, from, pointer<S>(values), pointer<S>(bias), to, threads,
-                    pointer<char>(workspace));
+    plan.sparse_conv2d<S>(n, from, pointer<S>(values), pointer<S>(bias), to, threads,
+                          pointer<char>(workspace));
   });
 }
 
-void plan_grad_input(const ConvPlan& plan, int64_t n, const ActivationTuple& grad_y,
-                     uintptr_t values, const ActivationTuple& grad_x, int threads,
-                     uintptr_t workspace) {
+void sparse_conv2d_grad_input(const ConvPlan& plan, int64_t n, const ActivationTuple& grad_y,
+                              uintptr_t values, const ActivationTuple& grad_x, int threads,
+                              uintptr_t workspace) {
   require_direction(plan, cpu::Direction::kGradInput);
   const auto from = activation(plan, grad_y), to = activation(plan, grad_x);
   with_dtype(plan, [&](auto* typed) {
     using S = std::remove_pointer_t<decltype(typed)>;
-    plan.grad_input<S>(n, from, pointer<S>(values), to, threads, pointer<char>(workspace));
+    plan.sparse_conv2d_grad_input<S>(n, from, pointer<S>(values), to, threads,
+                                     pointer<char>(workspace));
   });
 }
 
-void plan_grad_weight(const ConvPlan& plan, int64_t n, const ActivationTuple& x,
-                      const ActivationTuple& grad_y, uintptr_t grad_values, int threads,
-                      uintptr_t workspace) {
+void sparse_conv2d_grad_weight(const ConvPlan& plan, int64_t n, const ActivationTuple& x,
+                               const ActivationTuple& grad_y, uintptr_t grad_values, int threads,
+                               uintptr_t workspace) {
   require_direction(plan, cpu::Direction::kForward);
   const auto source = activation(plan, x), grad = activation(plan, grad_y);
   with_dtype(plan, [&](auto* typed) {
     using S = std::remove_pointer_t<decltype(typed)>;
-    plan.grad_weight<S>(n, source, grad, pointer<S>(grad_values), threads,
-                        pointer<char>(workspace));
+    plan.sparse_conv2d_grad_weight<S>(n, source, grad, pointer<S>(grad_values), threads,
+                                      pointer<char>(workspace));
   });
 }
 
@@ -152,14 +181,15 @@ py::dict plan_describe(const ConvPlan& plan) {
   using namespace py::literals;
   const cpu::GatherPlan& p = plan.gather();
   return py::dict(
-      "lanes"_a = name_of(p.lanes), "lane_images"_a = p.lane_images, "images"_a = p.images,
-      "band_rows"_a = p.band_rows, "bands"_a = p.bands, "tile_rows"_a = p.tile_rows,
-      "tile_cols"_a = p.tile_cols, "strip_cols"_a = p.strip_cols,
-      "destination_block"_a = p.destination_block, "channel_block"_a = p.channel_block,
-      "blocks"_a = p.blocks, "phases"_a = p.source.phases.size(), "classes"_a = p.classes.size(),
-      "class_rows"_a = p.classes[0].rows, "class_cols"_a = p.classes[0].cols,
-      "image_rows"_a = p.source.image_rows, "pitch"_a = p.source.pitch, "plane"_a = p.source.plane,
-      "packed_elements"_a = p.source.elements() * p.lane_images,
+      "lanes"_a = name_of(p.lanes), "lane_images"_a = p.batch.lane_images,
+      "images"_a = p.unit.images, "band_rows"_a = p.unit.band_rows, "bands"_a = p.unit.bands,
+      "tile_rows"_a = p.tile.rows, "tile_cols"_a = p.tile.cols, "strip_cols"_a = p.strip.cols,
+      "destination_block"_a = p.strip.channels, "channel_block"_a = p.block.channels,
+      "blocks"_a = p.block.count, "phases"_a = p.source.phases.size(),
+      "classes"_a = p.destination.classes.size(), "class_rows"_a = p.destination.classes[0].rows,
+      "class_cols"_a = p.destination.classes[0].cols, "image_rows"_a = p.source.image_rows,
+      "pitch"_a = p.source.pitch, "plane"_a = p.source.plane,
+      "packed_elements"_a = p.source.elements() * p.batch.lane_images,
       "cycles_per_fma"_a = p.cycles_per_fma);
 }
 
@@ -168,8 +198,8 @@ int64_t plan_workspace_bytes(const ConvPlan& plan, const std::string& op, int64_
 }
 
 template <class S>
-void channel_sums_of(Quad size, uintptr_t x, Quad x_strides, uintptr_t out, int threads,
-                     uintptr_t workspace) {
+void sparse_conv2d_grad_bias(Quad size, uintptr_t x, Quad x_strides, uintptr_t out, int threads,
+                             uintptr_t workspace) {
   py::gil_scoped_release release;
   cpu::channel_sums<S>(size[0], size[1], size[2], size[3], pointer<S>(x), strides4(x_strides),
                        pointer<S>(out), threads, pointer<void>(workspace));
@@ -183,8 +213,8 @@ void bind_channel_sums(py::module_& m) {
       "channel_sums",
       [](const std::string& dtype, Quad size, uintptr_t x, Quad x_strides, uintptr_t out,
          int threads, uintptr_t workspace) {
-        const auto launch =
-            element_size(dtype) == 4 ? channel_sums_of<float> : channel_sums_of<double>;
+        const auto launch = element_size(dtype) == 4 ? sparse_conv2d_grad_bias<float>
+                                                     : sparse_conv2d_grad_bias<double>;
         launch(size, x, x_strides, out, threads, workspace);
       },
       py::arg("dtype"), py::arg("size"), py::arg("x"), py::arg("x_strides"), py::arg("out"),
@@ -202,11 +232,11 @@ void bind_conv(py::module_& m) {
       .def("describe", &plan_describe)
       .def("workspace_bytes", &plan_workspace_bytes, py::arg("op"), py::arg("n"),
            py::arg("threads"))
-      .def("forward", &plan_forward, py::arg("n"), py::arg("x"), py::arg("values"), py::arg("bias"),
-           py::arg("y"), py::arg("threads"), py::arg("workspace"))
-      .def("grad_input", &plan_grad_input, py::arg("n"), py::arg("grad_y"), py::arg("values"),
-           py::arg("grad_x"), py::arg("threads"), py::arg("workspace"))
-      .def("grad_weight", &plan_grad_weight, py::arg("n"), py::arg("x"), py::arg("grad_y"),
+      .def("forward", &sparse_conv2d, py::arg("n"), py::arg("x"), py::arg("values"),
+           py::arg("bias"), py::arg("y"), py::arg("threads"), py::arg("workspace"))
+      .def("grad_input", &sparse_conv2d_grad_input, py::arg("n"), py::arg("grad_y"),
+           py::arg("values"), py::arg("grad_x"), py::arg("threads"), py::arg("workspace"))
+      .def("grad_weight", &sparse_conv2d_grad_weight, py::arg("n"), py::arg("x"), py::arg("grad_y"),
            py::arg("grad_values"), py::arg("threads"), py::arg("workspace"));
   m.def("choose_lanes", &choose_lanes, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
@@ -214,6 +244,8 @@ void bind_conv(py::module_& m) {
   m.def("lanes_reason", &lanes_reason, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("dtype"), "Why choose_lanes chooses as it does, in words.");
+  m.def("long_rows", &cpu::long_rows, py::arg("pixels"),
+        "(height, width) of the same pixels in rows that cut well into vectors.");
   m.def(
       "peak_gflops",
       [](int threads, double seconds) {

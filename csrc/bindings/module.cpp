@@ -5,4 +5,5 @@ PYBIND11_MODULE(_C, m) {
   dsr::bindings::bind_conv(m);
   dsr::bindings::bind_channel_sums(m);
   dsr::bindings::bind_rewire(m);
+  dsr::bindings::bind_cuda_limits(m);
 }

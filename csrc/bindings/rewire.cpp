@@ -7,8 +7,8 @@
 #include "bindings/rewire_plan.h"
 #include "common/feistel.h"
 #include "common/philox.h"
-#include "cpu/rewire.h"
-#include "cpu/rewire_sample.h"
+#include "cpu/rewire/rewire.h"
+#include "cpu/rewire/sample.h"
 
 namespace dsr::bindings {
 namespace {

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "bindings/common.h"
-#include "common/rewire_decide.h"
-#include "common/rewire_plan.h"
+#include "common/rewire/decide.h"
+#include "common/rewire/plan.h"
 
 namespace dsr::bindings {
 
@@ -23,10 +23,15 @@ using OutputTuple = std::tuple<uintptr_t, uintptr_t,
 inline std::vector<RewireLayer> rewire_layers(const std::vector<LayerTuple>& tuples) {
   std::vector<RewireLayer> layers;
   for (const auto& [name, rows, row_length, nnz, crow, col, scores, dtype, stream] : tuples) {
-    layers.push_back({name, rows, row_length, nnz, pointer<int32_t>(crow), pointer<int32_t>(col),
-                      pointer<void>(scores),
-                      element_size(dtype) == 4 ? ValueType::kFloat32 : ValueType::kFloat64,
-                      stream});
+    layers.push_back({.name = name,
+                      .rows = rows,
+                      .row_length = row_length,
+                      .nnz = nnz,
+                      .crow = pointer<int32_t>(crow),
+                      .col = pointer<int32_t>(col),
+                      .scores = pointer<void>(scores),
+                      .type = element_size(dtype) == 4 ? ValueType::kFloat32 : ValueType::kFloat64,
+                      .stream = stream});
   }
   return layers;
 }

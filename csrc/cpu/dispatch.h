@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/status.h"
-#include "cpu/kernels.h"
+#include "cpu/conv/kernels.h"
 
 namespace dsr::cpu {
 

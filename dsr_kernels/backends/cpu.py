@@ -241,13 +241,4 @@ def _of_lanes(
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _long_rows(pixels: int) -> tuple[int, int]:
-    """(height, width) of the same pixels in rows of some ten vectors, or in a single row."""
-    vector, best = 16, 14
-    if pixels % vector:
-        return 1, pixels
-    vectors = pixels // vector
-    divisors = [d for d in range(1, vectors + 1) if vectors % d == 0]
-    width = vector * min(divisors, key=lambda d: abs(d - best))
-    return pixels // width, width
+_long_rows = functools.lru_cache(maxsize=256)(_C.long_rows)

@@ -43,7 +43,7 @@ def sparse_conv2d(
         return OPS.sparse_conv2d.default(x, values, bias, crow_indices, col_indices, *shape)
     if is_recorded((x, values, bias)):
         kernel = library.sparse_conv2d
-        return Conv.apply(kernel, x, values, bias, crow_indices, col_indices, shape)
+        return SparseConv.apply(kernel, x, values, bias, crow_indices, col_indices, shape)
     return library.sparse_conv2d(x, values, bias, crow_indices, col_indices, shape)
 
 
@@ -63,7 +63,7 @@ def sparse_conv2d_grad_input(
         )
     if is_recorded((grad, values)):
         kernel = library.sparse_conv2d_grad_input
-        return GradInput.apply(
+        return SparseConvGradInput.apply(
             kernel, grad, values, crow_indices, col_indices, input_size, shape, channels_last
         )
     return library.sparse_conv2d_grad_input(
@@ -86,7 +86,7 @@ def sparse_conv2d_grad_weight(
         )
     if is_recorded((x, grad)):
         kernel = library.sparse_conv2d_grad_weight
-        return GradWeight.apply(kernel, x, grad, crow_indices, col_indices, shape, dtype)
+        return SparseConvGradWeight.apply(kernel, x, grad, crow_indices, col_indices, shape, dtype)
     return library.sparse_conv2d_grad_weight(x, grad, crow_indices, col_indices, shape, dtype)
 
 
@@ -98,7 +98,7 @@ def sparse_conv2d_grad_bias(
     if not _are_plain((grad,)):
         return OPS.sparse_conv2d_grad_bias.default(grad, dtype)
     if is_recorded((grad,)):
-        return GradBias.apply(library.sparse_conv2d_grad_bias, grad, dtype)
+        return SparseConvGradBias.apply(library.sparse_conv2d_grad_bias, grad, dtype)
     return library.sparse_conv2d_grad_bias(grad, dtype)
 
 
@@ -146,7 +146,7 @@ class _Context(FunctionCtx):
 Gradients = tuple[Tensor | None, ...]  # one for each argument of a Function
 
 
-class Conv(torch.autograd.Function):
+class SparseConv(torch.autograd.Function):
     """`kernel` is the op that computes: library's, or the dispatcher's below autograd."""
 
     @staticmethod
@@ -192,7 +192,7 @@ class Conv(torch.autograd.Function):
         return None, gx, gvalues, gbias, None, None, None
 
 
-class GradInput(torch.autograd.Function):
+class SparseConvGradInput(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: _Context,
@@ -224,7 +224,7 @@ class GradInput(torch.autograd.Function):
         return None, ggrad, gvalues, None, None, None, None, None
 
 
-class GradWeight(torch.autograd.Function):
+class SparseConvGradWeight(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: _Context,
@@ -254,7 +254,7 @@ class GradWeight(torch.autograd.Function):
         return None, gx, ggrad, None, None, None, None
 
 
-class GradBias(torch.autograd.Function):
+class SparseConvGradBias(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: _Context, kernel: Callable[..., Tensor], grad: Tensor, dtype: torch.dtype

@@ -134,28 +134,28 @@ for _op in (
         _flat_conv2d,
         library.sparse_conv2d,
         library.conv2d_result,
-        autograd.Conv,
+        autograd.SparseConv,
     ),
     _Registered(
         "sparse_conv2d_grad_input",
         _flat_grad_input,
         library.sparse_conv2d_grad_input,
         library.grad_input_result,
-        autograd.GradInput,
+        autograd.SparseConvGradInput,
     ),
     _Registered(
         "sparse_conv2d_grad_weight",
         _flat_grad_weight,
         library.sparse_conv2d_grad_weight,
         library.grad_weight_result,
-        autograd.GradWeight,
+        autograd.SparseConvGradWeight,
     ),
     _Registered(
         "sparse_conv2d_grad_bias",
         _flat_grad_bias,
         library.sparse_conv2d_grad_bias,
         library.grad_bias_result,
-        autograd.GradBias,
+        autograd.SparseConvGradBias,
     ),
 ):
     _overload = getattr(torch.ops.dsr_kernels, _op.name).default

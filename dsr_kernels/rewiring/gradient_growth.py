@@ -42,7 +42,8 @@ class Candidates(NamedTuple):
     scores: Tensor  # [count]
 
 
-Use = tuple  # of a weight in a backward pass: x [N, C, H, W], grad [N, O, P, Q], *shape
+# Of a weight in a backward pass: x [N, C, H, W], grad [N, O, P, Q].
+Use = tuple[Tensor, Tensor, ConvShape]
 
 
 @dataclass
@@ -103,7 +104,7 @@ class GradientWatch:
             self._shares = decide()
         if layer.index not in self._shares:
             return  # it was frozen since
-        index, backward, use = layer.index, _backward_pass(), (x, grad, *shape)
+        index, backward, use = layer.index, _backward_pass(), (x, grad, shape)
         seen = self._seen.get(index)
         if seen is not None and seen.backward == backward:
             if seen.uses is None:
@@ -189,9 +190,9 @@ def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Ca
         torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
     )
     least: float | Tensor = -1.0  # what a candidate must exceed
-    groups = math.lcm(*(groups for *_, groups in uses))
+    groups = math.lcm(*(shape.groups for _, _, shape in uses))
     for first, last in row_blocks(module.weight_shape[0], row_length, groups):
-        gradients = (grad_weight_rows(x, grad, first, last, *shape) for x, grad, *shape in uses)
+        gradients = (grad_weight_rows(x, grad, first, last, shape) for x, grad, shape in uses)
         scores = functools.reduce(torch.add, gradients).abs().flatten()
         if not scores.isfinite().all():
             return None
@@ -225,37 +226,30 @@ def grad_weight_rows(
     grad: Tensor,  # [N, O, P, Q]
     first: int,
     last: int,
-    weight_shape: tuple[int, ...],  # (O, C // groups, KH, KW)
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],  # top, bottom, left, right
-    dilation: tuple[int, int],
-    groups: int,
+    shape: ConvShape,
 ) -> Tensor:
     """[last - first, C // groups, KH, KW], float32 (of float64: float64): the dense weight's
     gradient at these rows, which belong to one group.
     """
     with torch.autocast(x.device.type, enabled=False):  # the backward pass may be under autocast
-        return _grad_weight_rows(
-            x, grad, first, last, weight_shape, stride, padding, dilation, groups
-        )
+        return _grad_weight_rows(x, grad, first, last, shape)
 
 
-def _grad_weight_rows(
-    x, grad, first, last, weight_shape, stride, padding, dilation, groups
-) -> Tensor:
-    rows, inputs, *kernel = weight_shape
-    group = first * groups // rows
+def _grad_weight_rows(x: Tensor, grad: Tensor, first: int, last: int, shape: ConvShape) -> Tensor:
+    inputs = shape.weight_shape[1]
+    group = first * shape.groups // shape.rows
     x, grad = x[:, group * inputs : (group + 1) * inputs], grad[:, first:last]
     if x.dtype != torch.float64:
         low = x.dtype != torch.float32 and x.is_cpu
         x, grad = (t.float() if low or x.dtype != grad.dtype else t for t in (x, grad))
-    if math.prod(kernel) == math.prod(x.shape[2:]) == 1 and not any(padding):
+    if math.prod(shape.kernel) == math.prod(x.shape[2:]) == 1 and not any(shape.padding):
         return (grad.flatten(1).t() @ x.flatten(1)).to(_wide(x)).view(-1, inputs, 1, 1)
-    top, bottom, left, right = padding
+    top, bottom, left, right = shape.padding
     if (top, left) != (bottom, right):
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    size = (last - first, inputs, *kernel)
-    return conv2d_weight(x, size, grad, tuple(stride), (top, left), tuple(dilation)).to(_wide(x))
+    size = (last - first, inputs, *shape.kernel)
+    weight = conv2d_weight(x, size, grad, shape.stride, (top, left), shape.dilation)
+    return weight.to(_wide(x))
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -166,7 +166,7 @@ def _check_kernels(device: torch.device) -> None:
 
 def _open_on_cpu(layers: list[tuple], keep: list[list[Tensor]]) -> OpenPlan:
     """`keep` lives as long as the plan."""
-    return cast(OpenPlan, _C.RewirePlan(layers, torch.get_num_threads(), keep))
+    return _C.RewirePlan(layers, torch.get_num_threads(), keep)
 
 
 def _open_on_gpu(layers: list[tuple], keep: list[list[Tensor]], device: torch.device) -> OpenPlan:
@@ -176,7 +176,7 @@ def _open_on_gpu(layers: list[tuple], keep: list[list[Tensor]], device: torch.de
         workspaces.append(torch.empty(size, dtype=torch.uint8, device=device))
         return workspaces[-1].data_ptr()
 
-    return cast(OpenPlan, native._cuda.RewirePlan(layers, *_queue(device), allocate, keep))
+    return native._cuda.RewirePlan(layers, *_queue(device), allocate, keep)
 
 
 def _queue(device: torch.device) -> tuple[int, int]:

@@ -65,7 +65,7 @@ def test_passes_meet_the_taps_that_the_convolution_has(conv: Conv) -> None:
 
 @dataclass
 class Slabs:
-    """One channel of a class's slabs, as csrc/cuda/slab.cuh fills them."""
+    """One channel of a class's slabs, as csrc/cuda/conv/slab.cuh fills them."""
 
     shape: PassShape
     c: PassClass

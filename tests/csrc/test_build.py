@@ -138,7 +138,7 @@ def test_instruction_sets_share_no_code(tmp_path: Path) -> None:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no g++ on PATH")
-    flags = ("-std=c++17", "-O3", "-fopenmp", "-w", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}")
+    flags = ("-std=c++20", "-O3", "-fopenmp", "-w", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}")
     compilations = {}
     for source in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
         target = tmp_path / f"{source.stem}.o"

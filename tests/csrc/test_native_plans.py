@@ -133,6 +133,16 @@ def test_which_lanes_suit_what_on_avx512() -> None:
         assert chosen(4, 56, dtype="float64") == "plane"
 
 
+def test_long_rows_hold_about_fourteen_wide_vectors() -> None:
+    for pixels in (1, 7 * 7, 16, 32, 14 * 14, 56 * 56, 224 * 224, 16 * 31, 2**20, 16 * 27 * 29):
+        height, width = _C.long_rows(pixels)
+        assert height * width == pixels
+        vectors, odd = divmod(pixels, 16)
+        divisors = [d for d in range(1, vectors + 1) if vectors % d == 0]
+        wanted = 16 * min(divisors, key=lambda d: abs(d - 14)) if not odd else pixels
+        assert width == wanted
+
+
 @pytest.mark.parametrize("lanes", LANES)
 def test_a_plan_keeps_its_instruction_set(conv, lanes: str) -> None:
     """A switch leaves the plans that exist as they are: they still compute the same bits."""

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "cuda/fast_divisor.h"
+#include "cuda/conv/fast_divisor.h"
 #include "runtime/state.h"
 
 namespace dsr::bindings {

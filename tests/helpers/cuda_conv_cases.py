@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from helpers.cuda_device import DEVICE, kernels
+from helpers.cuda_device import DEVICE, EMULATED, kernels
 from helpers.kernel_cases import AWKWARD, BATCHES, CASES
 from helpers.nn_cases import dense_results, layer, within_rule
 from torch import Tensor
@@ -29,6 +29,7 @@ from dsr_kernels.backends.cuda.tiling import (
 )
 from dsr_kernels.ops import library
 
+EMULATED_GPU = Device(132, 227 << 10)
 TWO = Device(2, 227 << 10)  # two thread blocks, so that each has several items of work
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of activations
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -60,6 +61,9 @@ def gpu_kernels(
             patch.setattr(prepare, "choose_gather", gather)
         if grad_weight is not None:
             patch.setattr(prepare, "choose_grad_weight", grad_weight)
+        if EMULATED:
+            patch.setattr(launch, "_queue", lambda _: (0, 0))
+            patch.setattr(launch, "_device", lambda _: EMULATED_GPU)
         if device is not None:
             patch.setattr(launch, "_device", lambda _: device)
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -36,7 +36,7 @@ def dense_twin_gradient(layer, x, grad):
 def rows_of(layer, seen) -> torch.Tensor:
     x, grad, *shape = seen
     blocks = gradient_growth.row_blocks(shape[0][0], layer.row_length, shape[4])
-    parts = [gradient_growth.grad_weight_rows(x, grad, a, b, *shape) for a, b in blocks]
+    parts = [gradient_growth.grad_weight_rows(x, grad, a, b, shape) for a, b in blocks]
     assert sum(len(part) for part in parts) == shape[0][0]
     return torch.cat(parts).view(layer.weight_shape)
 

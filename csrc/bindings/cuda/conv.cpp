@@ -1,13 +1,13 @@
-// Convolutions on the GPU. A pass is prepared once per plan in Python (cuda_plan.py) and launched
+// Convolutions on the GPU. A pass is prepared once per plan in Python (backends/cuda) and launched
 // with addresses; its fields are documented where the structs are.
 #include <array>
 #include <cstdint>
 #include <string>
 
 #include "bindings/common.h"
-#include "cuda/direct.h"
-#include "cuda/gather.h"
-#include "cuda/grad_weight.h"
+#include "cuda/conv/direct.h"
+#include "cuda/conv/gather.h"
+#include "cuda/conv/grad_weight.h"
 
 namespace dsr::bindings {
 namespace {
@@ -102,10 +102,9 @@ void bind_gather(py::module_& m) {
       .def_property("source_strides", nullptr, &set_strides<Gather, &Gather::source_strides>)
       .def_property("dest_strides", nullptr, &set_strides<Gather, &Gather::dest_strides>)
       .def("set_class", [](Gather& pass, int index, const GatherClass& value) {
-        if (index < 0 || index >= Gather::kMaxClasses) throw std::out_of_range("index");
+        if (index < 0 || index >= cuda::kMaxClasses) throw std::out_of_range("index");
         pass.classes[index] = value;
       });
-  m.attr("MAX_CLASSES") = Gather::kMaxClasses;
   m.def(
       "arrange",
       [](QueueTuple queue, int64_t entries, uintptr_t offsets, uintptr_t value_index,

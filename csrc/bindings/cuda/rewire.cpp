@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "bindings/rewire_plan.h"
-#include "cuda/rewire.h"
+#include "cuda/rewire/rewire.h"
 
 namespace dsr::bindings {
 namespace {

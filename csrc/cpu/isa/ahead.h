@@ -46,7 +46,7 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kLine = 64;
+  static constexpr int64_t kLine = kCacheLine;
 
   void next_chunk() {
     if (++chunk_ == chunks_) {

@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-#include "cpu/kernels.h"
+#include "cpu/conv/kernels.h"
 
 namespace dsr::cpu::DSR_ISA {
 

@@ -8,21 +8,23 @@
 // gradients of other taps of its channel.
 // The batch is summed in a fixed number of slices, added up in order: no atomics, and the same
 // result for any number of threads.
+#include "cpu/isa/ahead.h"
 #include "cpu/isa/entry.h"
+#include "cpu/isa/grad_tile.h"
 #include "cpu/isa/pack_batch.h"
 #include "cpu/isa/pack_plane.h"
 #include "cpu/isa/pack_row.h"
-#include "cpu/isa/row_tile.h"
 
 namespace dsr::cpu::DSR_ISA {
 namespace {
 
+// The inner loops for every size of a tile: accumulate_grad_tile and accumulate_row_grad_tile in
+// grad_tile.h.
 template <typename S>
 constexpr auto kTiles =
     TileTable<GradTileFunction<S>,
-              kGradTileVectors>::template of<TileKernels<S>::template GradWeight>();
-
-constexpr auto kRowTiles = RowTileTable<RowGradTileFunction>::of<RowGradWeightKernel>();
+              kLimits.grad_tile_vectors>::template of<GradTiles<S>::template Kernel>();
+constexpr auto kRowTiles = RowTileTable<RowGradTileFunction>::of<RowGradTiles::Kernel>();
 
 template <typename S>
 class GradWeight {
@@ -37,9 +39,9 @@ class GradWeight {
     grad_map_memory_ = cut_part(&workspace, pixel_map_bytes(plan_, grad_layout_));
     if (plan_.lanes != Lanes::kRow) return;
     const Table& table = plan_.tables[0];
-    make_walk(table, plan_.slot_lanes, true, &walk_);
+    make_walk(table, plan_.row.slot_lanes, true, &walk_);
     for (int f = 0; f < walk_.frames; ++f)
-      shifts_[f] = make_turn(plan_.slot_lanes, table.shifts[f]);
+      shifts_[f] = make_turn(plan_.row.slot_lanes, table.shifts[f]);
   }
 
   // Adds the share of one unit to the sums of output channels [first, last).
@@ -55,25 +57,26 @@ class GradWeight {
       pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map_memory_,
            packed_grad_);
       grad_ = packed_grad_;
-      grad_channel_ = grad_layout_.plane * plan_.lane_images;
+      grad_channel_ = grad_layout_.plane * plan_.batch.lane_images;
     }
     if (plan_.lanes != Lanes::kPlane) {
-      const int64_t down = (unit.rows + plan_.tile_rows - 1) / plan_.tile_rows;
-      const int64_t most_cols = least(plan_.tile_cols, kGradTileVectors / plan_.tile_rows);
+      const int64_t down = (unit.rows + plan_.tile.rows - 1) / plan_.tile.rows;
+      const int64_t most_cols = least(plan_.tile.cols, kLimits.grad_tile_vectors / plan_.tile.rows);
       for (int64_t i = 0; i < down; ++i) {
         const int64_t row = part(unit.rows, i, down), rows = part(unit.rows, i + 1, down) - row;
         if (plan_.lanes == Lanes::kRow) {
           row_tile(row, rows, first, last, sums);
         } else {
-          tiles_across(row, rows, plan_.classes[0].cols, most_cols, first, last, sums);
+          tiles_across(row, rows, plan_.destination.classes[0].cols, most_cols, first, last, sums);
         }
       }
     } else {
       const int64_t elements =
           ((unit.images - 1) * plan_.source.image_rows + unit.rows - 1) * plan_.source.pitch +
-          plan_.classes[0].cols;
+          plan_.destination.classes[0].cols;
       const int64_t vectors = (elements + kLanes<S> - 1) / kLanes<S>;
-      tiles_across(0, 1, vectors, least(plan_.tile_cols, kGradTileVectors), first, last, sums);
+      tiles_across(0, 1, vectors, least(plan_.tile.cols, kLimits.grad_tile_vectors), first, last,
+                   sums);
     }
   }
 
@@ -83,7 +86,7 @@ class GradWeight {
     const Strides4& s = args_.grad_strides;
     const int64_t width = grad_layout_.width;
     return args_.grad_element == (sizeof(S) == 4 ? Element::kFloat32 : Element::kFloat64) &&
-           plan_.lanes != Lanes::kBatch && plan_.images == 1 && s.w == 1 && s.h == width &&
+           plan_.lanes != Lanes::kBatch && plan_.unit.images == 1 && s.w == 1 && s.h == width &&
            grad_layout_.pitch == width && width % kLanes<S> == 0;
   }
 
@@ -91,7 +94,7 @@ class GradWeight {
     ahead_ = ahead_grad_ = Ahead();
     if (!next) return;
     const int64_t steps =
-        tiles_of_a_unit(plan_, kLanes<S>) * plan_.blocks * plan_.destination_channels;
+        tiles_of_a_unit(plan_, kLanes<S>) * plan_.block.count * plan_.destination.channels;
     ahead_ = of_element(args_.x_element, args_.x, [&](const auto* x) {
       return Ahead(x, args_.x_strides, plan_.source, *next, steps);
     });
@@ -133,11 +136,20 @@ class GradWeight {
   void row_tile(int64_t row, int64_t rows, int64_t first, int64_t last, S* sums) {
     if constexpr (std::is_same_v<S, float>) {
       const int64_t pitch = plan_.source.pitch;
-      for (int64_t b = 0; b < plan_.blocks; ++b)
-        kRowTiles.at(rows, plan_.row_vectors, slot_vectors(plan_))(
-            {packed_ + row * pitch, grad_ + first * grad_channel_ + row * pitch, grad_channel_,
-             plan_.offsets.data(), plan_.segments(0, b, first), last - first, &walk_, shifts_, sums,
-             &ahead_, &ahead_grad_});
+      const auto accumulate_row_grad_tile =
+          kRowTiles.at(rows, plan_.row.vectors, slot_vectors(plan_));
+      for (int64_t b = 0; b < plan_.block.count; ++b)
+        accumulate_row_grad_tile({.packed = packed_ + row * pitch,
+                                  .grad = grad_ + first * grad_channel_ + row * pitch,
+                                  .grad_channel = grad_channel_,
+                                  .offsets = plan_.offsets.data(),
+                                  .bounds = plan_.segments(0, b, first),
+                                  .channels = last - first,
+                                  .walk = &walk_,
+                                  .shifts = shifts_,
+                                  .sums = sums,
+                                  .ahead = &ahead_,
+                                  .ahead_grad = &ahead_grad_});
     }
   }
 
@@ -145,16 +157,24 @@ class GradWeight {
   void tiles_across(int64_t row, int64_t rows, int64_t cols, int64_t most_cols, int64_t first,
                     int64_t last, S* sums) {
     constexpr int V = kLanes<S>;
-    const int64_t scalars = plan_.lane_images, count = (cols + most_cols - 1) / most_cols;
+    const int64_t scalars = plan_.batch.lane_images, count = (cols + most_cols - 1) / most_cols;
     for (int64_t t = 0; t < count; ++t) {
       const int64_t from = part(cols, t, count), to = part(cols, t + 1, count);
       const int64_t x_at = row * plan_.source.pitch * scalars + from * V;
       const int64_t grad_at = row * grad_layout_.pitch * scalars + from * V;
-      for (int64_t b = 0; b < plan_.blocks; ++b) {
-        kTiles<S>.at(rows, to - from)(
-            {packed_ + x_at, plan_.source.pitch * scalars, grad_ + first * grad_channel_ + grad_at,
-             grad_channel_, grad_layout_.pitch * scalars, plan_.offsets.data(),
-             plan_.segments(0, b, first), last - first, sums, &ahead_, &ahead_grad_});
+      const auto accumulate_grad_tile = kTiles<S>.at(rows, to - from);
+      for (int64_t b = 0; b < plan_.block.count; ++b) {
+        accumulate_grad_tile({.packed = packed_ + x_at,
+                              .packed_row = plan_.source.pitch * scalars,
+                              .grad = grad_ + first * grad_channel_ + grad_at,
+                              .grad_channel = grad_channel_,
+                              .grad_row = grad_layout_.pitch * scalars,
+                              .offsets = plan_.offsets.data(),
+                              .bounds = plan_.segments(0, b, first),
+                              .channels = last - first,
+                              .sums = sums,
+                              .ahead = &ahead_,
+                              .ahead_grad = &ahead_grad_});
       }
     }
   }
@@ -170,13 +190,13 @@ class GradWeight {
   char* grad_map_memory_;
   Ahead ahead_, ahead_grad_;
   Walk walk_;
-  Turn shifts_[Walk::kMaxFrames];
+  Turn shifts_[kMaxFrames];
 };
 
 // The sums of output channels [first, last) start at zero.
 template <typename S>
 void clear_sums(const GatherPlan& plan, int64_t first, int64_t last, S* sums) {
-  for (int64_t b = 0; b < plan.blocks; ++b) {
+  for (int64_t b = 0; b < plan.block.count; ++b) {
     const int64_t begin = *plan.segments(0, b, first), end = *plan.segments(0, b, last);
     zero(sums + begin, end - begin);
   }
@@ -190,7 +210,7 @@ void grad_weight(const GradWeightArgs<S>& args) {
   const int64_t nnz = static_cast<int64_t>(plan.offsets.size());
   const int64_t share = grad_weight_bytes(plan, *args.grad_layout, sizeof(S));
   S* sums = reinterpret_cast<S*>(args.workspace + args.threads * share);  // [slices][nnz]
-  const int64_t units = plan.units(args.n), channels = plan.destination_channels;
+  const int64_t units = plan.units(args.n), channels = plan.destination.channels;
   const bool even = args.slices % args.threads == 0 || args.slices >= 8 * args.threads;
   const int64_t parts = even ? 1 : least(args.threads, channels);
 #pragma omp parallel num_threads(args.threads)

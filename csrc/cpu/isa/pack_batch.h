@@ -2,6 +2,7 @@
 // channels) are transposed, so that an element of the packed source is one pixel of V images.
 #pragma once
 
+#include "cpu/isa/shuffle.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {

@@ -2,6 +2,7 @@
 // to the input on the way in never touches the inner loops.
 #pragma once
 
+#include "cpu/isa/shuffle.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
@@ -101,7 +102,8 @@ static void pack_plane(const E* source, const Strides4& strides, const PackLayou
   const bool one_row = is_one_row(strides, l, unit);
   const int64_t row_step = l.image_rows * l.pitch == 1 ? strides.n : strides.w;
   // Adjacent channels are read a cache line at a time.
-  const int64_t block = strides.c == 1 && (strides.w != 1 || l.phases[0].width == 1) ? 16 : 1;
+  constexpr int64_t kLine = kCacheLine / sizeof(float);
+  const int64_t block = strides.c == 1 && (strides.w != 1 || l.phases[0].width == 1) ? kLine : 1;
   for (int64_t c = 0; c < l.channels; c += block) {
     const int64_t count = least(block, l.channels - c);
     if (one_row) {

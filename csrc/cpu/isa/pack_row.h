@@ -2,49 +2,10 @@
 // power-of-two share of one, zero beyond the image.
 #pragma once
 
+#include "cpu/isa/shuffle.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
-
-// The first n <= V elements; the other lanes are zero.
-template <typename E>
-DSR_INLINE Vec<float> load_first(const E* p, int64_t n) {
-  [[maybe_unused]] constexpr int V = kLanes<float>;
-#if defined(__AVX512F__)
-  const auto mask = static_cast<__mmask16>((1u << n) - 1);
-  if constexpr (std::is_same_v<E, float>) {
-    if (n == V / 2) return (Vec<float>)_mm512_zextps256_ps512(_mm256_loadu_ps(p));
-    return (Vec<float>)_mm512_maskz_loadu_ps(mask, p);
-  } else {
-    return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)),
-                                         16);
-  }
-#else
-  if (n == V) return load_as<float>(p);
-  float lanes[V] = {};
-  for (int64_t j = 0; j < n; ++j) lanes[j] = value_of<float>(p[j]);
-  return load(lanes);
-#endif
-}
-
-template <typename E>
-DSR_INLINE void store_first(E* p, Vec<float> v, int64_t n) {
-  constexpr int V = kLanes<float>;
-#if defined(__AVX512F__)
-  const auto mask = static_cast<__mmask16>((1u << n) - 1);
-  if constexpr (std::is_same_v<E, float>) {
-    if (n == V / 2) return _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
-    _mm512_mask_storeu_ps(p, mask, (__m512)v);
-  } else {
-    E lanes[V];
-    store_as<float>(lanes, v);
-    _mm256_mask_storeu_epi16(p, mask, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes)));
-  }
-#else
-  if (n == V) return store_as<float>(p, v);
-  for (int64_t j = 0; j < n; ++j) p[j] = element_of<float, E>(v[j]);
-#endif
-}
 
 // A whole vector of the destination, past the caches if it `streams`.
 template <typename E>
@@ -90,7 +51,7 @@ template <typename E>
 static void fill_rows(const E* from, int64_t row_stride, const Strides4& s, int64_t step, int64_t n,
                       const GatherPlan& plan, const Unit& unit, int64_t pitch, int64_t rows,
                       float* to) {
-  const int64_t slots = plan.images, lanes = plan.slot_lanes;
+  const int64_t slots = plan.unit.images, lanes = plan.row.slot_lanes;
   for (int64_t r = 0; r < rows; ++r, from += row_stride, to += pitch) {
     for (int64_t g = 0; g < slots; ++g) {
       float* slot = to + g * lanes;
@@ -131,11 +92,11 @@ template <int First, typename E>
 static void fill_halves(const E* from, int64_t row_stride, int64_t image_stride,
                         const GatherPlan& plan, int64_t pitch, int64_t rows, float* to) {
   constexpr int V = kLanes<float>;
-  const bool two_images = plan.slot_lanes < V;
-  const int64_t slot_vectors = two_images ? 1 : plan.slot_lanes / V;
+  const bool two_images = plan.row.slot_lanes < V;
+  const int64_t slot_vectors = two_images ? 1 : plan.row.slot_lanes / V;
   const int64_t apart = two_images ? image_stride : V;
   for (int64_t r = 0; r < rows; ++r, from += row_stride, to += pitch) {
-    for (int64_t v = 0; v < plan.row_vectors; ++v) {
+    for (int64_t v = 0; v < plan.row.vectors; ++v) {
       const int64_t image = two_images ? 2 * v : v / slot_vectors;
       const E* at = from + image * image_stride + v % slot_vectors * 2 * V;
       store(to + v * V,
@@ -169,10 +130,10 @@ static void pack_rows(const E* source, const Strides4& s, const GatherPlan& plan
                 phases = static_cast<int64_t>(l.phases.size());
   constexpr int V = kLanes<float>;
   const bool plain = phases == 1 && l.step_h == 1 && l.step_w == 1 && s.w == 1 && s.h == l.width;
-  const bool grouped = plain && plan.slot_lanes == l.width && unit.images == plan.images;
-  const bool halved = l.step_w == 2 && s.w == 1 && l.width == 2 * plan.slot_lanes &&
-                      2 * plan.slot_lanes >= V && unit.images == plan.images;
-  const bool whole = plain && plan.images == 1 && l.pitch == l.width;
+  const bool grouped = plain && plan.row.slot_lanes == l.width && unit.images == plan.unit.images;
+  const bool halved = l.step_w == 2 && s.w == 1 && l.width == 2 * plan.row.slot_lanes &&
+                      2 * plan.row.slot_lanes >= V && unit.images == plan.unit.images;
+  const bool whole = plain && plan.unit.images == 1 && l.pitch == l.width;
   for (int64_t c = 0; c < l.channels; ++c) {
     for (int64_t f = 0; f < phases; ++f) {
       const PackLayout::Phase& phase = l.phases[f];
@@ -188,11 +149,11 @@ static void pack_rows(const E* source, const Strides4& s, const GatherPlan& plan
         copy_in(packed_rows, source_rows, (to - from) * l.pitch);
       } else {
         int64_t done = 0;
-        if (grouped && plan.slot_lanes == V / 2)
-          done = fill_groups<V / 2>(source_rows, s.n, plan.row_vectors, l.pitch, to - from,
+        if (grouped && plan.row.slot_lanes == V / 2)
+          done = fill_groups<V / 2>(source_rows, s.n, plan.row.vectors, l.pitch, to - from,
                                     packed_rows);
-        if (grouped && plan.slot_lanes == V / 4)
-          done = fill_groups<V / 4>(source_rows, s.n, plan.row_vectors, l.pitch, to - from,
+        if (grouped && plan.row.slot_lanes == V / 4)
+          done = fill_groups<V / 4>(source_rows, s.n, plan.row.vectors, l.pitch, to - from,
                                     packed_rows);
         if (halved) {
           const auto fill = phase.col == 0 ? fill_halves<0, E> : fill_halves<1, E>;
@@ -212,11 +173,11 @@ template <typename E>
 static void drain_halves(const float* even, const float* odd, const GatherPlan& plan, int64_t rows,
                          int64_t row_stride, int64_t image_stride, bool streams, E* to) {
   constexpr int V = kLanes<float>;
-  const bool two_images = plan.slot_lanes < V;
-  const int64_t slot_vectors = two_images ? 1 : plan.slot_lanes / V;
+  const bool two_images = plan.row.slot_lanes < V;
+  const int64_t slot_vectors = two_images ? 1 : plan.row.slot_lanes / V;
   const int64_t apart = two_images ? image_stride : V;
   for (int64_t r = 0; r < rows; ++r, to += row_stride) {
-    for (int64_t v = 0; v < plan.row_vectors; ++v, even += V, odd += V) {
+    for (int64_t v = 0; v < plan.row.vectors; ++v, even += V, odd += V) {
       const Vec<float> a = load(even), b = load(odd);
       const int64_t image = two_images ? 2 * v : v / slot_vectors;
       E* at = to + image * image_stride + v % slot_vectors * 2 * V;

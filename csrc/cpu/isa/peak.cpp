@@ -9,7 +9,7 @@ namespace dsr::cpu::DSR_ISA {
 namespace {
 
 // One round: `kSteps` multiply-adds into each of `kChains` registers, all in flight.
-constexpr int kChains = kVectorBytes == 64 ? 24 : 12, kSteps = 4096;
+constexpr int kChains = kLimits.chains, kSteps = 4096;
 
 float round_of_fmas(float seed) {
   Vec<float> sum[kChains];

@@ -1,6 +1,9 @@
 // Vectors of the instruction set this file is compiled for, and the few operations the kernels
 // need.
 //
+// The vectors are the compiler's (GCC's and clang's vector extensions), so most of this is the same
+// for every instruction set; where one has something better, an #if here or in turn.h says so.
+//
 // Everything ISA-specific lives in the namespace of its instruction set, with internal linkage or
 // forced inline: a helper shared between builds could be taken from the wrong one at link time.
 #pragma once
@@ -14,19 +17,13 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu/isa/limits.h"
+
 #define DSR_INLINE static inline __attribute__((always_inline))
 #define DSR_INLINE_MEMBER inline __attribute__((always_inline))
 #define DSR_UNROLL _Pragma("GCC unroll 32")
 
 namespace dsr::cpu::DSR_ISA {
-
-#if defined(__AVX512F__) || defined(DSR_EMULATE_AVX512)
-inline constexpr int kVectorBytes = 64, kTileVectors = 28, kGradTileVectors = 24;
-#elif defined(__AVX2__)
-inline constexpr int kVectorBytes = 32, kTileVectors = 14, kGradTileVectors = 12;
-#else
-inline constexpr int kVectorBytes = 16, kTileVectors = 12, kGradTileVectors = 10;
-#endif
 
 template <typename S>
 struct Simd;
@@ -42,8 +39,6 @@ struct Simd<double> {
 };
 template <typename S>
 using Vec = typename Simd<S>::vec;
-template <typename S>
-inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(S));
 
 template <typename S>
 DSR_INLINE Vec<S> load(const S* p) {
@@ -160,68 +155,69 @@ DSR_INLINE void zero(S* to, int64_t n) {
   for (; n > 0; --n) *to++ = 0;
 }
 
-// One stage of a butterfly over the rows of a square of vectors: lanes whose index has the bit D
-// set trade places with the lanes D below them in the partner row.
-template <int D, int V>
-struct Exchange {
-  // Lane e of `low` is a[e] or b[e - D], lane e of `high` is a[e + D] or b[e].
-  template <typename T, int... E>
-  static inline __attribute__((always_inline)) T low(T a, T b, std::integer_sequence<int, E...>) {
-    return __builtin_shufflevector(a, b, (E & D ? V + E - D : E)...);
-  }
-  template <typename T, int... E>
-  static inline __attribute__((always_inline)) T high(T a, T b, std::integer_sequence<int, E...>) {
-    return __builtin_shufflevector(a, b, (E & D ? V + E : E + D)...);
-  }
-};
-
-template <int D, typename S>
-DSR_INLINE void transpose_stages(Vec<S>* rows) {
-  constexpr int V = kLanes<S>;
-  using Lanes = std::make_integer_sequence<int, V>;
-  DSR_UNROLL for (int i = 0; i < V; ++i) {
-    if (i & D) continue;
-    const Vec<S> a = rows[i], b = rows[i + D];
-    rows[i] = Exchange<D, V>::low(a, b, Lanes{});
-    rows[i + D] = Exchange<D, V>::high(a, b, Lanes{});
-  }
-  if constexpr (D > 1) transpose_stages<D / 2, S>(rows);
-}
-
-// rows[i] lane j <-> rows[j] lane i, of a square of vectors.
-template <typename S>
-DSR_INLINE void transpose(Vec<S>* rows) {
-  transpose_stages<kLanes<S> / 2, S>(rows);
-}
-
-// The same for squares of groups of L lanes: V / L rows.
-template <int L, int D, typename S>
-DSR_INLINE void transpose_groups(Vec<S>* rows) {
-  constexpr int V = kLanes<S>, rows_apart = D / L;
-  using Lanes = std::make_integer_sequence<int, V>;
-  DSR_UNROLL for (int i = 0; i < V / L; ++i) {
-    if (i & rows_apart) continue;
-    const Vec<S> a = rows[i], b = rows[i + rows_apart];
-    rows[i] = Exchange<D, V>::low(a, b, Lanes{});
-    rows[i + rows_apart] = Exchange<D, V>::high(a, b, Lanes{});
-  }
-  if constexpr (D > L) transpose_groups<L, D / 2, S>(rows);
-}
-
-// Lane k of the result is the sum of the lanes of rows[k]: a transposition that adds as it goes.
-template <typename S, int D = kLanes<S> / 2>
-DSR_INLINE Vec<S> sum_rows(Vec<S>* rows) {
-  constexpr int V = kLanes<S>;
-  using Lanes = std::make_integer_sequence<int, V>;
-  DSR_UNROLL for (int i = 0; i < D; ++i) rows[i] =
-      Exchange<D, V>::low(rows[i], rows[i + D], Lanes{}) +
-      Exchange<D, V>::high(rows[i], rows[i + D], Lanes{});
-  if constexpr (D > 1) {
-    return sum_rows<S, D / 2>(rows);
+// The first n <= V elements; the other lanes are zero.
+template <typename E>
+DSR_INLINE Vec<float> load_first(const E* p, int64_t n) {
+  [[maybe_unused]] constexpr int V = kLanes<float>;
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << n) - 1);
+  if constexpr (std::is_same_v<E, float>) {
+    if (n == V / 2) return (Vec<float>)_mm512_zextps256_ps512(_mm256_loadu_ps(p));
+    return (Vec<float>)_mm512_maskz_loadu_ps(mask, p);
   } else {
-    return rows[0];
+    return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)),
+                                         16);
   }
+#else
+  if (n == V) return load_as<float>(p);
+  float lanes[V] = {};
+  for (int64_t j = 0; j < n; ++j) lanes[j] = value_of<float>(p[j]);
+  return load(lanes);
+#endif
 }
+
+template <typename E>
+DSR_INLINE void store_first(E* p, Vec<float> v, int64_t n) {
+  constexpr int V = kLanes<float>;
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << n) - 1);
+  if constexpr (std::is_same_v<E, float>) {
+    if (n == V / 2) return _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
+    _mm512_mask_storeu_ps(p, mask, (__m512)v);
+  } else {
+    E lanes[V];
+    store_as<float>(lanes, v);
+    _mm256_mask_storeu_epi16(p, mask, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes)));
+  }
+#else
+  if (n == V) return store_as<float>(p, v);
+  for (int64_t j = 0; j < n; ++j) p[j] = element_of<float, E>(v[j]);
+#endif
+}
+
+// Which lanes of a float vector take part.
+#if defined(__AVX512F__)
+using LaneMask = __mmask16;
+DSR_INLINE LaneMask lane_mask(uint32_t bits) { return static_cast<LaneMask>(bits); }
+DSR_INLINE Vec<float> keep(Vec<float> v, LaneMask mask) {
+  return (Vec<float>)_mm512_maskz_mov_ps(mask, (__m512)v);
+}
+// The lanes of the mask get value * x more.
+DSR_INLINE Vec<float> add_product(Vec<float> sum, Vec<float> value, Vec<float> x, LaneMask mask) {
+  return (Vec<float>)_mm512_mask3_fmadd_ps((__m512)value, (__m512)x, (__m512)sum, mask);
+}
+#else
+typedef int32_t LaneMask __attribute__((vector_size(kVectorBytes), may_alias));
+DSR_INLINE LaneMask lane_mask(uint32_t bits) {
+  LaneMask mask;
+  for (int j = 0; j < kLanes<float>; ++j) mask[j] = bits >> j & 1 ? -1 : 0;
+  return mask;
+}
+DSR_INLINE Vec<float> keep(Vec<float> v, LaneMask mask) { return (Vec<float>)((LaneMask)v & mask); }
+DSR_INLINE Vec<float> add_product(Vec<float> sum, Vec<float> value, Vec<float> x, LaneMask mask) {
+  return sum + value * keep(x, mask);
+}
+#endif
 
 // Subnormal operands cost a hundred cycles each; a worker flushes them and restores the caller's
 // mode.

@@ -1,6 +1,7 @@
 // Storing a strip whose lanes run along the batch: squares are transposed back on the way out.
 #pragma once
 
+#include "cpu/isa/shuffle.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {

@@ -2,6 +2,7 @@
 // on the way out never touches the inner loops.
 #pragma once
 
+#include "cpu/isa/shuffle.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
@@ -17,7 +18,7 @@ static int find_runs(const GatherPlan& plan, const DestinationClass& k, const Un
                      const Strides4& strides, int64_t begin, int64_t count, Run* runs) {
   const PackLayout& l = plan.source;
   const int64_t image_elements = l.image_rows * l.pitch, rows = least(unit.rows, k.rows - unit.row);
-  const int64_t step = plan.step_w * strides.w;
+  const int64_t step = plan.destination.step_w * strides.w;
   int found = 0;
   for (int64_t m = begin; m < begin + count;) {
     const int64_t g = m / image_elements, p = m % image_elements / l.pitch, q = m % l.pitch;
@@ -29,8 +30,8 @@ static int find_runs(const GatherPlan& plan, const DestinationClass& k, const Un
     }
     const int64_t length = least(k.cols - q, begin + count - m);
     const int64_t to = (unit.image + g) * strides.n +
-                       (k.row0 + (unit.row + p) * plan.step_h) * strides.h +
-                       (k.col0 + q * plan.step_w) * strides.w;
+                       (k.row0 + (unit.row + p) * plan.destination.step_h) * strides.h +
+                       (k.col0 + q * plan.destination.step_w) * strides.w;
     Run* last = found ? &runs[found - 1] : nullptr;
     if (last && last->length == 1 && length == 1 && last->from + 1 == m - begin)
       last->step = to - last->to;

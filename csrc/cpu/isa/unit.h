@@ -1,8 +1,9 @@
 // A unit of work: what is packed at once.
 #pragma once
 
+#include "cpu/conv/kernels.h"
+#include "cpu/conv/workspace.h"
 #include "cpu/isa/simd.h"
-#include "cpu/kernels.h"
 
 namespace dsr::cpu::DSR_ISA {
 
@@ -13,9 +14,11 @@ struct Unit {
 };
 
 DSR_INLINE Unit unit_at(const GatherPlan& plan, int64_t n, int64_t index) {
-  const int64_t most = plan.images * plan.lane_images, image = index / plan.bands * most;
-  const int64_t row = index % plan.bands * plan.band_rows;
-  return {image, least(most, n - image), row, least(plan.band_rows, plan.classes[0].rows - row)};
+  const int64_t most = plan.unit.images * plan.batch.lane_images,
+                image = index / plan.unit.bands * most;
+  const int64_t row = index % plan.unit.bands * plan.unit.band_rows;
+  return {image, least(most, n - image), row,
+          least(plan.unit.band_rows, plan.destination.classes[0].rows - row)};
 }
 
 // Part i of `count` as even parts of [0, total).
@@ -28,8 +31,8 @@ static bool passes_caches(const GatherArgs<S>& args) {
   constexpr int64_t kLargeBytes = 32 << 20;
   const GatherPlan& plan = *args.plan;
   const Strides4& s = args.destination_strides;
-  const int64_t pixels = plan.destination_height * plan.destination_width;
-  const int64_t bytes = args.n * plan.destination_channels * pixels * int64_t{sizeof(S)};
+  const int64_t pixels = plan.destination.height * plan.destination.width;
+  const int64_t bytes = args.n * plan.destination.channels * pixels * int64_t{sizeof(S)};
   const bool same = args.destination_element != Element::kBFloat16;
   return same && bytes >= kLargeBytes && s.c % kLanes<S> == 0 && s.n % kLanes<S> == 0 &&
          reinterpret_cast<uintptr_t>(args.destination) % kVectorBytes == 0;
@@ -39,11 +42,12 @@ static bool passes_caches(const GatherArgs<S>& args) {
 static inline int64_t tiles_of_a_unit(const GatherPlan& plan, int64_t lanes) {
   const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   if (plan.lanes == Lanes::kPlane) {
-    const int64_t rows = (plan.images - 1) * plan.source.image_rows + plan.band_rows;
-    return ceil(rows * plan.source.pitch, lanes * plan.tile_cols);
+    const int64_t rows = (plan.unit.images - 1) * plan.source.image_rows + plan.unit.band_rows;
+    return ceil(rows * plan.source.pitch, lanes * plan.tile.cols);
   }
-  const int64_t down = ceil(plan.band_rows, plan.tile_rows);
-  return plan.lanes == Lanes::kRow ? down : down * ceil(plan.classes[0].cols, plan.tile_cols);
+  const int64_t down = ceil(plan.unit.band_rows, plan.tile.rows);
+  return plan.lanes == Lanes::kRow ? down
+                                   : down * ceil(plan.destination.classes[0].cols, plan.tile.cols);
 }
 
 }  // namespace dsr::cpu::DSR_ISA

@@ -277,13 +277,11 @@ def _density(col_indices: Tensor, shape: ConvShape) -> float:
 
 def _queue(x: Tensor) -> tuple[int, int]:
     """(device, stream) of a launch on x's device."""
-    if not x.is_cuda:
-        return 0, 0  # the emulator's
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
 def _device(x: Tensor) -> tiling.Device:
-    return _limits(x.device.index) if x.is_cuda else tiling.Device(132, 232448)
+    return _limits(x.device.index)
 
 
 @functools.lru_cache(maxsize=64)

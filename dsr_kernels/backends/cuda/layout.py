@@ -1,4 +1,4 @@
-"""How one class of a GPU pass lies in shared memory: csrc/cuda/slab.h, and what that costs."""
+"""How one class of a GPU pass lies in shared memory: csrc/cuda/conv/slab.h, and what that costs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsr_kernels.backends.cuda.passes import PassClass, PassShape
+from dsr_kernels.backends.native import _C
 
-VECTOR_BYTES = 16
-BANKS = 8  # 16-byte columns of shared memory
+VECTOR_BYTES = _C.cuda_limits.VECTOR_BYTES
+BANKS = 128 // VECTOR_BYTES  # columns of shared memory, each as wide as a vector
 CHUNK_COLS = (4, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128)  # at most
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One class's slab: see csrc/cuda/slab.h."""
+    """One class's slab: see csrc/cuda/conv/slab.h."""
 
     tile_cols: int
     chunks: int

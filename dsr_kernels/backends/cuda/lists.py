@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ALIGN = 2  # segments start at even entries, so that two are loaded at once
-SLACK = 8  # entries past the last one that a kernel may read ahead
+from dsr_kernels.backends.native import _C
+
+ALIGN = _C.cuda_limits.LIST_ALIGN  # segments start at multiples of so many entries
+SLACK = _C.cuda_limits.LIST_SLACK  # entries past the last one that a kernel may read ahead
 
 
 class ListKey(NamedTuple):

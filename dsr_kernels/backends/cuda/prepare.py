@@ -60,7 +60,7 @@ def prepare_gather(
         return _direct(shape, images, dtype, source_strides, dest_strides)
     key = _list_key(shape, tiling.channel_block, tiling.layouts)
     numbered = list(enumerate(zip(shape.classes, tiling.layouts, strict=True)))
-    most = native._cuda.MAX_CLASSES
+    most = native._C.cuda_limits.MAX_CLASSES
     launches = []
     for first in range(0, len(numbered), most):
         launch = native._cuda.Gather()

@@ -15,16 +15,21 @@ from typing import NamedTuple
 
 from dsr_kernels.backends.cuda.layout import VECTOR_BYTES, Layout, fill_cost, possible_layouts
 from dsr_kernels.backends.cuda.passes import PassClass, PassShape
+from dsr_kernels.backends.native import _C
 
-COMPUTE_WARPS = 16  # of a thread block; four more fill slabs
+# What the kernels are made for (csrc/cuda/conv/limits.h): the warps of a thread block, how many
+# slabs it has, the (rows, units) and units of the instances by the bytes of an activation.
+COMPUTE_WARPS = _C.cuda_limits.COMPUTE_WARPS
+FILL_WARPS, FILL_BATCH = _C.cuda_limits.FILL_WARPS, _C.cuda_limits.FILL_BATCH
+SLABS = _C.cuda_limits.SLABS
+GATHER_VARIANTS = _C.cuda_limits.GATHER_VARIANTS
+GRAD_WEIGHT_UNITS = _C.cuda_limits.GRAD_WEIGHT_UNITS
+ROW_WARPS = tuple(1 << i for i in range(COMPUTE_WARPS.bit_length()))  # side by side along channels
+# What things cost, as measured.
 SEGMENT = 30.0  # clocks of a warp to begin a row of a block, beside other warps' work
-FILL_WARPS = 4
 ROW = 700.0  # clocks of a warp to begin an output channel of a grad-weight, alone
 LATENCY = 900.0  # clocks of a load from memory
 STEP = 800.0  # clocks from one slab to the next that belong to no wavefront
-# (rows, units): what the kernels of csrc/cuda/gather_*.cu are instantiated for
-GATHER_VARIANTS = {4: ((8, 1), (4, 2), (4, 1)), 2: ((4, 1), (2, 2))}
-GRAD_WEIGHT_UNITS = {4: (2, 1), 2: (2, 1)}
 
 
 class Device(NamedTuple):
@@ -142,7 +147,7 @@ def _gather_variants(
     dest_channels: int, element_size: int
 ) -> Iterator[tuple[tuple[int, int], int]]:
     for rows, units in GATHER_VARIANTS[element_size]:
-        for row_warps in (1, 2, 4, 8, 16):
+        for row_warps in ROW_WARPS:
             if row_warps == 1 or row_warps * rows < 2 * dest_channels:
                 yield (rows, units), row_warps
 
@@ -173,7 +178,7 @@ def _gather_item(
 
 def _crowding(slab: int) -> float:
     """What it costs, as measured, that two slabs leave the lists no room in the cache."""
-    return 1.08 if 2 * slab > 180_000 else 1.0
+    return 1.08 if SLABS * slab > 180_000 else 1.0
 
 
 def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
@@ -181,16 +186,16 @@ def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
     steps = -(-layout.pixels // 32) * channels / FILL_WARPS
     if element_size == 4:
         return steps * 60 + LATENCY
-    return steps / 4 * LATENCY
+    return steps / FILL_BATCH * LATENCY
 
 
 def _channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:
-    """Source channels of a slab, two of which must fit shared memory."""
-    most = min(device.shared_per_block // 2 // plane, channels)
+    """Source channels of a slab, SLABS of which must fit shared memory."""
+    most = min(device.shared_per_block // SLABS // plane, channels)
     if most < 1:
         return
     fewest = -(-channels // most)
     for blocks in {fewest, max(fewest, 2), max(fewest, 4)}:
         even = -(-channels // blocks)
-        wide = -(-even // 4) * 4  # whole rounds of the warps that fill
+        wide = -(-even // FILL_WARPS) * FILL_WARPS  # whole rounds of the warps that fill
         yield min(wide, most)

@@ -1,0 +1,212 @@
+#include "cpu/conv/conv_plan.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <exception>
+
+#include "cpu/conv/layout.h"
+#include "cpu/conv/workspace.h"
+#include "cpu/dispatch.h"
+
+namespace dsr::cpu {
+namespace {
+
+// Slices of the batch that grad-weight sums apart. Their number depends on the problem alone, so
+// that the result does not depend on the threads.
+constexpr int64_t kMaxSlices = 16;
+constexpr int64_t kSliceBytes = 32 << 20;
+
+// What the plans rely on; the callers' own checks say it in the user's terms.
+Status check_shape(const ConvShape& s) {
+  const int64_t smallest = std::min({s.in_channels, s.height, s.width, s.out_channels, s.out_height,
+                                     s.out_width, s.kernel_h, s.kernel_w, s.stride_h, s.stride_w,
+                                     s.dilation_h, s.dilation_w, s.groups});
+  if (smallest < 1)
+    return Status::error(
+        "a convolution's sizes, stride, dilation and groups must be at least 1, got " +
+        std::to_string(smallest));
+  if (s.in_channels % s.groups != 0 || s.out_channels % s.groups != 0)
+    return Status::error("groups = " + std::to_string(s.groups) + " must divide the " +
+                         std::to_string(s.in_channels) + " input and " +
+                         std::to_string(s.out_channels) + " output channels");
+  return Status::ok();
+}
+
+// An exception must not leave an OpenMP region.
+template <typename Make>
+Status without_exceptions(Make make) {
+  try {
+    return make();
+  } catch (const std::exception& error) {
+    return Status::error(std::string("cannot plan the convolution: ") + error.what());
+  }
+}
+
+// At least `elements`, as an odd number of cache lines: see choose_plane in tiling.cpp.
+int64_t odd_lines(int64_t elements) {
+  constexpr int64_t kLine = kCacheLine / sizeof(float);
+  return (ceil_div(elements, kLine) | 1) * kLine;
+}
+
+// The output gradient on the rows of the packed input (kPlane: and on its pitch).
+PackLayout grad_layout_of(const GatherPlan& forward) {
+  const DestinationClass& target = forward.destination.classes[0];
+  PackLayout l = forward.source;  // the same images; no halo, one phase
+  l.channels = forward.destination.channels;
+  l.height = target.rows;
+  l.width = target.cols;
+  l.step_h = l.step_w = 1;
+  l.phases = {{0, 0, target.rows, target.cols}};
+  l.first_row = l.first_col = 0;
+  const bool stacked = forward.lanes == Lanes::kPlane && forward.unit.images > 1;
+  l.halo_rows = stacked ? l.image_rows - target.rows : 0;
+  l.halo_cols = 0;
+  if (forward.lanes == Lanes::kRow) {
+    l.plane = odd_lines(forward.unit.band_rows * l.pitch);
+    return l;
+  }
+  if (forward.lanes == Lanes::kBatch) {
+    l.pitch = target.cols;
+    l.plane = (forward.unit.band_rows * l.pitch + 1) | 1;
+    return l;
+  }
+  const int64_t stored =
+      ((forward.unit.images - 1) * l.image_rows + forward.unit.band_rows + l.halo_rows) * l.pitch;
+  l.plane = odd_lines(stored);
+  return l;
+}
+
+}  // namespace
+
+Status ConvPlan::make(const ConvShape& shape, const CsrPattern& pattern, int element_size,
+                      Lanes lanes, Direction direction, ConvPlan* plan) {
+  Status status = check_shape(shape);
+  if (!status.is_ok()) return status;
+  plan->kernels_ = &kernels();
+  plan->nnz_ = pattern.nnz;
+  plan->element_size_ = element_size;
+  plan->direction_ = direction;
+  status = without_exceptions([&] {
+    return make_gather_plan(shape, pattern, element_size, lanes, direction, &plan->gather_);
+  });
+  if (status.is_ok() && direction == Direction::kForward)
+    plan->grad_layout_ = grad_layout_of(plan->gather_);
+  return status;
+}
+
+int64_t ConvPlan::slices(int64_t n) const {
+  const int64_t most = kSliceBytes / std::max<int64_t>(1, nnz_ * element_size_);
+  return std::clamp<int64_t>(std::min(most, kMaxSlices), 1, std::max<int64_t>(1, gather_.units(n)));
+}
+
+Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
+                   std::string* reason) {
+  constexpr int64_t kFilledPercent = 60;  // below, the shifted loads of the plane cost less
+  const Limits& limits = kernels().limits;
+  const int64_t lanes = limits.lanes(element_size);
+  const auto because = [&](Lanes choice, auto words) {  // words are made only where asked for
+    if (reason) *reason = words();
+    return choice;
+  };
+  if (shape.taps() == 1)
+    return because(Lanes::kPlane, [] { return "pointwise: no tap shifts a load"; });
+  if (limits.masks_lanes && element_size == 4 && contiguous_rows) {
+    const int64_t slot =
+        std::min(slot_lanes(forward_pass(shape)), slot_lanes(grad_input_pass(shape)));
+    // Narrow rows lie beside those of other images.
+    if (slot >= lanes || (slot > 0 && n * slot >= 4 * lanes))
+      return because(Lanes::kRow, [&] {
+        return "rows of " + std::to_string(shape.width) + " px turn in registers";
+      });
+  }
+  const int64_t carried = ceil_div(n, lanes) * lanes;
+  if (100 * n >= kFilledPercent * carried)
+    return because(Lanes::kBatch, [&] {
+      return (n == 1 ? "1 image fills " : std::to_string(n) + " images fill ") +
+             std::to_string(100 * n / carried) + " % of the lanes";
+    });
+  return because(Lanes::kPlane, [&] {
+    return "a batch of " + std::to_string(n) + " would leave " +
+           std::to_string(100 - 100 * n / carried) + " % of the lanes empty";
+  });
+}
+
+int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads) const {
+  const int size = element_size_;
+  if (op == Op::kGradWeight)
+    return kAlignment + slices(n) * nnz_ * size +
+           threads * grad_weight_bytes(gather_, grad_layout_, size);
+  return kAlignment + part_bytes(nnz_ * size) + threads * gather_bytes(gather_, size);
+}
+
+// The values in the order of the plan, copied to the workspace.
+template <typename S>
+const S* ConvPlan::ordered(const S* values, int threads, char** workspace) const {
+  S* copy = reinterpret_cast<S*>(cut_part(workspace, part_bytes(nnz_ * element_size_)));
+  const int32_t* index = gather_.value_index.data();
+#pragma omp parallel for num_threads(threads)
+  for (int64_t k = 0; k < nnz_; ++k) copy[k] = values[index[k]];
+  return copy;
+}
+
+// The kernels called below are those of the plan's instruction set: gather() is the function of
+// that name in cpu/isa/gather.cpp, grad_weight() the one in cpu/isa/grad_weight.cpp.
+template <typename S>
+void ConvPlan::sparse_conv2d(int64_t n, const Activation& x, const S* values, const S* bias,
+                             const Activation& y, int threads, char* workspace) const {
+  char* parts = align_up(workspace);
+  values = ordered(values, threads, &parts);
+  kernels_->gather(GatherArgs<S>{.plan = &gather_,
+                                 .n = n,
+                                 .source = x.data,
+                                 .source_strides = x.strides,
+                                 .source_element = x.element,
+                                 .values = values,
+                                 .bias = bias,
+                                 .destination = y.data,
+                                 .destination_strides = y.strides,
+                                 .destination_element = y.element,
+                                 .threads = threads,
+                                 .workspace = parts});
+  drop_guards(workspace, workspace_bytes(Op::kForward, n, threads));
+}
+
+// Every pass but grad-weight is a gather: on a transposed plan, of the output's gradient.
+template <typename S>
+void ConvPlan::sparse_conv2d_grad_input(int64_t n, const Activation& grad_y, const S* values,
+                                        const Activation& grad_x, int threads,
+                                        char* workspace) const {
+  sparse_conv2d<S>(n, grad_y, values, nullptr, grad_x, threads, workspace);
+}
+
+template <typename S>
+void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Activation& x, const Activation& grad_y,
+                                         S* grad_values, int threads, char* workspace) const {
+  kernels_->grad_weight(GradWeightArgs<S>{.plan = &gather_,
+                                          .grad_layout = &grad_layout_,
+                                          .n = n,
+                                          .x = x.data,
+                                          .x_strides = x.strides,
+                                          .x_element = x.element,
+                                          .grad = grad_y.data,
+                                          .grad_strides = grad_y.strides,
+                                          .grad_element = grad_y.element,
+                                          .grad_values = grad_values,
+                                          .slices = slices(n),
+                                          .threads = threads,
+                                          .workspace = align_up(workspace)});
+  drop_guards(workspace, workspace_bytes(Op::kGradWeight, n, threads));
+}
+
+#define DSR_INSTANTIATE(S)                                                                  \
+  template void ConvPlan::sparse_conv2d<S>(int64_t, const Activation&, const S*, const S*,  \
+                                           const Activation&, int, char*) const;            \
+  template void ConvPlan::sparse_conv2d_grad_input<S>(int64_t, const Activation&, const S*, \
+                                                      const Activation&, int, char*) const; \
+  template void ConvPlan::sparse_conv2d_grad_weight<S>(int64_t, const Activation&,          \
+                                                       const Activation&, S*, int, char*) const;
+DSR_INSTANTIATE(float)
+DSR_INSTANTIATE(double)
+
+}  // namespace dsr::cpu

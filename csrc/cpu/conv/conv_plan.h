@@ -1,0 +1,68 @@
+// One convolution's launchers on the CPU, with everything derived from its pattern and geometry.
+#pragma once
+
+#include <string>
+
+#include "common/conv_shape.h"
+#include "common/status.h"
+#include "cpu/conv/gather_plan.h"
+#include "cpu/conv/kernels.h"
+
+namespace dsr::cpu {
+
+enum class Op { kForward, kGradInput, kGradWeight };
+
+// An activation in memory: [N, channels, height, width] of any strides.
+struct Activation {
+  void* data;
+  Element element;
+  Strides4 strides;
+};
+
+class ConvPlan {
+ public:
+  // The pattern is validated and not kept. element_size is 4 (float) or 8 (double). The plan
+  // belongs to the instruction set that is active now.
+  static Status make(const ConvShape& shape, const CsrPattern& pattern, int element_size,
+                     Lanes lanes, Direction direction, ConvPlan* plan);
+
+  // Bytes of workspace a launch needs, at any address.
+  int64_t workspace_bytes(Op op, int64_t n, int threads) const;
+  int element_size() const { return element_size_; }
+  Direction direction() const { return direction_; }
+  const GatherPlan& gather() const { return gather_; }
+
+  // sparse_conv2d and sparse_conv2d_grad_weight take a plan of Direction::kForward,
+  // sparse_conv2d_grad_input one of kGradInput; S must have the plan's element size.
+  // y = conv2d(x, w) + bias
+  template <typename S>
+  void sparse_conv2d(int64_t n, const Activation& x, const S* values, const S* bias,
+                     const Activation& y, int threads, char* workspace) const;
+  template <typename S>
+  void sparse_conv2d_grad_input(int64_t n, const Activation& grad_y, const S* values,
+                                const Activation& grad_x, int threads, char* workspace) const;
+  template <typename S>
+  void sparse_conv2d_grad_weight(int64_t n, const Activation& x, const Activation& grad_y,
+                                 S* grad_values,  // [nnz]
+                                 int threads, char* workspace) const;
+
+ private:
+  template <typename S>
+  const S* ordered(const S* values, int threads, char** workspace) const;
+  int64_t slices(int64_t n) const;
+
+  const KernelTable* kernels_ = nullptr;
+  int64_t nnz_ = 0;
+  int element_size_ = 4;
+  Direction direction_ = Direction::kForward;
+  GatherPlan gather_;
+  PackLayout grad_layout_;  // the output gradient beside the packed input, for grad-weight
+};
+
+// The lanes that suit a convolution at a batch of n on the active instruction set.
+// `contiguous_rows` says whether the pixels of a row lie side by side in the activations' memory.
+// `reason`, where asked for, gets the rule that decided, in words.
+Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
+                   std::string* reason = nullptr);
+
+}  // namespace dsr::cpu

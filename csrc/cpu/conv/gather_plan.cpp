@@ -1,0 +1,146 @@
+#include "cpu/conv/gather_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/conv/layout.h"
+#include "cpu/conv/tiling.h"
+
+namespace dsr::cpu {
+namespace {
+
+Status check_offsets(const GatherPlan& plan, const CsrPattern& pattern) {
+  const int64_t scalars = plan.source.elements() * plan.batch.lane_images;
+  if (scalars > std::numeric_limits<int32_t>::max())
+    return Status::error("convolution too large: its packed input has " + std::to_string(scalars) +
+                         " elements, the limit is 2^31 - 1");
+  if (pattern.crow_indices[0] != 0 || pattern.crow_indices[pattern.rows] != pattern.nnz)
+    return Status::error("crow_indices must start at 0 and end at nnz = " +
+                         std::to_string(pattern.nnz));
+  return Status::ok();
+}
+
+// Where a tap of the kernel lands: its class's table, its frame there (kRow), and its offset within
+// the packed channel, in scalars.
+struct TapTarget {
+  int64_t table, frame, offset;
+};
+
+// Adds the shift to the table's, in order.
+void note_shift(int64_t shift, Table* table) {
+  const auto at = std::lower_bound(table->shifts.begin(), table->shifts.end(), shift);
+  if (at == table->shifts.end() || *at != shift) table->shifts.insert(at, shift);
+}
+
+std::vector<TapTarget> tap_targets(const Pass& pass, GatherPlan* plan) {
+  std::vector<TapTarget> targets;
+  const PackLayout& l = plan->source;
+  const bool rotates = plan->lanes == Lanes::kRow;
+  for (const Tap& row : pass.rows) {
+    for (const Tap& col : pass.cols) {
+      int64_t phase = 0, target = 0;  // the class, in grad-input
+      if (pass.sign > 0) {
+        while (l.phases[phase].row != row.residue || l.phases[phase].col != col.residue) ++phase;
+      } else {
+        const auto& classes = plan->destination.classes;
+        while (classes[target].row0 != row.residue || classes[target].col0 != col.residue) ++target;
+      }
+      const int64_t table = plan->destination.classes[target].table,
+                    shift = pass.sign * col.quotient;
+      const int64_t down = (pass.sign * row.quotient - l.first_row) * l.pitch;
+      const int64_t across = rotates ? 0 : shift - l.first_col;
+      targets.push_back({table, rotates ? shift : 0,
+                         (phase * l.plane + down + across) * plan->batch.lane_images});
+      note_shift(targets.back().frame, &plan->tables[table]);
+    }
+  }
+  for (TapTarget& t : targets) {  // from the shift to where it stands among the table's
+    const auto& shifts = plan->tables[t.table].shifts;
+    t.frame = std::lower_bound(shifts.begin(), shifts.end(), t.frame) - shifts.begin();
+  }
+  return targets;
+}
+
+// Calls visit(row, channel within the group, tap, position) for every non-zero, rows in order; a
+// column outside the row or a crow_indices that runs backwards ends it with an error.
+template <typename Visit>
+Status for_each_nonzero(const ConvShape& s, const CsrPattern& pattern, Visit visit) {
+  const int32_t length = static_cast<int32_t>(s.row_length()),
+                taps = static_cast<int32_t>(s.taps());
+  for (int64_t o = 0; o < pattern.rows; ++o) {
+    const int32_t begin = pattern.crow_indices[o], end = pattern.crow_indices[o + 1];
+    if (end < begin || end > pattern.nnz)
+      return Status::error("crow_indices decreases at row " + std::to_string(o));
+    int32_t previous = -1;
+    for (int32_t k = begin; k < end; ++k) {
+      const int32_t col = pattern.col_indices[k];
+      if (col <= previous || col >= length)
+        return Status::error("col_indices of row " + std::to_string(o) +
+                             " must ascend strictly within [0, " + std::to_string(length) +
+                             "), got " + std::to_string(col) + " after " +
+                             std::to_string(previous));
+      previous = col;
+      visit(o, col / taps, col % taps, k);
+    }
+  }
+  return Status::ok();
+}
+
+// A counting sort of the non-zeros into (table, block, destination channel, frame). In forward a
+// row of the pattern is a destination channel, in grad-input a source channel.
+Status order_nonzeros(const ConvShape& s, const CsrPattern& pattern, const Pass& pass,
+                      GatherPlan* plan) {
+  const bool forward = pass.sign > 0;
+  const std::vector<TapTarget> targets = tap_targets(pass, plan);
+  const int64_t group_in = s.in_channels / s.groups, group_out = s.out_channels / s.groups;
+  const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images;
+  int64_t total = 0;
+  for (Table& table : plan->tables) {
+    table.begin = total;
+    total += plan->block.count * (plan->destination.channels * table.frames() + 1);
+  }
+  const auto slot_of = [&](int64_t o, int32_t i, const TapTarget& tap) {
+    const int64_t in = o / group_out * group_in + i, source = forward ? in : o;
+    const Table& table = plan->tables[tap.table];
+    return table.begin +
+           source / plan->block.channels * (plan->destination.channels * table.frames() + 1) +
+           (forward ? o : in) * table.frames() + tap.frame;
+  };
+  // The slot behind a block's last one counts nothing and so ends it.
+  std::vector<int32_t> cursor(total + 1, 0);
+  Status status = for_each_nonzero(s, pattern, [&](int64_t o, int32_t i, int32_t tap, int32_t) {
+    ++cursor[slot_of(o, i, targets[tap]) + 1];
+  });
+  if (!status.is_ok()) return status;
+  for (int64_t slot = 1; slot <= total; ++slot) cursor[slot] += cursor[slot - 1];
+  plan->bounds.assign(cursor.begin(), cursor.end() - 1);
+  plan->no_bounds.assign(plan->destination.channels + 1, 0);
+  plan->offsets.resize(pattern.nnz);
+  plan->value_index.resize(pattern.nnz);
+  return for_each_nonzero(s, pattern, [&](int64_t o, int32_t i, int32_t tap, int32_t k) {
+    const int32_t at = cursor[slot_of(o, i, targets[tap])]++;
+    const int64_t source = forward ? o / group_out * group_in + i : o;
+    plan->offsets[at] = static_cast<int32_t>(source * stride + targets[tap].offset);
+    plan->value_index[at] = k;
+  });
+}
+
+}  // namespace
+
+int64_t GatherPlan::bytes() const {
+  return static_cast<int64_t>(
+      sizeof(int32_t) * (offsets.size() + value_index.size() + bounds.size() + no_bounds.size()));
+}
+
+Status make_gather_plan(const ConvShape& shape, const CsrPattern& pattern, int element_size,
+                        Lanes lanes, Direction direction, GatherPlan* plan) {
+  const Pass pass = direction == Direction::kForward ? forward_pass(shape) : grad_input_pass(shape);
+  plan->lanes = lanes;
+  Status status = lay_out(pass, element_size, plan);
+  if (!status.is_ok()) return status;
+  choose_tiling(pattern.nnz, element_size, plan);
+  status = check_offsets(*plan, pattern);
+  return status.is_ok() ? order_nonzeros(shape, pattern, pass, plan) : status;
+}
+
+}  // namespace dsr::cpu
