@@ -155,17 +155,54 @@ void for_each_product(const ConvShape& s, const Pattern& p, int64_t n, Strides4 
   }
 }
 
-// What was computed against what is right, given the sum of the products' magnitudes.
+// What is right, and the sum of the magnitudes that were added up to it.
+struct Reference {
+  std::vector<double> sum, magnitude;
+
+  explicit Reference(size_t count) : sum(count), magnitude(count) {}
+  void add(int64_t at, double term) {
+    sum[at] += term;
+    magnitude[at] += std::abs(term);
+  }
+};
+
+struct References {
+  Reference y, grad_x, grad_values, grad_bias;
+};
+
 template <typename E>
-void compare(const std::string& what, const std::vector<E>& found,
-             const std::vector<double>& wanted, const std::vector<double>& magnitude,
+References references(const ConvShape& s, const Pattern& p, int64_t n, const Tensor<E>& x,
+                      const Tensor<E>& grad_y, const std::vector<double>& values,
+                      const std::vector<double>& bias) {
+  const Strides4 out = grad_y.strides;
+  References right{Reference(grad_y.exact.size()), Reference(x.exact.size()),
+                   Reference(values.size()), Reference(bias.size())};
+  for (int64_t i = 0; i < n * s.out_channels; ++i) {
+    const int64_t o = i % s.out_channels;
+    for (int64_t q = 0; q < s.out_height * s.out_width; ++q) {
+      const int64_t at = i / s.out_channels * out.n + o * out.c + q / s.out_width * out.h +
+                         q % s.out_width * out.w;
+      right.y.add(at, bias[o]);
+      right.grad_bias.add(o, grad_y.exact[at]);
+    }
+  }
+  for_each_product(s, p, n, x.strides, out, [&](int32_t k, int64_t from, int64_t to) {
+    right.y.add(to, values[k] * x.exact[from]);
+    right.grad_x.add(from, values[k] * grad_y.exact[to]);
+    right.grad_values.add(k, x.exact[from] * grad_y.exact[to]);
+  });
+  return right;
+}
+
+template <typename E>
+void compare(const std::string& what, const std::vector<E>& found, const Reference& right,
              double precision) {
   const double rounding = sizeof(E) == 2 ? 1.0 / 256 : 0;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    const double error = std::abs(number(found[i]) - wanted[i]);
-    if (error <= precision * (magnitude[i] + 1) + rounding * std::abs(wanted[i])) continue;
+  for (size_t i = 0; i < found.size(); ++i) {
+    const double wanted = right.sum[i], error = std::abs(number(found[i]) - wanted);
+    if (error <= precision * (right.magnitude[i] + 1) + rounding * std::abs(wanted)) continue;
     require(false, what + "[" + std::to_string(i) + "]: " + std::to_string(number(found[i])) +
-                       ", expected " + std::to_string(wanted[i]));
+                       ", expected " + std::to_string(wanted));
     return;
   }
 }
@@ -199,24 +236,7 @@ bool check_passes(const Case& c, Lanes lanes, bool channels_last) {
   std::vector<E> y(c.n * out.n), grad_x(c.n * in.n);
   std::vector<S> grad_values(nnz), grad_bias(s.out_channels);
 
-  std::vector<double> wanted_y(y.size()), size_y(y.size()), wanted_x(grad_x.size());
-  std::vector<double> size_x(grad_x.size()), wanted_v(nnz), size_v(nnz);
-  std::vector<double> wanted_b(s.out_channels), size_b(s.out_channels);
-  for (int64_t i = 0; i < c.n * s.out_channels * s.out_height * s.out_width; ++i) {
-    const int64_t pixels = s.out_height * s.out_width;
-    const int64_t o = i / pixels % s.out_channels, q = i % pixels;
-    const int64_t at = i / pixels / s.out_channels * out.n + o * out.c + q / s.out_width * out.h +
-                       q % s.out_width * out.w;
-    wanted_y[at] = bias.exact[o];
-    wanted_b[o] += grad_y.exact[at];
-    size_b[o] += std::abs(grad_y.exact[at]);
-  }
-  for_each_product(s, p, c.n, in, out, [&](int32_t k, int64_t from, int64_t to) {
-    const double v = values.exact[k], a = x.exact[from], g = grad_y.exact[to];
-    wanted_y[to] += v * a, size_y[to] += std::abs(v * a);
-    wanted_x[from] += v * g, size_x[from] += std::abs(v * g);
-    wanted_v[k] += a * g, size_v[k] += std::abs(a * g);
-  });
+  const References right = references(s, p, c.n, x, grad_y, values.exact, bias.exact);
 
   std::vector<char> workspace;
   const auto room = [&](const ConvPlan& plan, cpu::Op op) {
@@ -233,14 +253,14 @@ bool check_passes(const Case& c, Lanes lanes, bool channels_last) {
                                        {grad_y.memory.data(), e, out}, grad_values.data(), kThreads,
                                        room(forward, cpu::Op::kGradWeight));
   const double precision = sizeof(S) == 8 ? 1e-13 : 3e-6;
-  compare("y", y, wanted_y, size_y, precision);
-  compare("grad_x", grad_x, wanted_x, size_x, precision);
-  compare("grad_values", grad_values, wanted_v, size_v, precision);
+  compare("y", y, right.y, precision);
+  compare("grad_x", grad_x, right.grad_x, precision);
+  compare("grad_values", grad_values, right.grad_values, precision);
   if constexpr (sizeof(E) == sizeof(S)) {
     workspace.assign(cpu::channel_sums_workspace(c.n, s.out_channels), 0);
     cpu::channel_sums<S>(c.n, s.out_channels, s.out_height, s.out_width, grad_y.memory.data(), out,
                          grad_bias.data(), kThreads, workspace.data());
-    compare("grad_bias", grad_bias, wanted_b, size_b, precision);
+    compare("grad_bias", grad_bias, right.grad_bias, precision);
   }
   return true;
 }
