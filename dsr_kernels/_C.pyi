@@ -70,7 +70,7 @@ class ConvPlan:
     def workspace_bytes(self, op: str, n: int, threads: int) -> int:
         """Bytes that `op` ("forward", "grad_input" or "grad_weight") of n images needs."""
 
-    def forward(
+    def sparse_conv2d(
         self,
         n: int,
         x: _Activation,  # [N, C, H, W]
@@ -80,7 +80,7 @@ class ConvPlan:
         threads: int,
         workspace: _Address,
     ) -> None: ...
-    def grad_input(
+    def sparse_conv2d_grad_input(
         self,
         n: int,
         grad_y: _Activation,  # [N, O, P, Q]
@@ -89,7 +89,7 @@ class ConvPlan:
         threads: int,
         workspace: _Address,
     ) -> None: ...
-    def grad_weight(
+    def sparse_conv2d_grad_weight(
         self,
         n: int,
         x: _Activation,  # [N, C, H, W]
@@ -125,7 +125,7 @@ def lanes_reason(
 ) -> str:
     """Why choose_lanes chooses as it does, in words."""
 
-def channel_sums(
+def sparse_conv2d_grad_bias(
     dtype: str,
     size: _Quad,
     x: _Address,
@@ -136,8 +136,8 @@ def channel_sums(
 ) -> None:
     """out [C] = x [N, C, H, W] summed over N, H, W."""
 
-def channel_sums_workspace(n: int, channels: int) -> int:
-    """Bytes of workspace that channel_sums needs."""
+def sparse_conv2d_grad_bias_workspace(n: int, channels: int) -> int:
+    """Bytes of workspace that sparse_conv2d_grad_bias needs."""
 
 def isa() -> str:
     """The instruction set in use, such as "avx512"."""

@@ -1,8 +1,8 @@
 """The compiled GPU kernels: convolutions and rewires. A build without nvcc lacks this module.
 
 Addresses are those of device memory, a queue is (device, the handle of a stream), and work is done
-in the order of that stream. A pass is a struct that backends.cuda.prepare fills; csrc/cuda/conv says
-what its fields mean. Every function raises ValueError for what it refuses.
+in the order of that stream. A pass is a struct that backends.cuda.prepare fills; csrc/cuda/conv
+says what its fields mean. Every function raises ValueError for what it refuses.
 """
 
 from collections.abc import Callable, Sequence

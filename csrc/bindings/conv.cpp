@@ -207,10 +207,11 @@ void sparse_conv2d_grad_bias(Quad size, uintptr_t x, Quad x_strides, uintptr_t o
 
 }  // namespace
 
-void bind_channel_sums(py::module_& m) {
-  m.def("channel_sums_workspace", &cpu::channel_sums_workspace, py::arg("n"), py::arg("channels"));
+void bind_grad_bias(py::module_& m) {
+  m.def("sparse_conv2d_grad_bias_workspace", &cpu::channel_sums_workspace, py::arg("n"),
+        py::arg("channels"));
   m.def(
-      "channel_sums",
+      "sparse_conv2d_grad_bias",
       [](const std::string& dtype, Quad size, uintptr_t x, Quad x_strides, uintptr_t out,
          int threads, uintptr_t workspace) {
         const auto launch = element_size(dtype) == 4 ? sparse_conv2d_grad_bias<float>
@@ -232,12 +233,12 @@ void bind_conv(py::module_& m) {
       .def("describe", &plan_describe)
       .def("workspace_bytes", &plan_workspace_bytes, py::arg("op"), py::arg("n"),
            py::arg("threads"))
-      .def("forward", &sparse_conv2d, py::arg("n"), py::arg("x"), py::arg("values"),
+      .def("sparse_conv2d", &sparse_conv2d, py::arg("n"), py::arg("x"), py::arg("values"),
            py::arg("bias"), py::arg("y"), py::arg("threads"), py::arg("workspace"))
-      .def("grad_input", &sparse_conv2d_grad_input, py::arg("n"), py::arg("grad_y"),
+      .def("sparse_conv2d_grad_input", &sparse_conv2d_grad_input, py::arg("n"), py::arg("grad_y"),
            py::arg("values"), py::arg("grad_x"), py::arg("threads"), py::arg("workspace"))
-      .def("grad_weight", &sparse_conv2d_grad_weight, py::arg("n"), py::arg("x"), py::arg("grad_y"),
-           py::arg("grad_values"), py::arg("threads"), py::arg("workspace"));
+      .def("sparse_conv2d_grad_weight", &sparse_conv2d_grad_weight, py::arg("n"), py::arg("x"),
+           py::arg("grad_y"), py::arg("grad_values"), py::arg("threads"), py::arg("workspace"));
   m.def("choose_lanes", &choose_lanes, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("dtype"));

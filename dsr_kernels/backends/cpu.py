@@ -70,7 +70,7 @@ def sparse_conv2d(
     bias = None if bias is None else bias.contiguous()
     threads = torch.get_num_threads()
     scratch = _workspace(plan, "forward", n, threads)
-    plan.forward(
+    plan.sparse_conv2d(
         n,
         _activation(x, g),
         values.data_ptr(),
@@ -97,7 +97,7 @@ def sparse_conv2d_grad_input(
     grad, values, gx = _readable(grad, dtype), values.contiguous(), _writable(out, dtype)
     threads = torch.get_num_threads()
     scratch = _workspace(plan, "grad_input", n, threads)
-    plan.grad_input(
+    plan.sparse_conv2d_grad_input(
         n, _activation(grad, g), values.data_ptr(), _activation(gx, g), threads, scratch.data_ptr()
     )
     return out if gx is out else out.copy_(gx)
@@ -118,7 +118,7 @@ def sparse_conv2d_grad_weight(
     x, grad = _readable(x, dtype), _readable(grad, dtype)
     threads = torch.get_num_threads()
     scratch = _workspace(plan, "grad_weight", n, threads)
-    plan.grad_weight(
+    plan.sparse_conv2d_grad_weight(
         n, _activation(x, g), _activation(grad, g), out.data_ptr(), threads, scratch.data_ptr()
     )
     return out
@@ -128,8 +128,8 @@ def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     """out [O] = grad summed over batch and image, the same bits for any number of threads."""
     grad = grad if grad.dtype == out.dtype else grad.to(out.dtype)
     n, channels, height, width = grad.shape
-    scratch = _scratch(_C.channel_sums_workspace(n, channels))
-    _C.channel_sums(
+    scratch = _scratch(_C.sparse_conv2d_grad_bias_workspace(n, channels))
+    _C.sparse_conv2d_grad_bias(
         DTYPE_CODES[out.dtype],
         (n, channels, height, width),
         grad.data_ptr(),

@@ -181,8 +181,6 @@ def _open_on_gpu(layers: list[tuple], keep: list[list[Tensor]], device: torch.de
 
 def _queue(device: torch.device) -> tuple[int, int]:
     """(device, stream): work there is done in the order of torch's own."""
-    if device.type == "cpu":
-        return 0, 0  # the emulator's
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 

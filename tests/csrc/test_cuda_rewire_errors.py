@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from helpers.cuda_device import DEVICE, kernels
+from helpers.cuda_device import DEVICE, kernels, queue
 from helpers.cuda_rewire_cases import Workspaces, open_cuda
 from helpers.rewire_cases import (
     BAD,
@@ -20,8 +20,6 @@ from helpers.rewire_cases import (
     refusal,
     two_layers,
 )
-
-from dsr_kernels.rewiring import plan as plans
 
 
 def assert_same_error(cases: list[Case], expected: str, **how) -> None:
@@ -138,4 +136,4 @@ def test_bad_arguments_are_named():
         plan.apply(0, 0, [(0, 0, [(0, 0, 0)], 0)])
     too_many = [("x", 4, 4, 17, 0, 0, 0, "float32", 0)]
     with pytest.raises(ValueError, match="17 non-zeros do not fit 4 x 4 positions"):
-        kernels().RewirePlan(too_many, *plans._queue(DEVICE), Workspaces())
+        kernels().RewirePlan(too_many, *queue(), Workspaces())

@@ -92,7 +92,7 @@ def test_bfloat16_beside_float64_values_is_refused(conv) -> None:
     x, y = (torch.zeros(2, c, 5, 5, dtype=torch.bfloat16) for c in (4, 6))
     x, y = ((t.data_ptr(), True, t.stride()) for t in (x, y))
     with pytest.raises(ValueError, match="bfloat16 activations need float32 values"):
-        plan.forward(2, x, conv.weight_values.data_ptr(), 0, y, 1, 0)
+        plan.sparse_conv2d(2, x, conv.weight_values.data_ptr(), 0, y, 1, 0)
 
 
 def chosen(n: int, width: int, *, rows=True, kernel=3, stride=1, dtype="float32") -> str:

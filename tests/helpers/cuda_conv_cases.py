@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from helpers.cuda_device import DEVICE, EMULATED, kernels
+from helpers.cuda_device import DEVICE, EMULATED, kernels, queue
 from helpers.kernel_cases import AWKWARD, BATCHES, CASES
 from helpers.nn_cases import dense_results, layer, within_rule
 from torch import Tensor
@@ -62,7 +62,7 @@ def gpu_kernels(
         if grad_weight is not None:
             patch.setattr(prepare, "choose_grad_weight", grad_weight)
         if EMULATED:
-            patch.setattr(launch, "_queue", lambda _: (0, 0))
+            patch.setattr(launch, "_queue", lambda _: queue())
             patch.setattr(launch, "_device", lambda _: EMULATED_GPU)
         if device is not None:
             patch.setattr(launch, "_device", lambda _: device)

@@ -23,6 +23,11 @@ def kernels() -> ModuleType:
     return cuda_emulated.load() if EMULATED else native._cuda
 
 
+def queue() -> tuple[int, int]:
+    """(device, stream) of a call; the emulator has one of each."""
+    return (0, 0) if EMULATED else (DEVICE.index, torch.cuda.current_stream(DEVICE).cuda_stream)
+
+
 def configure(**how) -> None:
     """How the emulator orders threads and blocks."""
     if EMULATED:

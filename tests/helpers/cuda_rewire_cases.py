@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers.cuda_device import DEVICE, EMULATED, kernels
+from helpers.cuda_device import DEVICE, EMULATED, kernels, queue
 from helpers.rewire_cases import Case, apply, decide, describe, open_plan
 
 from dsr_kernels.backends import native
@@ -37,7 +37,7 @@ class Workspaces:
 def open_cuda(cases: list[Case], workspaces: Workspaces | None = None):
     """A plan of cases that are on DEVICE."""
     allocate = Workspaces() if workspaces is None else workspaces
-    return kernels().RewirePlan(describe(cases), *plans._queue(DEVICE), allocate)
+    return kernels().RewirePlan(describe(cases), *queue(), allocate)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -78,4 +78,5 @@ def gpu_rewires() -> Iterator[list[int]]:
         patch.setattr(native, "_cuda", kernels())
         if EMULATED:
             patch.setattr(plans, "_open_on_cpu", open_on_gpu)
+            patch.setattr(plans, "_queue", lambda _: queue())
         yield opened

@@ -16,7 +16,11 @@ WAY = [
     ("nn/functional.py", "sparse_conv2d", "autograd.sparse_conv2d"),
     ("ops/autograd.py", "sparse_conv2d", "library.sparse_conv2d"),
     ("ops/library.py", "sparse_conv2d", "backend.sparse_conv2d"),  # `cpu`, by the line above
-    ("backends/cpu.py", "sparse_conv2d", "plan.forward"),  # _C.ConvPlan: csrc/bindings/conv.cpp
+    (
+        "backends/cpu.py",
+        "sparse_conv2d",
+        "plan.sparse_conv2d",
+    ),  # _C.ConvPlan: csrc/bindings/conv.cpp
 ]
 
 FLOORS = [

@@ -23,7 +23,7 @@ class Recorder:
         pass
 
     def passed(self, values, x, grad, shape):
-        self.seen = x, grad, *shape
+        self.seen = x, grad, shape
 
 
 def dense_twin_gradient(layer, x, grad):
@@ -34,10 +34,10 @@ def dense_twin_gradient(layer, x, grad):
 
 
 def rows_of(layer, seen) -> torch.Tensor:
-    x, grad, *shape = seen
-    blocks = gradient_growth.row_blocks(shape[0][0], layer.row_length, shape[4])
+    x, grad, shape = seen
+    blocks = gradient_growth.row_blocks(shape.rows, layer.row_length, shape.groups)
     parts = [gradient_growth.grad_weight_rows(x, grad, a, b, shape) for a, b in blocks]
-    assert sum(len(part) for part in parts) == shape[0][0]
+    assert sum(len(part) for part in parts) == shape.rows
     return torch.cat(parts).view(layer.weight_shape)
 
 

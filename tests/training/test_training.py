@@ -14,9 +14,9 @@ from helpers.small_runs import QUIET, artefacts, interrupt_at, rows, small, trai
 from torch.nn import functional as F
 
 from dsr_kernels.cli import main
+from dsr_kernels.rewiring import DSR
 from dsr_kernels.training import loop
 from dsr_kernels.training.data import sets as datasets
-from dsr_kernels.training.recipe.rewirer import in_iterations
 from dsr_kernels.training.run.checkpoint import Checkpoints
 from dsr_kernels.training.setup import build_model, build_optimizer
 
@@ -289,7 +289,8 @@ def test_l1_pulls_weights_towards_zero(tmp_path):
 
 
 def test_epochs_of_the_schedule_become_iterations():
-    assert in_iterations([(0.0, 100.0), (2.5, 200.0)], 550) == [(0, 100), (1375, 200)]
+    (every,) = (key for key in DSR.RECIPE if key.name == "every")
+    assert every.convert([(0.0, 100.0), (2.5, 200.0)], 550) == [(0, 100), (1375, 200)]
 
 
 def test_batch_larger_than_the_data_is_refused(tmp_path, capsys):
