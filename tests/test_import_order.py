@@ -115,12 +115,18 @@ def test_few_files_lie_at_the_top_level():
     assert len(list((ROOT / PACKAGE).glob("*.py"))) <= MOST_AT_TOP_LEVEL
 
 
-@pytest.mark.parametrize("line,message", [
-    ("from dsr_kernels import high", "dsr_kernels.low:1 imports dsr_kernels.high"),
-    ("def f():\n    from dsr_kernels.high import x", "dsr_kernels.low:2 imports dsr_kernels.high"),
-    ("if TYPE_CHECKING:\n    import dsr_kernels.high", "dsr_kernels.low:2 imports"),
-    ("from dsr_kernels import _C", "dsr_kernels.low:1 imports dsr_kernels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line,message",
+    [
+        ("from dsr_kernels import high", "dsr_kernels.low:1 imports dsr_kernels.high"),
+        (
+            "def f():\n    from dsr_kernels.high import x",
+            "dsr_kernels.low:2 imports dsr_kernels.high",
+        ),
+        ("if TYPE_CHECKING:\n    import dsr_kernels.high", "dsr_kernels.low:2 imports"),
+        ("from dsr_kernels import _C", "dsr_kernels.low:1 imports dsr_kernels"),
+    ],
+)
 def test_an_import_that_goes_up_is_found(tmp_path, line, message):
     package = tmp_path / PACKAGE
     package.mkdir()
@@ -133,7 +139,11 @@ def test_an_import_that_goes_up_is_found(tmp_path, line, message):
 def test_a_circle_is_found(tmp_path):
     package = tmp_path / PACKAGE
     package.mkdir()
-    for name, text in (("__init__", ""), ("a", "from dsr_kernels.b import x"), ("c", ""),
-                       ("b", "from dsr_kernels import c, a")):  # fmt: skip
+    for name, text in (
+        ("__init__", ""),
+        ("a", "from dsr_kernels.b import x"),
+        ("c", ""),
+        ("b", "from dsr_kernels import c, a"),
+    ):
         (package / f"{name}.py").write_text(text)
     assert circles(read_package(package)) == ["dsr_kernels.a", "dsr_kernels.b"]

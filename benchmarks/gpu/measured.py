@@ -61,15 +61,17 @@ def layer_table(found: Found) -> str:
     rows = []
     for layer in (layer for layers in FAMILIES.values() for layer in layers):
         fp32, bf16 = ([found[str(layer), o, d] for o in OPERATIONS] for d in ("fp32", "bf16"))
-        rows.append([
-            f"{layer}, N={fp32[0]['batch']}",
-            _cell(1e3 * r["ms"]["ours"]["median"] for r in fp32),
-            *(_cell(1e3 * best(r["ms"], p) for r in fp32) for p in ("fp32", "tf32")),
-            _cell(1e3 * r["ms"]["ours"]["median"] for r in bf16),
-            _cell(1e3 * best(r["ms"], "bf16") for r in bf16),
-            _cell(100 * r["share of shared memory"] for r in fp32),
-            _cell(100 * r["share of roofline"] for r in fp32),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{layer}, N={fp32[0]['batch']}",
+                _cell(1e3 * r["ms"]["ours"]["median"] for r in fp32),
+                *(_cell(1e3 * best(r["ms"], p) for r in fp32) for p in ("fp32", "tf32")),
+                _cell(1e3 * r["ms"]["ours"]["median"] for r in bf16),
+                _cell(1e3 * best(r["ms"], "bf16") for r in bf16),
+                _cell(100 * r["share of shared memory"] for r in fp32),
+                _cell(100 * r["share of roofline"] for r in fp32),
+            ]
+        )
     return markdown(header, rows)
 
 

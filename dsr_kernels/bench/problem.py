@@ -192,9 +192,18 @@ class Problem:
             grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool
         ) -> tuple[Tensor | None, ...]:
             return torch.ops.aten.convolution_backward(
-                grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1,
+                grad,
+                x,
+                weight,
+                None,
+                stride,
+                padding,
+                [1, 1],
+                False,
+                [0, 0],
+                1,
                 [wants_x, wants_weight, False],
-            )  # fmt: skip
+            )
 
         return forward, backward
 

@@ -22,10 +22,11 @@ class Exploration:
     def __init__(self, model: nn.Module) -> None:
         self._layers = find_layers(model)
         self._bitmaps = [
-            torch.zeros((layer.module.numel + 7) // 8, dtype=torch.uint8,
-                        device=layer.weight_values.device)
+            torch.zeros(
+                (layer.module.numel + 7) // 8, dtype=torch.uint8, device=layer.weight_values.device
+            )
             for layer in self._layers
-        ]  # fmt: skip
+        ]
         self._counted: list[Tensor | None] = [None] * len(self._layers)  # col_indices
         self._active = 0
         self.update()

@@ -14,8 +14,8 @@ PACKAGE = Path(native.__file__).parents[1]
 MODULES = [module for module in (native._C, native._cuda) if module is not None]
 
 
-def named_in(stub: Path) -> dict[str, set[str]]:
-    """Public class or "" -> the names that the stub gives it, those of its base included."""
+def read_stub(stub: Path) -> tuple[dict[str, set[str]], dict[str, list[str]]]:
+    """Public class or "" -> the names that the stub gives it; class -> its bases."""
     found: dict[str, set[str]] = {}
     bases: dict[str, list[str]] = {}
 
@@ -33,8 +33,17 @@ def named_in(stub: Path) -> dict[str, set[str]]:
                 names.add(ast.unparse(node.target))
 
     read(ast.parse(stub.read_text(encoding="utf-8")).body, "")
+    return found, bases
+
+
+def named_in(stub: Path) -> dict[str, set[str]]:
+    """Public class or "" -> the names that the stub gives it, those of its bases included, which
+    may be classes of _C's stub.
+    """
+    found, bases = read_stub(stub)
+    shared = read_stub(PACKAGE / "_C.pyi")[0] | found
     for name, names in found.items():
-        names.update(*(found.get(base, set()) for base in bases.get(name, [])))
+        names.update(*(shared[base] for base in bases.get(name, []) if base in shared))
     return {owner: names for owner, names in found.items() if not owner or owner in found[""]}
 
 

@@ -23,9 +23,12 @@ from dsr_kernels.backends.triton import launch
 FILE = Path(__file__).parents[1] / "helpers/triton_cases.py"
 HOPPER = GPUTarget("cuda", 90, 32)
 NAMES = {
-    torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
     torch.int32: "i32",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("where", ["interpreter", "gpu"])

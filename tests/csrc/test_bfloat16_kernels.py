@@ -15,10 +15,22 @@ from torch import Tensor
 from dsr_kernels import SparseConv2d
 
 CASES = [
-    "28 wide", "7 wide", "16 wide", "16 wide, stride 2", "32 wide, stride 2", "8 wide", "4 wide",
-    "13 wide, 5 x 2 'same'", "stride (3, 2), 2 x 1", "65 wide", "blocks of channels", "depthwise",
-    "destination of width 1", "1 x 1", "1 x 1, stride 2",
-]  # fmt: skip
+    "28 wide",
+    "7 wide",
+    "16 wide",
+    "16 wide, stride 2",
+    "32 wide, stride 2",
+    "8 wide",
+    "4 wide",
+    "13 wide, 5 x 2 'same'",
+    "stride (3, 2), 2 x 1",
+    "65 wide",
+    "blocks of channels",
+    "depthwise",
+    "destination of width 1",
+    "1 x 1",
+    "1 x 1, stride 2",
+]
 LOW = torch.bfloat16
 
 
@@ -90,7 +102,7 @@ def products_with(factors: list[float]) -> SparseConv2d:
     """Each output is one product. Strided, as other pointwise layers take kPlane by themselves."""
     conv = layer(1, len(factors), 1, stride=(2, 1), sparsity=0.0, bias=False)
     with torch.no_grad():
-        conv.weight_values.copy_(torch.tensor(factors))
+        conv.weight_values.copy_(torch.tensor(factors)[:, None])
     return conv
 
 

@@ -129,10 +129,20 @@ def test_a_stride_far_beyond_the_kernel_costs_no_memory() -> None:
 def test_the_native_core_refuses_impossible_geometries(change: dict, message: str) -> None:
     conv = layer(4, 4, 1, sparsity=0.5)
     arguments = {
-        "out_channels": 4, "in_channels": 4, "height": 2, "width": 2, "kernel": (1, 1),
-        "stride": (1, 1), "padding": (0, 0), "out_size": (2, 2), "dilation": (1, 1), "groups": 1,
-        "crow": conv.crow_indices.data_ptr(), "col": conv.col_indices.data_ptr(),
-        "nnz": conv.nnz, "dtype": "float32",
-    }  # fmt: skip
+        "out_channels": 4,
+        "in_channels": 4,
+        "height": 2,
+        "width": 2,
+        "kernel": (1, 1),
+        "stride": (1, 1),
+        "padding": (0, 0),
+        "out_size": (2, 2),
+        "dilation": (1, 1),
+        "groups": 1,
+        "crow": conv.crow_indices.data_ptr(),
+        "col": conv.col_indices.data_ptr(),
+        "nnz": conv.nnz,
+        "dtype": "float32",
+    }
     with pytest.raises(ValueError, match=message):
         _C.ConvPlan(**arguments | change)

@@ -67,9 +67,13 @@ def reached(conv: SparseConv2d, x: Tensor, grad: Tensor) -> list[Tensor]:
 
 def _arguments(conv: SparseConv2d) -> tuple:
     return (conv.in_channels, conv.out_channels, conv.kernel_size), {
-        "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation,
-        "groups": conv.groups, "sparsity": 0.5, "bias": False,
-    }  # fmt: skip
+        "stride": conv.stride,
+        "padding": conv.padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "sparsity": 0.5,
+        "bias": False,
+    }
 
 
 def spoil(t: Tensor, value: float) -> Tensor:

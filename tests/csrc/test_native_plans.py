@@ -14,12 +14,22 @@ from dsr_kernels.backends.native import _C
 def arguments(conv, size: tuple[int, int], **change) -> dict:
     """Of a plan for a 3 x 3 layer with padding 1."""
     return {
-        "out_channels": conv.out_channels, "in_channels": conv.in_channels,
-        "height": size[0], "width": size[1], "kernel": (3, 3), "stride": (1, 1),
-        "padding": (1, 1), "out_size": size, "dilation": (1, 1), "groups": 1,
-        "crow": conv.crow_indices.data_ptr(), "col": conv.col_indices.data_ptr(),
-        "nnz": conv.nnz, "dtype": "float32", **change,
-    }  # fmt: skip
+        "out_channels": conv.out_channels,
+        "in_channels": conv.in_channels,
+        "height": size[0],
+        "width": size[1],
+        "kernel": (3, 3),
+        "stride": (1, 1),
+        "padding": (1, 1),
+        "out_size": size,
+        "dilation": (1, 1),
+        "groups": 1,
+        "crow": conv.crow_indices.data_ptr(),
+        "col": conv.col_indices.data_ptr(),
+        "nnz": conv.nnz,
+        "dtype": "float32",
+        **change,
+    }
 
 
 @pytest.fixture

@@ -24,16 +24,27 @@ PRUNING = {"final_sparsity": 0.8, "begin": 2, "end": 24, "every": 3}
 
 METHODS = {
     "dsr": (DSR, {"prune_fraction": 0.2, "initial_threshold": 0.01, "every": 3}),
-    "dsr by size": (DSR, {"prune_fraction": 0.2, "threshold": "exact", "allocation": "N",
-                          "every": 3}),
+    "dsr by size": (
+        DSR,
+        {"prune_fraction": 0.2, "threshold": "exact", "allocation": "N", "every": 3},
+    ),
     "set": (SET, {"fraction": 0.2, "every": 3}),
     "rigl": (RigL, {"fraction": 0.3, "every": 3, "length": 40}),
     "snfs": (SNFS, {"fraction": 0.3, "every": 3, "stop": 27}),
-    "deepr": (DeepR, {"eta": 0.5, "l1": 1e-3, "temperature": 1e-4, "final_temperature": 1e-8,
-                      "length": 40, "report_every": 4}),
+    "deepr": (
+        DeepR,
+        {
+            "eta": 0.5,
+            "l1": 1e-3,
+            "temperature": 1e-4,
+            "final_temperature": 1e-8,
+            "length": 40,
+            "report_every": 4,
+        },
+    ),
     "gmp": (GMP, PRUNING),
     "gmp global": (GMP, PRUNING | {"scope": "global", "density_schedule": "exponential"}),
-}  # fmt: skip
+}
 
 
 ITERATIONS = 30

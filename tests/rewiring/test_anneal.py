@@ -96,12 +96,20 @@ def test_the_ends_of_an_interval(low, high, ends, inside, expected):
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        (DSR, "power"), (DSR, "initial_threshold"), (DSR, "tolerance"), (DSR, "prune_fraction"),
-        (SET, "fraction"), (SET, "final_fraction"), (RigL, "final_fraction"), (DeepR, "l1"),
-        (DeepR, "eta"), (DeepR, "temperature"), (DeepR, "final_temperature"),
+        (DSR, "power"),
+        (DSR, "initial_threshold"),
+        (DSR, "tolerance"),
+        (DSR, "prune_fraction"),
+        (SET, "fraction"),
+        (SET, "final_fraction"),
+        (RigL, "final_fraction"),
+        (DeepR, "l1"),
+        (DeepR, "eta"),
+        (DeepR, "temperature"),
+        (DeepR, "final_temperature"),
         (GMP, "final_sparsity"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("value", ["x", (), math.nan, True])
 def test_arguments_of_a_wrong_type_are_named(method, name, value):
     layer = SparseLinear(8, 8)

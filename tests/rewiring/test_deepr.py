@@ -147,8 +147,12 @@ def test_what_is_left_is_reported_at_stop_and_when_asked_for():
     model, rewirer = large(20, report_every=100, stop=3, temperature=0.0)
     reports = [flip() for _ in range(5)]
     assert [report and (report.step, report.pruned) for report in reports] == [
-        None, None, (3, 12), None, None
-    ]  # fmt: skip
+        None,
+        None,
+        (3, 12),
+        None,
+        None,
+    ]
     assert rewirer.take_report() is None
     model, rewirer = large(20, report_every=3, **QUIET)
     reports = [flip() for _ in range(5)]

@@ -118,8 +118,9 @@ def test_what_it_began_with_is_resumed():
     saved, state = model.state_dict(), rewirer.state_dict()
     other, resumed = pair()
     other.load_state_dict(saved)
-    later = GMP(other, torch.optim.SGD(other.parameters(), lr=0.1), final_sparsity=0.5, end=4,
-                every=1)  # fmt: skip
+    later = GMP(
+        other, torch.optim.SGD(other.parameters(), lr=0.1), final_sparsity=0.5, end=4, every=1
+    )
     later.load_state_dict(state)
     for one in (rewirer, later):
         one.step()

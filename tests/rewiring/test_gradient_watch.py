@@ -85,8 +85,9 @@ class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = SparseLinear(8, 8, nnz=30, bias=False), SparseLinear(8, 8, bias=False)
-        self.b.replace_topology(self.a.crow_indices.clone(), self.a.col_indices.clone(),
-                                self.a.weight_values.detach())  # fmt: skip
+        self.b.replace_topology(
+            self.a.crow_indices.clone(), self.a.col_indices.clone(), self.a.weight_values.detach()
+        )
         self.b.weight_values = self.a.weight_values
 
     def forward(self, x):

@@ -33,9 +33,20 @@ def grouped(model: nn.Module, flags: dict, others: dict | None = None) -> list[d
 
 @pytest.mark.parametrize(
     "name",
-    ["Muon", "SingleDeviceMuon", "NorMuon", "Shampoo", "DistributedShampoo", "SOAP", "Kron",
-     "ForeachPSGDKron", "Dion", "Scion", "GaLore"],
-)  # fmt: skip
+    [
+        "Muon",
+        "SingleDeviceMuon",
+        "NorMuon",
+        "Shampoo",
+        "DistributedShampoo",
+        "SOAP",
+        "Kron",
+        "ForeachPSGDKron",
+        "Dion",
+        "Scion",
+        "GaLore",
+    ],
+)
 @pytest.mark.parametrize("subclass", [False, True])
 def test_matrix_rules_are_refused_by_the_name_of_their_class(name, subclass):
     model = make_model()

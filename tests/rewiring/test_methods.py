@@ -203,8 +203,14 @@ def test_allocations_differ():
         optimizer = OPTIMIZERS["momentum"](bundle.parameters())
         layers = oracle_layers(bundle)
         pruned = [sum(j == k for j, _ in dsr_pruned(layers, None, 400)) for k in range(4)]
-        report = DSR(bundle, optimizer, prune_count=400, threshold="exact", allocation=allocation,
-                     power=power).rewire()  # fmt: skip
+        report = DSR(
+            bundle,
+            optimizer,
+            prune_count=400,
+            threshold="exact",
+            allocation=allocation,
+            power=power,
+        ).rewire()
         grown[allocation, power] = tuple(dsr_growth(layers, pruned, allocation, power))
         assert_reported(report, pruned, list(grown[allocation, power]))
     assert len(set(grown.values())) == len(ALLOCATED) - 1  # anti is R to the power of -1

@@ -110,8 +110,16 @@ def test_kernels_are_pruned_and_grown_together(threshold, name, bundle, count, d
     count = min(count, nnz)
     optimizer = torch.optim.SGD(bundle.parameters(), lr=0.0, momentum=0.9)
     h = data.draw(st.sampled_from([0.25, 0.5, 0.8, 2.0]))
-    rewirer = DSR(bundle, optimizer, granularity="kernel", threshold=threshold, every=1,
-                  prune_count=count, initial_threshold=h, allocation=name)  # fmt: skip
+    rewirer = DSR(
+        bundle,
+        optimizer,
+        granularity="kernel",
+        threshold=threshold,
+        every=1,
+        prune_count=count,
+        initial_threshold=h,
+        allocation=name,
+    )
     for iteration in range(2):
         bundle.backward(iteration)
         optimizer.step()

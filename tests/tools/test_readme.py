@@ -90,12 +90,22 @@ def test_the_readme_s_table_has_at_most_eight_rows_some_of_which_dense_wins():
 @pytest.mark.parametrize(
     ("script", "results", "page", "first", "last"),
     [
-        ("readme_table.py", (CPU, GPU), README,
-         "<!-- measured: made by `make readme-table` -->", "<!-- end of measured -->"),
-        ("cpu_tables.py", (CPU, AVX2), "docs/measured.md",
-         "<!-- measured on a CPU: made by `make cpu-tables` -->", "<!-- end of CPU -->"),
+        (
+            "readme_table.py",
+            (CPU, GPU),
+            README,
+            "<!-- measured: made by `make readme-table` -->",
+            "<!-- end of measured -->",
+        ),
+        (
+            "cpu_tables.py",
+            (CPU, AVX2),
+            "docs/measured.md",
+            "<!-- measured on a CPU: made by `make cpu-tables` -->",
+            "<!-- end of CPU -->",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_tables_say_what_the_kept_json_says(tmp_path, script, results, page, first, last):
     text = read(page)
     before, rest = text.split(first)
@@ -103,8 +113,11 @@ def test_the_tables_say_what_the_kept_json_says(tmp_path, script, results, page,
     emptied.write_text(before + first + last + rest.split(last)[1], encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), *map(str, results), str(emptied)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     renewed = emptied.read_text(encoding="utf-8")
     assert renewed == text, f"the target named in {first} renews it"
@@ -140,6 +153,23 @@ def test_the_eight_lines_train_and_rewire():
     assert (names["rewirer"].iteration, names["rewirer"].rewires) == (3, 1)
 
 
+def test_the_eight_lines_type_check(tmp_path):
+    pytest.importorskip("mypy")
+    (source,) = re.findall(r"```python\n(.*?)```", read(README), re.DOTALL)
+    given = "my_model: torch.nn.Module\nloader: list[tuple[torch.Tensor, torch.Tensor]]\n"
+    imports, rest = source.split("\n\n", 1)
+    (tmp_path / "eight_lines.py").write_text(f"{imports}\n{given}{rest}")
+    command = (sys.executable, "-m", "mypy", "--follow-imports=silent")
+    done = subprocess.run(
+        [*command, "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "eight_lines.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -167,9 +197,20 @@ FILE = re.compile(r"`([\w.-]+(?:/[\w.-]+)*/?)`")
 BESIDE = (ROOT, ROOT / "dsr_kernels", ROOT / "csrc", ROOT / "docs")
 ENDINGS = (".py", ".md", ".h", ".cuh", ".cu", ".cpp", ".toml", ".txt", "/")
 MADE = (  # by a build or a run, or on a data set's disk
-    "report.html", "recipe.toml", "metrics.csv", "rewires.csv", "timings.csv", "build/", "RUN/",
-    "table.md", "checkpoints/", "plots/", "tensorboard/", "train/", "val/",
-)  # fmt: skip
+    "report.html",
+    "recipe.toml",
+    "metrics.csv",
+    "rewires.csv",
+    "timings.csv",
+    "build/",
+    "RUN/",
+    "table.md",
+    "checkpoints/",
+    "plots/",
+    "tensorboard/",
+    "train/",
+    "val/",
+)
 
 
 FOLDERS = ("benchmarks", "csrc", "docs", "dsr_kernels", "tests")

@@ -94,9 +94,17 @@ def options_of(
     for conflicts, pitch in by_conflicts.items():
         plane = rows * pitch | 1  # odd: channels side by side fall into different banks
         yield Layout(
-            width, chunks, image_rows, slab_cols, phase_cols, pitch, plane, positions, tiles,
+            width,
+            chunks,
+            image_rows,
+            slab_cols,
+            phase_cols,
+            pitch,
+            plane,
+            positions,
+            tiles,
             conflicts,
-        )  # fmt: skip
+        )
 
 
 def _most_rows(

@@ -10,10 +10,31 @@ import triton
 import triton.language as tl
 
 _CONV_SIZES = (
-    "batch", "rows", "rows_per_group", "channels_per_group", "blocks", "height", "width",
-    "classes_w", "to_height", "to_width", "from_height", "from_width", "to_n", "to_c", "to_h",
-    "to_w", "from_n", "from_c", "from_h", "from_w", "top", "left", "dilation_h", "dilation_w",
-)  # fmt: skip
+    "batch",
+    "rows",
+    "rows_per_group",
+    "channels_per_group",
+    "blocks",
+    "height",
+    "width",
+    "classes_w",
+    "to_height",
+    "to_width",
+    "from_height",
+    "from_width",
+    "to_n",
+    "to_c",
+    "to_h",
+    "to_w",
+    "from_n",
+    "from_c",
+    "from_h",
+    "from_w",
+    "top",
+    "left",
+    "dilation_h",
+    "dilation_w",
+)
 
 
 @triton.jit
@@ -131,11 +152,34 @@ def conv(
 
 
 _GRAD_WEIGHT_SIZES = (
-    "nnz", "batch", "rows", "rows_per_group", "channels_per_group", "blocks", "images",
-    "plane_splits", "images_per_split", "height", "width", "out_height", "out_width", "x_n", "x_c",
-    "x_h", "x_w", "grad_n", "grad_c", "grad_h", "grad_w", "stride_h", "stride_w", "top", "left",
-    "dilation_h", "dilation_w",
-)  # fmt: skip
+    "nnz",
+    "batch",
+    "rows",
+    "rows_per_group",
+    "channels_per_group",
+    "blocks",
+    "images",
+    "plane_splits",
+    "images_per_split",
+    "height",
+    "width",
+    "out_height",
+    "out_width",
+    "x_n",
+    "x_c",
+    "x_h",
+    "x_w",
+    "grad_n",
+    "grad_c",
+    "grad_h",
+    "grad_w",
+    "stride_h",
+    "stride_w",
+    "top",
+    "left",
+    "dilation_h",
+    "dilation_w",
+)
 
 
 @triton.jit(do_not_specialize=_GRAD_WEIGHT_SIZES)

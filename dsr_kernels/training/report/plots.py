@@ -166,8 +166,15 @@ def pruned(story: Story) -> Figure:
         title, label = f"Weights moved in every {every} iterations", f"{label}, sum of {every}"
     figure, axes = style.new_axes(title, "epoch", "weights")
     rows = [row for row in story.rewires if row.get("pruned") is not None]
-    axes.plot([row["epoch"] for row in rows], [row["pruned"] for row in rows], "-o",
-              color=style.BLUE, ms=3.5, lw=1.2, label=label)  # fmt: skip
+    axes.plot(
+        [row["epoch"] for row in rows],
+        [row["pruned"] for row in rows],
+        "-o",
+        color=style.BLUE,
+        ms=3.5,
+        lw=1.2,
+        label=label,
+    )
     if target := method.prune_target(for_method(story.recipe)):
         goal, tolerance = target.count, target.tolerance
         axes.axhline(goal, color=style.ORANGE, lw=1.3, label=f"target {goal:,}")
