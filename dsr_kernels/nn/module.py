@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.distribution import budget
 from dsr_kernels.nn.compile import let_nnz_vary
-from dsr_kernels.nn.stored import read_weight
+from dsr_kernels.nn.stored import RENAMED, read_weight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
 
@@ -227,7 +227,11 @@ class SparseModule(nn.Module):
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
         except ValueError as error:
-            error_msgs.append(f"{prefix[:-1] or type(self).__name__}: {error}")
+            message = f"{prefix[:-1] or type(self).__name__}: {error}"
+            if str(error) == RENAMED:  # true of every layer
+                message = RENAMED
+            if message not in error_msgs:
+                error_msgs.append(message)
             return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

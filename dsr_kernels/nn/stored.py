@@ -16,6 +16,12 @@ from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
 PARTS = ("weight_values", "crow_indices", "col_indices")
+# Said once for a whole model.
+RENAMED = (
+    "the checkpoint was made before the `values` [nnz] of sparse layers became `weight_values` "
+    "[nnz, 1]; rename them first: for k in [k for k in state_dict if k.split('.')[-1] == 'values']:"
+    " state_dict[k[:-6] + 'weight_values'] = state_dict.pop(k)[:, None]"
+)
 
 
 def read_weight(
@@ -34,11 +40,7 @@ def read_weight(
     if dense is not None:
         return _from_dense(dense, shape)
     if f"{prefix}values" in state_dict:
-        raise ValueError(
-            "the checkpoint was written by dsr_kernels 0.1, which called weight_values [nnz, 1] "
-            f"values [nnz]: put state_dict['{prefix}values'][:, None] under "
-            f"'{prefix}weight_values' instead, for every sparse layer"
-        )
+        raise ValueError(RENAMED)
     if not found:
         return None
     if len(found) < len(PARTS):

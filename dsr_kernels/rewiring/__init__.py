@@ -2,9 +2,9 @@
 
     rewirer = DSR(model, optimizer, prune_fraction=0.1, every=100)
     for batch in batches:
+        optimizer.zero_grad()
         loss(model, batch).backward()
         optimizer.step()
-        optimizer.zero_grad()
         rewirer.step()  # counts the iteration, rewires when one is due
 
 A method is a policy in a file of its own in `methods/`, on one engine (`rewirer.py`). What each of

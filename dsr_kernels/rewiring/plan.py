@@ -185,8 +185,23 @@ def _queue(device: torch.device) -> tuple[int, int]:
 
 
 def _describe(layer: SparseLayer, scores: Tensor) -> tuple[tuple, list[Tensor]]:
-    """A layer as the native plan takes it, and the tensors whose memory the plan borrows."""
+    """A layer as the native plan takes it, and the tensors whose memory the plan borrows.
+
+    Raises ValueError for scores that are not one number for each entry: the native code reads
+    their memory unchecked.
+    """
     crow, col = layer.pattern_of_blocks
+    if (
+        scores.shape != col.shape
+        or scores.device != col.device
+        or scores.dtype not in native.DTYPE_CODES
+        or not scores.is_contiguous()
+    ):
+        raise ValueError(
+            f"layer {layer.name!r}: expected contiguous float32 or float64 scores of shape "
+            f"{tuple(col.shape)} on {col.device}, got {scores.dtype} of shape "
+            f"{tuple(scores.shape)} and strides {scores.stride()} on {scores.device}"
+        )
     described = (
         layer.name,
         layer.module.weight_shape[0],

@@ -223,3 +223,19 @@ def test_safetensors_round_trip(tmp_path):
     safetensors.save_file(saved.state_dict(), tmp_path / "layer.safetensors")
     module.load_state_dict(safetensors.load_file(tmp_path / "layer.safetensors"))
     assert same(module, saved)
+
+
+def test_a_checkpoint_from_before_the_values_were_renamed_says_how_to_rename_them():
+    source = nn.Sequential(SparseLinear(5, 4), nn.ReLU(), SparseLinear(4, 3))
+    old = source.state_dict()
+    for key in [key for key in old if key.endswith("weight_values")]:
+        old[key.replace("weight_values", "values")] = old.pop(key)[:, 0]
+    target = nn.Sequential(SparseLinear(5, 4), nn.ReLU(), SparseLinear(4, 3))
+    before = copy.deepcopy(target)
+    with pytest.raises(RuntimeError, match="became `weight_values`") as refused:
+        target.load_state_dict(old)
+    assert str(refused.value).count("became") == 1 and same(target, before)
+    cure = str(refused.value).split("rename them first: ")[1]
+    exec(cure, {"state_dict": old})
+    target.load_state_dict(old)
+    assert same(target, source)

@@ -172,5 +172,5 @@ def test_a_newer_format_is_refused(tmp_path):
     path = save(Checkpoints(tmp_path), 1)
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps({**manifest, "version": 99}))
-    with pytest.raises(UsageError, match="checkpoint format 99, this dsr_kernels reads 1"):
+    with pytest.raises(UsageError, match="expected checkpoint format 2, got 99: another version"):
         load(path)

@@ -26,7 +26,8 @@ class DeepR(Rewirer):
     has no capacity left, or no other weight, they stay and become 0.
 
     Args:
-        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
+            False) are left alone.
         optimizer: holds their values; its state (momentum, moments) moves with the survivors.
         l1: pull towards 0 (the paper's alpha).
         eta: learning rate of pull and noise, apart from the optimizer's.

@@ -38,7 +38,8 @@ class DSR(Rewirer):
     The total is conserved exactly, and a layer always keeps its largest weight.
 
     Args:
-        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
+            False) are left alone.
         optimizer: holds their values; its state (momentum, moments) moves with the survivors.
         prune_fraction: N_p as a share of the non-zeros, in (0, 1); 0.1 if neither is given.
         prune_count: N_p, how many weights a rewire should prune.

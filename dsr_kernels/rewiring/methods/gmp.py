@@ -30,7 +30,8 @@ class GMP(Rewirer):
     time.
 
     Args:
-        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
+            False) are left alone.
         optimizer: holds their values; its state (momentum, moments) moves with the survivors.
         final_sparsity: at `end`, each layer has floor((1 - final_sparsity) N_l) non-zeros, at
             least 1; with scope "global", the layers together have the sum of these.

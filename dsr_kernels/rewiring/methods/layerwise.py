@@ -23,7 +23,8 @@ class LayerwiseRewirer(Rewirer):
     """Prunes the smallest round(fraction * nnz) weights of each layer and grows as many.
 
     Args:
-        model: holds the sparse modules. Frozen ones (`values.requires_grad` False) are left alone.
+        model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
+            False) are left alone.
         optimizer: holds their values; its state (momentum, moments) moves with the survivors.
         fraction: of each layer's non-zeros that is pruned, in (0, 1), at the start of training.
         fraction_schedule: "constant", or "cosine", "cubic", "exponential": how the fraction falls

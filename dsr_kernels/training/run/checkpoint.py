@@ -25,7 +25,7 @@ import torch
 from dsr_kernels.errors import UsageError, require
 from dsr_kernels.training.run.files import Json, sync_file, sync_folder
 
-FORMAT, VERSION = "dsr_kernels checkpoint", 1
+FORMAT, VERSION = "dsr_kernels checkpoint", 2
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 Weights = dict[str, torch.Tensor]  # of a model's state_dict
 State = dict[str, Any]  # all else that a run needs to go on
@@ -126,7 +126,8 @@ def load(path: Path) -> tuple[Weights, State]:
         raise UsageError(f"{path}: not a checkpoint of dsr_kernels (no valid {MANIFEST})") from None
     if manifest.get("version") != VERSION:
         raise UsageError(
-            f"{path}: checkpoint format {manifest.get('version')}, this dsr_kernels reads {VERSION}"
+            f"{path}: expected checkpoint format {VERSION}, got {manifest.get('version')}: another "
+            "version of dsr_kernels wrote it, which alone can continue the run"
         )
     for name, fingerprint in expected.items():
         if not (path / name).is_file():
