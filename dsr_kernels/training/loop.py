@@ -23,7 +23,7 @@ from dsr_kernels.training.progress import Progress
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.rewirer import build_rewirer
 from dsr_kernels.training.recipe.schema import Recipe, at
-from dsr_kernels.training.run.checkpoint import Checkpoints
+from dsr_kernels.training.run.checkpoint import Checkpoints, State
 from dsr_kernels.training.run.files import Json
 from dsr_kernels.training.run.folder import Run, resume_command
 from dsr_kernels.training.run.position import Position
@@ -93,7 +93,7 @@ class Trainer:
         self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
 
-    def load_weights(self) -> dict[str, Any] | None:
+    def load_weights(self) -> State | None:
         """Loads the newest checkpoint's weights; returns its state, None where there is none."""
         saved = self.checkpoints.load_latest()
         if saved is None:
@@ -266,7 +266,7 @@ class Trainer:
             return
         if found := first_non_finite(self.model):
             self._stop_training(f"a {found.kind} is not finite")
-        state = {
+        state: State = {
             "recipe": recipes.dump(self.recipe),
             "position": asdict(now),
             "optimizer": self.optimizer.state_dict(),

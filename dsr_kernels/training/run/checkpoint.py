@@ -1,7 +1,7 @@
 """Checkpoints: a folder each, whole or absent, and verified before anything is loaded from it.
 
     checkpoints/step-0000001200/weights.safetensors   state_dict of the model: values and indices
-                                state.pt              optimizer, rewirer, position, log lengths, ...
+                                state.pt              all else: class State
                                 manifest.json         format, step, size and SHA-256 of both
     checkpoints/latest -> step-0000001200             for people; loading takes the highest step
 
@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -28,7 +28,21 @@ from dsr_kernels.training.run.files import Json, sync_file, sync_folder
 FORMAT, VERSION = "dsr_kernels checkpoint", 2
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 Weights = dict[str, torch.Tensor]  # of a model's state_dict
-State = dict[str, Any]  # all else that a run needs to go on
+
+
+class State(TypedDict, total=False):
+    """state.pt: all but the weights that a run needs to go on."""
+
+    recipe: str  # TOML
+    data: str  # fingerprint of the data set
+    position: dict[str, Any]  # the fields of run.position.Position
+    lengths: dict[str, int]  # bytes of each CSV file: what was written later is cut off
+    optimizer: dict[str, Any]  # its state_dict
+    rewirer: dict[str, Any] | None  # its state_dict; None for a dense model
+    scaler: dict[str, Any]  # state_dict of the loss scaler
+    exploration: dict[str, torch.Tensor] | None  # the bitmaps of positions ever active
+    random: torch.Tensor  # state of torch's generator
+    cuda_random: torch.Tensor  # of the GPU's, on a GPU
 
 
 class Checkpoints:
