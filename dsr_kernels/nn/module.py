@@ -4,7 +4,8 @@
 are persistent buffers. So optimizers, state_dict, deepcopy, pickle and `.to()` treat a sparse layer
 like any other. Values are float32 or float64. The indices stay int32 under every `.to()`.
 
-The values have two dimensions because many recipes decay only parameters that have at least two.
+The values have two dimensions because many training scripts decay only parameters that have at
+least two.
 """
 
 from __future__ import annotations

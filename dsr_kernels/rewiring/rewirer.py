@@ -40,7 +40,8 @@ class Rewirer(FromRecipe):
         schedule: instead of `every`, [(start_iteration, every), ...].
         stop: no rewire follows an iteration from this one on (0-based).
         seed: of the grown positions. With the same seed the same weights are rewired in the same
-            way, bit for bit, on any number of threads and on any device.
+            way, bit for bit, on any number of threads and on any device (DeepR: on any device of
+            the same kind).
 
     A rewire that raises has changed nothing.
     """

@@ -202,6 +202,7 @@ MADE = (  # by a build or a run, or on a data set's disk
     "metrics.csv",
     "rewires.csv",
     "timings.csv",
+    "log.txt",
     "build/",
     "RUN/",
     "table.md",

@@ -1,4 +1,4 @@
-"""What SET, RigL and sparse momentum share: each layer loses a fraction of its weights."""
+"""What SET, RigL and SNFS share: each layer loses a fraction of its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse networks from scratch, or sparse momentum (Dettmers & Zettlemoyer, arXiv 1907.04840)."""
+"""SNFS, sparse networks from scratch (Dettmers & Zettlemoyer, arXiv 1907.04840)."""
 
 from __future__ import annotations
 

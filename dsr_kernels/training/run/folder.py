@@ -4,6 +4,13 @@ RUN/recipe.toml  the resolved recipe        RUN/metrics.csv  one row an epoch
 RUN/run.json     machine, versions, sizes   RUN/timings.csv  seconds and images/s an epoch
 RUN/results.json once training is over      RUN/rewires.csv  one row a rewire
 RUN/checkpoints  RUN/tensorboard            RUN/report.html, RUN/plots
+RUN/.lock        held while a process       RUN/log.txt      what `dsr train` printed, where
+                 trains the run                              `dsr experiment` started it
+
+Where each format is defined: recipe.toml in recipe/schema.py; run.json and results.json in
+start.py, with the sizes by `setup.describe`; the CSV columns in run/records.py; checkpoints in
+run/checkpoint.py, the keys of state.pt in loop.py (`Trainer.save`), those of a sparse layer's
+weight in nn/stored.py.
 """
 
 from __future__ import annotations
