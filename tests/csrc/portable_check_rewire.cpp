@@ -58,7 +58,7 @@ std::vector<Layer> rewired(const std::vector<Layer>& before, double threshold, i
                            .nnz = layer.nnz(),
                            .crow = layer.crow.data(),
                            .col = layer.col.data(),
-                           .values = layer.values.data(),
+                           .scores = layer.values.data(),
                            .type = ValueType::kFloat32,
                            .stream = static_cast<uint32_t>(l)});
   }

@@ -88,13 +88,13 @@ def test_a_plan_runs_in_its_direction_only(conv, lanes: str) -> None:
     x, y = (torch.zeros(2, c, 5, 5) for c in (4, 6))
     x, y = ((t.data_ptr(), False, t.stride()) for t in (x, y))
     values, grad_values = conv.weight_values.data_ptr(), torch.zeros(conv.nnz)
-    message = "grad_input takes a transposed plan, forward and grad_weight not"
+    message = "sparse_conv2d_grad_input needs a plan made with transposed=True; sparse_conv2d and"
     with pytest.raises(ValueError, match=message):
-        transposed.forward(2, x, values, 0, y, 1, 0)
+        transposed.sparse_conv2d(2, x, values, 0, y, 1, 0)
     with pytest.raises(ValueError, match=message):
-        transposed.grad_weight(2, x, y, grad_values.data_ptr(), 1, 0)
+        transposed.sparse_conv2d_grad_weight(2, x, y, grad_values.data_ptr(), 1, 0)
     with pytest.raises(ValueError, match=message):
-        forward.grad_input(2, y, values, x, 1, 0)
+        forward.sparse_conv2d_grad_input(2, y, values, x, 1, 0)
 
 
 def test_bfloat16_beside_float64_values_is_refused(conv) -> None:
