@@ -121,7 +121,9 @@ using ActivationTuple = std::tuple<uintptr_t, bool, Quad>;
 
 void require_direction(const ConvPlan& plan, cpu::Direction wanted) {
   if (plan.direction() != wanted)
-    throw std::invalid_argument("grad_input takes a transposed plan, forward and grad_weight not");
+    throw std::invalid_argument(
+        "ConvPlan.sparse_conv2d_grad_input needs a plan made with transposed=True; sparse_conv2d "
+        "and sparse_conv2d_grad_weight need one made without");
 }
 
 cpu::Activation activation(const ConvPlan& plan, const ActivationTuple& tuple) {
@@ -179,7 +181,7 @@ cpu::Op op_named(const std::string& op) {
 // How a pass is carried out, for people and for tests.
 py::dict plan_describe(const ConvPlan& plan) {
   using namespace py::literals;
-  const cpu::GatherPlan& p = plan.gather();
+  const cpu::GatherPlan& p = plan.gather_plan();
   return py::dict(
       "lanes"_a = name_of(p.lanes), "lane_images"_a = p.batch.lane_images,
       "images"_a = p.unit.images, "band_rows"_a = p.unit.band_rows, "bands"_a = p.unit.bands,
@@ -229,7 +231,8 @@ void bind_conv(py::module_& m) {
            py::arg("out_size"), py::arg("dilation"), py::arg("groups"), py::arg("crow"),
            py::arg("col"), py::arg("nnz"), py::arg("dtype"), py::arg("lanes") = "plane",
            py::arg("transposed") = false)
-      .def_property_readonly("bytes", [](const ConvPlan& plan) { return plan.gather().bytes(); })
+      .def_property_readonly("bytes",
+                             [](const ConvPlan& plan) { return plan.gather_plan().bytes(); })
       .def("describe", &plan_describe)
       .def("workspace_bytes", &plan_workspace_bytes, py::arg("op"), py::arg("n"),
            py::arg("threads"))

@@ -88,7 +88,7 @@ def test_a_plan_runs_in_its_direction_only(conv, lanes: str) -> None:
     x, y = (torch.zeros(2, c, 5, 5) for c in (4, 6))
     x, y = ((t.data_ptr(), False, t.stride()) for t in (x, y))
     values, grad_values = conv.weight_values.data_ptr(), torch.zeros(conv.nnz)
-    message = "grad_input takes a transposed plan, forward and grad_weight not"
+    message = "sparse_conv2d_grad_input needs a plan made with transposed=True; sparse_conv2d and"
     with pytest.raises(ValueError, match=message):
         transposed.sparse_conv2d(2, x, values, 0, y, 1, 0)
     with pytest.raises(ValueError, match=message):

@@ -150,8 +150,8 @@ const S* ConvPlan::ordered(const S* values, int threads, char** workspace) const
   return copy;
 }
 
-// The kernels called below are those of the plan's instruction set: gather() is the function of
-// that name in cpu/isa/gather.cpp, grad_weight() the one in cpu/isa/grad_weight.cpp.
+// kernels_ holds the kernels of the plan's instruction set: kernels_->gather() is gather() in
+// cpu/isa/gather.cpp, kernels_->grad_weight() is grad_weight() in cpu/isa/grad_weight.cpp.
 template <typename S>
 void ConvPlan::sparse_conv2d(int64_t n, const Activation& x, const S* values, const S* bias,
                              const Activation& y, int threads, char* workspace) const {

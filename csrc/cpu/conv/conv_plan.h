@@ -26,14 +26,15 @@ class ConvPlan {
   static Status make(const ConvShape& shape, const CsrPattern& pattern, int element_size,
                      Lanes lanes, Direction direction, ConvPlan* plan);
 
-  // Bytes of workspace a launch needs, at any address.
+  // Bytes of workspace that a launch needs. The address need not be aligned.
   int64_t workspace_bytes(Op op, int64_t n, int threads) const;
   int element_size() const { return element_size_; }
   Direction direction() const { return direction_; }
-  const GatherPlan& gather() const { return gather_; }
+  const GatherPlan& gather_plan() const { return gather_; }
 
   // sparse_conv2d and sparse_conv2d_grad_weight take a plan of Direction::kForward,
   // sparse_conv2d_grad_input one of kGradInput; S must have the plan's element size.
+
   // y = conv2d(x, w) + bias
   template <typename S>
   void sparse_conv2d(int64_t n, const Activation& x, const S* values, const S* bias,

@@ -29,9 +29,9 @@ class Ahead {
     image_stride_ = s.n * static_cast<int64_t>(sizeof(E));
     images_ = unit.images;
     // Steps do not cross chunks, so that each takes a whole number of them.
-    const int64_t chunk_lines = (length_ + kLine - 1) / kLine, chunks = images_ * chunks_;
+    const int64_t chunk_lines = ceil_div(length_, kLine), chunks = images_ * chunks_;
     const int64_t steps_per_chunk = most(1, steps / chunks);
-    lines_ = (chunk_lines + steps_per_chunk - 1) / steps_per_chunk;
+    lines_ = ceil_div(chunk_lines, steps_per_chunk);
     at_ = image_;
     end_ = at_ + length_;
   }

@@ -37,12 +37,13 @@ class GatherBatch {
     pack_batch(static_cast<const Source*>(args_.source), args_.source_strides, plan_.source, unit,
                map_memory_, packed_);
     const int64_t cols = plan_.destination.classes[0].cols;
-    const int64_t down = (unit.rows + plan_.tile.rows - 1) / plan_.tile.rows;
-    const int64_t across = (cols + plan_.strip.cols - 1) / plan_.strip.cols;
+    const int64_t down = ceil_div(unit.rows, plan_.tile.rows);
+    const int64_t across = ceil_div(cols, plan_.strip.cols);
     for (int64_t i = 0; i < down; ++i) {
-      const int64_t row = part(unit.rows, i, down), rows = part(unit.rows, i + 1, down) - row;
+      const int64_t row = boundary(unit.rows, i, down),
+                    rows = boundary(unit.rows, i + 1, down) - row;
       for (int64_t j = 0; j < across; ++j) {
-        const Range range{part(cols, j, across), part(cols, j + 1, across)};
+        const Range range{boundary(cols, j, across), boundary(cols, j + 1, across)};
         for (int64_t d = first; d < last; d += plan_.strip.channels)
           strip(unit, row, rows, range, d, least(plan_.strip.channels, last - d));
       }
@@ -61,10 +62,10 @@ class GatherBatch {
     const int64_t height = least(plan_.destination.height - top, rows * plan_.destination.step_h);
     const int64_t width =
         least(plan_.destination.width - left, (cols.end - cols.begin) * plan_.destination.step_w);
-    const int64_t count = (cols.end - cols.begin + plan_.tile.cols - 1) / plan_.tile.cols;
+    const int64_t count = ceil_div(cols.end - cols.begin, plan_.tile.cols);
     for (int64_t t = 0; t < count; ++t) {
-      const int64_t begin = cols.begin + part(cols.end - cols.begin, t, count);
-      const int64_t end = cols.begin + part(cols.end - cols.begin, t + 1, count);
+      const int64_t begin = cols.begin + boundary(cols.end - cols.begin, t, count);
+      const int64_t end = cols.begin + boundary(cols.end - cols.begin, t + 1, count);
       for (int64_t b = 0; b < plan_.block.count; ++b)
         for (const DestinationClass& k : plan_.destination.classes)
           tile(k, unit, row, rows, {begin, end}, cols.begin, width, b, d, channels);
@@ -73,11 +74,11 @@ class GatherBatch {
                       unit.image * args_.destination_strides.n + d * args_.destination_strides.c +
                       top * args_.destination_strides.h + left * args_.destination_strides.w;
     store_batch(Strip<S>{.accumulators = accumulators_,
-                         .channel_step = strip_elements(plan_) * V,
+                         .channel_step = strip_elements(plan_) * kLanes<S>,
                          .channels = channels,
                          .rows = height,
                          .cols = width,
-                         .row_step = width * V,
+                         .row_step = width * kLanes<S>,
                          .images = unit.images},
                 args_.destination_strides, to);
   }
@@ -88,29 +89,28 @@ class GatherBatch {
     rows = least(rows, k.rows - unit.row - row);
     cols.end = least(cols.end, k.cols);
     if (rows <= 0 || cols.end <= cols.begin || (k.table < 0 && b > 0)) return;
-    const int64_t pixel = (row * plan_.source.pitch + cols.begin) * V;
+    const int64_t pixel = (row * plan_.source.pitch + cols.begin) * kLanes<S>;
     const int64_t at =
         k.row0 * strip_width + (cols.begin - strip_begin) * plan_.destination.step_w + k.col0;
     const auto accumulate_tile = kTiles<S>.at(rows, cols.end - cols.begin);
     accumulate_tile({.packed = packed_ + pixel,
-                     .packed_row = plan_.source.pitch * V,
+                     .packed_row = plan_.source.pitch * kLanes<S>,
                      .offsets = plan_.offsets.data(),
                      .values = args_.values,
                      .bias = args_.bias ? args_.bias + d : nullptr,
                      .bounds = plan_.segments(k.table, b, d),
                      .channels = channels,
                      .first = b == 0,
-                     .accumulators = accumulators_ + at * V,
-                     .channel_step = strip_elements(plan_) * V,
-                     .row_step = plan_.destination.step_h * strip_width * V,
-                     .col_step = plan_.destination.step_w * V,
-                     .results = accumulators_ + at * V,
-                     .result_channel = strip_elements(plan_) * V,
+                     .accumulators = accumulators_ + at * kLanes<S>,
+                     .channel_step = strip_elements(plan_) * kLanes<S>,
+                     .row_step = plan_.destination.step_h * strip_width * kLanes<S>,
+                     .col_step = plan_.destination.step_w * kLanes<S>,
+                     .results = accumulators_ + at * kLanes<S>,
+                     .result_channel = strip_elements(plan_) * kLanes<S>,
                      .streams = false,
                      .ahead = &ahead_});
   }
 
-  static constexpr int V = kLanes<S>;
   const GatherArgs<S>& args_;
   const GatherPlan& plan_;
   Ahead ahead_;
@@ -142,10 +142,10 @@ class GatherPlane {
       const PackLayout& l = plan_.source;
       const int64_t elements =
           ((unit.images - 1) * l.image_rows + rows - 1) * l.pitch + target.cols;
-      const int64_t vectors = (elements + kLanes<S> - 1) / kLanes<S>;
-      const int64_t count = (vectors + plan_.tile.cols - 1) / plan_.tile.cols;
+      const int64_t vectors = ceil_div(elements, kLanes<S>);
+      const int64_t count = ceil_div(vectors, plan_.tile.cols);
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t begin = part(vectors, i, count), end = part(vectors, i + 1, count);
+        const int64_t begin = boundary(vectors, i, count), end = boundary(vectors, i + 1, count);
         tile(unit, k, begin * kLanes<S>, static_cast<int>(end - begin), first, last);
       }
     }
@@ -227,8 +227,8 @@ void run_units(const GatherArgs<S>& args) {
       if (parts == 1 && item + 1 < units)
         next = Ahead(static_cast<const Source*>(args.source), args.source_strides, plan.source,
                      unit_at(plan, args.n, item + 1), steps);
-      worker.run(unit_at(plan, args.n, item / parts), next, part(channels, item % parts, parts),
-                 part(channels, item % parts + 1, parts));
+      worker.run(unit_at(plan, args.n, item / parts), next, boundary(channels, item % parts, parts),
+                 boundary(channels, item % parts + 1, parts));
     }
     fence();
   }

@@ -99,10 +99,10 @@ class GatherRow {
     ahead_ = next;
     pack_rows(static_cast<const Source*>(args_.source), args_.source_strides, plan_, plan_.source,
               unit, packed_);
-    const int64_t down = (unit.rows + plan_.tile.rows - 1) / plan_.tile.rows;
+    const int64_t down = ceil_div(unit.rows, plan_.tile.rows);
     for (int64_t i = 0; i < down; ++i) {
-      const int64_t row = part(unit.rows, i, down);
-      tile(unit, row, part(unit.rows, i + 1, down) - row, first, last);
+      const int64_t row = boundary(unit.rows, i, down);
+      tile(unit, row, boundary(unit.rows, i + 1, down) - row, first, last);
     }
   }
 

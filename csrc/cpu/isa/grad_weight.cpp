@@ -60,10 +60,11 @@ class GradWeight {
       grad_channel_ = grad_layout_.plane * plan_.batch.lane_images;
     }
     if (plan_.lanes != Lanes::kPlane) {
-      const int64_t down = (unit.rows + plan_.tile.rows - 1) / plan_.tile.rows;
+      const int64_t down = ceil_div(unit.rows, plan_.tile.rows);
       const int64_t most_cols = least(plan_.tile.cols, kLimits.grad_tile_vectors / plan_.tile.rows);
       for (int64_t i = 0; i < down; ++i) {
-        const int64_t row = part(unit.rows, i, down), rows = part(unit.rows, i + 1, down) - row;
+        const int64_t row = boundary(unit.rows, i, down),
+                      rows = boundary(unit.rows, i + 1, down) - row;
         if (plan_.lanes == Lanes::kRow) {
           row_tile(row, rows, first, last, sums);
         } else {
@@ -74,7 +75,7 @@ class GradWeight {
       const int64_t elements =
           ((unit.images - 1) * plan_.source.image_rows + unit.rows - 1) * plan_.source.pitch +
           plan_.destination.classes[0].cols;
-      const int64_t vectors = (elements + kLanes<S> - 1) / kLanes<S>;
+      const int64_t vectors = ceil_div(elements, kLanes<S>);
       tiles_across(0, 1, vectors, least(plan_.tile.cols, kLimits.grad_tile_vectors), first, last,
                    sums);
     }
@@ -156,12 +157,11 @@ class GradWeight {
   // `cols` vectors of rows [row, row + rows), at most `most_cols` to a tile.
   void tiles_across(int64_t row, int64_t rows, int64_t cols, int64_t most_cols, int64_t first,
                     int64_t last, S* sums) {
-    constexpr int V = kLanes<S>;
-    const int64_t scalars = plan_.batch.lane_images, count = (cols + most_cols - 1) / most_cols;
+    const int64_t scalars = plan_.batch.lane_images, count = ceil_div(cols, most_cols);
     for (int64_t t = 0; t < count; ++t) {
-      const int64_t from = part(cols, t, count), to = part(cols, t + 1, count);
-      const int64_t x_at = row * plan_.source.pitch * scalars + from * V;
-      const int64_t grad_at = row * grad_layout_.pitch * scalars + from * V;
+      const int64_t from = boundary(cols, t, count), to = boundary(cols, t + 1, count);
+      const int64_t x_at = row * plan_.source.pitch * scalars + from * kLanes<S>;
+      const int64_t grad_at = row * grad_layout_.pitch * scalars + from * kLanes<S>;
       const auto accumulate_grad_tile = kTiles<S>.at(rows, to - from);
       for (int64_t b = 0; b < plan_.block.count; ++b) {
         accumulate_grad_tile({.packed = packed_ + x_at,
@@ -221,12 +221,12 @@ void grad_weight(const GradWeightArgs<S>& args) {
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < args.slices * parts; ++item) {
       const int64_t slice = item / parts;
-      const int64_t first = part(channels, item % parts, parts);
-      const int64_t last = part(channels, item % parts + 1, parts);
+      const int64_t first = boundary(channels, item % parts, parts);
+      const int64_t last = boundary(channels, item % parts + 1, parts);
       S* slice_sums = sums + slice * nnz;
       clear_sums(plan, first, last, slice_sums);
-      const int64_t end = part(units, slice + 1, args.slices);
-      for (int64_t u = part(units, slice, args.slices); u < end; ++u) {
+      const int64_t end = boundary(units, slice + 1, args.slices);
+      for (int64_t u = boundary(units, slice, args.slices); u < end; ++u) {
         const Unit next = unit_at(plan, args.n, u + 1);
         worker.run(unit_at(plan, args.n, u), parts == 1 && u + 1 < units ? &next : nullptr, first,
                    last, slice_sums);

@@ -33,7 +33,7 @@ inline constexpr int kSlack = kMaxLanes * kMaxRowVectors;
 struct Limits {
   int vector_bytes;  // of a register
   bool masks_lanes;  // multiply-adds can leave lanes out at no cost: what Lanes::kRow wants
-  // Vectors that the registers hold, beside what the inner loop needs besides them:
+  // How many vectors fit the registers, after what the inner loop itself needs:
   int tile_vectors;       // sums of a tile; beside an operand and a value
   int row_tile_vectors;   // the same in Lanes::kRow; beside masks and what a turn needs too
   int grad_tile_vectors;  // a tile of the output gradient; beside an operand and partial sums

@@ -67,6 +67,7 @@ DSR_INLINE void fence() {
 }
 template <typename S>
 DSR_INLINE Vec<S> broadcast(S value) {
+  // Minus zero, not plus: -0 + 0 is 0, but -0 - 0 stays -0.
   return value - Vec<S>{};
 }
 
@@ -126,6 +127,7 @@ DSR_INLINE E element_of(S s) {
 
 DSR_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 DSR_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+DSR_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // n elements, converted from one type to the other; vectors overlap at the end.
 template <typename S, typename E>

@@ -21,8 +21,8 @@ DSR_INLINE Unit unit_at(const GatherPlan& plan, int64_t n, int64_t index) {
           least(plan.unit.band_rows, plan.destination.classes[0].rows - row)};
 }
 
-// Part i of `count` as even parts of [0, total).
-DSR_INLINE int64_t part(int64_t total, int64_t i, int64_t count) { return total * i / count; }
+// Where part i begins, and part i - 1 ends, when [0, total) is cut into `count` even parts.
+DSR_INLINE int64_t boundary(int64_t total, int64_t i, int64_t count) { return total * i / count; }
 
 // Whether an output is so large that no cache holds it until it is read, and lies so that whole
 // vectors of it can go past the caches: reading each line before writing it is saved.
@@ -40,14 +40,14 @@ static bool passes_caches(const GatherArgs<S>& args) {
 
 // Tiles of one class in a whole unit.
 static inline int64_t tiles_of_a_unit(const GatherPlan& plan, int64_t lanes) {
-  const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   if (plan.lanes == Lanes::kPlane) {
     const int64_t rows = (plan.unit.images - 1) * plan.source.image_rows + plan.unit.band_rows;
-    return ceil(rows * plan.source.pitch, lanes * plan.tile.cols);
+    return ceil_div(rows * plan.source.pitch, lanes * plan.tile.cols);
   }
-  const int64_t down = ceil(plan.unit.band_rows, plan.tile.rows);
-  return plan.lanes == Lanes::kRow ? down
-                                   : down * ceil(plan.destination.classes[0].cols, plan.tile.cols);
+  const int64_t down = ceil_div(plan.unit.band_rows, plan.tile.rows);
+  return plan.lanes == Lanes::kRow
+             ? down
+             : down * ceil_div(plan.destination.classes[0].cols, plan.tile.cols);
 }
 
 }  // namespace dsr::cpu::DSR_ISA

@@ -39,7 +39,7 @@ std::string check_pattern(const RewireLayer& layer) {
   return ascending ? std::string() : broken_crow(layer);
 }
 
-std::string describe_entry(const RewireLayer& layer, int64_t entry, double value) {
+std::string not_finite_entry(const RewireLayer& layer, int64_t entry, double value) {
   const int64_t row =
       std::upper_bound(layer.crow, layer.crow + layer.rows + 1, entry) - layer.crow - 1;
   return not_finite(layer, row, layer.col[entry], value);
@@ -50,7 +50,7 @@ std::string find_largest_entry(const RewireLayer& layer, const T* scores, int64_
   double largest = -1;
   for (int64_t i = 0; i < layer.nnz; ++i) {
     const double m = magnitude(scores[i]);
-    if (!(m <= std::numeric_limits<double>::max())) return describe_entry(layer, i, scores[i]);
+    if (!(m <= std::numeric_limits<double>::max())) return not_finite_entry(layer, i, scores[i]);
     if (m > largest) {
       largest = m;
       largest_entry = i;

@@ -68,19 +68,19 @@ __device__ __forceinline__ void accumulate(const char* slab, const int (&at)[Con
   }
 }
 
-// The stream of a warp's non-zeros in one slab: the segments of its rows, one after the other.
+// A warp's non-zeros in one slab: the segments of its channels, one after the other.
 struct Stream {
-  int next, end;  // the next entry, and the end of the present row's segment
-  int rows;       // the warp's rows that exist
+  int next, end;  // the next entry, and the end of the present channel's segment
+  int channels;   // the warp's channels that exist
 };
 
 __device__ __forceinline__ Stream open_stream(const Gather& pass, const GatherWork& work, int block,
                                               int first_row, const int2* bounds) {
-  const int rows = pass.dest_channels - first_row;
-  if (rows <= 0 || pass.classes[work.which].blocks == 0) return {0, 0, 0};
+  const int channels = pass.dest_channels - first_row;
+  if (channels <= 0 || pass.classes[work.which].blocks == 0) return {0, 0, 0};
   const int2 first = bounds[pass.classes[work.which].first_segment +
                             (block * pass.groups + work.group) * pass.dest_channels + first_row];
-  return {first.x, first.y, rows};
+  return {first.x, first.y, channels};
 }
 
 template <class Config, class T>
@@ -93,7 +93,7 @@ __device__ __forceinline__ void add_block(
   int i = stream.next, end = stream.end;
 #pragma unroll
   for (int r = 0; r < Config::kRows; ++r) {
-    const int next_end = r + 1 < Config::kRows && r + 1 < stream.rows ? segments[r + 1].y : 0;
+    const int next_end = r + 1 < Config::kRows && r + 1 < stream.channels ? segments[r + 1].y : 0;
 #pragma unroll 2  // enough loads in flight; more would cost registers and instruction cache
     for (; i + 2 <= end; i += 2) {
       const int4 next = list[i / 2 + 1];
@@ -198,9 +198,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     float sums[Rows][Units][Config::kVector] = {};
     for (int block = 0; block < work.blocks; ++block, into ^= 1) {
       const Stream stream = open_stream(pass, work, block, first_row, bounds);
-      const int4 now = stream.rows > 0 ? list[stream.next / 2] : int4{};
+      const int4 now = stream.channels > 0 ? list[stream.next / 2] : int4{};
       block_barrier();
-      if (stream.rows > 0) {
+      if (stream.channels > 0) {
         add_block<Config, T>(pass, work, block, first_row, slabs + into * pass.slab_bytes, at, list,
                              bounds, stream, now, sums);
       }

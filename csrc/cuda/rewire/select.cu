@@ -42,7 +42,7 @@ void describe_layers(const RewirePlan& plan) {
                [&](int l) { return plan.layers[l].rows + 1; });
 }
 
-Status describe_bad_entry(const RewirePlan& plan, int64_t l, int64_t entry) {
+Status not_finite_entry(const RewirePlan& plan, int64_t l, int64_t entry) {
   const RewireLayer& layer = plan.layers[l];
   const bool is_double = layer.type == ValueType::kFloat64;
   std::vector<int32_t> crow(layer.rows + 1);
@@ -86,7 +86,7 @@ Status fetch_counts(RewirePlan& plan, ThresholdCounts& counts) {
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const LayerFindings& found = plan.host.findings[l];
     if (found.broken != 0) return Status::error(broken_crow(plan.layers[l]));
-    if (found.bad != LayerFindings::kNone) return describe_bad_entry(plan, l, found.bad);
+    if (found.bad != LayerFindings::kNone) return not_finite_entry(plan, l, found.bad);
     counts.less.push_back(static_cast<int64_t>(found.less));
     counts.equal.push_back(static_cast<int64_t>(found.equal));
   }
