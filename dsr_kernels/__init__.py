@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dsr_kernels import nn
+from dsr_kernels import nn  # noqa: F401 (not in __all__: `import *` would hide torch's)
 from dsr_kernels.convert import densify, sparsify
 from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.environment import show_config
@@ -34,7 +34,6 @@ __all__ = [
     "layer_nnz",
     "models",
     "named_sparse_modules",
-    "nn",
     "rewiring",
     "show_config",
     "sparsify",
@@ -42,14 +41,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """dsr_kernels.models and dsr_kernels.rewiring, imported when they are first asked for."""
-    if name in ("models", "rewiring"):
-        from importlib import import_module
+LAZY = ("models", "rewiring")
 
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """dsr_kernels.models and dsr_kernels.rewiring, imported when they are first asked for."""
+        if name in LAZY:
+            from importlib import import_module
+
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *LAZY})

@@ -39,6 +39,12 @@ def imports_of(tree: ast.Module, name: str, modules: set[str]) -> Iterator[tuple
             for alias in node.names:
                 if alias.name.split(".")[0] == PACKAGE:
                     yield alias.name, node.lineno
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__")
+        ):
+            for argument in node.args:
+                if isinstance(argument, ast.Constant) and argument.value.startswith(PACKAGE):
+                    yield argument.value, node.lineno
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{name}:{node.lineno}: imports are absolute"
             if (node.module or "").split(".")[0] == PACKAGE:
@@ -125,6 +131,7 @@ def test_few_files_lie_at_the_top_level():
         ),
         ("if TYPE_CHECKING:\n    import dsr_kernels.high", "dsr_kernels.low:2 imports"),
         ("from dsr_kernels import _C", "dsr_kernels.low:1 imports dsr_kernels"),
+        ('importlib.import_module("dsr_kernels.high")', "dsr_kernels.low:1 imports"),
     ],
 )
 def test_an_import_that_goes_up_is_found(tmp_path, line, message):

@@ -56,7 +56,7 @@ def build_plan(crow_indices: Tensor, col_indices: Tensor, g: Geometry) -> _C.Con
 def sparse_conv2d(
     out: Tensor,  # [N, O, P, Q]
     x: Tensor,  # [N, C, H, W]
-    values: Tensor,  # [nnz]
+    values: Tensor,  # [nnz, 1] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,
@@ -85,7 +85,7 @@ def sparse_conv2d(
 def sparse_conv2d_grad_input(
     out: Tensor,  # [N, C, H, W]
     grad: Tensor,  # [N, O, P, Q]
-    values: Tensor,  # [nnz]
+    values: Tensor,  # [nnz, 1] or [nnz]
     crow_indices: Tensor,
     col_indices: Tensor,
     shape: ConvShape,

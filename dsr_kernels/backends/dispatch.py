@@ -22,7 +22,7 @@ class Backend(Protocol):
         self,
         out: Tensor,  # [N, O, P, Q]
         x: Tensor,  # [N, C, H, W]
-        values: Tensor,  # [nnz]
+        values: Tensor,  # [nnz, 1] or [nnz]
         bias: Tensor | None,  # [O]
         crow_indices: Tensor,  # [O + 1] int32
         col_indices: Tensor,  # [nnz] int32

@@ -69,7 +69,7 @@ def check_sequence(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
 
 def sparse_conv2d(
     x: Tensor,  # [N, C, H, W] or [C, H, W], any strides
-    values: Tensor,  # [nnz]
+    values: Tensor,  # [nnz, 1] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,  # [O + 1] int32
     col_indices: Tensor,  # [nnz] int32
@@ -98,7 +98,7 @@ def sparse_conv2d(
 
 def sparse_linear(
     x: Tensor,  # [..., I]
-    values: Tensor,  # [nnz]
+    values: Tensor,  # [nnz, 1] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.distribution import budget
 from dsr_kernels.nn.compile import let_nnz_vary
-from dsr_kernels.nn.stored import RENAMED, read_weight
+from dsr_kernels.nn.stored import RENAMED, check_stored_pattern, read_weight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
 
@@ -68,6 +68,12 @@ class SparseModule(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A layer that is unpickled may be the first of its process."""
         super().__setstate__(state)
+        if "values" in self._parameters:
+            raise RuntimeError(
+                f"{type(self).__name__}: this pickle was made before the `values` [nnz] of sparse "
+                "layers became `weight_values` [nnz, 1]; save the state_dict with the version of "
+                "dsr_kernels that made it, and load that"
+            )
         let_nnz_vary()
 
     # --- the weight ---
@@ -135,6 +141,14 @@ class SparseModule(nn.Module):
     def dense_module(self) -> nn.Module:
         """The layer of torch.nn that computes the same: O(numel) memory."""
         raise NotImplementedError(f"{type(self).__name__} has no dense twin")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} has no dense weight to set: give it values with "
+                "replace_topology, or tie and load dense weights before sparsify"
+            )
+        super().__setattr__(name, value)
 
     # --- change ---
 
@@ -245,6 +259,9 @@ class SparseModule(nn.Module):
 
         Raises ValueError, before anything changed, for what cannot be this layer's weight.
         """
+        if "weight_values" not in self._parameters:
+            check_stored_pattern(self.weight_shape, self.nnz, state_dict, prefix)
+            return state_dict
         weight = read_weight(self.weight_shape, state_dict, prefix, metadata)
         if weight is None:
             return state_dict

@@ -39,7 +39,7 @@ def read_weight(
         )
     if dense is not None:
         return _from_dense(dense, shape)
-    if f"{prefix}values" in state_dict:
+    if f"{prefix}values" in state_dict and f"{prefix}weight_values" not in state_dict:
         raise ValueError(RENAMED)
     if not found:
         return None
@@ -62,6 +62,24 @@ def read_weight(
         )
     check_pattern(shape, found["crow_indices"], found["col_indices"])
     return found
+
+
+def check_stored_pattern(
+    shape: tuple[int, ...], nnz: int, state_dict: Mapping[str, Any], prefix: str
+) -> None:
+    """Raises ValueError for a pattern that a layer whose values torch parametrizes cannot take.
+
+    Those values are held elsewhere, so the number of non-zeros must stay.
+    """
+    crow, col = (state_dict.get(prefix + part) for part in PARTS[1:])
+    if crow is None or col is None:
+        return
+    if col.numel() != nnz:
+        raise ValueError(
+            f"weight_values is parametrized or pruned by torch, so the layer keeps its {nnz} "
+            f"non-zeros, but the checkpoint has {col.numel()}; load it before that"
+        )
+    check_pattern(shape, _to_int32("crow_indices", crow), _to_int32("col_indices", col))
 
 
 def _from_dense(weight: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ OPS = torch.ops.dsr_kernels
 
 def sparse_conv2d(
     x: Tensor,  # [N, C, H, W]
-    values: Tensor,  # [nnz]
+    values: Tensor,  # [nnz, 1] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,  # [O + 1] int32
     col_indices: Tensor,  # [nnz] int32
@@ -49,7 +49,7 @@ def sparse_conv2d(
 
 def sparse_conv2d_grad_input(
     grad: Tensor,  # [N, O, P, Q]
-    values: Tensor,  # [nnz]
+    values: Tensor,  # [nnz, 1] or [nnz]
     crow_indices: Tensor,
     col_indices: Tensor,
     input_size: Sequence[int],  # (C, H, W)

@@ -32,7 +32,7 @@ def at_pattern(dense: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tens
 
 def sparse_conv2d(
     x: Tensor,  # [N, C, H, W]
-    values: Tensor,  # [nnz]
+    values: Tensor,  # [nnz, 1] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,
@@ -92,7 +92,7 @@ def sparse_conv2d_grad_bias(grad: Tensor) -> Tensor:
 
 def sparse_linear(
     x: Tensor,  # [..., I]
-    values: Tensor,  # [nnz]
+    values: Tensor,  # [nnz, 1] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,

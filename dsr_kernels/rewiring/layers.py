@@ -14,9 +14,13 @@ from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.rewiring.matrix_rules import refuse_matrix_rules
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices [O + 1], col_indices [nnz]
-# State that is one number for all entries, though it looks like an entry's where there is only one:
-# the column factor of torch's Adafactor and of transformers'.
-ONE_FOR_ALL = ("col_var", "exp_avg_sq_col")
+# Of optimizers that factor a matrix's squared gradients (torch's Adafactor, transformers', CAME):
+# the key of the column factor, here one number, and that of the row factor, one number per entry.
+FACTORS = {
+    "col_var": "row_var",
+    "exp_avg_sq_col": "exp_avg_sq_row",
+    "exp_avg_res_col": "exp_avg_res_row",
+}
 Slot = tuple[dict[str, Any], str]  # where a tensor is held: the dict, and its key there
 
 
@@ -130,9 +134,11 @@ def find_layers(model: nn.Module) -> list[SparseLayer]:
     """The model's sparse weights in its order; modules that share a Parameter are one layer."""
     layers: dict[int, SparseLayer] = {}
     for name, module in named_sparse_modules(model):
-        layer = layers.get(id(module.weight_values))
+        # A parametrized layer's values are made anew at each access: it shares them with nobody.
+        shared = module._parameters.get("weight_values", module)
+        layer = layers.get(id(shared))
         if layer is None:
-            layers[id(module.weight_values)] = SparseLayer(name, len(layers), module)
+            layers[id(shared)] = SparseLayer(name, len(layers), module)
         else:
             layer.sharers.append((name, module))
     if not layers:
@@ -200,7 +206,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer | None, layer: SparseLayer)
             )
         if not isinstance(value, Tensor) or value.dim() == 0:
             continue
-        if key in ONE_FOR_ALL or (value.numel() == 1 and layer.weight_values.numel() > 1):
+        if key in FACTORS or (value.numel() == 1 and layer.weight_values.numel() > 1):
             continue  # one number for all entries
         if value.shape not in (layer.weight_values.shape, layer.weight_values.shape[:1]):
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dsr_kernels.rewiring.layers import Slot, SparseLayer, optimizer_state
+from dsr_kernels.rewiring.layers import FACTORS, Slot, SparseLayer, optimizer_state
 
 
 class Move:
@@ -48,6 +48,13 @@ class Move:
         self.state: list[tuple[dict[str, Any], str, Tensor, Tensor]] = [
             (state, key, state[key].contiguous(), successor(state[key])) for state, key in held
         ]
+        # Of a single column the factor is the mean of the row factors, which change now.
+        self.column_factors = [
+            (state, key, state[key])
+            for state in {id(state): state for state, _ in held}.values()
+            for key in FACTORS
+            if key in state
+        ]
 
     def output(self, ranks: Tensor | None) -> tuple:
         """The addresses for the native plan: it writes crow and col, moves each array of
@@ -70,6 +77,10 @@ class Move:
         self._replace(self._new_pattern(), self.new_values)
         for state, key, _, new in self.state:
             state[key] = new
+        for state, key, old in self.column_factors:
+            row = state[FACTORS[key]]
+            if row.numel():
+                state[key] = row.mean().expand_as(old).clone()
 
     def _new_pattern(self) -> tuple[Tensor, Tensor]:
         crow, col = self.new_blocks
@@ -83,6 +94,8 @@ class Move:
         """Puts the old tensors back, also after half of a `make`."""
         self._replace(self.old_pattern, self.old_values)
         for state, key, old, _ in self.state:
+            state[key] = old
+        for state, key, old in self.column_factors:
             state[key] = old
         self.layer.weight_values.grad = self.grad
 

@@ -1,4 +1,4 @@
-"""What other people's recipes do with weight_values [nnz, 1]: decay, names, torch.nn.utils."""
+"""What training scripts do with weight_values [nnz, 1]: decay, names, torch.nn.utils."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize, prune
 
 from dsr_kernels import SparseConv1d, SparseConv2d, SparseLinear, sparsify
 from dsr_kernels.rewiring import DSR
+from dsr_kernels.rewiring.layers import find_layers
 
 
 class Net(nn.Module):
@@ -151,3 +152,31 @@ def test_initialisation_by_shape_sees_a_fan_in_of_one():
     nn.init.kaiming_normal_(dense.weight)
     layer = SparseLinear.from_dense(dense, 0.9, keep="random")
     assert abs(layer.weight_values.std() / (2 / 400) ** 0.5 - 1) < 0.05
+
+
+@pytest.mark.parametrize("how", ["parametrize", "prune"])
+def test_a_parametrized_or_pruned_layer_loads_its_own_state(how):
+    def made(seed: int) -> SparseLinear:
+        generator = torch.Generator().manual_seed(seed)
+        linear = SparseLinear(8, 8, nnz=6, generator=generator)
+        if how == "prune":
+            prune.l1_unstructured(linear, "weight_values", 0.5)
+        else:
+            parametrize.register_parametrization(linear, "weight_values", Doubled())
+        return linear
+
+    one, two = made(0), made(1)
+    two.load_state_dict(one.state_dict())
+    x = torch.randn(3, 8)
+    assert torch.equal(one(x), two(x))
+    other = SparseLinear(8, 8, nnz=7)
+    state = {**one.state_dict(), "col_indices": other.col_indices}
+    with pytest.raises(RuntimeError, match="keeps its 6 non-zeros, but the checkpoint has 7"):
+        two.load_state_dict(state)
+
+
+def test_parametrized_layers_are_layers_of_their_own():
+    model = nn.Sequential(*(SparseLinear(8, 8, nnz=6) for _ in range(6)))
+    for linear in model:
+        parametrize.register_parametrization(linear, "weight_values", Doubled())
+    assert [layer.name for layer in find_layers(model)] == list("012345")

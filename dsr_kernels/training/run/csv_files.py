@@ -60,13 +60,15 @@ def cell(value: Any) -> str:
 def read_csv(path: Path) -> list[Row]:
     """The rows of a table of numbers, None where a cell is empty; no rows where there is no file.
 
-    Raises UsageError for a cell that is no number and for a row that is too long.
+    A last row that a kill has cut is left out. Raises UsageError for what is no text, for a cell
+    that is no number and for a row with too few or too many cells.
     """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        rows = list(csv.DictReader(whole.splitlines(), restval="too few cells"))
         return [{k: float(v) if v else None for k, v in row.items()} for row in rows]
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: not a table of numbers: {error}") from None
