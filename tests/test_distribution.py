@@ -10,7 +10,7 @@ import dsr_kernels
 from dsr_kernels import SparseConv2d, named_sparse_modules
 from dsr_kernels.distribution import apportion, check_uniform
 from dsr_kernels.models import lenet_300_100
-from dsr_kernels.models._layers import lay_out_
+from dsr_kernels.models.layers import lay_out_
 from dsr_kernels.topology import Topology
 
 

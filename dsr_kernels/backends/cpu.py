@@ -162,8 +162,10 @@ def _scratch(size: int) -> Tensor:
     return kept
 
 
-def _activation(x: Tensor, g: Geometry) -> tuple:
-    """Address, whether it holds bfloat16, and strides with the row length of the geometry."""
+def _activation(x: Tensor, g: Geometry) -> tuple[int, bool, tuple[int, ...]]:
+    """Address, whether it holds bfloat16, and strides. Where the geometry views an image as longer
+    rows, so does the stride of a row.
+    """
     n, c, h, w = x.stride()
     if g.lanes == "plane" and x.shape[2] not in (g.input_size[1], g.output_size[1]):
         h = g.input_size[2] * w

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsr_kernels.models._layers import LayerFactory, initialize_, scaled
+from dsr_kernels.models.layers import LayerFactory, initialize_, scaled
 
 
 class LeNet300100(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dsr_kernels.models._layers import LayerFactory, initialize_, scaled
+from dsr_kernels.models.layers import LayerFactory, initialize_, scaled
 
 
 class BasicBlock(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from dsr_kernels.distribution import layer_nnz
-from dsr_kernels.models._layers import weight_tensors
+from dsr_kernels.models.layers import weight_tensors
 
 STEPS = 1000  # widths are multiples of 1 / STEPS
 

@@ -161,7 +161,8 @@ class Rewirer(FromRecipe):
         """Continues where `state_dict` was taken. Load model and optimizer first. The schedule
         stays the one given at construction.
 
-        Raises ValueError for a state of another version, method or mode, or with other keys.
+        Raises ValueError for a state of another version or method, with other keys, or that the
+        method refuses.
         """
         own = self.state_dict()
         for key in ("version", "method"):  # before the keys, which follow from both

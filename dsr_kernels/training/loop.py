@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from dsr_kernels.errors import Interrupted, TrainingStopped, UsageError
-from dsr_kernels.models._layers import weight_tensors
+from dsr_kernels.models.layers import weight_tensors
 from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.rewiring.exploration import Exploration
 from dsr_kernels.training import placement, take_over

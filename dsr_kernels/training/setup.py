@@ -12,7 +12,7 @@ from torch import nn
 from dsr_kernels import models
 from dsr_kernels.distribution import check_uniform
 from dsr_kernels.errors import UsageError
-from dsr_kernels.models._layers import lay_out_, weight_shape
+from dsr_kernels.models.layers import lay_out_, weight_shape
 from dsr_kernels.nn import named_sparse_modules
 from dsr_kernels.training.data.sets import DataSet
 from dsr_kernels.training.data.streams import stream

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dsr_kernels.distribution import budget
 from dsr_kernels.errors import UsageError
-from dsr_kernels.models._layers import draw_
+from dsr_kernels.models.layers import draw_
 from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
 from dsr_kernels.training.data.sets import DataSet

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsr_kernels.models import lenet_300_100, resnet18, resnet50, wrn_28
-from dsr_kernels.models._layers import weight_shape, weight_tensors
+from dsr_kernels.models.layers import weight_shape, weight_tensors
 from dsr_kernels.nn import SparseConv2d, SparseLinear, named_sparse_modules
 
 
