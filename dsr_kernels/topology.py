@@ -173,7 +173,7 @@ def check_nnz(weight_shape: Sequence[int], nnz: int) -> None:
 
 
 def check_pattern(weight_shape: Sequence[int], crow: Tensor, col: Tensor) -> None:
-    """Raises ValueError unless (crow, col) is a sorted CSR pattern of the shape, each entry once."""
+    """Raises ValueError unless (crow, col) is a sorted CSR pattern of the shape, no entry twice."""
     shape = check_shape(weight_shape)
     rows, row_length = shape[0], math.prod(shape[1:])
     for name, index in (("crow_indices", crow), ("col_indices", col)):
