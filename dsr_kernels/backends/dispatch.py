@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import native
+from dsr_kernels.backends import cpu, native
 from dsr_kernels.backends.conv_shape import ConvShape
 
 
@@ -58,6 +58,9 @@ class Backend(Protocol):
         grad: Tensor,  # [N, O, P, Q]
     ) -> Tensor:
         """out = grad summed over batch and image."""
+
+
+CPU: Backend = cpu  # so that mypy holds it against the protocol; callers name `cpu` itself
 
 
 def gpu_backend(device: torch.device) -> Backend:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dsr_kernels.backends import cpu, dispatch
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.dispatch import Backend
 from dsr_kernels.backends.native import DTYPE_CODES
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -244,8 +243,11 @@ def sparse_conv2d(
     shape: ConvShape,
 ) -> Tensor:
     out = conv2d_result(x, values, bias, crow_indices, col_indices, shape)
-    backend: Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
-    return backend.sparse_conv2d(out, x, values, bias, crow_indices, col_indices, shape)
+    if out.is_cpu:
+        return cpu.sparse_conv2d(out, x, values, bias, crow_indices, col_indices, shape)
+    return dispatch.gpu_backend(out.device).sparse_conv2d(
+        out, x, values, bias, crow_indices, col_indices, shape
+    )
 
 
 def sparse_conv2d_grad_input(
@@ -260,8 +262,11 @@ def sparse_conv2d_grad_input(
     out = grad_input_result(
         grad, values, crow_indices, col_indices, input_size, shape, channels_last
     )
-    backend: Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
-    return backend.sparse_conv2d_grad_input(out, grad, values, crow_indices, col_indices, shape)
+    if out.is_cpu:
+        return cpu.sparse_conv2d_grad_input(out, grad, values, crow_indices, col_indices, shape)
+    return dispatch.gpu_backend(out.device).sparse_conv2d_grad_input(
+        out, grad, values, crow_indices, col_indices, shape
+    )
 
 
 def sparse_conv2d_grad_weight(
@@ -273,11 +278,15 @@ def sparse_conv2d_grad_weight(
     dtype: torch.dtype,
 ) -> Tensor:
     out = grad_weight_result(x, grad, crow_indices, col_indices, shape, dtype)
-    backend: Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
-    return backend.sparse_conv2d_grad_weight(out, x, grad, crow_indices, col_indices, shape)
+    if out.is_cpu:
+        return cpu.sparse_conv2d_grad_weight(out, x, grad, crow_indices, col_indices, shape)
+    return dispatch.gpu_backend(out.device).sparse_conv2d_grad_weight(
+        out, x, grad, crow_indices, col_indices, shape
+    )
 
 
 def sparse_conv2d_grad_bias(grad: Tensor, dtype: torch.dtype) -> Tensor:
     out = grad_bias_result(grad, dtype)
-    backend: Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
-    return backend.sparse_conv2d_grad_bias(out, grad)
+    if out.is_cpu:
+        return cpu.sparse_conv2d_grad_bias(out, grad)
+    return dispatch.gpu_backend(out.device).sparse_conv2d_grad_bias(out, grad)

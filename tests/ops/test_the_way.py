@@ -15,7 +15,7 @@ WAY = [
     ("nn/layers.py", "forward", "functional.sparse_conv2d"),
     ("nn/functional.py", "sparse_conv2d", "autograd.sparse_conv2d"),
     ("ops/autograd.py", "sparse_conv2d", "library.sparse_conv2d"),
-    ("ops/library.py", "sparse_conv2d", "backend.sparse_conv2d"),  # `cpu`, by the line above
+    ("ops/library.py", "sparse_conv2d", "cpu.sparse_conv2d"),
     (
         "backends/cpu.py",
         "sparse_conv2d",
