@@ -36,6 +36,7 @@ print(rewiring is dsr_kernels.rewiring)
 
 def test_dir_lists_every_public_name_and_others_are_errors():
     assert set(dsr_kernels.__all__) <= set(dir(dsr_kernels))
+    assert "nn" not in dsr_kernels.__all__  # `import *` would hide torch's
     assert all(hasattr(dsr_kernels, name) for name in dsr_kernels.__all__)
     with pytest.raises(AttributeError, match="module 'dsr_kernels' has no attribute 'modles'"):
         dsr_kernels.modles  # noqa: B018

@@ -122,6 +122,14 @@ class SparseModule(nn.Module):
             )
         return super().__getattr__(name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} has no dense weight to set: give it values with "
+                "replace_topology, or tie and load dense weights before sparsify"
+            )
+        super().__setattr__(name, value)
+
     # --- its dense twin, which each layer has of its own kind ---
 
     @classmethod
@@ -141,14 +149,6 @@ class SparseModule(nn.Module):
     def dense_module(self) -> nn.Module:
         """The layer of torch.nn that computes the same: O(numel) memory."""
         raise NotImplementedError(f"{type(self).__name__} has no dense twin")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            raise AttributeError(
-                f"{type(self).__name__} has no dense weight to set: give it values with "
-                "replace_topology, or tie and load dense weights before sparsify"
-            )
-        super().__setattr__(name, value)
 
     # --- change ---
 

@@ -238,3 +238,20 @@ def test_gradient_checkpointing_and_clipping():
     conv(x).sum().backward()
     assert torch.equal(conv.weight_values.grad, gradient)
     torch.nn.utils.clip_grad_norm_(conv.parameters(), 0.1)
+
+
+def test_a_dense_weight_cannot_be_set():
+    """Weights tied after sparsify would be held, saved and never used."""
+    linear = SparseLinear(4, 3)
+    with pytest.raises(AttributeError, match=r"no dense weight to set: .* before sparsify"):
+        linear.weight = nn.Parameter(torch.ones(3, 4))
+    assert [name for name, _ in linear.named_parameters()] == ["weight_values", "bias"]
+
+
+def test_a_pickle_from_before_the_values_were_renamed_is_refused():
+    linear = SparseLinear(4, 3)
+    state = linear.__getstate__() if hasattr(nn.Module, "__getstate__") else dict(vars(linear))
+    parameters = dict(linear._parameters)
+    parameters["values"] = parameters.pop("weight_values")
+    with pytest.raises(RuntimeError, match="this pickle was made before the `values`"):
+        SparseLinear.__new__(SparseLinear).__setstate__({**state, "_parameters": parameters})

@@ -1,11 +1,9 @@
 """DSR and Static as a user meets them: arguments, schedule, threshold, reports."""
 
-import copy
 import math
 
 import pytest
 import torch
-from helpers.nn_cases import states_equal
 from torch import nn
 
 from dsr_kernels.nn import SparseConv2d, SparseLinear, named_sparse_modules
@@ -299,25 +297,3 @@ def test_static_counts_and_touches_nothing():
     other = Static(make_model())
     other.load_state_dict(rewirer.state_dict())
     assert other.iteration == 200
-
-
-@pytest.mark.parametrize(
-    "scores",
-    [
-        lambda weights: weights[:3],
-        lambda weights: weights[:, None],
-        lambda weights: weights.repeat_interleave(2)[::2],
-        lambda weights: weights.half(),
-    ],
-)
-def test_scores_that_are_not_one_number_for_each_entry_are_refused(scores):
-    class Wrong(DSR):
-        def _scores(self, layers):
-            return [scores(layer.magnitudes()) for layer in layers]
-
-    model = make_model()
-    before = copy.deepcopy(model)
-    rewirer = Wrong(model, torch.optim.SGD(model.parameters(), lr=0.1), every=1)
-    with pytest.raises(ValueError, match=r"layer '0': expected contiguous float32 .* scores"):
-        rewirer.rewire()
-    assert states_equal(model, before)
