@@ -160,6 +160,8 @@ for _op in (
 ):
     _overload = getattr(torch.ops.dsr_kernels, _op.name).default
     _autograd = _with_derivative(_op.function, _overload)
-    library.library.impl(_op.name, _op.flat(_op.kernel), "CompositeExplicitAutograd")
-    library.library.impl(_op.name, _op.flat(_autograd), "Autograd")
-    torch.library.register_fake(f"dsr_kernels::{_op.name}", _op.flat(_op.fake), lib=library.library)
+    library.NAMESPACE.impl(_op.name, _op.flat(_op.kernel), "CompositeExplicitAutograd")
+    library.NAMESPACE.impl(_op.name, _op.flat(_autograd), "Autograd")
+    torch.library.register_fake(
+        f"dsr_kernels::{_op.name}", _op.flat(_op.fake), lib=library.NAMESPACE
+    )

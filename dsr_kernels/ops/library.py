@@ -26,7 +26,7 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 _SHAPE = "int[4] weight_shape, int[2] stride, int[4] padding, int[2] dilation, int groups"
 _PATTERN = "Tensor crow_indices, Tensor col_indices"
 
-library = torch.library.Library("dsr_kernels", "DEF")
+NAMESPACE = torch.library.Library("dsr_kernels", "DEF")
 for _schema in (
     f"sparse_conv2d(Tensor x, Tensor values, Tensor? bias, {_PATTERN}, {_SHAPE}) -> Tensor",
     f"sparse_conv2d_grad_input(Tensor grad, Tensor values, {_PATTERN}, SymInt[3] input_size,"
@@ -35,7 +35,7 @@ for _schema in (
     " -> Tensor",
     "sparse_conv2d_grad_bias(Tensor grad, ScalarType dtype) -> Tensor",
 ):
-    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    NAMESPACE.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 # --- argument checks ------------------------------------------------------------------------------

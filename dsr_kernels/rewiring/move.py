@@ -49,11 +49,9 @@ class Move:
             (state, key, state[key].contiguous(), successor(state[key])) for state, key in held
         ]
         # Of a single column the factor is the mean of the row factors, which change now.
+        own = {} if optimizer is None else optimizer.state.get(layer.weight_values, {})
         self.column_factors = [
-            (state, key, state[key])
-            for state in {id(state): state for state, _ in held}.values()
-            for key in FACTORS
-            if key in state
+            (own, key, own[key]) for key, row in FACTORS.items() if key in own and row in own
         ]
 
     def output(self, ranks: Tensor | None) -> tuple:

@@ -250,8 +250,7 @@ def test_a_dense_weight_cannot_be_set():
 
 def test_a_pickle_from_before_the_values_were_renamed_is_refused():
     linear = SparseLinear(4, 3)
-    state = linear.__getstate__() if hasattr(nn.Module, "__getstate__") else dict(vars(linear))
     parameters = dict(linear._parameters)
     parameters["values"] = parameters.pop("weight_values")
     with pytest.raises(RuntimeError, match="this pickle was made before the `values`"):
-        SparseLinear.__new__(SparseLinear).__setstate__({**state, "_parameters": parameters})
+        SparseLinear.__new__(SparseLinear).__setstate__({**vars(linear), "_parameters": parameters})
