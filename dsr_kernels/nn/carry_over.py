@@ -90,7 +90,8 @@ def additions(layer: nn.Module, plain: nn.Module) -> Iterator[tuple[str, str]]:
     """(container, name) of what `layer` has and `plain`, a new one of its class, has not."""
     for container in CONTAINERS:
         own, made = getattr(layer, container), getattr(plain, container)
-        yield from ((container, name) for name in own if name not in made)
+        names = (name for name in own if name not in made and not hasattr(type(layer), name))
+        yield from ((container, name) for name in names)
 
 
 def carry_over(

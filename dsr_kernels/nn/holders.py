@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-CONTAINERS: tuple[type, ...] = (list, tuple, set, frozenset, deque, dict, partial)
+CONTAINERS: tuple[type[Any], ...] = (list, tuple, set, frozenset, deque, dict, partial)
 # Not looked into. An optimizer holds parameters on purpose, and is to be built anew.
 ATOMS: tuple[type, ...] = (
     *(str, bytes, int, float, complex, type(None), type, ModuleType, BuiltinFunctionType),
@@ -163,7 +163,7 @@ class Exchange:
         elif isinstance(value, partial):
             old = [value.func, *value.args, *value.keywords.values()]
         elif isinstance(value, CONTAINERS):
-            old = list(value)
+            old = [*value]
         else:
             return value
         new = [self(part) for part in old]
@@ -173,10 +173,11 @@ class Exchange:
             count = 1 + len(value.args)
             keywords = dict(zip(value.keywords, new[count:], strict=True))
             return partial(*new[:count], **keywords)
+        kind: Any = type(value)
         if isinstance(value, tuple):
-            return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+            return kind(*new) if hasattr(value, "_fields") else kind(new)
         if isinstance(value, frozenset):
-            return type(value)(new)
+            return kind(new)
         value.clear()
         if isinstance(value, dict):
             value.update(zip(new[::2], new[1::2], strict=True))
