@@ -52,8 +52,19 @@ def sparsify(
     over='model', N counts the weights of all convolutions and linear layers, and the others make
     up for the layers that stay dense or have a sparsity of their own.
 
-    A layer that cannot be converted stays dense with a warning. Raises ValueError for a glob that
-    fits no layer, for a sparsity out of reach, and where there is nothing to convert.
+    Data that hangs on a layer is carried over: attributes of the layer and of its parameters,
+    further parameters, buffers and submodules. Code is not: a layer with hooks of its own, of its
+    weight or of its bias, with a forward of its own, or held by a function, stays dense with a
+    warning, as does every layer that cannot be converted. Gradients stay behind, as in
+    copy.deepcopy. nn/carry_over.py has the whole rule. Attributes of modules, lists, tuples, dicts,
+    sets and other objects that hold a layer hold its twin then. An optimizer must be built anew.
+
+    On meta the layers are on meta and have no pattern yet, only their number of non-zeros: after
+    `to_empty` a checkpoint brings the pattern, or reset_parameters draws it. So there `keep` must
+    be 'random', and nothing is drawn from `generator`.
+
+    Raises ValueError for a glob that fits no layer, for a sparsity out of reach, where there is
+    nothing to convert, and for a `keep` that needs weights on meta. Then nothing has changed.
     """
     check_choice(keep, "keep", KEEP)
     check_choice(over, "over", ("converted", "model"))

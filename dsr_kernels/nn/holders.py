@@ -169,11 +169,10 @@ class Exchange:
         new = [self(part) for part in old]
         if all(a is b for a, b in zip(old, new, strict=True)):
             return value
+        kind: Any = type(value)
         if isinstance(value, partial):
             count = 1 + len(value.args)
-            keywords = dict(zip(value.keywords, new[count:], strict=True))
-            return partial(*new[:count], **keywords)
-        kind: Any = type(value)
+            return kind(*new[:count], **dict(zip(value.keywords, new[count:], strict=True)))
         if isinstance(value, tuple):
             return kind(*new) if hasattr(value, "_fields") else kind(new)
         if isinstance(value, frozenset):

@@ -20,7 +20,7 @@ KINDS: dict[type[DenseLayer], type[SparseModule]] = {
 # Containers of torch.nn whose own code reads the weights of their linear layers.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 # Wrappers that keep hold of the parameters of all that is in them, by name: importing is slow.
-HOLD_PARAMETERS = ("DistributedDataParallel", "FullyShardedDataParallel")
+HOLD_PARAMETERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
 
 def layer_names(model: nn.Module) -> dict[DenseLayer, list[str]]:
@@ -47,7 +47,7 @@ def obstacles(
         sharer = next((name for name, other in sharing if other is not module), None)
         if sharer is not None:
             found[module] = f"its weight is shared with {sharer}"
-        elif reason := why_not(module, kind, KINDS[kind]) or around.get(module):
+        elif reason := around.get(module) or why_not(module, kind, KINDS[kind]):
             found[module] = reason
         else:
             free[module] = module.weight
@@ -69,7 +69,7 @@ def obstacles_to_dense(
             if other is not module and not _same_weight(module, other):
                 reason = reason or f"its weight_values are shared with {name}, its pattern is not"
         if reason is not None:
-            found[module] = reason
+            found.setdefault(module, reason)
         elif values is not None:
             free[module] = values
     found = unreachable(model, free, copies) | found

@@ -69,17 +69,12 @@ CODE = {
     "pruned": lambda m: prune.random_unstructured(m, weight_name(m), 1),
     "pruned bias": lambda m: prune.random_unstructured(m, "bias", 1),
     "tensor subclass": subclassed,
-    "a name of the twin's": lambda m: setattr(
-        m, "in_features" if isinstance(m, SparseLinear) else "nnz", 3
-    ),
 }
 
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("kind", CODE)
 def test_code_is_refused_by_name_before_anything_changes(kind, sparse):
-    if sparse and kind == "a name of the twin's":
-        pytest.skip("a sparse layer has the names of its twin")
     layer, other = made(sparse), made(sparse)
     CODE[kind](layer)
     model = nn.Sequential(other, layer)
@@ -194,6 +189,15 @@ def test_a_layer_that_is_not_what_its_arguments_say_is_refused():
     linear.weight = nn.Parameter(torch.ones(5, 4))
     with pytest.raises(TypeError, match=r"its weight is of shape \(5, 4\), its arguments say"):
         SparseLinear.from_dense(linear, 0.5)
+
+
+def test_a_name_that_the_twin_needs_is_refused():
+    linear = nn.Linear(4, 3)
+    linear.nnz = 7
+    with pytest.raises(TypeError, match="its attribute nnz has a name that SparseLinear needs"):
+        SparseLinear.from_dense(linear, 0.5)
+    with pytest.raises(ValueError, match="the model: its attribute nnz"):
+        sparsify(linear)
 
 
 def test_gradients_stay_behind():
