@@ -77,9 +77,12 @@ def sparsify(
     dense = _count(model, kept_dense) if over == "model" else None
     counts = _share_out(shapes, sparsity, distribution, fixed, dense)
     twins: dict[nn.Module, nn.Module] = {}
-    for module, nnz in zip(layers.values(), counts, strict=True):
+    for (name, module), nnz in zip(layers.items(), counts, strict=True):
         twin = KINDS[type(module)]
-        twins[module] = twin.from_dense(module, nnz=nnz, keep=keep, generator=generator)
+        try:
+            twins[module] = twin.from_dense(module, nnz=nnz, keep=keep, generator=generator)
+        except ValueError as error:
+            raise ValueError(f"sparsify: layer {name or 'the model'!r}: {error}") from None
     sparse = _exchange(model, twins, inplace)
     _excluded.update({sparse.get_submodule(name): why for name, why in excluded.items()})
     return sparse
