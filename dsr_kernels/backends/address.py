@@ -13,9 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# torch's stubs do not know these.
+# Whether a tensor shares its memory copy-on-write. torch's stubs do not know these two.
 is_shared: Callable[[Tensor], bool] = torch._C._is_cow_tensor  # type: ignore[attr-defined]
-place_of: Callable[[Tensor], int] = torch._C._data_address  # type: ignore[attr-defined]
+# The address of a tensor's storage, not of a view's first element; asks for no memory to write to.
+storage_address: Callable[[Tensor], int] = torch._C._data_address  # type: ignore[attr-defined]
 
 
 def address(tensor: Tensor) -> int:
@@ -40,7 +41,16 @@ def address_to_read(tensor: Tensor) -> int:
     torch copies a tensor that shares its memory copy-on-write (see patterns.py) when it gives out
     an address that can be written to. This one leaves it shared.
     """
-    return place_of(tensor) if is_shared(tensor) else address(tensor)
+    try:
+        shared = is_shared(tensor)
+    except (RuntimeError, NotImplementedError):
+        raise refusal(tensor) from None
+    if not shared:
+        return address(tensor)
+    place = storage_address(tensor)
+    if not place and tensor.numel():
+        raise refusal(tensor)
+    return place + int(tensor.storage_offset()) * tensor.element_size()
 
 
 def refusal(tensor: Tensor) -> TypeError:

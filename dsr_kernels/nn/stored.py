@@ -39,7 +39,7 @@ class StoredWeight(PatternOwner):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        self._name = prefix[:-1] or self._name
+        self.know_name(prefix[:-1])
         self._verify()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
@@ -61,7 +61,7 @@ class StoredWeight(PatternOwner):
         The checkpoint has `weight_values`, `crow_indices` and `col_indices`, or a dense `weight`,
         of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
-        self._name = prefix[:-1] or self._name
+        self.know_name(prefix[:-1])
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
         except ValueError as error:
