@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.retired import retire
+from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.leaf import set_data
 from dsr_kernels.nn.pattern_owner import PatternOwner
 from dsr_kernels.ops.reference import at_pattern
@@ -97,6 +98,7 @@ class StoredWeight(PatternOwner):
                 f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
             )
         nnz = weight["weight_values"].shape[0]
+        refuse_held(self.weight_values, nnz, self.label())
         if nnz != self.col_indices.numel():
             self._resize(nnz)
         self._pattern_pending = False
