@@ -33,9 +33,9 @@ def address(tensor: Tensor) -> int:
         place = tensor.data_ptr()
     except (RuntimeError, NotImplementedError, ValueError):  # sparse, or stands for another tensor
         raise refusal(tensor) from None
-    if tensor.dtype in DTYPES and not tensor.is_neg() and not tensor.is_nested:
-        if place or not tensor.numel():
-            return place
+    holds = tensor.dtype in DTYPES and not tensor.is_neg() and not tensor.is_nested
+    if holds and (place or not tensor.numel()):
+        return place
     raise refusal(tensor)
 
 
