@@ -100,6 +100,7 @@ def _with_derivative(function: type[torch.autograd.Function], overload: Op) -> O
         tensors = tuple(a for a in args if isinstance(a, Tensor))
         _refuse_tangents(tensors)
         if autograd.is_recorded(tensors):
+            _refuse_functorch()
             return function.apply(below, *args)
         return below(*args)
 
@@ -115,6 +116,15 @@ def _refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
                 "dsr_kernels: forward-mode AD (forward_ad.make_dual, torch.func.jvp) is not "
                 "supported; the sparse layers have reverse-mode derivatives of any order"
             )
+
+
+def _refuse_functorch() -> None:
+    """vmap alone is torch's to unroll, and does not come here."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "dsr_kernels: torch.func.grad, vjp, jacrev and hessian are not supported by the sparse "
+            "layers; use torch.autograd.grad or torch.autograd.functional, of any order"
+        )
 
 
 # --- registration ---------------------------------------------------------------------------------
