@@ -172,5 +172,5 @@ def test_derivatives_of_functorch_are_refused_in_a_sentence(transform):
         return torch.func.functional_call(layer, parameters, (torch.ones(2, 4),)).sum()
 
     call = getattr(torch.func, transform)
-    with pytest.raises(NotImplementedError, match="use torch.autograd.grad"):
+    with pytest.raises(NotImplementedError, match=r"use torch\.autograd\.grad"):
         call(loss, tensors) if transform == "vjp" else call(loss)(tensors)
