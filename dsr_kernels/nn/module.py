@@ -32,6 +32,7 @@ class SparseModule(nn.Module):
     bias: nn.Parameter | None
     crow_indices: Tensor
     col_indices: Tensor
+    times_given: int = 0  # the weight, by a load or replace_topology; versions count more than that
 
     def __init__(
         self,
@@ -187,6 +188,7 @@ class SparseModule(nn.Module):
         self.crow_indices, self.col_indices = crow_indices, col_indices
         set_data(parameter, values.detach().contiguous().view(nnz, 1))
         self._pattern_pending = False
+        self.times_given += 1
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws values and bias anew, on the present pattern.
@@ -278,6 +280,7 @@ class SparseModule(nn.Module):
             empty = torch.empty(nnz, 1, dtype=self.weight_values.dtype, device=device)
             set_data(self.weight_values, empty)
         self._pattern_pending = False
+        self.times_given += 1
         own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
         own.pop(f"{prefix}weight", None)
         return own | {prefix + part: tensor for part, tensor in weight.items()}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.rewiring.layers import find_layers
+from dsr_kernels.rewiring.names import under_names
 
 
 class Exploration:
@@ -67,6 +68,7 @@ class Exploration:
             layer.name: bitmap.shape
             for layer, bitmap in zip(self._layers, self._bitmaps, strict=True)
         }
+        state = under_names(expected, state)
         found = {name: bitmap.shape for name, bitmap in state.items()}
         if found != expected:
             raise ValueError(f"state_dict: expected bitmaps {expected}, got {found}")
