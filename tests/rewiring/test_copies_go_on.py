@@ -23,7 +23,9 @@ class Small:
 
     def __init__(self, method: str) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(SparseLinear(12, 8, nnz=40), nn.Tanh(), SparseLinear(8, 8, nnz=24))
+        self.model = nn.Sequential(
+            SparseLinear(12, 8, nnz=40), nn.Tanh(), SparseLinear(8, 8, nnz=24)
+        )
         self.model.append(self.model[2])
         self.optimizer = OPTIMIZERS["momentum"](self.model.parameters())
         make, arguments = METHODS[method]
