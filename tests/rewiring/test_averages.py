@@ -99,7 +99,8 @@ def test_what_has_grown_is_averaged_from_0(average):
 @pytest.mark.parametrize("average", ["AveragedModel over buffers", "ModelEmaV2"])
 def test_an_average_whose_indices_were_rounded_is_refused_and_nothing_changes(average):
     model, ema, rewirer = start(average, 0.9999, make_layer(16, {0: 4.0, 11: 8.0}))
-    ema.update(model)
+    if ema.module[0].col_indices.tolist() == [0, 11]:  # torch's copies the first time
+        ema.update(model)
     assert ema.module[0].col_indices.tolist() == [0, 10]
     message = r"layer '0' and '[a-z.]*0 of \w+': expected the same .*rounded \(AveragedModel\("
     for call in (rewirer.rewire, rewirer.step):

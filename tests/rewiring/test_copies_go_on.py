@@ -135,6 +135,7 @@ def test_a_pickle_of_another_process_does_not_take_its_backward_pass_for_one_of_
 
 def test_a_copy_that_dies_leaves_no_watcher():
     original = Small("rigl")
+    gc.collect()
     before = len(watch.watchers)
     twin = copy.deepcopy((original.model, original.optimizer, original.rewirer))
     assert len(watch.watchers) == before + 1
