@@ -1,7 +1,7 @@
 """The sparse weight in a checkpoint: which keys hold it, and what is checked before it is loaded.
 
 A checkpoint holds `<fqn>.weight_values`, `<fqn>.crow_indices`, `<fqn>.col_indices` and
-`<fqn>.bias`. The weight's shape goes into the state_dict's metadata, where torch.save keeps it.
+`<fqn>.bias`, and the dense weight's shape in `<fqn>.dense_shape`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dsr_kernels.backends.retired import retire
+from dsr_kernels.nn.leaf import set_data
+from dsr_kernels.nn.pattern_owner import PatternOwner
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
@@ -22,6 +25,105 @@ RENAMED = (
     "[nnz, 1]; rename them first: for k in [k for k in state_dict if k.split('.')[-1] == 'values']:"
     " state_dict[k[:-6] + 'weight_values'] = state_dict.pop(k)[:, None]"
 )
+
+
+class StoredWeight(PatternOwner):
+    """A layer whose sparse weight goes into checkpoints, and comes from them at any size."""
+
+    weight_values: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        self._name = prefix[:-1] or self._name
+        self._verify()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["weight_shape"] = list(self.weight_shape)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As nn.Module, but the module first takes on the checkpoint's number of non-zeros.
+
+        The checkpoint has `weight_values`, `crow_indices` and `col_indices`, or a dense `weight`,
+        of which the non-zeros are taken. Anything else is an error and changes nothing.
+        """
+        self._name = prefix[:-1] or self._name
+        try:
+            state_dict = self._fit_to(state_dict, prefix, local_metadata)
+        except ValueError as error:
+            message = f"{prefix[:-1] or type(self).__name__}: {error}"
+            if str(error) == RENAMED:  # true of every layer
+                message = RENAMED
+            if message not in error_msgs:
+                error_msgs.append(message)
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if not self._pattern_pending:
+            self._own()
+
+    def _fit_to(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch copies.
+
+        Raises ValueError, before anything changed, for what cannot be this layer's weight.
+        """
+        if "weight_values" not in self._parameters:
+            check_stored_pattern(self.weight_shape, self.col_indices.numel(), state_dict, prefix)
+            return {**state_dict, f"{prefix}dense_shape": torch.tensor(self.weight_shape)}
+        weight = read_weight(self.weight_shape, state_dict, prefix, metadata)
+        if weight is None:
+            return state_dict
+        bias = state_dict.get(f"{prefix}bias")
+        if self.bias is not None and bias is not None and bias.shape != self.bias.shape:
+            raise ValueError(
+                f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
+            )
+        nnz = weight["weight_values"].shape[0]
+        if nnz != self.col_indices.numel():
+            self._resize(nnz)
+        self._pattern_pending = False
+        self.times_given += 1
+        own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        own.pop(f"{prefix}weight", None)
+        own[f"{prefix}dense_shape"] = torch.tensor(self.weight_shape)
+        return own | {prefix + part: tensor for part, tensor in weight.items()}
+
+    @torch.no_grad()
+    def expect(self, nnz: int) -> None:
+        """Leaves `nnz` non-zeros to be loaded, tensor by tensor: values are NaN until then, and
+        there is no pattern.
+        """
+        if nnz != self.col_indices.numel():
+            self._resize(nnz)
+        self._vacate()
+        self.weight_values.fill_(torch.nan)
+        self.times_given += 1
+
+    @torch.no_grad()
+    def _resize(self, nnz: int) -> None:
+        """Makes room for another number of non-zeros, about to be copied in."""
+        with torch.inference_mode(False):
+            index, values = self.col_indices, self.weight_values
+            retire(values)
+            if not values.is_inference():
+                torch.autograd.graph.increment_version([values])
+            set_data(values, values.new_empty(nnz, 1))
+            crow = self.crow_indices.detach().clone()
+            self._exchange_pattern(crow, index.new_empty(nnz))
 
 
 def read_weight(
@@ -49,9 +151,7 @@ def read_weight(
             f"the checkpoint has {', '.join(found)} but not {missing}; values have no meaning "
             "without their positions"
         )
-    saved_shape = tuple(metadata.get("weight_shape", shape))
-    if saved_shape != shape:
-        raise ValueError(f"expected a weight of shape {shape}, the checkpoint's is {saved_shape}")
+    _check_shape(shape, state_dict, prefix, metadata)
     for part in PARTS[1:]:
         found[part] = _to_int32(part, found[part])
     values, nnz = found["weight_values"], found["col_indices"].numel()
@@ -80,6 +180,19 @@ def check_stored_pattern(
             f"non-zeros, but the checkpoint has {col.numel()}; load it before that"
         )
     check_pattern(shape, _to_int32("crow_indices", crow), _to_int32("col_indices", col))
+
+
+def _check_shape(
+    shape: tuple[int, ...], state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
+) -> None:
+    """Raises ValueError for a checkpoint of a weight of another shape, as far as it tells."""
+    saved = state_dict.get(f"{prefix}dense_shape")
+    if saved is not None and not saved.is_meta:
+        saved = saved.tolist()
+    else:  # made before that was a tensor
+        saved = metadata.get("weight_shape", shape)
+    if tuple(saved) != shape:
+        raise ValueError(f"expected a weight of shape {shape}, the checkpoint's is {tuple(saved)}")
 
 
 def _from_dense(weight: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:

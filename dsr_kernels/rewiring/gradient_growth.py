@@ -24,7 +24,7 @@ from torch.nn.grad import conv2d_weight
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.distribution import share_out
 from dsr_kernels.ops import watch
-from dsr_kernels.rewiring.layers import Pattern, SparseLayer
+from dsr_kernels.rewiring.layers import KeptPattern, SparseLayer
 
 ROW_BLOCK = 2**18  # weights (at least a row) whose gradient exists at a time: 1 MiB of float32
 
@@ -52,7 +52,7 @@ class _Seen:
     """What a backward pass has shown of one weight."""
 
     backward: int  # the number of the pass; -1: it is over
-    pattern: Pattern  # a copy of the one whose free positions the candidates are
+    pattern: KeptPattern  # the one whose free positions the candidates are
     uses: list[Use] | None  # kept until the rewire where more may follow; None: see `candidates`
     candidates: Candidates | None = None  # None: the gradient is not finite or not fully known
 
@@ -125,7 +125,7 @@ class GradientWatch:
                 seen.uses.append(use)
             return
         several = self._uses.pop(index, 1) > 1
-        seen = _Seen(backward, layer.keep_pattern(), [use] if several else None)
+        seen = _Seen(backward, KeptPattern(layer.module), [use] if several else None)
         self._seen[index] = seen
         if not several:
             seen.candidates = largest_gradients(layer, self._shares[index].grown, [use])
@@ -171,7 +171,7 @@ class GradientWatch:
         seen = self._seen.get(layer.index)
         if seen is None:
             return None
-        if not layer.has_pattern(seen.pattern):
+        if not seen.pattern.is_of(layer.module):
             return None  # the pattern has changed since: a checkpoint was loaded, say
         if seen.uses is not None:
             count = self._shares[layer.index].grown

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.backends.patterns import Pattern as FrozenPattern
 from dsr_kernels.nn import SparseModule
 from dsr_kernels.rewiring.matrix_rules import refuse_matrix_rules
 from dsr_kernels.rewiring.names import named_layers
@@ -23,6 +24,34 @@ FACTORS = {
     "exp_avg_res_col": "exp_avg_res_row",
 }
 Slot = tuple[dict[str, Any], str]  # where a tensor is held: the dict, and its key there
+
+
+class KeptPattern:
+    """The pattern that a module had at one moment. It takes no memory before that changes.
+
+    By itself it is an object to compare; a copy or a pickle knows it by what it holds.
+    """
+
+    def __init__(self, module: SparseModule) -> None:
+        self._keep(module.pattern())
+
+    def _keep(self, pattern: FrozenPattern) -> None:
+        self._pattern: FrozenPattern | None = pattern
+        self._indices = pattern.crow_indices, pattern.col_indices
+
+    def is_of(self, module: SparseModule) -> bool:
+        """Whether the module's non-zeros are there now, perhaps on another device."""
+        now = module.pattern()
+        if now is self._pattern:
+            return True
+        pairs = zip(self._indices, (now.crow_indices, now.col_indices), strict=True)
+        same = all(torch.equal(kept.to(index.device), index) for kept, index in pairs)
+        if same:
+            self._keep(now)
+        return same
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_pattern": None, "_indices": self._indices}
 
 
 @dataclass
@@ -87,14 +116,6 @@ class SparseLayer:
         self._check_blocks()
         for _ in optimizer_state(optimizer, self):  # which raises
             pass
-
-    def keep_pattern(self) -> Pattern:
-        """The present pattern, for `has_pattern` to compare with later."""
-        return self.module.crow_indices.clone(), self.module.col_indices.clone()
-
-    def has_pattern(self, kept: Pattern) -> bool:
-        """Whether the layer's non-zeros are where they were; it may be on another device now."""
-        return all(torch.equal(a.to(b.device), b) for a, b in zip(kept, self.pattern, strict=True))
 
     def _check_memory(self) -> None:
         """A rewire makes new tensors, of another size perhaps. Another process would go on with the

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.rewiring.layers import Pattern, Slot, SparseLayer
+from dsr_kernels.rewiring.layers import KeptPattern, Slot, SparseLayer
 from dsr_kernels.rewiring.names import match_names, under_names
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import STOP_EPOCH, Arguments, Key, MethodRecipe
@@ -83,7 +83,9 @@ class DeepR(Rewirer):
         self.temperature = Anneal(kind, temperature, final_temperature, 0, length or 1)
         self.report_every = as_int(report_every, "report_every", 1)
         self.signs: dict[str, Tensor] = {}  # [nnz] int8 by layer: 1, -1
-        self._known: dict[str, tuple[Pattern, int]] = {}  # whose signs they are, see `_remember`
+        self._known: dict[
+            str, tuple[KeptPattern, int]
+        ] = {}  # whose signs they are, see `_remember`
         self._generators: dict[torch.device, torch.Generator] = {}
         self._sum: RewireReport | None = None  # of the iterations since the last report
         for layer in self._layers:
@@ -229,7 +231,7 @@ class DeepR(Rewirer):
         self._remember(layer)
 
     def _remember(self, layer: SparseLayer) -> None:
-        self._known[layer.name] = layer.keep_pattern(), layer.module.times_given
+        self._known[layer.name] = KeptPattern(layer.module), layer.module.times_given
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
         """The layer's signs. They are learned anew after the model was loaded, and follow it to
@@ -237,7 +239,7 @@ class DeepR(Rewirer):
         """
         signs, device = self.signs[layer.name], layer.weight_values.device
         pattern, times_given = self._known[layer.name]
-        if layer.module.times_given != times_given or not layer.has_pattern(pattern):
+        if layer.module.times_given != times_given or not pattern.is_of(layer.module):
             self._learn_signs(layer)
         elif signs.device != device:
             self.signs[layer.name] = signs.to(device)

@@ -1,0 +1,57 @@
+"""The one gate through which an address of a tensor's memory reaches native code.
+
+Native code reads and writes where it is told to. Many tensors have no memory of their own: those on
+the meta device, fake ones, functorch's, DTensors and other subclasses, sparse and nested ones. Some
+have memory that holds something else than what they stand for: a lazily negated or conjugated
+tensor, a quantized one. All of these are refused here, whatever was checked before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# torch's stubs do not know these.
+is_shared: Callable[[Tensor], bool] = torch._C._is_cow_tensor  # type: ignore[attr-defined]
+place_of: Callable[[Tensor], int] = torch._C._data_address  # type: ignore[attr-defined]
+
+
+def address(tensor: Tensor) -> int:
+    """Where the elements of a tensor lie; 0 where it has none.
+
+    Raises TypeError for a tensor whose memory does not hold its elements.
+    """
+    try:
+        place = tensor.data_ptr()
+    except (RuntimeError, NotImplementedError, ValueError):  # sparse, or stands for another tensor
+        raise refusal(tensor) from None
+    if (place or not tensor.numel()) and not (
+        tensor.is_neg() or tensor.is_conj() or tensor.is_quantized or tensor.is_nested
+    ):
+        return place
+    raise refusal(tensor)
+
+
+def address_to_read(tensor: Tensor) -> int:
+    """As `address`, of a tensor that native code only reads.
+
+    torch copies a tensor that shares its memory copy-on-write (see patterns.py) when it gives out
+    an address that can be written to. This one leaves it shared.
+    """
+    return place_of(tensor) if is_shared(tensor) else address(tensor)
+
+
+def refusal(tensor: Tensor) -> TypeError:
+    """What to raise for a tensor that native code cannot have the address of."""
+    kind = type(tensor).__name__
+    return TypeError(
+        f"dsr_kernels: expected a tensor with memory of its own, got {_article(kind)} on "
+        f"{tensor.device} whose memory does not hold what it stands for (a wrapper around other "
+        "tensors, a fake, sparse, nested, quantized or lazily negated one); use a plain tensor"
+    )
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
