@@ -19,6 +19,9 @@ from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
 PARTS = ("weight_values", "crow_indices", "col_indices")
+# Where torch keeps the values that it prunes or parametrizes.
+PRUNED = ("weight_values_orig", "weight_values_mask")
+PARAMETRIZED = "parametrizations.weight_values.original"
 # Said once for a whole model.
 RENAMED = (
     "the checkpoint was made before the `values` [nnz] of sparse layers became `weight_values` "
@@ -83,6 +86,7 @@ class StoredWeight(PatternOwner):
         """
         if "weight_values" not in self._parameters:
             check_stored_pattern(self.weight_shape, self.col_indices.numel(), state_dict, prefix)
+            self._pattern_pending &= f"{prefix}col_indices" not in state_dict
             return {**state_dict, f"{prefix}dense_shape": torch.tensor(self.weight_shape)}
         weight = read_weight(self.weight_shape, state_dict, prefix, metadata)
         if weight is None:
@@ -145,6 +149,8 @@ def read_weight(
         raise ValueError(RENAMED)
     if not found:
         return None
+    if "weight_values" not in found:
+        _refuse_computed(state_dict, prefix)
     if len(found) < len(PARTS):
         missing = ", ".join(part for part in PARTS if part not in found)
         raise ValueError(
@@ -169,15 +175,20 @@ def check_stored_pattern(
 ) -> None:
     """Raises ValueError for a pattern that a layer whose values torch parametrizes cannot take.
 
-    Those values are held elsewhere, so the number of non-zeros must stay.
+    Those values are held elsewhere, so the number of non-zeros must stay. Another pattern of as
+    many is taken, with its values.
     """
     crow, col = (state_dict.get(prefix + part) for part in PARTS[1:])
     if crow is None or col is None:
         return
-    if col.numel() != nnz:
+    held = (state_dict.get(prefix + key) for key in (*PRUNED, PARAMETRIZED))
+    counts = {col.numel(), *(len(values) for values in held if values is not None)}
+    if counts != {nnz}:
+        other = ", ".join(str(count) for count in sorted(counts - {nnz}))
         raise ValueError(
             f"weight_values is parametrized or pruned by torch, so the layer keeps its {nnz} "
-            f"non-zeros, but the checkpoint has {col.numel()}; load it before that"
+            f"non-zeros, but the checkpoint has {other}; make it permanent (prune.remove, "
+            "parametrize.remove_parametrizations), in the model that is saved as well"
         )
     check_pattern(shape, _to_int32("crow_indices", crow), _to_int32("col_indices", col))
 
@@ -193,6 +204,21 @@ def _check_shape(
         saved = metadata.get("weight_shape", shape)
     if tuple(saved) != shape:
         raise ValueError(f"expected a weight of shape {shape}, the checkpoint's is {tuple(saved)}")
+
+
+def _refuse_computed(state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Raises ValueError for values that torch computed from others in the model that was saved."""
+    if prefix + PRUNED[0] in state_dict:
+        raise ValueError(
+            f"the checkpoint's weight_values is pruned by torch ({', '.join(PRUNED)}); call "
+            "prune.identity(layer, 'weight_values') before loading it, or prune.remove before "
+            "saving"
+        )
+    if prefix + PARAMETRIZED in state_dict:
+        raise ValueError(
+            f"the checkpoint's weight_values is parametrized ({PARAMETRIZED}); register the same "
+            "parametrization before loading it, or remove it before saving"
+        )
 
 
 def _from_dense(weight: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
