@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from dsr_kernels.rewiring.layers import SparseLayer, check_same_pattern, find_layers
@@ -52,13 +51,16 @@ def _check_is_copy(layers: list[SparseLayer], copies: list[SparseLayer], kind: s
                 "requires_grad_(False)"
             )
         for layer in layers:
-            if layer.module is not copy.module and torch._C._is_alias_of(
-                layer.weight_values, copy.weight_values
-            ):
+            if layer.module is not copy.module and _share_memory(layer, copy):
                 raise ValueError(
                     f"follow: {name} shares its values with layer {layer.name!r} of the model, "
                     "expected values of its own; use copy.deepcopy"
                 )
+
+
+def _share_memory(one: SparseLayer, other: SparseLayer) -> bool:
+    storages = (layer.weight_values.untyped_storage() for layer in (one, other))
+    return len({storage._cdata for storage in storages}) == 1
 
 
 def _match(

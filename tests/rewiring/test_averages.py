@@ -96,6 +96,24 @@ def test_what_has_grown_is_averaged_from_0(average):
     assert ema.module[0].to_dense().tolist() == [[0.0, 8.0, 0.0, 1.0]]
 
 
+@pytest.mark.parametrize("average", ["AveragedModel", "AveragedModel over buffers", "ModelEmaV2"])
+def test_an_average_that_does_not_follow_says_so_before_any_number_comes_out(average):
+    """All of these write the model's indices, or the mean of both, into the average's."""
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
+    ema = AVERAGES[average](model, 0.5)
+    ema.update(model)
+    ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1)).rewire()
+    ema.update(model)
+    for call in (
+        lambda: ema.module(torch.ones(1, 4)),
+        ema.state_dict,
+        ema.module[0].to_dense,
+        lambda: copy.deepcopy(ema),
+    ):
+        with pytest.raises(RuntimeError, match=r"has to follow it: Rewirer\.follow"):
+            call()
+
+
 @pytest.mark.parametrize("average", ["AveragedModel over buffers", "ModelEmaV2"])
 def test_an_average_whose_indices_were_rounded_is_refused_and_nothing_changes(average):
     model, ema, rewirer = start(average, 0.9999, make_layer(16, {0: 4.0, 11: 8.0}))
