@@ -14,6 +14,7 @@ from torch import nn
 from dsr_kernels.nn import SparseLinear
 from dsr_kernels.ops import watch
 from dsr_kernels.rewiring import Static
+from dsr_kernels.rewiring.exploration import Exploration
 
 COPY = {"deepcopy": copy.deepcopy, "pickle": lambda parts: pickle.loads(pickle.dumps(parts))}
 
@@ -122,6 +123,19 @@ def test_static_and_a_resnet_with_its_average_are_copied():
         list(one.run(2, 8))
     assert_same(twin.state(), original.state())
     assert twin.average is not original.average
+
+
+@pytest.mark.parametrize("how", COPY)
+def test_what_was_explored_is_copied(how):
+    original = Small("set")
+    explored = Exploration(original.model)
+    model, rewirer, twin = COPY[how]((original.model, original.rewirer, explored))
+    for one in (original.rewirer, rewirer):
+        one.rewire()
+    for one in (explored, twin):
+        one.update()
+    at_first = (40 + 24) / (96 + 64)  # of 12 x 8 and 8 x 8 weights
+    assert twin.rate == explored.rate > at_first and rewirer._layers[0].module is model[0]
 
 
 def test_a_pickle_of_another_process_does_not_take_its_backward_pass_for_one_of_this():

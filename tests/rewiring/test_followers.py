@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from dsr_kernels.nn import SparseConv2d, SparseLinear, named_sparse_modules
-from dsr_kernels.rewiring import DSR, GMP, SET, DeepR
+from dsr_kernels.rewiring import DSR, GMP, SET, DeepR, names
 from dsr_kernels.rewiring.exploration import Exploration
 from dsr_kernels.rewiring.layers import find_layers
 from dsr_kernels.rewiring.names import match_names
@@ -82,6 +83,20 @@ def test_wrappers_of_torch_have_no_part_in_a_layers_name(wrapper):
     prefix = {"held": "model.", "held, compiled inside": "model.", "unknown": "module."}
     expected = [prefix.get(wrapper, "") + name for name in NAMES]
     assert [layer.name for layer in find_layers(model)] == expected
+
+
+@pytest.mark.parametrize("name", names.WRAPPERS)
+def test_every_known_wrapper_is_a_module_of_torch(name):
+    """By its full name: torch may move it."""
+    module, _, kind = name.rpartition(".")
+    wrapper = getattr(importlib.import_module(module), kind)
+    assert issubclass(wrapper, nn.Module) and wrapper.__module__ == module
+
+
+def test_layers_that_would_have_one_name_have_their_full_ones():
+    model = AveragedModel(nn.Sequential(SparseLinear(2, 2)))
+    model.add_module("0", SparseLinear(2, 2))
+    assert [name for name, _ in names.named_layers(model)] == ["module.0", "0"]
 
 
 @pytest.mark.parametrize("average", WRAPPERS)
