@@ -159,3 +159,11 @@ def test_a_model_without_sparse_layers_is_refused():
         dsr_kernels.explain(nn.Linear(3, 3), (2, 3))
     with pytest.raises(TypeError, match=r"^model: expected a torch.nn.Module"):
         dsr_kernels.explain(nn.Linear(3, 3).weight, (2, 3))
+
+
+def test_a_layer_without_a_pattern_is_refused():
+    model = nn.Sequential(SparseConv2d(4, 6, 3, device="meta"))
+    with pytest.raises(ValueError, match="layer '0': it has no pattern, its tensors are on meta"):
+        dsr_kernels.explain(model, (1, 4, 8, 8))
+    with pytest.raises(ValueError, match="layer '0'"):
+        dsr_kernels.explain(model.to_empty(device="cpu"), (1, 4, 8, 8))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from dsr_kernels.backends.address import is_shared, place_of
+from dsr_kernels.backends.address import address_to_read, is_shared, storage_address
 
 MAX_PLANS = 64  # of one pattern: one for each direction and input size
 MAX_PATTERNS = 256  # without an owner
@@ -50,7 +50,7 @@ class Owner(Protocol):
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 Key = TypeVar("Key", bound=Hashable)
-Place = tuple[int, int, int, int]
+Place = tuple[int | torch.SymInt, ...]
 
 
 class Pattern:
@@ -120,8 +120,10 @@ def _is_alone(index: Tensor) -> bool:
 
 def _place(crow_indices: Tensor, col_indices: Tensor) -> Place:
     return (
-        place_of(crow_indices),
-        place_of(col_indices),
+        storage_address(crow_indices),
+        storage_address(col_indices),
+        crow_indices.storage_offset(),
+        col_indices.storage_offset(),
         crow_indices.numel(),
         col_indices.numel(),
     )
@@ -216,6 +218,8 @@ class Patterns:
 
     def _look(self, crow_indices: Tensor, col_indices: Tensor) -> Pattern:
         """`find` for tensors that are not shared, or no longer: by what they hold."""
+        for index in (crow_indices, col_indices):
+            address_to_read(index)  # refuses those without memory
         tensors = _tensors(crow_indices, col_indices)
         reference = self._owned.get(tensors)
         owned = None if reference is None else reference()

@@ -257,4 +257,5 @@ def named_sparse_modules(model: nn.Module) -> Iterator[tuple[str, SparseModule]]
     """(fully qualified name, module) of every sparse layer of `model`, a shared one once."""
     for name, module in model.named_modules():
         if isinstance(module, SparseModule):
+            module.know_name(name)
             yield name, module

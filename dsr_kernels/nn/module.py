@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.backends.retired import retire, revive
 from dsr_kernels.distribution import budget
+from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.leaf import ordinary, set_data
 from dsr_kernels.nn.stored import StoredWeight
@@ -165,7 +166,8 @@ class SparseModule(StoredWeight):
         RuntimeError, also when the number of non-zeros is unchanged.
 
         Raises ValueError for a pattern that is not sorted, unique and in range; `validate=False`
-        skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned.
+        skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned,
+        and where something holds autograd's accumulator of its gradient and its length changes.
         """
         parameter = self._parameters.get("weight_values")
         if parameter is None:
@@ -182,6 +184,7 @@ class SparseModule(StoredWeight):
             )
         if validate:
             check_pattern(self.weight_shape, crow_indices, col_indices)
+        refuse_held(parameter, nnz, self.label())
         with torch.inference_mode(False):
             crow_indices, col_indices, values = map(ordinary, (crow_indices, col_indices, values))
             retire(parameter)

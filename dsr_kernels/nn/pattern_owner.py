@@ -42,6 +42,11 @@ class PatternOwner(nn.Module):
             return f"layer {self._name!r}"
         return f"{type(self).__name__} of weight shape {self.weight_shape}"
 
+    def know_name(self, name: str) -> None:
+        """Learns its name in a model, for error messages. A part of a model knows less of it."""
+        if name and not self._name.endswith(f".{name}"):
+            self._name = name
+
     def pattern(self) -> Pattern:
         """The present pattern, as an object that never changes.
 
@@ -155,7 +160,7 @@ def adopt_patterns(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, PatternOwner):
-            module._name = name or module._name
+            module.know_name(name)
             module.adopt_pattern()
 
 

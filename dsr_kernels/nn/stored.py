@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.retired import retire
+from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.leaf import set_data
 from dsr_kernels.nn.pattern_owner import PatternOwner
 from dsr_kernels.ops.reference import at_pattern
@@ -39,7 +40,7 @@ class StoredWeight(PatternOwner):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        self._name = prefix[:-1] or self._name
+        self.know_name(prefix[:-1])
         self._verify()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
@@ -61,7 +62,7 @@ class StoredWeight(PatternOwner):
         The checkpoint has `weight_values`, `crow_indices` and `col_indices`, or a dense `weight`,
         of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
-        self._name = prefix[:-1] or self._name
+        self.know_name(prefix[:-1])
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
         except ValueError as error:
@@ -97,6 +98,7 @@ class StoredWeight(PatternOwner):
                 f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
             )
         nnz = weight["weight_values"].shape[0]
+        refuse_held(self.weight_values, nnz, self.label())
         if nnz != self.col_indices.numel():
             self._resize(nnz)
         self._pattern_pending = False

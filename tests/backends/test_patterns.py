@@ -162,6 +162,19 @@ def test_an_old_pattern_keeps_what_it_was() -> None:
     assert before.col_indices.tolist() == [0]
 
 
+def test_patterns_in_one_flat_tensor_are_told_apart() -> None:
+    """Views of one storage, of the same sizes."""
+    flat = index(0, 1, 0, 1, 0, 3)
+    values = torch.ones(1)
+    for _ in range(2):
+        for begin, expected in ((0, 1), (2, 1), (4, 1000)):
+            crow, col = flat[0:2], flat[begin : begin + 1]
+            if begin == 4:
+                col = flat[5:6]
+            y = functional.sparse_linear(X, values, None, crow, col, (1, 4))
+            assert y.item() == expected
+
+
 def test_no_copy_is_kept_of_what_nobody_writes_to() -> None:
     layer = sparse_nn.SparseLinear(64, 64)
     layer(torch.ones(1, 64))
