@@ -195,6 +195,7 @@ class SparseModule(StoredWeight):
             revive(parameter)
             self._exchange_pattern(crow_indices, col_indices)
         self._pattern_pending = False
+        self.times_given += 1
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws values and bias anew, on the present pattern.
@@ -204,10 +205,13 @@ class SparseModule(StoredWeight):
         its pattern here too, after `to_empty`.
         """
         if self._pattern_pending and not self.weight_values.is_meta:
-            device = self.weight_values.device
-            drawn = Topology.random(self.weight_shape, self.nnz, generator=generator, device=device)
-            self._exchange_pattern(drawn.crow_indices, drawn.col_indices)
-            self._pattern_pending = False
+            if self._is_vacant():
+                device, shape = self.weight_values.device, self.weight_shape
+                drawn = Topology.random(shape, self.nnz, generator=generator, device=device)
+                self._exchange_pattern(drawn.crow_indices, drawn.col_indices)
+                self._pattern_pending = False
+            else:
+                self.adopt_pattern()  # it has been loaded, tensor by tensor
         self._draw_parameters(generator)
 
     @torch.no_grad()

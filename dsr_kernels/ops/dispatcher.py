@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
-from dsr_kernels.ops import autograd, library
+from dsr_kernels.ops import autograd, flops, library
 
 Op = Callable[..., Tensor]
 
@@ -98,6 +99,8 @@ def _with_derivative(function: type[torch.autograd.Function], overload: Op) -> O
 
     def call(*args: object) -> Tensor:
         tensors = tuple(a for a in args if isinstance(a, Tensor))
+        if is_in_torch_dispatch_mode():
+            flops.tell_counters()
         _refuse_tangents(tensors)
         if autograd.is_recorded(tensors):
             _refuse_functorch()
