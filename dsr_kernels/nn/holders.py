@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.patterns import Pattern
+from dsr_kernels.nn.copies import Lineage
 
 CONTAINERS: tuple[type[Any], ...] = (list, tuple, set, frozenset, deque, dict, partial)
-# Not looked into. An optimizer holds parameters on purpose, and is to be built anew. A Pattern
-# belongs to its layer.
+# Not looked into. An optimizer holds parameters on purpose, and is to be built anew. A Pattern and
+# a Lineage belong to layers.
 ATOMS: tuple[type, ...] = (
     *(str, bytes, int, float, complex, type(None), type, ModuleType, BuiltinFunctionType),
-    *(Tensor, torch.optim.Optimizer, torch.Generator, torch.device, torch.dtype, Pattern),
+    *(Tensor, torch.optim.Optimizer, torch.Generator, torch.device, torch.dtype),
+    *(Pattern, Lineage),
 )
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dsr_kernels.nn import from_dense, functional
 from dsr_kernels.nn.conv import SparseConvNd
 from dsr_kernels.nn.module import SparseModule
-from dsr_kernels.nn.normalized import refuse_normalized
 from dsr_kernels.ops import library
 
 
@@ -60,8 +59,7 @@ class SparseConv1d(SparseConvNd):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if "weight_values" not in self._parameters:
-            refuse_normalized(self)
+        self._check_use()
         sides = self._sides
         if self.padding_mode != "zeros":
             functional.check_sequence(x, self.weight_shape, self.groups)
@@ -150,8 +148,7 @@ class SparseConv2d(SparseConvNd):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if "weight_values" not in self._parameters:
-            refuse_normalized(self)
+        self._check_use()
         sides = self._sides
         if self.padding_mode != "zeros":
             library.check_input(
@@ -219,8 +216,7 @@ class SparseLinear(SparseModule):
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        if "weight_values" not in self._parameters:
-            refuse_normalized(self)
+        self._check_use()
         return functional.sparse_linear(
             x, self.weight_values, self.bias, self.crow_indices, self.col_indices, self.weight_shape
         )

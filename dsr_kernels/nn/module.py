@@ -23,6 +23,7 @@ from dsr_kernels.distribution import budget
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.leaf import ordinary, set_data
+from dsr_kernels.nn.normalized import refuse_normalized
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
@@ -133,6 +134,13 @@ class SparseModule(StoredWeight):
             )
         super().__setattr__(name, value)
 
+    def _check_use(self) -> None:
+        """Raises, before a forward pass, where the values no longer are the layer's weight."""
+        if "weight_values" not in self._parameters:
+            refuse_normalized(self)
+        if self._left_behind is not None and not torch.compiler.is_compiling():
+            self._verify_copy()
+
     # --- its dense twin, which each layer has of its own kind ---
 
     @classmethod
@@ -193,8 +201,10 @@ class SparseModule(StoredWeight):
                 torch.autograd.graph.increment_version([parameter])
             set_data(parameter, values.detach().contiguous().view(nnz, 1))
             revive(parameter)
+            alike = self._alike()
             self._exchange_pattern(crow_indices, col_indices)
-        self._pattern_pending = False
+            self._tell_copies(alike)
+        self._pattern_pending, self._left_behind = False, None
         self.times_given += 1
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

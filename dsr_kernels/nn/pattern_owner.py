@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.patterns import Pattern, patterns
+from dsr_kernels.nn import copies
 from dsr_kernels.topology import check_pattern
 
 
@@ -35,6 +36,8 @@ class PatternOwner(nn.Module):
     _owned: Pattern | None = None
     _pattern_pending: bool = False  # nothing has been drawn or loaded since it was on meta
     _name: str = ""  # in its model, as far as it is known
+    _lineage: copies.Lineage | None = None  # once it has been copied
+    _left_behind: Tensor | None = None  # of a frozen copy: its values when the original was rewired
 
     def label(self) -> str:
         """What an error message calls this layer: its full name where that is known."""
@@ -75,7 +78,7 @@ class PatternOwner(nn.Module):
         except ValueError as error:
             raise ValueError(f"{self.label()}: {error}") from None
         self._own()
-        self._pattern_pending = False
+        self._pattern_pending, self._left_behind = False, None
         assert self._owned is not None
         return self._owned
 
@@ -106,6 +109,44 @@ class PatternOwner(nn.Module):
         """Raises RuntimeError where something else has written to the index tensors."""
         if self._owned is not None and _is_plain(self.crow_indices):
             patterns.find(self.crow_indices, self.col_indices)
+        self._verify_copy()
+
+    def _verify_copy(self) -> None:
+        """Raises RuntimeError for a copy that goes on as an average of a model rewired since."""
+        values = self._parameters.get("weight_values")
+        if self._left_behind is None or values is None or values.requires_grad:
+            return
+        if copies.written_to(self._left_behind, values):
+            raise RuntimeError(copies.left_behind(self.label()))
+
+    def _alike(self) -> list[PatternOwner]:
+        """The frozen copies of this layer that have its pattern: snapshots and averages."""
+        found = []
+        for copied in () if self._lineage is None else list(self._lineage.members):
+            assert isinstance(copied, PatternOwner)
+            values = copied._parameters.get("weight_values")
+            frozen = values is not None and not values.requires_grad and not values.is_meta
+            if copied is not self and frozen and self._has_pattern_of(copied):
+                found.append(copied)
+        return found
+
+    def _tell_copies(self, before: list[PatternOwner]) -> None:
+        """After a rewire: the copies `before`, alike until then, may not be written to any more."""
+        alike = self._alike()
+        for copied in before:
+            values = copied._parameters["weight_values"]
+            if copied not in alike and copied._left_behind is None and values is not None:
+                copied._left_behind = copies.keep(values)
+                copied._name = copied._name or self._name
+        for copied in alike:  # a rewire that failed has been taken back
+            copied._left_behind = None
+
+    def _has_pattern_of(self, copied: PatternOwner) -> bool:
+        pairs = (
+            (self.crow_indices, copied.crow_indices),
+            (self.col_indices, copied.col_indices),
+        )
+        return all(_is_plain(theirs) and _equal(own, theirs) for own, theirs in pairs)
 
     def _exchange_pattern(self, crow_indices: Tensor, col_indices: Tensor) -> None:
         """Gives the index tensors the data of others. Graphs recorded before see new versions."""
@@ -141,12 +182,18 @@ class PatternOwner(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._verify()
+        if self._lineage is None:
+            self._lineage = copies.Lineage()
+        self._lineage.members.add(self)
         state = self.__dict__.copy()
-        state.pop("_owned", None)
+        for own in ("_owned", "_left_behind"):
+            state.pop(own, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if self._lineage is not None:
+            self._lineage.members.add(self)
         if not self._pattern_pending:
             self._own()
 

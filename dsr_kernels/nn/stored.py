@@ -63,6 +63,7 @@ class StoredWeight(PatternOwner):
         of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
         self.know_name(prefix[:-1])
+        alike = self._alike()
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
         except ValueError as error:
@@ -77,6 +78,8 @@ class StoredWeight(PatternOwner):
         )
         if not self._pattern_pending:
             self._own()
+            self._left_behind = None
+            self._tell_copies(alike)
 
     def _fit_to(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -112,6 +113,75 @@ def test_an_average_that_does_not_follow_says_so_before_any_number_comes_out(ave
     ):
         with pytest.raises(RuntimeError, match=r"has to follow it: Rewirer\.follow"):
             call()
+
+
+def freely(copied: nn.Module, model: nn.Module) -> None:
+    """As MoCo's and BYOL's: `.data` counts no version, and this is new memory each time."""
+    for average, value in zip(copied.parameters(), model.parameters(), strict=True):
+        average.data = average.data * 0.5 + value.data * 0.5
+
+
+def in_place(copied: nn.Module, model: nn.Module) -> None:
+    for average, value in zip(copied.parameters(), model.parameters(), strict=True):
+        average.data.mul_(0.5).add_(value.data, alpha=0.5)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+@pytest.mark.parametrize("update", [freely, in_place])
+def test_a_frozen_copy_that_is_averaged_without_following_is_refused(update):
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
+    average, snapshot = frozen_copy(model), frozen_copy(model)
+    update(average, model)
+    ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1)).rewire()
+    assert average(torch.ones(1, 4)).item() == 12  # a snapshot, so far
+    update(average, model)
+    for call in (
+        lambda: average(torch.ones(1, 4)),
+        average.state_dict,
+        average[0].to_dense,
+        lambda: copy.deepcopy(average),
+        lambda: average.double(),
+    ):
+        with pytest.raises(RuntimeError, match=r"layer '0': .* Rewirer\.follow"):
+            call()
+    average.load_state_dict(model.state_dict())
+    assert average(torch.ones(1, 4)).item() == model(torch.ones(1, 4)).item() == 8
+    update(average, model)
+    assert average(torch.ones(1, 4)).item() == 8
+    assert snapshot(torch.ones(1, 4)).item() == 12 and copy.deepcopy(snapshot)[0].nnz == 2
+
+
+@pytest.mark.parametrize("update", [freely, in_place])
+def test_a_frozen_copy_that_follows_is_averaged(update):
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
+    average = frozen_copy(model)
+    rewirer = ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    rewirer.follow(average)
+    rewirer.rewire()
+    update(average, model)
+    assert average[0].to_dense().tolist() == [[0.0, 8.0, 0.0, 0.0]]
+
+
+def test_copies_that_train_by_themselves_and_unpickled_ones_are_free():
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
+    fork, other = copy.deepcopy(model), pickle.loads(pickle.dumps(model)).requires_grad_(False)
+    ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1)).rewire()
+    for copied in (fork, other):
+        in_place(copied, copy.deepcopy(copied))
+        assert copied(torch.ones(1, 4)).item() == 12
+
+
+def test_a_rewire_that_is_taken_back_leaves_no_copy_behind():
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
+    average, layer = frozen_copy(model), model[0]
+    before = layer.pattern(), layer.weight_values.detach().clone()
+    ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1)).rewire()
+    layer.replace_topology(before[0].crow_indices, before[0].col_indices, before[1])
+    in_place(average, model)
+    assert average(torch.ones(1, 4)).item() == 12
 
 
 @pytest.mark.parametrize("average", ["AveragedModel over buffers", "ModelEmaV2"])
