@@ -39,7 +39,7 @@ class LayerPass:
     input_shape: tuple[int, ...]  # [N, C, H, W]; a sequence's H is 1, a linear layer's H and W are
     nnz: int
     sparsity: float
-    lanes: str  # what fills a vector: "plane", "row" or "batch"
+    lanes: str  # what fills a vector: "plane", "row" or "batch"; "none": the bias alone
     tile: tuple[int, int]  # rows x columns of vectors
     channel_blocks: int
     variant: str
@@ -222,7 +222,7 @@ def _rows(
     values = module.weight_values
     for operation, run in passes(call.x, call.y, values, *pattern, call.shape).items():
         shared = ["grad_weight"] if operation == "forward" else []
-        needed = [run.plan.workspace_bytes(op, n, threads) for op in (operation, *shared)]
+        needed = [run.workspace_bytes(op, n, threads) for op in (operation, *shared)]
         yield LayerPass(
             layer=name,
             operation=operation,
@@ -230,13 +230,13 @@ def _rows(
             nnz=module.nnz,
             sparsity=module.sparsity,
             lanes=run.lanes,
-            tile=(run.how["tile_rows"], run.how["tile_cols"]),
-            channel_blocks=run.how["blocks"],
+            tile=run.tile,
+            channel_blocks=run.blocks,
             variant=run.variant,
             reason=run.reason,
-            expected_gflops=run.expected_gflops(peak),
+            expected_gflops=peak * run.speed,
             values_bytes=module.weight_values.nbytes,
             index_bytes=sum(index.nbytes for index in pattern),
-            plan_bytes=run.plan.bytes,
+            plan_bytes=run.bytes,
             workspace_bytes=max(needed),
         )

@@ -55,6 +55,28 @@ def test_the_plans_are_those_that_the_layers_use(mode):
     assert len(patterns.plans()) == known
 
 
+def test_taps_that_meet_only_padding_are_told_of():
+    model = nn.Sequential(
+        SparseConv2d(4, 5, 3, padding=99, dilation=99, sparsity=0.5),
+        SparseConv2d(5, 6, 2, padding=40, dilation=40, sparsity=0.5),
+        SparseConv2d(6, 3, 2, padding=200, dilation=400),
+    )
+    patterns.clear()
+    rows = dsr_kernels.explain(model, (4, 4, 8, 8)).rows
+    known = len(patterns.plans())
+    model(torch.randn(4, 4, 8, 8, requires_grad=True)).sum().backward()
+    assert len(patterns.plans()) == known
+    middle, _, parts, *_, nothing = rows
+    assert (
+        middle.reason == "1 of 9 taps reaches 64 of 64 pixels; pointwise: an image is one long row"
+    )
+    assert parts.reason.startswith("4 of 4 taps reach 256 of 2304 pixels in 4 parts; ")
+    assert parts.plan_bytes > middle.plan_bytes > 0 and parts.workspace_bytes > 0
+    assert (nothing.lanes, nothing.variant, nothing.tile) == ("none", "none", (0, 0))
+    assert nothing.reason == "no tap meets the image"
+    assert nothing.expected_gflops == nothing.plan_bytes == nothing.workspace_bytes == 0
+
+
 def state_of(model):
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     kept = {name: (id(t), t._version, t.clone()) for name, t in tensors.items()}

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends import live_taps
 from dsr_kernels.backends.address import address, address_to_read
 from dsr_kernels.backends.conv_shape import ConvShape, Pair
 from dsr_kernels.backends.native import _C, DTYPE_CODES
@@ -64,6 +65,10 @@ def sparse_conv2d(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv2d(pad(x), W) + bias."""
+    parts = live_taps.parts_of(x.shape[2:], out.shape[2:], shape, False)
+    if parts is not None:
+        whole = values, bias, crow_indices, col_indices
+        return live_taps.forward(sparse_conv2d, parts, out, x, *whole)
     dtype, n = values.dtype, x.shape[0]
     g = geometry(x, out, x.shape[1:], out.shape[1:], shape, dtype)
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)
@@ -92,6 +97,10 @@ def sparse_conv2d_grad_input(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv_transpose2d(grad, W) without the padding's share."""
+    parts = live_taps.parts_of(out.shape[2:], grad.shape[2:], shape, True)
+    if parts is not None:
+        whole = values, crow_indices, col_indices
+        return live_taps.grad_input(sparse_conv2d_grad_input, parts, out, grad, *whole)
     dtype, n = values.dtype, grad.shape[0]
     g = geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, transposed=True)
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)
@@ -113,6 +122,10 @@ def sparse_conv2d_grad_weight(
     shape: ConvShape,
 ) -> Tensor:
     """out = the dense weight's gradient at the non-zeros."""
+    parts = live_taps.parts_of(x.shape[2:], grad.shape[2:], shape, False)
+    if parts is not None:
+        whole = crow_indices, col_indices
+        return live_taps.grad_weight(sparse_conv2d_grad_weight, parts, out, x, grad, *whole)
     dtype, n = out.dtype, x.shape[0]
     g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype)
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)

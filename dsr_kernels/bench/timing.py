@@ -82,8 +82,8 @@ def record(
     written["grad_weight"] = values.nbytes
     peaks = []
     for kind in kinds:
-        plan = passes[kind if kind == "grad_input" else "forward"].plan
-        peaks.append(written[kind] + plan.workspace_bytes(kind, layer.batch, threads))
+        run = passes[kind if kind == "grad_input" else "forward"]
+        peaks.append(written[kind] + run.workspace_bytes(kind, layer.batch, threads))
     named = ("forward", "grad_input") if operation == "module" else (operation,)
     variants = [passes["grad_input" if o == "grad_input" else "forward"].variant for o in named]
     return {

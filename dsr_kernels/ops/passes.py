@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import cpu
+from dsr_kernels.backends import cpu, live_taps
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
@@ -18,24 +18,26 @@ CYCLES_AT_PEAK = 0.5  # of a vector FMA: processors with AVX2 or AVX-512 issue t
 
 
 class Pass(NamedTuple):
-    """What one op of one call runs as."""
+    """What one op of one call runs as: one plan, or one for each part (see live_taps)."""
 
-    plan: _C.ConvPlan
-    how: _C.PlanDescription
-    lanes: str
+    plans: tuple[_C.ConvPlan, ...]  # the one with the most non-zeros first, of which is:
+    lanes: str  # "none" where no tap meets the image
+    tile: tuple[int, int]  # rows x columns of vectors
+    blocks: int  # of channels
     reason: str
-    filled: float  # share of the lanes that compute something that is stored
+    speed: float  # useful multiply-adds by the cost model, as a share of the machine's peak
+    bytes: int  # of the plans and the parts' patterns
 
     @property
     def variant(self) -> str:
         """As in "row 4x4, 2 blocks": lanes, tile in rows x columns of vectors, channel blocks."""
-        h = self.how
-        blocks = f"{h['blocks']} block{'s' if h['blocks'] > 1 else ''}"
-        return f"{self.lanes} {h['tile_rows']}x{h['tile_cols']}, {blocks}"
+        if not self.plans:
+            return self.lanes
+        blocks = f"{self.blocks} block{'s' if self.blocks > 1 else ''}"
+        return f"{self.lanes} {self.tile[0]}x{self.tile[1]}, {blocks}"
 
-    def expected_gflops(self, peak: float) -> float:
-        """Useful GF/s by the cost model, of a machine whose multiply-adds peak at `peak`."""
-        return peak * CYCLES_AT_PEAK / self.how["cycles_per_fma"] * self.filled
+    def workspace_bytes(self, op: str, n: int, threads: int) -> int:
+        return max((plan.workspace_bytes(op, n, threads) for plan in self.plans), default=0)
 
 
 def passes(
@@ -54,15 +56,68 @@ def passes(
     """
     last = torch.channels_last if library.channels_last(x) else torch.contiguous_format
     grad_x = torch.empty(x.shape, device="meta", memory_format=last)
+    pattern, dtype = (crow_indices, col_indices), values.dtype
+    return {
+        "forward": _pass(x, y, pattern, shape, dtype, False),
+        "grad_input": _pass(grad_x, y, pattern, shape, dtype, True),
+    }
+
+
+def _pass(
+    x: Tensor,
+    y: Tensor,
+    pattern: tuple[Tensor, Tensor],
+    shape: ConvShape,
+    dtype: torch.dtype,
+    transposed: bool,
+) -> Pass:
+    parts = live_taps.parts_of(x.shape[2:], y.shape[2:], shape, transposed)
+    if parts is None:
+        return _whole_pass(x, y, pattern, shape, dtype, transposed)
+    found, taps, reached = [], 0, 0
+    for part in parts.parts:
+        selection = patterns.plan(*pattern, part.taps, live_taps.select)
+        windows = part.of_input(x), part.of_output(y)
+        run = _whole_pass(*windows, selection.pattern, part.shape, dtype, transposed)
+        found.append((selection.kept.numel(), run._replace(bytes=run.bytes + selection.bytes)))
+        taps += len(part.taps.rows) * len(part.taps.cols)
+        reached += math.prod(windows[0 if transposed else 1].shape[2:])
+    if not found:
+        return Pass((), "none", (0, 0), 0, "no tap meets the image", 0.0, 0)
+    runs = [run for _, run in sorted(found, key=lambda one: -one[0])]
+    pixels = math.prod((x if transposed else y).shape[2:])
+    verb = "reaches" if taps == 1 else "reach"
+    why = f"{taps} of {math.prod(shape.kernel)} taps {verb} {reached} of {pixels} pixels"
+    why += f" in {len(runs)} parts" if len(runs) > 1 else ""
+    return runs[0]._replace(
+        plans=tuple(plan for run in runs for plan in run.plans),
+        reason=f"{why}; {runs[0].reason}",
+        bytes=sum(run.bytes for run in runs),
+    )
+
+
+def _whole_pass(
+    x: Tensor,
+    y: Tensor,
+    pattern: tuple[Tensor, Tensor],
+    shape: ConvShape,
+    dtype: torch.dtype,
+    transposed: bool,
+) -> Pass:
+    read, written = (y, x) if transposed else (x, y)
     sizes = tuple(x.shape[1:]), tuple(y.shape[1:])
-    result = {}
-    for name, read, written in (("forward", x, y), ("grad_input", y, grad_x)):
-        transposed = name == "grad_input"
-        geometry = cpu.geometry(read, written, *sizes, shape, values.dtype, transposed)
-        plan = patterns.plan(crow_indices, col_indices, geometry, cpu.build_plan)
-        how, reason = plan.describe(), cpu.lanes_reason(read, written, geometry)
-        result[name] = Pass(plan, how, geometry.lanes, reason, _filled(how, read.shape[0]))
-    return result
+    geometry = cpu.geometry(read, written, *sizes, shape, dtype, transposed)
+    plan = patterns.plan(*pattern, geometry, cpu.build_plan)
+    how = plan.describe()
+    return Pass(
+        (plan,),
+        geometry.lanes,
+        (how["tile_rows"], how["tile_cols"]),
+        how["blocks"],
+        cpu.lanes_reason(read, written, geometry),
+        CYCLES_AT_PEAK / how["cycles_per_fma"] * _filled(how, read.shape[0]),
+        plan.bytes,
+    )
 
 
 def _filled(how: _C.PlanDescription, n: int) -> float:

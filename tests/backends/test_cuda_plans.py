@@ -60,6 +60,18 @@ def test_passes_meet_the_taps_that_the_convolution_has(conv: Conv) -> None:
             assert not taps or (min(dh for dh, _ in taps), min(dw for _, dw in taps)) == (0, 0)
 
 
+def test_taps_that_meet_only_padding_take_no_room() -> None:
+    for d in (256, 1024, 2**40):
+        conv = Conv((8, 8), (3, 3), (1, 1), (d,) * 4, (d, d), 64, 64)
+        for shape in conv.passes():
+            (only,) = shape.classes
+            assert only.taps == ((4, 0, 0),) and (only.first_h, only.first_w) == (0, 0)
+            assert choose_gather(shape, 128, 0.1, 4, DEVICES[0]) is not None
+    conv = Conv((3, 3), (2, 2), (1, 1), (2**39,) * 4, (2**40, 2**40))
+    for shape in conv.passes():
+        assert [(c.taps, c.first_h, c.first_w) for c in shape.classes] == [((), 0, 0)]
+
+
 # ---- tilings ------------------------------------------------------------------------------------
 
 

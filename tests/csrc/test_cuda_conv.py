@@ -17,6 +17,7 @@ from helpers.op_cases import check_against_the_reference, check_derivatives, che
 
 from dsr_kernels import SparseLinear
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.cuda.tiling import Device
 from dsr_kernels.nn import functional
 from dsr_kernels.ops import library, reference
 from dsr_kernels.topology import Topology
@@ -58,6 +59,23 @@ def test_patterns_from_empty_to_full(dtype: torch.dtype) -> None:
         values = torch.randn(83, dtype=conv.weight_values.dtype)
         conv.replace_topology(*(t.to(DEVICE) for t in (crow, col, values)))
         check_layer(conv, x)
+
+
+@pytest.mark.parametrize("dilation, padding", [(9, 9), (1024, 1024), (12, 6), (2**40, 2**40)])
+@pytest.mark.parametrize("slabs", [True, False])
+def test_taps_that_meet_only_padding(dilation: int, padding: int, slabs: bool) -> None:
+    """Their gradient is 0, though infinity is elsewhere."""
+    kernel = 2 if padding < dilation else 3
+    conv, x = conv_and_input(
+        (5, 7, kernel, (3, 3), 5), {"padding": padding, "dilation": dilation, "sparsity": 0.4}
+    )
+    with gpu_kernels(device=None if slabs else Device(132, 16)):
+        if dilation < 2**31:  # as far as torch goes
+            check_layer(conv, x)
+        y = conv(x)
+        found = torch.autograd.grad(y, conv.weight_values, torch.full_like(y, torch.inf))[0]
+    dead = conv.col_indices % kernel**2 != 4
+    assert (found[dead] == 0).all() and not found[~dead].isfinite().any()
 
 
 @pytest.mark.parametrize("bias", [True, False])

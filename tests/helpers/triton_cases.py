@@ -53,6 +53,17 @@ CASES = {
     "few non-zeros": ((1, 2, 3, 3), (2, 2, 2, 2), (2, 1), (1, 0, 0, 1), ONE, 1, 5),
     "no non-zeros": ((2, 3, 4, 5), (4, 3, 3, 3), ONE, NONE, ONE, 1, 0),
     "no images": ((0, 3, 4, 5), (4, 3, 3, 3), ONE, NONE, ONE, 1, 9),
+    "taps that meet only padding": ((2, 3, 3, 4), (4, 3, 3, 2), ONE, (9, 9, 0, 0), (9, 1), 1, 30),
+    "outputs that meet only padding": (
+        (2, 3, 2, 3),
+        (4, 3, 2, 1),
+        (1, 2),
+        (25, 25, 9, 9),
+        (25, 1),
+        1,
+        20,
+    ),
+    "no tap meets the image": ((2, 3, 3, 4), (4, 3, 2, 2), ONE, (6, 6, 1, 1), (12, 1), 1, 20),
     "linear": ((19, 11, 1, 1), (7, 11, 1, 1), ONE, NONE, ONE, 1, 25),
 }
 

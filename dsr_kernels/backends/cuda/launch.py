@@ -87,9 +87,16 @@ def sparse_conv2d_grad_weight(
         grad.stride(),
         _device(x),
     )
+    pattern = crow_indices, col_indices
     if isinstance(prepared, DirectPass):
-        return _direct_grad_weight(out, x, grad, crow_indices, col_indices, prepared)
-    return _slab_grad_weight(out, x, grad, crow_indices, col_indices, prepared)
+        _direct_grad_weight(out, x, grad, *pattern, prepared)
+    else:
+        _slab_grad_weight(out, x, grad, *pattern, prepared)
+    if prepared.unmet:
+        zeros = patterns.plan(*pattern, prepared.unmet, lists.build_unmet)
+        zeros.wait()
+        out.masked_fill_(zeros.mask, 0)
+    return out
 
 
 def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
@@ -219,7 +226,7 @@ def _slab_grad_weight(
     crow_indices: Tensor,
     col_indices: Tensor,
     prepared: GradWeightPass,
-) -> Tensor:
+) -> None:
     plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_list)
     plan.wait()
     partial = torch.empty(prepared.splits, plan.entries, dtype=torch.float32, device=x.device)
@@ -236,7 +243,6 @@ def _slab_grad_weight(
         address(partial),
         address(out),
     )
-    return out
 
 
 def _direct_grad_weight(
@@ -246,7 +252,7 @@ def _direct_grad_weight(
     crow_indices: Tensor,
     col_indices: Tensor,
     prepared: DirectPass,
-) -> Tensor:
+) -> None:
     plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_direct_list)
     plan.wait()
     native._cuda.direct_grad_weight(
@@ -260,7 +266,6 @@ def _direct_grad_weight(
         address(plan.bounds),
         address(out),
     )
-    return out
 
 
 def _subsampled(x: Tensor, out_size: Sizes, shape: ConvShape) -> tuple[Tensor, ConvShape]:

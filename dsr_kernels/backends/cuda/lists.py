@@ -73,7 +73,8 @@ class NonZeroList(_OnDevice):
     def __init__(self, offsets: Tensor, value_index: Tensor, bounds: Tensor) -> None:
         super().__init__((offsets, value_index, bounds))
         self.offsets = offsets  # [entries] int32: bytes in a slab
-        self.value_index = value_index  # [entries] int32, -1 in the gaps between segments
+        # [entries] int32; -1 in the gaps between segments, and where a tap meets only padding.
+        self.value_index = value_index
         self.bounds = bounds  # [segments, 2] int32: first entry, one past the last
         self.entries = offsets.numel()
 
@@ -97,6 +98,12 @@ class DirectList(_OnDevice):
         super().__init__((entries, bounds))
         self.entries = entries  # [nnz, 4] int32: channel, dh, dw, index of the value
         self.bounds = bounds  # [segments, 2] int32
+
+
+class UnmetList(_OnDevice):
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__((mask,))
+        self.mask = mask  # [nnz] bool: the non-zeros that no kernel sees
 
 
 class _NonZeros(NamedTuple):
@@ -127,7 +134,8 @@ def build_list(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> NonZe
     offsets = torch.zeros(entries, dtype=torch.int32, device=device)
     offsets[place] = offset[order].int()
     value_index = torch.full_like(offsets, -1)
-    value_index[place] = order.int()
+    met = segment < (key.classes - 1) * key.blocks * channels
+    value_index[place] = torch.where(met, order, -1).int()
     bounds = torch.stack((starts[:-1], starts[:-1] + count), 1).int()
     return NonZeroList(offsets, value_index, bounds)
 
@@ -143,6 +151,12 @@ def build_direct_list(crow_indices: Tensor, col_indices: Tensor, key: DirectKey)
     tap = nonzeros.tap[order]
     entries = torch.stack((nonzeros.source[order], tap_dh[tap], tap_dw[tap], order), 1).int()
     return DirectList(entries, torch.stack((first[:-1], first[1:]), 1).int())
+
+
+def build_unmet(crow_indices: Tensor, col_indices: Tensor, unmet: tuple[bool, ...]) -> UnmetList:
+    """The non-zeros of taps that meet only padding: unmet [KH * KW]."""
+    table = torch.tensor(unmet).to(col_indices.device, non_blocking=True)
+    return UnmetList(table[col_indices.long() % len(unmet)])
 
 
 def _take_apart(crow: Tensor, col: Tensor, key: ListKey | DirectKey) -> _NonZeros:

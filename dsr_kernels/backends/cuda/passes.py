@@ -6,7 +6,7 @@ column, each a gather of its own with the taps that reach it. In a class,
 
     source row of (destination row j, tap) = first_h + j * row_step + dh(tap),   dh >= 0
 
-and likewise for columns.
+and likewise for columns. Taps that meet only padding belong to no class.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import itertools
 from dataclasses import dataclass
 
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.live_taps import Axis, axes_of
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,12 @@ def forward_shape(
     shape: ConvShape,
 ) -> PassShape:
     """The pass that reads the input, for forward and grad-weight."""
-    (rows, depth, kernel_h, kernel_w), _, padding, dilation, groups = shape
-    taps = tuple(
-        (kh * kernel_w + kw, kh * dilation[0], kw * dilation[1])
-        for kh, kw in itertools.product(range(kernel_h), range(kernel_w))
-    )
+    (rows, depth, kernel_h, kernel_w), *_, groups = shape
     _, out_height, out_width = output_size
-    only = PassClass(out_height, out_width, 0, 0, -padding[0], -padding[2], taps)
+    vertical, horizontal = axes_of(input_size[1:], output_size[1:], shape)
+    (first_h, down), (first_w, across) = _live(vertical), _live(horizontal)
+    taps = tuple((kh * kernel_w + kw, dh, dw) for kh, dh in down for kw, dw in across)
+    only = PassClass(out_height, out_width, 0, 0, first_h, first_w, taps)
     return PassShape(
         groups=groups,
         source_channels=depth,
@@ -87,6 +87,15 @@ def forward_shape(
     )
 
 
+def _live(axis: Axis) -> tuple[int, list[tuple[int, int]]]:
+    """Source pixel of the first tap that meets the image; (tap, distance from it) of all such."""
+    live = [tap for tap in range(axis.kernel) if axis.met(tap)]
+    if not live:
+        return 0, []
+    at = live[0] * axis.dilation - axis.before
+    return at, [(tap, (tap - live[0]) * axis.dilation) for tap in live]
+
+
 @functools.lru_cache(maxsize=1024)
 def grad_input_shape(
     input_size: tuple[int, ...],  # (C, H, W)
@@ -94,9 +103,8 @@ def grad_input_shape(
     shape: ConvShape,
 ) -> PassShape:
     """The pass that reads the output's gradient and writes the input's."""
-    (rows, depth, kernel_h, kernel_w), stride, padding, dilation, groups = shape
-    vertical = _remainders(input_size[1], stride[0], padding[0], kernel_h, dilation[0])
-    horizontal = _remainders(input_size[2], stride[1], padding[2], kernel_w, dilation[1])
+    (rows, depth, kernel_h, kernel_w), stride, *_, groups = shape
+    vertical, horizontal = map(_remainders, axes_of(input_size[1:], output_size[1:], shape))
     classes = tuple(
         PassClass(
             *(v.count, h.count, v.dest, h.dest, v.first, h.first),
@@ -130,10 +138,9 @@ class _Remainder:
     taps: tuple[tuple[int, int], ...]  # (tap, distance from the first tap's pixel)
 
 
-def _remainders(
-    size: int, stride: int, padding: int, kernel: int, dilation: int
-) -> list[_Remainder]:
+def _remainders(axis: Axis) -> list[_Remainder]:
     found = []
+    size, stride, padding, dilation = axis.size, axis.stride, axis.before, axis.dilation
     for remainder in range(stride):
         # Where pixel + padding = remainder + stride * j, tap k meets the output's pixel
         # (remainder - k * dilation) / stride + j.
@@ -144,10 +151,10 @@ def _remainders(
             continue
         reached = [
             (k, (remainder - k * dilation) // stride)
-            for k in range(kernel)
-            if (remainder - k * dilation) % stride == 0
+            for k in range(axis.kernel)
+            if (remainder - k * dilation) % stride == 0 and axis.met(k)
         ]
-        lowest = min((at for _, at in reached), default=0)
+        lowest = min((at for _, at in reached), default=-start)
         taps = tuple((k, at - lowest) for k, at in reached)
         found.append(_Remainder(count, dest, start + lowest, taps))
     return found

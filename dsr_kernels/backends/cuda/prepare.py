@@ -35,6 +35,7 @@ class GradWeightPass:
     dtype: str
     splits: int
     launch: native._cuda.GradWeight
+    unmet: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class DirectPass:
     key: DirectKey
     dtype: str
     launches: tuple[native._cuda.Direct, ...]  # one per class
+    unmet: tuple[bool, ...]  # [KH * KW]: the taps that meet only padding; () if there are none
 
 
 def prepare_gather(
@@ -111,7 +113,7 @@ def prepare_grad_weight(
     launch.lanes_on_channels = _channels_contiguous(shape, source_strides)
     launch.slab_bytes = _slab_bytes(tiling.channel_block, layouts)
     launch.source_strides, launch.grad_strides = source_strides, grad_strides
-    return GradWeightPass(key, _name(dtype), tiling.splits, launch)
+    return GradWeightPass(key, _name(dtype), tiling.splits, launch, _unmet(key))
 
 
 Tiling = TypeVar("Tiling", GatherTiling, GradWeightTiling)
@@ -183,7 +185,7 @@ def _direct(
         launches.append(launch)
     by_tap = _by_tap(shape, lambda c, dh, dw: (c.first_h + dh, c.first_w + dw))
     key = DirectKey(*_pattern_fields(shape), *by_tap)
-    return DirectPass(key, _name(dtype), tuple(launches))
+    return DirectPass(key, _name(dtype), tuple(launches), _unmet(key))
 
 
 def _list_key(shape: PassShape, channel_block: int, layouts: tuple[Layout, ...]) -> ListKey:
@@ -202,6 +204,11 @@ def _pattern_fields(shape: PassShape) -> tuple[bool, int, int, int, int, int]:
     rows = shape.groups * (shape.source_channels if shape.transposed else shape.dest_channels)
     channels = shape.groups, shape.source_channels, shape.dest_channels
     return shape.transposed, rows, *channels, len(shape.classes) + 1
+
+
+def _unmet(key: ListKey | DirectKey) -> tuple[bool, ...]:
+    unmet = tuple(c == key.classes - 1 for c in key.tap_class)
+    return unmet if any(unmet) else ()
 
 
 def _by_tap(

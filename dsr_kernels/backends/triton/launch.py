@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction, cdiv, next_power_of_2
 
+from dsr_kernels.backends import live_taps
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.triton import kernels
@@ -44,6 +45,10 @@ def sparse_conv2d(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv2d(pad(x), W) + bias."""
+    parts = live_taps.parts_of(x.shape[2:], out.shape[2:], shape, False)
+    if parts is not None:
+        whole = values, bias, crow_indices, col_indices
+        return live_taps.forward(sparse_conv2d, parts, out, x, *whole)
     crow, columns = patterns.plan(crow_indices, col_indices, shape.weight_shape, _checked)
     bias = None if bias is None else bias.contiguous()
     in_group = shape.rows // shape.groups, shape.weight_shape[1]
@@ -60,6 +65,10 @@ def sparse_conv2d_grad_input(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv_transpose2d(grad, W) without the padding's share: a gather by the transpose."""
+    parts = live_taps.parts_of(out.shape[2:], grad.shape[2:], shape, True)
+    if parts is not None:
+        whole = values, crow_indices, col_indices
+        return live_taps.grad_input(sparse_conv2d_grad_input, parts, out, grad, *whole)
     key = shape.weight_shape, shape.groups
     crow, columns, order = patterns.plan(crow_indices, col_indices, key, _transposed)
     weight = crow, columns, values.index_select(0, order), None
@@ -111,6 +120,10 @@ def sparse_conv2d_grad_weight(
     shape: ConvShape,
 ) -> Tensor:
     """out = the dense weight's gradient at the non-zeros: sums of parts, in a fixed order."""
+    parts = live_taps.parts_of(x.shape[2:], grad.shape[2:], shape, False)
+    if parts is not None:
+        whole = crow_indices, col_indices
+        return live_taps.grad_weight(sparse_conv2d_grad_weight, parts, out, x, grad, *whole)
     (rows, in_channels, kernel_h, kernel_w), stride, padding, dilation, groups = shape
     nnz, batch = out.numel(), x.shape[0]
     if not nnz or not batch:
