@@ -178,6 +178,7 @@ def find_layers(model: nn.Module) -> list[SparseLayer]:
     """The model's sparse weights in its order; modules that share a Parameter are one layer."""
     layers: dict[int, SparseLayer] = {}
     for name, module in named_layers(model):
+        module.know_name(name)
         # A parametrized layer's values are made anew at each access: it shares them with nobody.
         shared = module._parameters.get("weight_values", module)
         layer = layers.get(id(shared))
