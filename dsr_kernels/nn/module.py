@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.distribution import budget
 from dsr_kernels.nn.compile import let_nnz_vary
+from dsr_kernels.nn.resized import resized
 from dsr_kernels.nn.stored import RENAMED, check_stored_pattern, read_weight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
@@ -184,6 +185,8 @@ class SparseModule(nn.Module):
         torch.autograd.graph.increment_version(
             [t for t in (parameter, self.crow_indices, self.col_indices) if not t.is_inference()]
         )
+        if nnz != self.nnz:
+            resized(parameter, self.nnz, type(self).__name__)
         self.crow_indices, self.col_indices = crow_indices, col_indices
         set_data(parameter, values.detach().contiguous().view(nnz, 1))
         self._pattern_pending = False
@@ -272,6 +275,7 @@ class SparseModule(nn.Module):
             )
         nnz = weight["weight_values"].shape[0]
         if nnz != self.nnz:
+            resized(self.weight_values, self.nnz, prefix[:-1] or type(self).__name__)
             device = self.weight_values.device
             # New tensors, not resize_: graphs recorded before keep the pattern they know.
             self.col_indices = torch.empty(nnz, dtype=torch.int32, device=device)

@@ -1,0 +1,252 @@
+"""Which pattern an optimizer's state belongs to, known beside the state as it changes hands.
+
+A model may take on another pattern beside its optimizer: "best weights" are restored, a pattern is
+replaced by hand. The state then belongs to the old one. Before the optimizer's next step, or the
+next rewire, what belongs to a position of both patterns moves there, as in a rewire. State of a
+size that fits neither is refused there, before a fused step writes beyond its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsr_kernels.nn import SparseModule
+from dsr_kernels.rewiring.entry_state import EntryState, Factor, Holder, Remembered
+from dsr_kernels.rewiring.layers import Pattern, SparseLayer
+from dsr_kernels.rewiring.nested import nested_optimizers
+from dsr_kernels.topology import Topology
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was so of a layer when it was last looked at."""
+
+    name: str
+    module: SparseModule
+    parameter: nn.Parameter
+    pattern: Pattern  # the state belongs to it
+    col: Tensor  # the module's buffer
+    version: int
+    holders: list[Holder] = field(default_factory=list)  # the dicts that held the state
+
+
+# Of state that moves: the dict, its key, and the tensor to be put there.
+Change = tuple[Holder, Any, Tensor]
+
+
+class StatePatterns:
+    """Of all that some optimizers hold. It is itself the hook that they call before a step.
+
+    Whoever makes a rewirer on one of these optimizers shares it, so that two rewirers do not move
+    the same state twice. It knows no rewirer.
+    """
+
+    def __init__(self) -> None:
+        self.roots: list[Any] = []  # what rewirers were given
+        self._known: dict[int, _Known] = {}  # by the id of the parameter
+        self._loaded = False  # an optimizer since the last look
+        self._looks = 0  # to come: an optimizer makes its state in a step
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has other parameters."""
+        self.__dict__.update(state)
+        self._known = {id(known.parameter): known for known in self._known.values()}
+
+    @staticmethod
+    def of(root: Any, known: StatePatterns | None = None) -> StatePatterns:
+        """That of `root`; `known`, or a new one, where its optimizers have none yet."""
+        optimizers = nested_optimizers(root)
+        found = [hook for one in optimizers for hook in _hooks(one).values() if _is_ours(hook)]
+        first = (*found, known or StatePatterns())[0]
+        for other in found:
+            first._take_over(other)
+        if all(one is not root for one in first.roots):
+            first.roots.append(root)
+        for optimizer in nested_optimizers(*first.roots):
+            first._hook_into(optimizer)
+        return first
+
+    def _take_over(self, other: StatePatterns) -> None:
+        """Knows what another one knows, which then goes."""
+        if other is self:
+            return
+        for optimizer in nested_optimizers(*other.roots):
+            hooks = _hooks(optimizer), getattr(optimizer, LOAD_HOOKS, {})
+            for registered in hooks:
+                for key in [k for k, hook in registered.items() if hook in (other, other.loaded)]:
+                    del registered[key]
+        self.roots += [root for root in other.roots if all(root is not one for one in self.roots)]
+        self._known = other._known | self._known
+        self._loaded, self._looks = self._loaded or other._loaded, 2
+
+    def _hook_into(self, optimizer: Any) -> None:
+        """Wrappers that never called Optimizer's constructor have no hooks; what they wrap has."""
+        if hasattr(optimizer, STEP_HOOKS) and self not in _hooks(optimizer).values():
+            optimizer.register_step_pre_hook(self)
+            optimizer.register_load_state_dict_post_hook(self.loaded)
+
+    def know(self, layers: list[SparseLayer]) -> None:
+        """From now on knows these layers, too; their state belongs to their present patterns."""
+        for layer in layers:
+            if id(layer.weight_values) not in self._known:
+                col = layer.module.col_indices
+                self._known[id(layer.weight_values)] = _Known(
+                    layer.name,
+                    layer.module,
+                    layer.weight_values,
+                    _held(layer.module),
+                    col,
+                    _version(col),
+                )
+                self._looks = 2
+
+    def rewired(self, layers: list[SparseLayer]) -> None:
+        """The state of these layers has moved to their present patterns."""
+        for layer in layers:
+            known = self._known.get(id(layer.weight_values))
+            if known is not None:
+                self._note(known, known.holders)
+
+    def moved_parameters(self) -> list[nn.Parameter]:
+        """Those whose state it moves, which dsr_kernels.nn.resized then need not refuse."""
+        return [known.parameter for known in self._known.values()]
+
+    # ---- hooks ----------------------------------------------------------------------------------
+
+    def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Before each step of each of the optimizers. Raises what `settle` raises."""
+        if self._loaded or self._looks or self._any_changed():
+            self.settle()
+            self._looks = max(0, self._looks - 1)
+
+    def _any_changed(self) -> bool:
+        """Whether a pattern may have; in each step, so nothing but identity and version."""
+        try:
+            for known in self._known.values():
+                col = known.module._buffers["col_indices"]
+                if col is not known.col or col._version != known.version:  # type: ignore[union-attr]
+                    return True
+        except RuntimeError:  # a tensor made in inference mode has no version
+            return True
+        return False
+
+    def loaded(self, optimizer: Any) -> None:
+        """After an optimizer has loaded state. The model may be loaded later: it is not judged."""
+        self._loaded = True
+
+    # ---- the move -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Moves all state to the present patterns.
+
+        State that was loaded since the last look belongs to the present pattern already. Raises
+        ValueError, before anything has changed, for state that fits neither pattern.
+        """
+        remembered = Remembered(*self.roots)
+        changes: list[Change] = []
+        factors: list[Factor] = []
+        looked_at = []
+        for known in self._known.values():
+            if known.module._parameters.get("weight_values") is not known.parameter:
+                continue
+            looked_at.append(known)
+            if _changed(known) and not _same(known.pattern, _present(known.module)):
+                moved, state = self._move(known, remembered)
+                changes += moved
+                factors += state.factors
+            else:
+                remembered.check_sizes(known.name, known.parameter)
+        for holder, key, tensor in changes:
+            holder[key] = tensor
+        for factor in factors:
+            factor.renew()
+        for known in looked_at:
+            self._note(known, remembered.holders(known.parameter))
+        self._loaded = False
+
+    def _move(self, known: _Known, remembered: Remembered) -> tuple[list[Change], EntryState]:
+        """What is to be changed of a layer's state, and where that is held."""
+
+        def stayed(holder: Holder) -> bool:
+            return not self._loaded or any(holder is one for one in known.holders)
+
+        name, parameter, nnz = known.name, known.parameter, known.module.nnz
+        remembered.of(name, parameter, nnz, lambda holder: not stayed(holder))
+        try:
+            old = remembered.of(name, parameter, known.pattern[1].numel(), stayed)
+        except ValueError:
+            # Whoever changed the pattern may have moved the state, which then has the new size.
+            remembered.of(name, parameter, nnz)
+            return [], EntryState()
+        where = _Where(known)
+        moved: dict[int, Tensor] = {}  # a tensor may be held twice
+        for holder, key, fresh in old.slots:
+            tensor = holder[key]
+            if id(tensor) not in moved:
+                moved[id(tensor)] = where.move(tensor, fresh)
+        return [(holder, key, moved[id(holder[key])]) for holder, key, _ in old.slots], old
+
+    def _note(self, known: _Known, holders: list[Holder]) -> None:
+        if _changed(known):
+            known.pattern = _held(known.module)
+            known.col = known.module.col_indices
+            known.version = _version(known.col)
+        known.holders = holders
+
+
+class _Where:
+    """Where the entries of a new pattern were in the old one."""
+
+    def __init__(self, known: _Known) -> None:
+        shape, device = known.module.weight_shape, known.module.col_indices.device
+        old = Topology(shape, *(t.to(device) for t in known.pattern)).linear_positions()
+        new = known.module.topology.linear_positions()
+        self.source = torch.searchsorted(old, new).clamp_(max=max(old.numel() - 1, 0))
+        if old.numel():
+            self.survived = old[self.source] == new
+        else:
+            self.survived = torch.zeros_like(new, dtype=torch.bool)
+
+    def move(self, tensor: Tensor, fresh: float) -> Tensor:
+        moved = tensor.new_full((self.source.numel(), *tensor.shape[1:]), fresh)
+        moved[self.survived] = tensor[self.source[self.survived]]
+        return moved
+
+
+STEP_HOOKS = "_optimizer_step_pre_hooks"
+LOAD_HOOKS = "_optimizer_load_state_dict_post_hooks"
+
+
+def _hooks(optimizer: Any) -> dict[int, Any]:
+    return getattr(optimizer, STEP_HOOKS, {})
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(hook, StatePatterns)
+
+
+def _changed(known: _Known) -> bool:
+    col = known.module.col_indices
+    return col is not known.col or _version(col) != known.version or col.is_inference()
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _present(module: SparseModule) -> Pattern:
+    return module.crow_indices, module.col_indices
+
+
+def _held(module: SparseModule) -> Pattern:
+    """The present pattern, to be kept: a checkpoint may be copied into the module's own tensors."""
+    return module.crow_indices.clone(), module.col_indices.clone()
+
+
+def _same(a: Pattern, b: Pattern) -> bool:
+    return all(torch.equal(x.to(y.device), y) for x, y in zip(a, b, strict=True))
