@@ -176,9 +176,11 @@ def _per_entry(
     whose: _Whose, key: Any, value: Any, parameter: nn.Parameter, nnz: int | None = None
 ) -> bool:
     """Whether it has a number per entry. Raises ValueError where that cannot be told or moved."""
-    if _holds_tensors(value):
-        whose.refuse(key, f"is a {type(value).__name__} of tensors, expected a tensor")
-    if not isinstance(value, Tensor) or value.dim() == 0:
+    if not isinstance(value, Tensor):
+        if _holds_tensors(value):
+            whose.refuse(key, f"is a {type(value).__name__} of tensors, expected a tensor")
+        return False
+    if value.dim() == 0:
         return False
     expected = (parameter.shape[0] if nnz is None else nnz, *parameter.shape[1:])
     if key in FACTORS or (nnz is not None and value.numel() == 1 and nnz > 1):

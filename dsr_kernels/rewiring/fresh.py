@@ -118,7 +118,7 @@ class _Noted(dict):
         for key, value in dict(*others, **more).items():
             self[key] = value
 
-    def __ior__(self, other: Any) -> _Noted:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> _Noted:  # type: ignore[misc]
         self.update(other)
         return self
 

@@ -8,6 +8,7 @@ a rewire. docs/optimizers.md says which optimizers work.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -34,7 +35,13 @@ def matrix_rule(optimizer: Any, group: Mapping[str, Any], parameter: nn.Paramete
         return None
     if group.get("rank") is not None and ("update_proj_gap" in group or "proj_type" in group):
         return f"a projection to rank={group['rank']}"
-    for kind in type(optimizer).__mro__:
+    kind: type = type(optimizer)
+    return _named_rule(kind)
+
+
+@lru_cache
+def _named_rule(optimizer: type) -> str | None:
+    for kind in optimizer.__mro__:
         if any(rule in kind.__name__.lower() for rule in MATRIX_RULES):
             return kind.__name__
     return None

@@ -94,7 +94,8 @@ class Optimizers:
         `StatePatterns.settle`.
         """
         for patterns in self._patterns:
-            patterns.settle()
+            if patterns.unsettled():
+                patterns.settle()
 
     def state_of(self, layers: list[SparseLayer]) -> list[EntryState]:
         """What is held of each layer's entries. Raises ValueError where that could not move."""
@@ -132,8 +133,9 @@ def _as_list(given: Any) -> list[Any]:
         raise ValueError("optimizer: expected at least one torch.optim.Optimizer, got none")
     for one in optimizers:
         if not any(map(is_optimizer, nested_optimizers(one))):
+            within = f"{type(given).__name__} with a " if several else ""
             raise TypeError(
-                f"optimizer: expected a torch.optim.Optimizer, got {type(one).__name__}"
+                f"optimizer: expected a torch.optim.Optimizer, got {within}{type(one).__name__}"
             )
     return optimizers
 

@@ -48,6 +48,8 @@ class StatePatterns:
     def __init__(self) -> None:
         self.roots: list[Any] = []  # what rewirers were given
         self._known: dict[int, _Known] = {}  # by the id of the parameter
+        # Of each layer: the module's buffers, and what was there when last looked at.
+        self._seen: list[tuple[dict[str, Any], Tensor, int]] = []
         self._loaded = False  # an optimizer since the last look
         self._looks = 0  # to come: an optimizer makes its state in a step
 
@@ -82,6 +84,7 @@ class StatePatterns:
         self.roots += [root for root in other.roots if all(root is not one for one in self.roots)]
         self._known = other._known | self._known
         self._loaded, self._looks = self._loaded or other._loaded, 2
+        self._note([])
 
     def _hook_into(self, optimizer: Any) -> None:
         """Wrappers that never called Optimizer's constructor have no hooks; what they wrap has."""
@@ -91,25 +94,20 @@ class StatePatterns:
 
     def know(self, layers: list[SparseLayer]) -> None:
         """From now on knows these layers, too; their state belongs to their present patterns."""
-        for layer in layers:
-            if id(layer.weight_values) not in self._known:
-                col = layer.module.col_indices
-                self._known[id(layer.weight_values)] = _Known(
-                    layer.name,
-                    layer.module,
-                    layer.weight_values,
-                    _held(layer.module),
-                    col,
-                    _version(col),
-                )
-                self._looks = 2
+        new = [layer for layer in layers if id(layer.weight_values) not in self._known]
+        for layer in new:
+            module, col = layer.module, layer.module.col_indices
+            self._known[id(layer.weight_values)] = _Known(
+                layer.name, module, layer.weight_values, _held(module), col, _version(col)
+            )
+        if new:
+            self._looks = 2
+            self._note([])
 
     def rewired(self, layers: list[SparseLayer]) -> None:
         """The state of these layers has moved to their present patterns."""
-        for layer in layers:
-            known = self._known.get(id(layer.weight_values))
-            if known is not None:
-                self._note(known, known.holders)
+        known = (self._known.get(id(layer.weight_values)) for layer in layers)
+        self._note([one for one in known if one is not None])
 
     def moved_parameters(self) -> list[nn.Parameter]:
         """Those whose state it moves, which dsr_kernels.nn.resized then need not refuse."""
@@ -119,16 +117,20 @@ class StatePatterns:
 
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Before each step of each of the optimizers. Raises what `settle` raises."""
-        if self._loaded or self._looks or self._any_changed():
+        if self._looks or self.unsettled():
             self.settle()
             self._looks = max(0, self._looks - 1)
 
-    def _any_changed(self) -> bool:
-        """Whether a pattern may have; in each step, so nothing but identity and version."""
+    def unsettled(self) -> bool:
+        """Whether state was loaded, or a pattern may have changed. In each step: so nothing but
+        identities and versions are looked at.
+        """
+        if self._loaded:
+            return True
         try:
-            for known in self._known.values():
-                col = known.module._buffers["col_indices"]
-                if col is not known.col or col._version != known.version:  # type: ignore[union-attr]
+            for buffers, seen, version in self._seen:
+                col = buffers["col_indices"]
+                if col is not seen or col._version != version:
                     return True
         except RuntimeError:  # a tensor made in inference mode has no version
             return True
@@ -166,7 +168,8 @@ class StatePatterns:
         for factor in factors:
             factor.renew()
         for known in looked_at:
-            self._note(known, remembered.holders(known.parameter))
+            known.holders = remembered.holders(known.parameter)
+        self._note(looked_at)
         self._loaded = False
 
     def _move(self, known: _Known, remembered: Remembered) -> tuple[list[Change], EntryState]:
@@ -191,12 +194,16 @@ class StatePatterns:
                 moved[id(tensor)] = where.move(tensor, fresh)
         return [(holder, key, moved[id(holder[key])]) for holder, key, _ in old.slots], old
 
-    def _note(self, known: _Known, holders: list[Holder]) -> None:
-        if _changed(known):
-            known.pattern = _held(known.module)
-            known.col = known.module.col_indices
-            known.version = _version(known.col)
-        known.holders = holders
+    def _note(self, settled: list[_Known]) -> None:
+        """The state of these layers belongs to their present patterns."""
+        for known in settled:
+            if _changed(known):
+                known.pattern = _held(known.module)
+                known.col = known.module.col_indices
+                known.version = _version(known.col)
+        self._seen = [
+            (known.module._buffers, known.col, known.version) for known in self._known.values()
+        ]
 
 
 class _Where:
