@@ -50,7 +50,8 @@ class StatePatterns:
         self._known: dict[int, _Known] = {}  # by the id of the parameter
         # Of each layer: the module's buffers, and what was there when last looked at.
         self._seen: list[tuple[dict[str, Any], Tensor, int]] = []
-        self._loaded = False  # an optimizer since the last look
+        # Each optimizer's state when last looked at: one that loads gets another dict.
+        self._states: list[tuple[Any, Any]] = []
         self._looks = 0  # to come: an optimizer makes its state in a step
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,20 +78,21 @@ class StatePatterns:
         if other is self:
             return
         for optimizer in nested_optimizers(*other.roots):
-            hooks = _hooks(optimizer), getattr(optimizer, LOAD_HOOKS, {})
-            for registered in hooks:
-                for key in [k for k, hook in registered.items() if hook in (other, other.loaded)]:
-                    del registered[key]
+            hooks = _hooks(optimizer)
+            for key in [key for key, hook in hooks.items() if hook is other]:
+                del hooks[key]
         self.roots += [root for root in other.roots if all(root is not one for one in self.roots)]
         self._known = other._known | self._known
-        self._loaded, self._looks = self._loaded or other._loaded, 2
+        self._states += other._states
+        self._looks = 2
         self._note([])
 
     def _hook_into(self, optimizer: Any) -> None:
         """Wrappers that never called Optimizer's constructor have no hooks; what they wrap has."""
         if hasattr(optimizer, STEP_HOOKS) and self not in _hooks(optimizer).values():
             optimizer.register_step_pre_hook(self)
-            optimizer.register_load_state_dict_post_hook(self.loaded)
+        if all(optimizer is not one for one, _ in self._states):
+            self._states.append((optimizer, _state(optimizer)))
 
     def know(self, layers: list[SparseLayer]) -> None:
         """From now on knows these layers, too; their state belongs to their present patterns."""
@@ -125,7 +127,7 @@ class StatePatterns:
         """Whether state was loaded, or a pattern may have changed. In each step: so nothing but
         identities and versions are looked at.
         """
-        if self._loaded:
+        if self._loaded():
             return True
         try:
             for buffers, seen, version in self._seen:
@@ -136,9 +138,11 @@ class StatePatterns:
             return True
         return False
 
-    def loaded(self, optimizer: Any) -> None:
-        """After an optimizer has loaded state. The model may be loaded later: it is not judged."""
-        self._loaded = True
+    def _loaded(self) -> bool:
+        """Whether an optimizer has loaded state since the last look. The model may be loaded later,
+        so that this is no time to judge it.
+        """
+        return any(_state(optimizer) is not state for optimizer, state in self._states)
 
     # ---- the move -------------------------------------------------------------------------------
 
@@ -149,16 +153,12 @@ class StatePatterns:
         State that was loaded since the last look belongs to the present pattern already. Raises
         ValueError, before anything has changed, for state that fits neither pattern.
         """
-        remembered = Remembered(*self.roots)
+        remembered, loaded = Remembered(*self.roots), self._loaded()
         changes: list[Change] = []
         factors: list[Factor] = []
-        looked_at = []
-        for known in self._known.values():
-            if known.module._parameters.get("weight_values") is not known.parameter:
-                continue
-            looked_at.append(known)
+        for known in self._used():
             if _changed(known) and not _same(known.pattern, _present(known.module)):
-                moved, state = self._move(known, remembered)
+                moved, state = self._move(known, remembered, loaded)
                 changes += moved
                 factors += state.factors
             else:
@@ -167,16 +167,26 @@ class StatePatterns:
             holder[key] = tensor
         for factor in factors:
             factor.renew()
-        for known in looked_at:
+        for known in self._used():
             known.holders = remembered.holders(known.parameter)
-        self._note(looked_at)
-        self._loaded = False
+        self._note(self._used())
+        self._states = [(one, _state(one)) for one in remembered.optimizers]
 
-    def _move(self, known: _Known, remembered: Remembered) -> tuple[list[Change], EntryState]:
+    def _used(self) -> list[_Known]:
+        """Those of which the layer's parameter is still the one known."""
+        return [
+            known
+            for known in self._known.values()
+            if known.module._parameters.get("weight_values") is known.parameter
+        ]
+
+    def _move(
+        self, known: _Known, remembered: Remembered, loaded: bool
+    ) -> tuple[list[Change], EntryState]:
         """What is to be changed of a layer's state, and where that is held."""
 
         def stayed(holder: Holder) -> bool:
-            return not self._loaded or any(holder is one for one in known.holders)
+            return not loaded or any(holder is one for one in known.holders)
 
         name, parameter, nnz = known.name, known.parameter, known.module.nnz
         remembered.of(name, parameter, nnz, lambda holder: not stayed(holder))
@@ -201,9 +211,7 @@ class StatePatterns:
                 known.pattern = _held(known.module)
                 known.col = known.module.col_indices
                 known.version = _version(known.col)
-        self._seen = [
-            (known.module._buffers, known.col, known.version) for known in self._known.values()
-        ]
+        self._seen = [(known.module._buffers, known.col, known.version) for known in self._used()]
 
 
 class _Where:
@@ -226,11 +234,15 @@ class _Where:
 
 
 STEP_HOOKS = "_optimizer_step_pre_hooks"
-LOAD_HOOKS = "_optimizer_load_state_dict_post_hooks"
 
 
 def _hooks(optimizer: Any) -> dict[int, Any]:
     return getattr(optimizer, STEP_HOOKS, {})
+
+
+def _state(optimizer: Any) -> Any:
+    """Its own: a wrapper may show another's, or make one up at each access."""
+    return getattr(optimizer, "__dict__", {}).get("state")
 
 
 def _is_ours(hook: Any) -> bool:

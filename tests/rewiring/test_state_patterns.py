@@ -139,6 +139,44 @@ def test_state_that_a_wrapper_did_not_load_follows():
     assert sam.state[layer.weight_values]["old_p"].flatten().tolist() == list(range(6))
 
 
+def test_state_that_is_loaded_without_torchs_method_belongs_to_the_model():
+    """As bitsandbytes does: no hook of torch's is called."""
+    layer, optimizer, _ = parts()
+    for _ in range(2):
+        idle_step(optimizer, layer)
+    state = copy.deepcopy(optimizer.state_dict())["state"][0]
+    load(layer, AFTER)
+    fresh = type(optimizer.state)(dict, {layer.weight_values: state})
+    optimizer.__setstate__({"state": fresh, "param_groups": optimizer.param_groups})
+    idle_step(optimizer, layer)
+    assert momentum(optimizer, layer) == MOMENTUM
+
+
+def test_state_of_sharded_optimizers_is_loaded_in_place():
+    """ZeroRedundancyOptimizer puts it under the inner optimizer's parameters one by one."""
+    layer = small_layer()
+    inner = sgd(layer)
+    inner.param_groups[0]["momentum"] = 1.0
+    outer = SAM(inner)
+    fill(inner, layer)
+    Static(layer, outer)
+    for _ in range(2):
+        idle_step(outer, layer)
+    load(layer, AFTER)
+    inner.state[layer.weight_values] = {"momentum_buffer": torch.tensor(MOMENTUM)[:, None]}
+    outer.load_state_dict(outer.state_dict())
+    idle_step(outer, layer)
+    assert momentum(inner, layer) == MOMENTUM
+
+
+def test_a_parameter_that_is_replaced_costs_no_looks():
+    layer, _, rewirer = parts()
+    layer.load_state_dict(another(AFTER), assign=True)
+    (patterns,) = rewirer._optimizers._patterns
+    patterns.settle()
+    assert not patterns.unsettled()
+
+
 def test_state_that_the_caller_has_moved_is_left_alone():
     layer, optimizer, _ = parts()
     replace(layer, [1, 4, 9])
