@@ -65,11 +65,13 @@ class Remembered:
         self.optimizers = nested_optimizers(*given)
         self.tables = tables(self.optimizers)
         self.held = held_parameters(self.optimizers)
+        groups = (group["params"] for _, group in self.held.values())
+        own = self.held.keys() | {id(p.grad) for group in groups for p in group}
         self._hidden = [
             (optimizer, attribute, tensor)
             for optimizer in self.optimizers
             for attribute, tensor in hidden_tensors(optimizer)
-            if id(tensor) not in self.held
+            if id(tensor) not in own
         ]
         self._around = {id(one) for one in self.optimizers if len(nested_optimizers(one)) > 1}
 
@@ -92,7 +94,7 @@ class Remembered:
             if among is not None and not among(holder):
                 continue
             inner = holder is not table.content
-            whose = _Whose(name, type(table.owner).__name__)
+            whose = _Whose(name, table.owner)
             keys = [
                 key
                 for key in keys
@@ -120,9 +122,9 @@ class Remembered:
                     and value.dim() == parameter.dim()
                     and value.shape[1:] == parameter.shape[1:]
                     and value.shape != parameter.shape
-                    and key not in FACTORS
                 ):
-                    _per_entry(_Whose(name, type(table.owner).__name__), key, value, parameter)
+                    whose = _Whose(name, table.owner, "cannot make a step of")
+                    _per_entry(whose, key, value, parameter, parameter.shape[0])
 
     def holders(self, parameter: nn.Parameter) -> list[Holder]:
         """The dicts that hold what is remembered of a parameter."""
@@ -150,7 +152,7 @@ class Remembered:
         """Raises ValueError for tensors of the values' shape that no parameter is the key of."""
         shape = (nnz, *parameter.shape[1:])
         for optimizer, attribute, tensor in self._hidden:
-            if nnz > 1 and tensor.shape == shape and tensor is not parameter.grad:
+            if nnz > 1 and tensor.shape == shape:
                 raise ValueError(
                     f"optimizer: {type(optimizer).__name__} keeps a tensor of shape {shape}, which "
                     f"is that of the values of layer {name!r}, in its attribute {attribute!r}, "
@@ -163,18 +165,24 @@ class _Whose(NamedTuple):
     """Whose state it is, for messages."""
 
     layer: str
-    optimizer: str
+    optimizer: Any
+    hindered: str = "cannot rewire under"
 
-    def refuse(self, key: Any, found: str) -> NoReturn:
+    def refuse(self, key: Any, found: str, cure: str = "") -> NoReturn:
         raise ValueError(
-            f"optimizer: state {key!r} of layer {self.layer!r} {found}: cannot rewire under "
-            f"{self.optimizer}"
+            f"optimizer: state {key!r} of layer {self.layer!r} {found}: {self.hindered} "
+            f"{type(self.optimizer).__name__}{cure}"
         )
 
+    @property
+    def may_share(self) -> bool:
+        """Whether a tensor of one number may stand for all entries: torch's have no other than the
+        column factors.
+        """
+        return not type(self.optimizer).__module__.startswith("torch.optim")
 
-def _per_entry(
-    whose: _Whose, key: Any, value: Any, parameter: nn.Parameter, nnz: int | None = None
-) -> bool:
+
+def _per_entry(whose: _Whose, key: Any, value: Any, parameter: nn.Parameter, nnz: int) -> bool:
     """Whether it has a number per entry. Raises ValueError where that cannot be told or moved."""
     if not isinstance(value, Tensor):
         if _holds_tensors(value):
@@ -182,14 +190,14 @@ def _per_entry(
         return False
     if value.dim() == 0:
         return False
-    expected = (parameter.shape[0] if nnz is None else nnz, *parameter.shape[1:])
-    if key in FACTORS or (nnz is not None and value.numel() == 1 and nnz > 1):
-        return False  # one number for all entries
+    expected = (nnz, *parameter.shape[1:])
+    if key in FACTORS or (value.numel() == 1 and nnz > 1 and whose.may_share):
+        return False
     if value.shape not in (expected, expected[:1]):
         whose.refuse(
             key,
-            f"has shape {tuple(value.shape)}, expected {expected}; load model and optimizer from "
-            "the same checkpoint, or build the optimizer anew",
+            f"has shape {tuple(value.shape)}, expected {expected}",
+            "; load model and optimizer from the same checkpoint, or build the optimizer anew",
         )
     if type(value) not in (Tensor, nn.Parameter):
         whose.refuse(key, f"is a {type(value).__name__}, expected a plain tensor")

@@ -27,6 +27,7 @@ from helpers.optimizer_cases import (
 from helpers.rewire_models import make_model, train
 from torch import nn
 
+from dsr_kernels.nn import SparseLinear
 from dsr_kernels.rewiring import DSR, GMP, SET, SNFS, DeepR, RigL, Static
 
 
@@ -94,14 +95,14 @@ def test_tensors_of_the_values_shape_elsewhere_are_refused_by_name(name, wrapped
     assert layer.topology.linear_positions().tolist() == BEFORE
 
 
-def test_lists_of_the_parameters_themselves_are_no_state():
-    layer = small_layer()
-    optimizer = sgd(layer)
-    optimizer.all_params = list(layer.parameters())
-    layer(torch.ones(1, 6)).sum().backward()
-    optimizer.grads = [layer.weight_values.grad]
+def test_lists_of_parameters_and_their_gradients_are_no_state():
+    model = nn.Sequential(small_layer(), nn.Flatten(), SparseLinear(2, 6, nnz=6))
+    optimizer = sgd(model)
+    optimizer.all_params = list(model.parameters())
+    model(torch.ones(1, 6)).sum().backward()
+    optimizer.grads = [p.grad for p in model.parameters()]
     optimizer.means = [torch.zeros(5, 1)]
-    Planned(layer, optimizer).rewire()
+    Planned(model[0], optimizer).rewire()
 
 
 def test_lbfgs_is_refused_when_the_rewirer_is_built():

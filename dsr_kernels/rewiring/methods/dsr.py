@@ -34,8 +34,9 @@ class DSR(Rewirer):
 
     One rewire: prune every |w| < H over all layers; give each layer back a share of what was
     pruned in proportion to its survivors; grow at uniformly random positions that were zero
-    before; start grown weights at 0, and their optimizer state where it starts. Layers therefore trade non-zeros.
-    The total is conserved exactly, and a layer always keeps its largest weight.
+    before; start grown weights at 0, and their optimizer state where a fresh optimizer's starts.
+    Layers therefore trade non-zeros. The total is conserved exactly, and a layer always keeps its
+    largest weight.
 
     Args:
         model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
