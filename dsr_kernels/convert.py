@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,16 +14,12 @@ from torch import nn
 
 from dsr_kernels.choices import check_choice, resembling
 from dsr_kernels.distribution import DISTRIBUTIONS, budget, distribute, reachable
-from dsr_kernels.nn import SparseConv1d, SparseConv2d, SparseLinear, SparseModule
-from dsr_kernels.nn.from_dense import KEEP, DenseLayer, why_not
+from dsr_kernels.nn import SparseModule
+from dsr_kernels.nn.carry_over import copy_hangings
+from dsr_kernels.nn.from_dense import KEEP, DenseLayer, hang
+from dsr_kernels.nn.holders import Exchange
+from dsr_kernels.nn.twins import KINDS, layer_names, obstacles, obstacles_to_dense, scripted
 
-KINDS: dict[type[DenseLayer], type[SparseModule]] = {
-    nn.Conv1d: SparseConv1d,
-    nn.Conv2d: SparseConv2d,
-    nn.Linear: SparseLinear,
-}
-# Containers of torch.nn whose own code reads the weights of their linear layers.
-READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 # What the model itself does not show: which of its layers a caller excluded, and how. Kept beside
 # the layers, not on them; an entry goes with its layer, and a copy of the layer has none.
 _excluded: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
@@ -55,57 +52,95 @@ def sparsify(
     over='model', N counts the weights of all convolutions and linear layers, and the others make
     up for the layers that stay dense or have a sparsity of their own.
 
-    A layer that cannot be converted stays dense with a warning. Raises ValueError for a glob that
-    fits no layer, for a sparsity out of reach, and where there is nothing to convert.
+    Data that hangs on a layer is carried over: attributes of the layer and of its parameters,
+    further parameters, buffers and submodules. Code is not: a layer with hooks of its own, of its
+    weight or of its bias, with a forward of its own, or held by a function, stays dense with a
+    warning, as does every layer that cannot be converted. Gradients stay behind, as in
+    copy.deepcopy. nn/carry_over.py has the whole rule. Attributes of modules, lists, tuples, dicts,
+    sets and other objects that hold a layer hold its twin then. An optimizer must be built anew.
+
+    On meta the layers are on meta and have no pattern yet, only their number of non-zeros: after
+    `to_empty` a checkpoint brings the pattern, or reset_parameters draws it. So there `keep` must
+    be 'random', and nothing is drawn from `generator`.
+
+    Raises ValueError for a glob that fits no layer, for a sparsity out of reach, where there is
+    nothing to convert, and for a `keep` that needs weights on meta. Then nothing has changed.
     """
     check_choice(keep, "keep", KEEP)
     check_choice(over, "over", ("converted", "model"))
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-    model = model if inplace else copy.deepcopy(model)
-    layers, kept_dense = _choose_layers(model, exclude)
+    layers, excluded, surprising = _choose_layers(model, exclude, inplace)
+    kept_dense = [*excluded, *surprising]
     own = _own_sparsity(layers, overrides or {}, [*layers, *kept_dense])
-    if not layers:
-        *others, last = (f"nn.{kind.__name__}" for kind in KINDS)
-        raise ValueError(f"sparsify: the model has no {', '.join(others)} or {last} to convert")
     shapes = [module.weight.shape for module in layers.values()]
     fixed = {i: budget(shapes[i].numel(), s) for i, s in own.items()}
-    modules = dict(model.named_modules())
-    dense = sum(modules[name].weight.numel() for name in kept_dense) if over == "model" else None
+    dense = _count(model, kept_dense) if over == "model" else None
     counts = _share_out(shapes, sparsity, distribution, fixed, dense)
-    replacements: dict[nn.Module, nn.Module] = {}
-    for module, nnz in zip(layers.values(), counts, strict=True):
+    twins: dict[nn.Module, nn.Module] = {}
+    for (name, module), nnz in zip(layers.items(), counts, strict=True):
         twin = KINDS[type(module)]
-        replacements[module] = twin.from_dense(module, nnz=nnz, keep=keep, generator=generator)
-    return _replace(model, replacements)
+        try:
+            twins[module] = twin.from_dense(module, nnz=nnz, keep=keep, generator=generator)
+        except ValueError as error:
+            raise ValueError(f"sparsify: layer {name or 'the model'!r}: {error}") from None
+    sparse = _exchange(model, twins, inplace)
+    _excluded.update({sparse.get_submodule(name): why for name, why in excluded.items()})
+    return sparse
 
 
 def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """A model with a plain layer of torch.nn for every sparse one: O(dense size) memory."""
-    model = model if inplace else copy.deepcopy(model)
-    sparse = [module for module in model.modules() if isinstance(module, SparseModule)]
-    return _replace(model, {module: module.dense_module() for module in sparse})
+    """A model with a plain layer of torch.nn for every sparse one: O(dense size) memory.
+
+    The given model stays as it was, unless `inplace=True`. What hangs on the layers goes along, or
+    the conversion is refused, by the rule of sparsify. Layers that share their weight_values and
+    have the same pattern share their dense weight. On meta the result is on meta.
+
+    Raises TypeError that names each layer that cannot be converted, before anything changed.
+    """
+    sparse = {
+        name: module for name, module in model.named_modules() if isinstance(module, SparseModule)
+    }
+    reasons = obstacles_to_dense(model, sparse, not inplace)
+    if reasons:
+        listed = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in reasons.items())
+        raise TypeError(f"densify: these layers cannot be made dense: {listed}")
+    twins: dict[nn.Module, nn.Module] = {}
+    weights: dict[nn.Parameter, nn.Parameter | None] = {}
+    for module in sparse.values():
+        twins[module] = twin = module.dense_module()
+        if isinstance(twin, DenseLayer):
+            own = twin._parameters["weight"]
+            twin._parameters["weight"] = weights.setdefault(module.weight_values, own)
+    return _exchange(model, twins, inplace)
 
 
 def _choose_layers(
-    model: nn.Module, exclude: list[str]
-) -> tuple[dict[str, DenseLayer], dict[str, str]]:
-    """The layers to convert by name, and why each other convolution or linear layer stays dense."""
-    names = _layer_names(model)
+    model: nn.Module, exclude: list[str], inplace: bool
+) -> tuple[dict[str, DenseLayer], dict[str, str], dict[str, str]]:
+    """By name: the layers to convert, and why the others are excluded or have to stay dense."""
+    names = layer_names(model)
     _check_globs("exclude", exclude, [name for group in names.values() for name in group])
-    obstacles = _obstacles(model, names)
-    layers, excluded, surprising = {}, {}, {}
+    found = obstacles(model, names, not inplace)
+    layers, excluded = {}, {}
+    surprising = scripted(model, KINDS)
     for module, aliases in names.items():
         glob = next((g for g in exclude if any(_fits(g, alias) for alias in aliases)), None)
         if glob is not None:
-            excluded[aliases[0]] = _excluded[module] = f"excluded by {glob!r}"
-        elif module in obstacles:
-            surprising[aliases[0]] = obstacles[module]
+            excluded[aliases[0]] = f"excluded by {glob!r}"
+        elif module in found:
+            surprising[aliases[0]] = found[module]
         else:
             layers[aliases[0]] = module
+    listed = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in surprising.items())
+    if not layers:
+        *others, last = (f"nn.{kind.__name__}" for kind in KINDS)
+        kinds = f"{', '.join(others)} or {last}"
+        raise ValueError(
+            f"sparsify: the model has no {kinds} to convert" + (listed and f": {listed}")
+        )
     if surprising:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in surprising.items())
         warnings.warn(f"sparsify: these layers stay dense: {listed}", stacklevel=3)
-    return layers, excluded | surprising
+    return layers, excluded, surprising
 
 
 def why_dense(model: nn.Module) -> dict[nn.Module, str]:
@@ -113,45 +148,11 @@ def why_dense(model: nn.Module) -> dict[nn.Module, str]:
 
     Read off the model; that a layer was excluded is known as long as the very layer lives.
     """
-    names = _layer_names(model)
+    names = layer_names(model)
     partly_sparse = any(isinstance(module, SparseModule) for module in model.modules())
     unknown = dict.fromkeys(names, "left dense" if partly_sparse else "")
     excluded = {module: _excluded[module] for module in names if module in _excluded}
-    return unknown | _obstacles(model, names) | excluded
-
-
-def _layer_names(model: nn.Module) -> dict[DenseLayer, list[str]]:
-    """The dense convolutions and linear layers, each with all of its names."""
-    names: dict[DenseLayer, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, DenseLayer):
-            names.setdefault(module, []).append(name)
-    return names
-
-
-def _obstacles(model: nn.Module, layers: Iterable[nn.Module]) -> dict[nn.Module, str]:
-    """Why some of `layers` cannot be converted."""
-    holders: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
-    read: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                holders.setdefault(parameter, []).append((name or "the model", module))
-        if isinstance(module, READS_WEIGHTS):
-            read.update(module.children())
-    found = {}
-    for module in layers:
-        kind = next(kind for kind in KINDS if isinstance(module, kind))
-        weight = module._parameters.get("weight")
-        sharing = [] if weight is None else holders[weight]
-        sharer = next((name for name, other in sharing if other is not module), None)
-        if sharer is not None:
-            found[module] = f"its weight is shared with {sharer}"
-        elif reason := why_not(module, kind):
-            found[module] = reason
-        elif module in read:
-            found[module] = "the module it is in reads its weight directly"
-    return found
+    return unknown | obstacles(model, names) | excluded
 
 
 def _own_sparsity(
@@ -216,12 +217,32 @@ def _share_out(
     return [counts[i] for i in range(len(shapes))]
 
 
-def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put each new module wherever the old one is, also where one is used several times."""
-    if model in replacements:
-        return replacements[model]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and child in replacements:
-                parent._modules[name] = replacements[child]
-    return model
+def _count(model: nn.Module, names: Iterable[str]) -> int:
+    """The weights of the layers that stay dense."""
+    count = 0
+    for name in names:
+        weight: Any = model.get_submodule(name).weight
+        if isinstance(weight, nn.UninitializedParameter):
+            raise ValueError(
+                f"over: 'model' counts the weights of {name}, which is lazy and has none yet; "
+                "run a forward pass first"
+            )
+        count += weight.numel()
+    return count
+
+
+def _exchange(model: nn.Module, twins: Mapping[nn.Module, nn.Module], inplace: bool) -> nn.Module:
+    """Puts each layer's twin wherever the model, or a copy of it, has the layer."""
+    memo: dict[int, Any] = {id(layer): twin for layer, twin in twins.items()}
+
+    def take(value: Any) -> Any:
+        return value if inplace else copy.deepcopy(value, memo)
+
+    changed = Exchange(twins)(model) if inplace else take(model)
+    for layer, twin in twins.items():
+        if type(layer) in KINDS or type(twin) in KINDS:  # else dense_module is the user's own
+            hang(layer, twin, take)
+    for parameter in model.parameters() if not inplace else ():
+        if id(parameter) in memo:
+            copy_hangings(parameter, memo[id(parameter)], take)
+    return changed

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsr_kernels import text_table
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.backends.native import _C
+from dsr_kernels.nn.layers import named_sparse_modules
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.passes import passes
 
@@ -95,13 +96,13 @@ def explain(model: nn.Module, input_shape: Sequence[int]) -> Explanation:
     mode, gradients and torch's random numbers stay as they are. Takes 0.1 s for the peak.
 
     Raises TypeError if `model` or `input_shape` is of the wrong type, ValueError if a size is below
-    1, if `model` has no sparse layer or is on a GPU, or if it does not accept the shape.
+    1, if `model` has no sparse layer, is on a GPU or on meta, or does not accept the shape.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     shape = _checked(input_shape)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    layers = {m: name for name, m in model.named_modules() if isinstance(m, SparseModule)}
+    layers = {module: name for name, module in named_sparse_modules(model)}
     if not layers:
         raise ValueError("model: expected at least one sparse layer, got none; see sparsify()")
     for module, name in layers.items():
@@ -110,6 +111,7 @@ def explain(model: nn.Module, input_shape: Sequence[int]) -> Explanation:
                 "model: expected a model on the CPU, whose kernels this is about, but layer "
                 f"{name!r} is on {module.crow_indices.device}; explain copy.deepcopy(model).cpu()"
             )
+        module.pattern()  # raises where there is none, as on meta
     threads, peak = torch.get_num_threads(), _C.peak_gflops(torch.get_num_threads())
     rows: list[LayerPass] = []
     called = set()

@@ -16,6 +16,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends.address import address
 from dsr_kernels.backends.native import _C
 
 INT32_MAX = 2**31 - 1
@@ -88,7 +89,7 @@ class Topology:
         crow = torch.empty(shape[0] + 1, dtype=torch.int32, device="cpu")
         col = torch.empty(nnz, dtype=torch.int32, device="cpu")
         row_length = math.prod(shape[1:])
-        _C.sample_pattern(shape[0], row_length, nnz, seed, crow.data_ptr(), col.data_ptr())
+        _C.sample_pattern(shape[0], row_length, nnz, seed, address(crow), address(col))
         return cls(shape, crow.to(device), col.to(device))
 
     @classmethod

@@ -127,6 +127,14 @@ def test_refuses_the_impossible():
         sparsify(Net(), distribution="ER")
 
 
+def test_a_weight_that_cannot_be_ranked_names_its_layer_and_changes_nothing():
+    net = Net()
+    net.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="layer 'head': weight: expected finite values"):
+        sparsify(net, keep="magnitude", inplace=True)
+    assert counts(net) == (0, 0)
+
+
 def test_layers_that_cannot_be_converted_stay_dense_with_a_warning():
     model = nn.Sequential(
         nn.Linear(8, 8),

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import dsr_kernels
-from dsr_kernels.backends import plan_cache
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.models import lenet_300_100, wrn_28
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 
@@ -48,11 +48,11 @@ def test_a_row_for_each_layer_and_pass_in_order():
 def test_the_plans_are_those_that_the_layers_use(mode):
     """After explain(), running the model forward and backward builds no plan that it had not."""
     model = small(mode)
-    plan_cache.cache.clear()
+    patterns.clear()
     dsr_kernels.explain(model, (4, 3, 8, 8))
-    known = len(plan_cache.cache)
+    known = len(patterns.plans())
     model(torch.randn(4, 3, 8, 8, requires_grad=True)).sum().backward()
-    assert len(plan_cache.cache) == known
+    assert len(patterns.plans()) == known
 
 
 def state_of(model):
@@ -159,3 +159,11 @@ def test_a_model_without_sparse_layers_is_refused():
         dsr_kernels.explain(nn.Linear(3, 3), (2, 3))
     with pytest.raises(TypeError, match=r"^model: expected a torch.nn.Module"):
         dsr_kernels.explain(nn.Linear(3, 3).weight, (2, 3))
+
+
+def test_a_layer_without_a_pattern_is_refused():
+    model = nn.Sequential(SparseConv2d(4, 6, 3, device="meta"))
+    with pytest.raises(ValueError, match="layer '0': it has no pattern, its tensors are on meta"):
+        dsr_kernels.explain(model, (1, 4, 8, 8))
+    with pytest.raises(ValueError, match="layer '0'"):
+        dsr_kernels.explain(model.to_empty(device="cpu"), (1, 4, 8, 8))

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends.address import address, address_to_read
 from dsr_kernels.backends.conv_shape import ConvShape, Pair
 from dsr_kernels.backends.native import _C, DTYPE_CODES
-from dsr_kernels.backends.plan_cache import cache
+from dsr_kernels.backends.patterns import patterns
 
 
 class Geometry(NamedTuple):
@@ -44,8 +45,8 @@ def build_plan(crow_indices: Tensor, col_indices: Tensor, g: Geometry) -> _C.Con
         output_size,
         g.shape.dilation,
         g.shape.groups,
-        crow_indices.data_ptr(),
-        col_indices.data_ptr(),
+        address_to_read(crow_indices),
+        address_to_read(col_indices),
         col_indices.numel(),
         DTYPE_CODES[g.dtype],
         g.lanes,
@@ -65,7 +66,7 @@ def sparse_conv2d(
     """out = conv2d(pad(x), W) + bias."""
     dtype, n = values.dtype, x.shape[0]
     g = geometry(x, out, x.shape[1:], out.shape[1:], shape, dtype)
-    plan = cache.get(crow_indices, col_indices, g, build_plan)
+    plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     x, values, y = _readable(x, dtype), values.contiguous(), _writable(out, dtype)
     bias = None if bias is None else bias.contiguous()
     threads = torch.get_num_threads()
@@ -73,11 +74,11 @@ def sparse_conv2d(
     plan.sparse_conv2d(
         n,
         _activation(x, g),
-        values.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
+        address(values),
+        0 if bias is None else address(bias),
         _activation(y, g),
         threads,
-        scratch.data_ptr(),
+        address(scratch),
     )
     return out if y is out else out.copy_(y)
 
@@ -93,12 +94,12 @@ def sparse_conv2d_grad_input(
     """out = conv_transpose2d(grad, W) without the padding's share."""
     dtype, n = values.dtype, grad.shape[0]
     g = geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, transposed=True)
-    plan = cache.get(crow_indices, col_indices, g, build_plan)
+    plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     grad, values, gx = _readable(grad, dtype), values.contiguous(), _writable(out, dtype)
     threads = torch.get_num_threads()
     scratch = _workspace(plan, "grad_input", n, threads)
     plan.sparse_conv2d_grad_input(
-        n, _activation(grad, g), values.data_ptr(), _activation(gx, g), threads, scratch.data_ptr()
+        n, _activation(grad, g), address(values), _activation(gx, g), threads, address(scratch)
     )
     return out if gx is out else out.copy_(gx)
 
@@ -114,12 +115,12 @@ def sparse_conv2d_grad_weight(
     """out = the dense weight's gradient at the non-zeros."""
     dtype, n = out.dtype, x.shape[0]
     g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype)
-    plan = cache.get(crow_indices, col_indices, g, build_plan)
+    plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     x, grad = _readable(x, dtype), _readable(grad, dtype)
     threads = torch.get_num_threads()
     scratch = _workspace(plan, "grad_weight", n, threads)
     plan.sparse_conv2d_grad_weight(
-        n, _activation(x, g), _activation(grad, g), out.data_ptr(), threads, scratch.data_ptr()
+        n, _activation(x, g), _activation(grad, g), address(out), threads, address(scratch)
     )
     return out
 
@@ -132,11 +133,11 @@ def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     _C.sparse_conv2d_grad_bias(
         DTYPE_CODES[out.dtype],
         (n, channels, height, width),
-        grad.data_ptr(),
+        address(grad),
         grad.stride(),
-        out.data_ptr(),
+        address(out),
         torch.get_num_threads(),
-        scratch.data_ptr(),
+        address(scratch),
     )
     return out
 
@@ -169,7 +170,7 @@ def _activation(x: Tensor, g: Geometry) -> tuple[int, bool, tuple[int, ...]]:
     n, c, h, w = x.stride()
     if g.lanes == "plane" and x.shape[2] not in (g.input_size[1], g.output_size[1]):
         h = g.input_size[2] * w
-    return x.data_ptr(), x.dtype == torch.bfloat16, (n, c, h, w)
+    return address(x), x.dtype == torch.bfloat16, (n, c, h, w)
 
 
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,5 +2,13 @@
 
 from dsr_kernels.nn.layers import SparseConv1d, SparseConv2d, SparseLinear, named_sparse_modules
 from dsr_kernels.nn.module import SparseModule
+from dsr_kernels.nn.pattern_owner import adopt_patterns
 
-__all__ = ["SparseConv1d", "SparseConv2d", "SparseLinear", "SparseModule", "named_sparse_modules"]
+__all__ = [
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparseModule",
+    "adopt_patterns",
+    "named_sparse_modules",
+]

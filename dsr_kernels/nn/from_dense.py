@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.choices import check_choice
 from dsr_kernels.distribution import budget
+from dsr_kernels.nn.carry_over import carry_over, same, why_code, why_shape
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology
@@ -37,26 +39,38 @@ D = TypeVar("D", nn.Conv1d, nn.Conv2d, nn.Linear)
 KEEP = ("magnitude", "random", "kernels")  # which weights of a dense layer stay
 
 
-def why_not(module: nn.Module, kind: type[DenseLayer]) -> str | None:
+def why_not(
+    module: nn.Module, kind: type[DenseLayer], sparse_class: type[SparseModule] | None = None
+) -> str | None:
     """Why `module` cannot become the sparse twin of `kind`, such as nn.Conv2d; None if it can.
 
-    A sparse layer computes just what `kind` computes from the same arguments. A module that does
-    more (a forward of its own, a parametrized or pruned weight, hooks) would lose it.
+    carry_over.py has the rule: data that hangs on it is carried over, code is refused. Names that a
+    `sparse_class` needs for itself cannot be carried over either.
     """
     if not isinstance(module, kind):
         return f"expected an nn.{kind.__name__}, got {type(module).__name__}"
-    if nn.utils.parametrize.is_parametrized(module) or "weight" not in module._parameters:
-        return "its weight is parametrized, normalized or pruned; make that permanent first"
-    if type(module) is not kind:
-        name = type(module).__name__
-        return f"{name} is a subclass of nn.{kind.__name__} and may compute something else"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for name in hooks):
-        return "it has hooks, which would be lost; remove them first"
-    assert isinstance(module, DenseLayer)
-    if module.weight.dtype not in DTYPE_CODES:
+    reason = why_code(module, kind, "weight")
+    if reason is None and module.weight.dtype not in DTYPE_CODES:
         return f"its weight is {module.weight.dtype}; sparse values are float32 or float64"
-    return None
+    return reason or _why_misfit(module, kind, kind, sparse_class or kind)
+
+
+def why_not_dense(sparse: SparseModule, kind: type[DenseLayer]) -> str | None:
+    """Why `sparse` cannot become the `kind` of torch.nn that computes the same; None if it can."""
+    # A subclass with a dense_module of its own knows its twin.
+    knowing = next(c for c in type(sparse).__mro__ if "dense_module" in vars(c))
+    if reason := why_code(sparse, knowing, "weight_values"):
+        return reason
+    if sparse._pattern_pending and not sparse.weight_values.is_meta:
+        return "it has no pattern yet; load a checkpoint or call reset_parameters first"
+    return _why_misfit(sparse, kind, plain_class(sparse), kind)
+
+
+def plain_class(layer: nn.Module) -> type[nn.Module]:
+    """The class of torch.nn or of this package that `layer` is, or that its class derives from."""
+    if not isinstance(layer, SparseModule):
+        return type(layer)
+    return [c for c in type(layer).__mro__ if "dense_module" in vars(c)][-2]
 
 
 def choose_topology(
@@ -74,8 +88,7 @@ def choose_topology(
     kernels at random as hold no more than `nnz` weights. Raises TypeError where `dense` cannot be
     converted.
     """
-    reason = why_not(dense, kind)
-    if reason is not None:
+    if reason := why_not(dense, kind):
         raise TypeError(f"from_dense: cannot convert {type(dense).__name__}: {reason}")
     given = [n for n, v in (("sparsity", sparsity), ("nnz", nnz), ("mask", mask)) if v is not None]
     if len(given) != 1:
@@ -85,6 +98,12 @@ def choose_topology(
         )
     check_choice(keep, "keep", KEEP)
     weight = dense.weight
+    if weight.is_meta and (mask is not None or keep != "random"):
+        raise ValueError(
+            f"{'keep' if mask is None else 'mask'}: a layer on meta has no weights to choose from "
+            "and cannot hold a pattern; pass keep='random', which leaves the pattern to a "
+            "checkpoint or to reset_parameters, or convert the layer once it has its weights"
+        )
     if mask is not None:
         if mask.shape != weight.shape:
             raise ValueError(
@@ -102,35 +121,82 @@ def choose_topology(
 
 
 def sparse_twin(sparse_class: type[S], dense: DenseLayer, topology: Topology) -> S:
-    """A `sparse_class` with the arguments of `dense` and its weights at `topology`."""
-    arguments = _arguments(dense, type(dense))
-    sparse = sparse_class(**arguments, dtype=dense.weight.dtype, nnz=topology.nnz)
+    """A `sparse_class` with the arguments of `dense` and its weights at `topology`.
+
+    What hangs on `dense` goes along. On meta the twin has no pattern yet, only its size.
+    """
+    if reason := _why_misfit(dense, type(dense), type(dense), sparse_class):
+        raise TypeError(f"from_dense: cannot convert {type(dense).__name__}: {reason}")
+    weight = dense.weight.detach()
+    sparse = sparse_class(**_arguments(dense, type(dense)), dtype=weight.dtype, nnz=topology.nnz)
     crow, col = topology.crow_indices, topology.col_indices
-    values = at_pattern(dense.weight.detach(), crow, col)
+    values = weight.new_empty(topology.nnz) if weight.is_meta else at_pattern(weight, crow, col)
     sparse.crow_indices, sparse.col_indices = crow, col
     sparse.weight_values = nn.Parameter(values[:, None], requires_grad=dense.weight.requires_grad)
-    _copy_rest(sparse, dense)
-    sparse._pattern_pending = False
+    sparse._pattern_pending = weight.is_meta
+    if not weight.is_meta:
+        sparse._set_dense_shape()
+        sparse._own()
+    _copy_rest(dense, sparse)
     return sparse
 
 
 def dense_twin(dense_class: type[D], sparse: SparseModule) -> D:
-    """A `dense_class` with the arguments of `sparse`, that computes the same."""
-    dense = dense_class(**_arguments(sparse, dense_class), dtype=sparse.weight_values.dtype)
-    weight = sparse.to_dense().detach()
-    dense.weight = nn.Parameter(weight, requires_grad=sparse.weight_values.requires_grad)
-    _copy_rest(dense, sparse)
+    """A `dense_class` with the arguments of `sparse`, that computes the same.
+
+    Raises TypeError where that cannot be, see carry_over.py. On meta it has no weights, only their
+    shape.
+    """
+    if reason := why_not_dense(sparse, dense_class):
+        raise TypeError(f"dense_module: cannot convert {type(sparse).__name__}: {reason}")
+    values = sparse.weight_values
+    dense = dense_class(**_arguments(sparse, dense_class), dtype=values.dtype)
+    if not values.is_meta:
+        weight = sparse.to_dense().detach()
+        dense.weight = nn.Parameter(weight)
+    dense.weight.requires_grad_(values.requires_grad)
+    _copy_rest(sparse, dense)
     return dense
 
 
-def _arguments(layer: DenseLayer | SparseModule, dense_class: type[DenseLayer]) -> dict[str, Any]:
+def hang(source: nn.Module, twin: nn.Module, take: Callable[[Any], Any]) -> None:
+    """Gives `twin` the bias of `source` and what hangs on it, `take` making the twin's of each."""
+    dense = source if isinstance(source, DenseLayer) else twin
+    assert isinstance(dense, DenseLayer)
+    plain = _plain(source, type(dense), plain_class(source))
+    twin._parameters["bias"] = take(source._parameters["bias"])
+    carry_over(source, plain, twin, take)
+
+
+def _arguments(layer: nn.Module, dense_class: type[DenseLayer]) -> dict[str, Any]:
     """The arguments that both twins take, read off either; for a layer on meta, to be filled."""
     arguments = {name: getattr(layer, name) for name in ARGUMENTS[dense_class]}
     return {**arguments, "bias": layer.bias is not None, "device": "meta"}
 
 
-def _copy_rest(target: DenseLayer | SparseModule, source: DenseLayer | SparseModule) -> None:
+def _plain(layer: nn.Module, dense_class: type[DenseLayer], kind: type[nn.Module]) -> nn.Module:
+    """A new `kind` on meta with the arguments of `layer`."""
+    size = {"nnz": 1} if issubclass(kind, SparseModule) else {}
+    return kind(**_arguments(layer, dense_class), **size)
+
+
+def _why_misfit(
+    layer: nn.Module,
+    dense_class: type[DenseLayer],
+    kind: type[nn.Module],
+    twin_class: type[nn.Module],
+) -> str | None:
+    """Why `layer`, a `kind`, is not what its arguments say, or not what a `twin_class` can be."""
+    try:
+        plain, twin = (_plain(layer, dense_class, made) for made in (kind, twin_class))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        return f"its attributes are not the arguments of a {kind.__name__}: {error}"
+    return why_shape(layer, plain, twin)
+
+
+def _copy_rest(source: DenseLayer | SparseModule, twin: DenseLayer | SparseModule) -> None:
+    """A bias of the twin's own; the rest, which both share from now on."""
+    hang(source, twin, same)
     if source.bias is not None:
-        bias = source.bias.detach().clone()
-        target.bias = nn.Parameter(bias, requires_grad=source.bias.requires_grad)
-    target.train(source.training)
+        twin.bias = nn.Parameter(source.bias.detach().clone(), source.bias.requires_grad)
+        vars(twin.bias).update(vars(source.bias))

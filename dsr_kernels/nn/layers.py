@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsr_kernels.nn import from_dense, functional
 from dsr_kernels.nn.conv import SparseConvNd
 from dsr_kernels.nn.module import SparseModule
+from dsr_kernels.nn.normalized import refuse_normalized
 from dsr_kernels.ops import library
 
 
@@ -59,6 +60,8 @@ class SparseConv1d(SparseConvNd):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if "weight_values" not in self._parameters:
+            refuse_normalized(self)
         sides = self._sides
         if self.padding_mode != "zeros":
             functional.check_sequence(x, self.weight_shape, self.groups)
@@ -147,6 +150,8 @@ class SparseConv2d(SparseConvNd):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if "weight_values" not in self._parameters:
+            refuse_normalized(self)
         sides = self._sides
         if self.padding_mode != "zeros":
             library.check_input(
@@ -214,6 +219,8 @@ class SparseLinear(SparseModule):
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:
+        if "weight_values" not in self._parameters:
+            refuse_normalized(self)
         return functional.sparse_linear(
             x, self.weight_values, self.bias, self.crow_indices, self.col_indices, self.weight_shape
         )
@@ -250,4 +257,5 @@ def named_sparse_modules(model: nn.Module) -> Iterator[tuple[str, SparseModule]]
     """(fully qualified name, module) of every sparse layer of `model`, a shared one once."""
     for name, module in model.named_modules():
         if isinstance(module, SparseModule):
+            module.know_name(name)
             yield name, module

@@ -11,28 +11,25 @@ least two.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.native import DTYPE_CODES
+from dsr_kernels.backends.retired import retire, revive
 from dsr_kernels.distribution import budget
 from dsr_kernels.nn.compile import let_nnz_vary
+from dsr_kernels.nn.leaf import ordinary, set_data
 from dsr_kernels.nn.resized import resized
-from dsr_kernels.nn.stored import RENAMED, check_stored_pattern, read_weight
+from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
 
 
-class SparseModule(nn.Module):
+class SparseModule(StoredWeight):
     """A layer whose weight of shape `weight_shape` is a CSR matrix (topology.py) of O rows."""
-
-    weight_values: nn.Parameter
-    bias: nn.Parameter | None
-    crow_indices: Tensor
-    col_indices: Tensor
 
     def __init__(
         self,
@@ -58,12 +55,15 @@ class SparseModule(nn.Module):
         topology = Topology.random(self.weight_shape, nnz, generator=generator, device=device)
         self.register_buffer("crow_indices", topology.crow_indices)
         self.register_buffer("col_indices", topology.col_indices)
+        self._set_dense_shape()
         device = topology.col_indices.device
         self.weight_values = nn.Parameter(torch.empty(nnz, 1, device=device, dtype=dtype))
         empty = torch.empty(self.weight_shape[0], device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
         # On the meta device there is no pattern yet: reset_parameters draws it.
         self._pattern_pending = self.weight_values.is_meta
+        if not self._pattern_pending:
+            self._own()
         self._draw_parameters(generator)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -103,10 +103,12 @@ class SparseModule(nn.Module):
     @property
     def topology(self) -> Topology:
         """The present pattern; it shares the module's index tensors."""
+        self._verify()
         return Topology(self.weight_shape, self.crow_indices, self.col_indices)
 
     def to_dense(self) -> Tensor:
         """The dense weight, differentiable in `weight_values`; takes O(numel) memory."""
+        self._verify()
         return reference.to_dense(
             self.weight_values,
             self.crow_indices,
@@ -181,14 +183,17 @@ class SparseModule(nn.Module):
             )
         if validate:
             check_pattern(self.weight_shape, crow_indices, col_indices)
-        # Graphs recorded so far saved these three: a newer version makes their backward refuse.
-        torch.autograd.graph.increment_version(
-            [t for t in (parameter, self.crow_indices, self.col_indices) if not t.is_inference()]
-        )
-        if nnz != self.nnz:
-            resized(parameter, self.nnz, type(self).__name__)
-        self.crow_indices, self.col_indices = crow_indices, col_indices
-        set_data(parameter, values.detach().contiguous().view(nnz, 1))
+        with torch.inference_mode(False):
+            crow_indices, col_indices, values = map(ordinary, (crow_indices, col_indices, values))
+            retire(parameter)
+            if nnz != self.nnz:
+                resized(parameter, self.nnz, self.label())
+            # Graphs recorded so far saved it: a newer version makes their backward refuse.
+            if not parameter.is_inference():
+                torch.autograd.graph.increment_version([parameter])
+            set_data(parameter, values.detach().contiguous().view(nnz, 1))
+            revive(parameter)
+            self._exchange_pattern(crow_indices, col_indices)
         self._pattern_pending = False
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -201,7 +206,7 @@ class SparseModule(nn.Module):
         if self._pattern_pending and not self.weight_values.is_meta:
             device = self.weight_values.device
             drawn = Topology.random(self.weight_shape, self.nnz, generator=generator, device=device)
-            self.crow_indices, self.col_indices = drawn.crow_indices, drawn.col_indices
+            self._exchange_pattern(drawn.crow_indices, drawn.col_indices)
             self._pattern_pending = False
         self._draw_parameters(generator)
 
@@ -216,85 +221,3 @@ class SparseModule(nn.Module):
             else:  # the numbers of a generator of another device, such as the CPU's
                 drawn = torch.empty_like(parameter, device=generator.device)
                 parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
-
-    # --- checkpoints ---
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
-        if metadata is not None:
-            metadata["weight_shape"] = list(self.weight_shape)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """As nn.Module, but the module first takes on the checkpoint's number of non-zeros.
-
-        The checkpoint has `weight_values`, `crow_indices` and `col_indices`, or a dense `weight`,
-        of which the non-zeros are taken. Anything else is an error and changes nothing.
-        """
-        try:
-            state_dict = self._fit_to(state_dict, prefix, local_metadata)
-        except ValueError as error:
-            message = f"{prefix[:-1] or type(self).__name__}: {error}"
-            if str(error) == RENAMED:  # true of every layer
-                message = RENAMED
-            if message not in error_msgs:
-                error_msgs.append(message)
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _fit_to(
-        self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch copies.
-
-        Raises ValueError, before anything changed, for what cannot be this layer's weight.
-        """
-        if "weight_values" not in self._parameters:
-            check_stored_pattern(self.weight_shape, self.nnz, state_dict, prefix)
-            return state_dict
-        weight = read_weight(self.weight_shape, state_dict, prefix, metadata)
-        if weight is None:
-            return state_dict
-        bias = state_dict.get(f"{prefix}bias")
-        if self.bias is not None and bias is not None and bias.shape != self.bias.shape:
-            raise ValueError(
-                f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
-            )
-        nnz = weight["weight_values"].shape[0]
-        if nnz != self.nnz:
-            resized(self.weight_values, self.nnz, prefix[:-1] or type(self).__name__)
-            device = self.weight_values.device
-            # New tensors, not resize_: graphs recorded before keep the pattern they know.
-            self.col_indices = torch.empty(nnz, dtype=torch.int32, device=device)
-            empty = torch.empty(nnz, 1, dtype=self.weight_values.dtype, device=device)
-            set_data(self.weight_values, empty)
-        self._pattern_pending = False
-        own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
-        own.pop(f"{prefix}weight", None)
-        return own | {prefix + part: tensor for part, tensor in weight.items()}
-
-
-def set_data(parameter: nn.Parameter, data: Tensor) -> None:
-    """Gives a leaf other data, perhaps of another size, and drops its grad.
-
-    Autograd keeps a leaf's size in its gradient accumulator. That lives as long as any old graph
-    does (a loss kept from the last iteration is enough) and is renewed only when the dtype changes.
-    So the data goes through an empty tensor of another dtype.
-    """
-    parameter.grad = None
-    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
-    parameter.data = torch.empty(0, dtype=other, device=data.device)
-    parameter.data = data

@@ -33,7 +33,7 @@ _hook: Any = None  # torch's handle, once there is a need
 
 
 def resized(parameter: nn.Parameter, size: int, name: str) -> None:
-    """Notes that `parameter`, of the layer `name`, had `size` entries and gets another number."""
+    """Notes that `parameter` had `size` entries and gets another number; `name`: of its layer."""
     global _count, _hook
     if _expected:
         return
@@ -80,7 +80,7 @@ def _check(optimizer: Optimizer, parameter: nn.Parameter, note: _Resized) -> Non
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor) and tuple(value.shape) in old - {(1,)}:
             raise RuntimeError(
-                f"optimizer: state {key!r} of layer {note.name!r} has shape {tuple(value.shape)}, "
+                f"optimizer: state {key!r} of {note.name} has shape {tuple(value.shape)}, "
                 f"but its weight_values now have {tuple(parameter.shape)}: the layer was given "
                 "another number of non-zeros; load the optimizer's state that belongs to them, "
                 f"build a new {type(optimizer).__name__}, or let a rewirer of dsr_kernels.rewiring "

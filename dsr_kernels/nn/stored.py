@@ -1,7 +1,7 @@
 """The sparse weight in a checkpoint: which keys hold it, and what is checked before it is loaded.
 
 A checkpoint holds `<fqn>.weight_values`, `<fqn>.crow_indices`, `<fqn>.col_indices` and
-`<fqn>.bias`. The weight's shape goes into the state_dict's metadata, where torch.save keeps it.
+`<fqn>.bias`, and the dense weight's shape in `<fqn>.dense_shape`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,114 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dsr_kernels.backends.retired import retire
+from dsr_kernels.nn.leaf import set_data
+from dsr_kernels.nn.pattern_owner import PatternOwner
+from dsr_kernels.nn.resized import resized
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
 PARTS = ("weight_values", "crow_indices", "col_indices")
+# Where torch keeps the values that it prunes or parametrizes.
+PRUNED = ("weight_values_orig", "weight_values_mask")
+PARAMETRIZED = "parametrizations.weight_values.original"
 # Said once for a whole model.
 RENAMED = (
     "the checkpoint was made before the `values` [nnz] of sparse layers became `weight_values` "
     "[nnz, 1]; rename them first: for k in [k for k in state_dict if k.split('.')[-1] == 'values']:"
     " state_dict[k[:-6] + 'weight_values'] = state_dict.pop(k)[:, None]"
 )
+
+
+class StoredWeight(PatternOwner):
+    """A layer whose sparse weight goes into checkpoints, and comes from them at any size."""
+
+    weight_values: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        self.know_name(prefix[:-1])
+        self._verify()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["weight_shape"] = list(self.weight_shape)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As nn.Module, but the module first takes on the checkpoint's number of non-zeros.
+
+        The checkpoint has `weight_values`, `crow_indices` and `col_indices`, or a dense `weight`,
+        of which the non-zeros are taken. Anything else is an error and changes nothing.
+        """
+        self.know_name(prefix[:-1])
+        try:
+            state_dict = self._fit_to(state_dict, prefix, local_metadata)
+        except ValueError as error:
+            message = f"{prefix[:-1] or type(self).__name__}: {error}"
+            if str(error) == RENAMED:  # true of every layer
+                message = RENAMED
+            if message not in error_msgs:
+                error_msgs.append(message)
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if not self._pattern_pending:
+            self._own()
+
+    def _fit_to(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch copies.
+
+        Raises ValueError, before anything changed, for what cannot be this layer's weight.
+        """
+        if "weight_values" not in self._parameters:
+            check_stored_pattern(self.weight_shape, self.col_indices.numel(), state_dict, prefix)
+            self._pattern_pending &= f"{prefix}col_indices" not in state_dict
+            return {**state_dict, f"{prefix}dense_shape": torch.tensor(self.weight_shape)}
+        weight = read_weight(self.weight_shape, state_dict, prefix, metadata)
+        if weight is None:
+            return state_dict
+        bias = state_dict.get(f"{prefix}bias")
+        if self.bias is not None and bias is not None and bias.shape != self.bias.shape:
+            raise ValueError(
+                f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
+            )
+        nnz = weight["weight_values"].shape[0]
+        if nnz != self.col_indices.numel():
+            self._resize(nnz)
+        self._pattern_pending = False
+        own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        own.pop(f"{prefix}weight", None)
+        own[f"{prefix}dense_shape"] = torch.tensor(self.weight_shape)
+        return own | {prefix + part: tensor for part, tensor in weight.items()}
+
+    @torch.no_grad()
+    def _resize(self, nnz: int) -> None:
+        """Makes room for another number of non-zeros, about to be copied in."""
+        with torch.inference_mode(False):
+            index, values = self.col_indices, self.weight_values
+            retire(values)
+            resized(values, index.numel(), self.label())
+            if not values.is_inference():
+                torch.autograd.graph.increment_version([values])
+            set_data(values, values.new_empty(nnz, 1))
+            crow = self.crow_indices.detach().clone()
+            self._exchange_pattern(crow, index.new_empty(nnz))
 
 
 def read_weight(
@@ -43,15 +139,15 @@ def read_weight(
         raise ValueError(RENAMED)
     if not found:
         return None
+    if "weight_values" not in found:
+        _refuse_computed(state_dict, prefix)
     if len(found) < len(PARTS):
         missing = ", ".join(part for part in PARTS if part not in found)
         raise ValueError(
             f"the checkpoint has {', '.join(found)} but not {missing}; values have no meaning "
             "without their positions"
         )
-    saved_shape = tuple(metadata.get("weight_shape", shape))
-    if saved_shape != shape:
-        raise ValueError(f"expected a weight of shape {shape}, the checkpoint's is {saved_shape}")
+    _check_shape(shape, state_dict, prefix, metadata)
     for part in PARTS[1:]:
         found[part] = _to_int32(part, found[part])
     values, nnz = found["weight_values"], found["col_indices"].numel()
@@ -69,17 +165,50 @@ def check_stored_pattern(
 ) -> None:
     """Raises ValueError for a pattern that a layer whose values torch parametrizes cannot take.
 
-    Those values are held elsewhere, so the number of non-zeros must stay.
+    Those values are held elsewhere, so the number of non-zeros must stay. Another pattern of as
+    many is taken, with its values.
     """
     crow, col = (state_dict.get(prefix + part) for part in PARTS[1:])
     if crow is None or col is None:
         return
-    if col.numel() != nnz:
+    held = (state_dict.get(prefix + key) for key in (*PRUNED, PARAMETRIZED))
+    counts = {col.numel(), *(len(values) for values in held if values is not None)}
+    if counts != {nnz}:
+        other = ", ".join(str(count) for count in sorted(counts - {nnz}))
         raise ValueError(
             f"weight_values is parametrized or pruned by torch, so the layer keeps its {nnz} "
-            f"non-zeros, but the checkpoint has {col.numel()}; load it before that"
+            f"non-zeros, but the checkpoint has {other}; make it permanent (prune.remove, "
+            "parametrize.remove_parametrizations), in the model that is saved as well"
         )
     check_pattern(shape, _to_int32("crow_indices", crow), _to_int32("col_indices", col))
+
+
+def _check_shape(
+    shape: tuple[int, ...], state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
+) -> None:
+    """Raises ValueError for a checkpoint of a weight of another shape, as far as it tells."""
+    saved = state_dict.get(f"{prefix}dense_shape")
+    if saved is not None and not saved.is_meta:
+        saved = saved.tolist()
+    else:  # made before that was a tensor
+        saved = metadata.get("weight_shape", shape)
+    if tuple(saved) != shape:
+        raise ValueError(f"expected a weight of shape {shape}, the checkpoint's is {tuple(saved)}")
+
+
+def _refuse_computed(state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Raises ValueError for values that torch computed from others in the model that was saved."""
+    if prefix + PRUNED[0] in state_dict:
+        raise ValueError(
+            f"the checkpoint's weight_values is pruned by torch ({', '.join(PRUNED)}); call "
+            "prune.identity(layer, 'weight_values') before loading it, or prune.remove before "
+            "saving"
+        )
+    if prefix + PARAMETRIZED in state_dict:
+        raise ValueError(
+            f"the checkpoint's weight_values is parametrized ({PARAMETRIZED}); register the same "
+            "parametrization before loading it, or remove it before saving"
+        )
 
 
 def _from_dense(weight: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """The operations with their derivatives, each made of the operations themselves.
 
-A graph belongs to the values and the pattern it was recorded with. They are saved for backward, and
-`SparseModule.replace_topology` advances their versions, so a backward through an older topology
-stops with an error, whether or not the number of non-zeros changed.
+A graph belongs to the values and the pattern it was recorded with. `SparseModule.replace_topology`
+advances their versions, so a backward through an older topology stops with an error, whether or not
+the number of non-zeros changed.
 
 An op is called in one of two ways. Plain tensors in eager mode go straight to the autograd.Function
 and the kernel in `library`. Everything else (torch.compile, tracing, fake tensors, tensor
@@ -26,6 +26,11 @@ from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.ops import library, watch
 
 OPS = torch.ops.dsr_kernels
+STALE = (
+    "sparse_conv2d: the values or the pattern of a sparse layer, or its input, changed between "
+    "forward and backward (an optimizer step or a rewire?); this graph belongs to weights that no "
+    "longer exist, run the forward again"
+)
 
 # --- the operations -------------------------------------------------------------------------------
 
@@ -136,6 +141,8 @@ class _Context(FunctionCtx):
 
     needs_input_grad: tuple[bool, ...]
     saved_tensors: tuple[Tensor, ...]
+    pattern: tuple[Tensor, Tensor]  # crow_indices, col_indices
+    pattern_version: tuple[int, int] | None
     shape: ConvShape
     input_size: torch.Size  # (C, H, W)
     channels_last: bool  # of the input
@@ -160,10 +167,11 @@ class SparseConv(torch.autograd.Function):
         col_indices: Tensor,
         shape: ConvShape,
     ) -> Tensor:
-        # values is saved even where only its own gradient is asked for: its version is what tells a
-        # rewired layer from the one this graph was recorded with.
+        # values is saved even where only its own gradient is asked for: its version tells whether
+        # it is still what this graph was recorded with.
         kept = x if ctx.needs_input_grad[2] else None
-        ctx.save_for_backward(kept, values, crow_indices, col_indices)  # type: ignore[arg-type]
+        ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
+        _keep_pattern(ctx, crow_indices, col_indices)
         ctx.shape, ctx.input_size = shape, x.shape[1:]
         ctx.channels_last = library.channels_last(x)
         if watch.watchers and _are_plain((values,)):
@@ -173,9 +181,9 @@ class SparseConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> Gradients:
-        x, values, crow_indices, col_indices = _saved(ctx)
+        x, values = _saved(ctx)
         _, wants_x, wants_values, wants_bias, _, _, _ = ctx.needs_input_grad
-        pattern, shape = (crow_indices, col_indices), ctx.shape
+        pattern, shape = ctx.pattern, ctx.shape
         gx = gvalues = gbias = None
         if wants_x:
             gx = sparse_conv2d_grad_input(
@@ -206,15 +214,16 @@ class SparseConvGradInput(torch.autograd.Function):
         channels_last: bool,
     ) -> Tensor:
         kept = grad if ctx.needs_input_grad[2] else None
-        ctx.save_for_backward(kept, values, crow_indices, col_indices)  # type: ignore[arg-type]
+        ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
+        _keep_pattern(ctx, crow_indices, col_indices)
         ctx.shape = shape
         return kernel(grad, values, crow_indices, col_indices, input_size, shape, channels_last)
 
     @staticmethod
     def backward(ctx: _Context, ggx: Tensor) -> Gradients:
-        grad, values, crow_indices, col_indices = _saved(ctx)
+        grad, values = _saved(ctx)
         _, wants_grad, wants_values, _, _, _, _, _ = ctx.needs_input_grad
-        pattern, shape = (crow_indices, col_indices), ctx.shape
+        pattern, shape = ctx.pattern, ctx.shape
         ggrad = gvalues = None
         if wants_grad:
             ggrad = sparse_conv2d(ggx, values, None, *pattern, shape)
@@ -236,15 +245,16 @@ class SparseConvGradWeight(torch.autograd.Function):
         shape: ConvShape,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(x, grad, crow_indices, col_indices)
+        ctx.save_for_backward(x, grad)
+        _keep_pattern(ctx, crow_indices, col_indices)
         ctx.shape = shape
         return kernel(x, grad, crow_indices, col_indices, shape, dtype)
 
     @staticmethod
     def backward(ctx: _Context, ggvalues: Tensor) -> Gradients:
-        x, grad, crow_indices, col_indices = _saved(ctx)
+        x, grad = _saved(ctx)
         _, wants_x, wants_grad, _, _, _, _ = ctx.needs_input_grad
-        pattern, shape = (crow_indices, col_indices), ctx.shape
+        pattern, shape = ctx.pattern, ctx.shape
         gx = ggrad = None
         if wants_x:
             last = library.channels_last(x)
@@ -267,15 +277,28 @@ class SparseConvGradBias(torch.autograd.Function):
         return None, ggbias.to(ctx.dtype)[:, None, None].expand(ctx.grad_size), None
 
 
+def _keep_pattern(ctx: _Context, crow_indices: Tensor, col_indices: Tensor) -> None:
+    """Keeps the pattern past hooks on saved tensors: a copy, as torch.autograd.graph.save_on_cpu
+    makes them, would not tell that the layer has been rewired.
+    """
+    ctx.pattern = crow_indices, col_indices
+    ctx.pattern_version = _version(ctx.pattern)
+
+
+def _version(pattern: tuple[Tensor, Tensor]) -> tuple[int, int] | None:
+    crow_indices, col_indices = pattern
+    if crow_indices.is_inference() or col_indices.is_inference():
+        return None  # they count no versions
+    return crow_indices._version, col_indices._version
+
+
 def _saved(ctx: _Context) -> tuple[Tensor, ...]:
     """The saved tensors; an activation that no wanted gradient needs is None."""
+    if _version(ctx.pattern) != ctx.pattern_version:
+        raise RuntimeError(STALE)
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
-        raise RuntimeError(
-            "sparse_conv2d: the values or the pattern of a sparse layer, or its input, changed "
-            "between forward and backward (an optimizer step or a rewire?); this graph belongs to "
-            f"weights that no longer exist, run the forward again. torch says: {error}"
-        ) from error
+        raise RuntimeError(f"{STALE}. torch says: {error}") from error

@@ -21,6 +21,7 @@ from torch import Tensor
 from dsr_kernels.backends import cpu, dispatch
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.native import DTYPE_CODES
+from dsr_kernels.backends.retired import refuse_retired
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _SHAPE = "int[4] weight_shape, int[2] stride, int[4] padding, int[2] dilation, int groups"
@@ -243,6 +244,7 @@ def sparse_conv2d(
     shape: ConvShape,
 ) -> Tensor:
     out = conv2d_result(x, values, bias, crow_indices, col_indices, shape)
+    refuse_retired(values)
     if out.is_cpu:
         return cpu.sparse_conv2d(out, x, values, bias, crow_indices, col_indices, shape)
     return dispatch.gpu_backend(out.device).sparse_conv2d(
@@ -262,6 +264,7 @@ def sparse_conv2d_grad_input(
     out = grad_input_result(
         grad, values, crow_indices, col_indices, input_size, shape, channels_last
     )
+    refuse_retired(values)
     if out.is_cpu:
         return cpu.sparse_conv2d_grad_input(out, grad, values, crow_indices, col_indices, shape)
     return dispatch.gpu_backend(out.device).sparse_conv2d_grad_input(

@@ -11,7 +11,7 @@ from torch import Tensor
 from dsr_kernels.backends import cpu
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.native import _C
-from dsr_kernels.backends.plan_cache import cache
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.ops import library
 
 CYCLES_AT_PEAK = 0.5  # of a vector FMA: processors with AVX2 or AVX-512 issue two a cycle
@@ -59,7 +59,7 @@ def passes(
     for name, read, written in (("forward", x, y), ("grad_input", y, grad_x)):
         transposed = name == "grad_input"
         geometry = cpu.geometry(read, written, *sizes, shape, values.dtype, transposed)
-        plan = cache.get(crow_indices, col_indices, geometry, cpu.build_plan)
+        plan = patterns.plan(crow_indices, col_indices, geometry, cpu.build_plan)
         how, reason = plan.describe(), cpu.lanes_reason(read, written, geometry)
         result[name] = Pass(plan, how, geometry.lanes, reason, _filled(how, read.shape[0]))
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.backends.patterns import Pattern
 from dsr_kernels.rewiring.layers import find_layers
 
 
@@ -27,7 +28,7 @@ class Exploration:
             )
             for layer in self._layers
         ]
-        self._counted: list[Tensor | None] = [None] * len(self._layers)  # col_indices
+        self._counted: list[Pattern | None] = [None] * len(self._layers)
         self._active = 0
         self.update()
 
@@ -44,9 +45,10 @@ class Exploration:
         Takes O(non-zeros) of the layers that have changed since the last call.
         """
         for index, (layer, bitmap) in enumerate(zip(self._layers, self._bitmaps, strict=True)):
-            if self._counted[index] is layer.module.col_indices:
+            pattern = layer.module.pattern()
+            if self._counted[index] is pattern:
                 continue
-            self._counted[index] = layer.module.col_indices
+            self._counted[index] = pattern
             positions = layer.module.topology.linear_positions()
             # Positions of one byte are neighbours and distinct, so their bits add up to its mask.
             byte, group = (positions >> 3).unique_consecutive(return_inverse=True)

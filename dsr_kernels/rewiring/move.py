@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends.address import address
 from dsr_kernels.nn.resized import expected
 from dsr_kernels.rewiring.entry_state import EntryState, Holder, StateSlot
 from dsr_kernels.rewiring.layers import Slot, SparseLayer
@@ -36,7 +37,8 @@ class Move:
 
         self.layer = layer
         self.grad = layer.weight_values.grad
-        self.old_pattern = layer.pattern
+        # Other objects, for the layer's own index tensors are given other data.
+        self.old_pattern = layer.pattern[0].detach(), layer.pattern[1].detach()
         self.new_blocks = (
             torch.empty_like(layer.pattern[0]),
             successor(layer.pattern[1], after),
@@ -72,10 +74,10 @@ class Move:
         crow, col = self.new_blocks
         size = self.layer.block
         return (
-            crow.data_ptr(),
-            col.data_ptr(),
-            [(old.data_ptr(), new.data_ptr(), size * new.element_size()) for old, new in arrays],
-            0 if ranks is None else ranks.data_ptr(),
+            address(crow),
+            address(col),
+            [(address(old), address(new), size * new.element_size()) for old, new in arrays],
+            0 if ranks is None else address(ranks),
         )
 
     def make(self) -> None:

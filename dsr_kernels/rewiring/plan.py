@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import native
+from dsr_kernels.backends.address import address, address_to_read
 from dsr_kernels.backends.native import _C
 from dsr_kernels.rewiring.layers import SparseLayer
 
@@ -174,7 +175,7 @@ def _open_on_gpu(layers: list[tuple], keep: list[list[Tensor]], device: torch.de
 
     def allocate(size: int) -> int:
         workspaces.append(torch.empty(size, dtype=torch.uint8, device=device))
-        return workspaces[-1].data_ptr()
+        return address(workspaces[-1])
 
     return native._cuda.RewirePlan(layers, *_queue(device), allocate, keep)
 
@@ -207,9 +208,9 @@ def _describe(layer: SparseLayer, scores: Tensor) -> tuple[tuple, list[Tensor]]:
         layer.module.weight_shape[0],
         layer.module.row_length // layer.block,
         col.numel(),
-        crow.data_ptr(),
-        col.data_ptr(),
-        scores.data_ptr(),
+        address_to_read(crow),
+        address_to_read(col),
+        address(scores),
         str(scores.dtype).removeprefix("torch."),
         layer.index,
     )

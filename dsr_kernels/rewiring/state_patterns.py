@@ -157,7 +157,7 @@ class StatePatterns:
         changes: list[Change] = []
         factors: list[Factor] = []
         for known in self._used():
-            if _changed(known) and not _same(known.pattern, _present(known.module)):
+            if _changed(known) and not _same(known.pattern, _held(known.module)):
                 moved, state = self._move(known, remembered, loaded)
                 changes += moved
                 factors += state.factors
@@ -258,14 +258,15 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _present(module: SparseModule) -> Pattern:
-    return module.crow_indices, module.col_indices
-
-
 def _held(module: SparseModule) -> Pattern:
-    """The present pattern, to be kept: a checkpoint may be copied into the module's own tensors."""
-    return module.crow_indices.clone(), module.col_indices.clone()
+    """The present pattern, to be kept. Raises RuntimeError where another has written to it."""
+    if module.col_indices.is_meta:
+        return module.crow_indices, module.col_indices
+    pattern = module.pattern()
+    return pattern.crow_indices, pattern.col_indices
 
 
 def _same(a: Pattern, b: Pattern) -> bool:
+    if a[1].is_meta or b[1].is_meta:  # there was none yet, nor any state of it
+        return True
     return all(torch.equal(x.to(y.device), y) for x, y in zip(a, b, strict=True))

@@ -140,6 +140,7 @@ def rewired_in_place(conv) -> None:
     other = layer(5, 6, 3, sparsity=0.4, seed=9)
     conv.crow_indices.copy_(other.crow_indices)
     conv.col_indices.copy_(other.col_indices)
+    conv.adopt_pattern()
 
 
 def swap_pattern_of_the_same_size(conv) -> None:

@@ -7,42 +7,57 @@ import gc
 import torch
 from helpers.nn_cases import layer, swap_pattern
 
-from dsr_kernels.backends import cpu, plan_cache
+from dsr_kernels.backends import cpu
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.patterns import Patterns, patterns
 from dsr_kernels.topology import Topology
 
 
+class Counted:
+    bytes = 1
+
+
 def test_a_plan_is_built_once_per_pattern_and_geometry():
-    plan_cache.cache.clear()
+    patterns.clear()
     conv, x = layer(4, 6, 3), torch.randn(2, 4, 5, 5, requires_grad=True)
     for batch in (1, 2, 1):
         conv(x[:batch]).square().sum().backward()
-    assert len(plan_cache.cache) == 2  # grad-weight shares the forward's, grad-input has its own
+    assert len(patterns.plans()) == 2  # grad-weight shares the forward's, grad-input has its own
     conv(torch.randn(2, 4, 6, 6))
-    assert len(plan_cache.cache) == 3
-    assert plan_cache.cache.bytes > 0
+    assert len(patterns.plans()) == 3
+    assert sum(plan.bytes for plan in patterns.plans()) > 0
 
 
 def test_plans_of_dead_patterns_are_dropped():
-    plan_cache.cache.clear()
+    patterns.clear()
     conv, x = layer(4, 6, 3), torch.randn(2, 4, 5, 5)
     for nnz in range(10, 30):
         swap_pattern(conv, nnz)
         conv(x).sum().backward()
         conv.zero_grad()
     gc.collect()
-    assert len(plan_cache.cache) <= 2
+    assert len(patterns.plans()) <= 2
 
 
-def test_the_cache_is_bounded():
-    cache = plan_cache.PlanCache(capacity=3)
+def test_the_plans_of_a_pattern_are_bounded():
+    few = Patterns(max_plans=3)
     topology = Topology.random((6, 4, 3, 3), 20)
     shape = ConvShape((6, 4, 3, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     for size in range(5, 12):
         sizes = (4, size, size), (6, size - 2, size - 2)
         geometry = cpu.Geometry(*sizes, shape, torch.float32)
-        cache.get(topology.crow_indices, topology.col_indices, geometry, cpu.build_plan)
-    assert len(cache) == 3
+        few.plan(topology.crow_indices, topology.col_indices, geometry, cpu.build_plan)
+    assert len(few.plans()) == 3
+
+
+def test_patterns_without_an_owner_are_bounded():
+    few = Patterns(max_patterns=3)
+    drawn = [Topology.random((6, 4), 7) for _ in range(8)]
+    for topology in drawn:
+        few.plan(
+            topology.crow_indices, topology.col_indices, "key", lambda crow, col, key: Counted()
+        )
+    assert len(few.plans()) == 3
 
 
 def test_a_reused_address_never_finds_a_stale_plan():
@@ -58,16 +73,6 @@ def test_a_reused_address_never_finds_a_stale_plan():
         del crow, col
         expected = torch.nn.functional.conv2d(x, conv.to_dense(), conv.bias)
         torch.testing.assert_close(conv(x), expected)
-
-
-def test_a_pattern_written_in_place_gets_a_new_plan():
-    conv, x = layer(4, 6, 3), torch.randn(1, 4, 5, 5)
-    conv(x)
-    other = layer(4, 6, 3, seed=5)
-    conv.crow_indices.copy_(other.crow_indices)
-    conv.col_indices.copy_(other.col_indices)
-    expected = torch.nn.functional.conv2d(x, conv.to_dense(), conv.bias)
-    torch.testing.assert_close(conv(x), expected)
 
 
 def test_inference_mode():

@@ -11,8 +11,8 @@ import pytest
 import torch
 from helpers.nn_cases import check_layer, layer
 
-from dsr_kernels.backends import plan_cache
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.patterns import patterns
 
 # Sizes beyond one tile, one block of channels, one unit of images and one band of rows.
 GEOMETRIES = {
@@ -31,11 +31,11 @@ GEOMETRIES = {
 @pytest.fixture(params=_C.available_isas())
 def isa(request):
     active = _C.isa()
-    plan_cache.cache.clear()  # a plan belongs to the instruction set it was made for
+    patterns.clear()  # a plan belongs to the instruction set it was made for
     _C.set_isa(request.param)
     yield request.param
     _C.set_isa(active)
-    plan_cache.cache.clear()
+    patterns.clear()
 
 
 def conv_and_input(name: str, dtype: torch.dtype, sparsity: float):

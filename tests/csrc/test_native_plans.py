@@ -7,8 +7,8 @@ import torch
 from helpers.kernel_cases import ISAS, LANES, kernels
 from helpers.nn_cases import layer
 
-from dsr_kernels.backends import plan_cache
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.patterns import patterns
 
 
 def arguments(conv, size: tuple[int, int], **change) -> dict:
@@ -161,4 +161,4 @@ def test_a_plan_keeps_its_instruction_set(conv, lanes: str) -> None:
         before = conv(x)
         _C.set_isa("portable")
         assert torch.equal(conv(x), before)
-        assert len(plan_cache.cache) == 1
+        assert len(patterns.plans()) == 1

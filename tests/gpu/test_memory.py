@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dsr_kernels import SparseConv2d, SparseLinear, named_sparse_modules
-from dsr_kernels.backends import plan_cache
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.models import resnet50, wrn_28
 from dsr_kernels.rewiring import DSR
 
@@ -95,7 +95,7 @@ def test_no_tensor_outside_the_ops_has_the_size_of_the_dense_weight(name: str) -
 def counted() -> Iterator[dict[str, int]]:
     """{"held", "peak"}: bytes by which the allocator's count and its maximum rise inside."""
     gc.collect()
-    plan_cache.cache.clear()  # plans of models that are gone, which the next miss would purge
+    patterns.clear()  # plans of models that are gone, which the next miss would purge
     result = {"held": 0, "peak": 0}
     if not ON_CUDA:
         yield result

@@ -12,7 +12,7 @@ from helpers.nn_cases import layer, results, same_bits
 from torch import Tensor, nn
 
 from dsr_kernels import SparseConv2d, SparseLinear
-from dsr_kernels.backends import plan_cache
+from dsr_kernels.backends.patterns import patterns
 
 from .cases import DTYPES, LARGE, on_device
 from .device import DEVICE, ON_CUDA, cuda_only, side_stream, synchronize
@@ -28,7 +28,7 @@ def test_the_same_bits_twice_and_on_another_stream(name: str, dtype: torch.dtype
     for of in FORMATS["NCHW"][0], FORMATS["channels_last"][0]:
         grad = of(gradient_of(conv, x))
         first = results(conv, of(x), grad)
-        plan_cache.cache.clear()
+        patterns.clear()
         assert same_bits(first, results(conv, of(x), grad))
         with side_stream():
             second = results(conv, of(x), grad)

@@ -9,8 +9,8 @@ from helpers.nn_cases import layer, swap_pattern
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
-from dsr_kernels.backends import plan_cache
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.patterns import patterns
 
 LANES = ("plane", "row", "batch")
 ISAS = _C.available_isas()
@@ -144,7 +144,7 @@ def kernels(isa: str, lanes: str | None = None, threads: int = 1):
     """
     active, choose, before = _C.isa(), _C.choose_lanes, torch.get_num_threads()
     torch.set_num_threads(threads)
-    plan_cache.cache.clear()
+    patterns.clear()
     _C.set_isa(isa)
     if lanes is not None:
         _C.choose_lanes = lambda *args, **kwargs: lanes
@@ -154,8 +154,8 @@ def kernels(isa: str, lanes: str | None = None, threads: int = 1):
         torch.set_num_threads(before)
         _C.choose_lanes = choose
         _C.set_isa(active)
-        plan_cache.cache.clear()
+        patterns.clear()
 
 
 def used_lanes() -> set[str]:
-    return {entry.plan.describe()["lanes"] for entry in plan_cache.cache._entries.values()}
+    return {plan.describe()["lanes"] for plan in patterns.plans()}

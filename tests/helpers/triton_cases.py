@@ -14,8 +14,9 @@ from helpers.nn_cases import within_rule
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from dsr_kernels.backends import dispatch, plan_cache
+from dsr_kernels.backends import dispatch
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.triton import launch
 from dsr_kernels.nn import functional
 from dsr_kernels.ops import library, reference
@@ -63,7 +64,7 @@ def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "cpu", launch)
     monkeypatch.setattr(launch, "POSITIONS", (32,))
     monkeypatch.setattr(launch, "LANES", 16)
-    plan_cache.cache.clear()
+    patterns.clear()
 
 
 def problem(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple:
@@ -204,13 +205,11 @@ def test_gradcheck_to_second_order() -> None:
 def test_plans_are_built_once_per_pattern() -> None:
     x, *rest = problem("pointwise")
     results(functional.sparse_conv2d, x, *rest)
-    plans_of = dict(plan_cache.cache._entries)
-    assert len(plans_of) == 3  # the check, the transpose, the blocks of non-zeros
-    assert plan_cache.cache.bytes > 0
+    before = [id(plan) for plan in patterns.plans()]
+    assert len(before) == 3  # the check, the transpose, the blocks of non-zeros
+    assert sum(plan.bytes for plan in patterns.plans()) > 0
     results(functional.sparse_conv2d, x[:2, :, :4], *rest)
-    assert {k: id(e.plan) for k, e in plan_cache.cache._entries.items()} == {
-        k: id(e.plan) for k, e in plans_of.items()
-    }
+    assert [id(plan) for plan in patterns.plans()] == before
 
 
 def test_a_pattern_written_in_place_gets_new_plans() -> None:
@@ -226,8 +225,9 @@ def test_plans_of_dead_patterns_are_dropped() -> None:
     for seed in range(3):
         results(functional.sparse_conv2d, *problem("pointwise", seed=seed))
     gc.collect()
-    functional.sparse_conv2d(*problem("linear"))
-    assert len(plan_cache.cache) == 1
+    last = problem("linear")
+    functional.sparse_conv2d(*last)
+    assert len(patterns.plans()) == 1
 
 
 @pytest.mark.parametrize("passed", ["forward", "grad_input", "grad_weight"])

@@ -91,7 +91,7 @@ def test_from_dense_refuses_what_it_cannot_carry_over():
     normalized = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
     for conv, message in (
         (Standardized(3, 4, 3), "subclass"),
-        (nn.LazyConv2d(4, 3), "subclass"),
+        (nn.LazyConv2d(4, 3), "it is lazy and has no weight yet"),
         (nn.ConvTranspose2d(3, 4, 3), "expected an nn.Conv2d"),
         (nn.Conv1d(3, 4, 3), "expected an nn.Conv2d"),
         (hooked, "hooks"),

@@ -128,7 +128,7 @@ def test_sparse_wrn_equals_its_dense_twin_with_the_same_weights():
     dense = wrn_28(0.5, sparse=False, dtype=torch.float64)
     state = sparse.state_dict()
     for name, module in named_sparse_modules(sparse):
-        for part in ("weight_values", "crow_indices", "col_indices"):
+        for part in ("weight_values", "crow_indices", "col_indices", "dense_shape"):
             del state[f"{name}.{part}"]
         state[f"{name}.weight"] = module.to_dense().detach()
     dense.load_state_dict(state)

@@ -33,7 +33,11 @@ def test_counts_and_bounds():
     for parameter in (conv.weight_values, conv.bias):
         assert parameter.abs().max() <= bound
     assert [name for name, _ in conv.named_parameters()] == ["weight_values", "bias"]
-    assert [name for name, _ in conv.named_buffers()] == ["crow_indices", "col_indices"]
+    assert [name for name, _ in conv.named_buffers()] == [
+        "crow_indices",
+        "col_indices",
+        "dense_shape",
+    ]
     conv.topology.validate()
     assert SparseConv2d(4, 4, 1, nnz=7).nnz == 7
     assert SparseLinear(3, 2, sparsity=0.999).nnz == 1

@@ -108,24 +108,49 @@ def test_parametrize_and_what_cannot_be_rewired_then():
     assert layer.nnz == 10
 
 
-def test_weight_norm_and_pruning_by_torch():
-    """They work on weight_values by name; a row of [nnz, 1] is one weight, so its norm is |w|."""
+NORMS = [
+    (nn.utils.weight_norm, nn.utils.remove_weight_norm),
+    (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
+    (nn.utils.parametrizations.weight_norm, parametrize.remove_parametrizations),
+    (nn.utils.parametrizations.spectral_norm, parametrize.remove_parametrizations),
+    (nn.utils.parametrizations.orthogonal, parametrize.remove_parametrizations),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(("norm", "remove"), NORMS, ids=lambda f: f"{f.__module__}.{f.__name__}")
+@pytest.mark.parametrize(
+    ("build", "size"),
+    [
+        (lambda: SparseLinear(8, 6, sparsity=0.5), (3, 8)),
+        (lambda: SparseConv1d(2, 4, 3), (1, 2, 5)),
+        (lambda: SparseConv2d(2, 4, 3), (1, 2, 5, 5)),
+    ],
+)
+def test_a_norm_of_the_list_of_values_is_refused(build, size, norm, remove):
+    """A row of [nnz, 1] is one weight, so its norm is |w|; the spectral norm is a vector's."""
+    layer, x = build(), torch.randn(size)
+    norm(layer, "weight_values")
+    with pytest.raises(TypeError, match=rf"{norm.__name__} on weight_values normalises the list"):
+        layer(x)
+    remove(layer, "weight_values")
+    assert layer(x).isfinite().all()
+
+
+def test_norms_look_for_a_weight():
+    for utility in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        with pytest.raises(ValueError, match="'weight'"):
+            utility(SparseLinear(8, 6))  # they look for a parameter called `weight`
+
+
+def test_pruning_by_torch():
     x = torch.randn(3, 8)
-    layer = SparseLinear(8, 6, sparsity=0.5)
-    y = layer(x)
-    nn.utils.parametrizations.weight_norm(layer, "weight_values")
-    magnitudes = layer.parametrizations.weight_values.original0
-    torch.testing.assert_close(magnitudes, layer.weight_values.abs())
-    torch.testing.assert_close(layer(x), y)
     layer = SparseLinear(8, 6, sparsity=0.5)
     prune.l1_unstructured(layer, "weight_values", amount=10)
     assert int((layer.to_dense() != 0).sum()) == layer.nnz - 10
     assert layer(x).shape == (3, 6)
     with pytest.raises(RuntimeError, match=r"\(parametrized or pruned by torch\?\)"):
         swap_pattern(layer, 10)
-    for utility in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
-        with pytest.raises(ValueError, match="'weight'"):
-            utility(SparseLinear(8, 6))  # they look for a parameter called `weight`
     with pytest.raises(AttributeError, match="has no dense weight"):
         prune.l1_unstructured(SparseLinear(8, 6), "weight", amount=10)
 
@@ -166,13 +191,20 @@ def test_a_parametrized_or_pruned_layer_loads_its_own_state(how):
         return linear
 
     one, two = made(0), made(1)
+    held = [key for key in one.state_dict() if "weight_values" in key]
     two.load_state_dict(one.state_dict())
     x = torch.randn(3, 8)
     assert torch.equal(one(x), two(x))
     other = SparseLinear(8, 8, nnz=7)
-    state = {**one.state_dict(), "col_indices": other.col_indices}
-    with pytest.raises(RuntimeError, match="keeps its 6 non-zeros, but the checkpoint has 7"):
-        two.load_state_dict(state)
+    before = {key: tensor.clone() for key, tensor in two.state_dict().items()}
+    for key, tensor in (("col_indices", other.col_indices), (held[0], other.weight_values)):
+        state = {**one.state_dict(), key: tensor.detach()}
+        with pytest.raises(RuntimeError, match="keeps its 6 non-zeros, but the checkpoint has 7"):
+            two.load_state_dict(state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in two.state_dict().items())
+    plain = SparseLinear(8, 8, nnz=6)
+    with pytest.raises(RuntimeError, match=rf"{held[0]}.*before loading it, or .*before saving"):
+        plain.load_state_dict(one.state_dict())
 
 
 def test_parametrized_layers_are_layers_of_their_own():

@@ -24,7 +24,13 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 def test_keys_and_dtypes():
     state = nn.Sequential(small()).state_dict()
-    assert list(state) == ["0.weight_values", "0.bias", "0.crow_indices", "0.col_indices"]
+    assert list(state) == [
+        "0.weight_values",
+        "0.bias",
+        "0.crow_indices",
+        "0.col_indices",
+        "0.dense_shape",
+    ]
     assert state["0.col_indices"].dtype == torch.int32
 
 
@@ -180,7 +186,13 @@ def test_missing_and_unexpected_keys_go_torchs_way():
     with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"weight_values\""):
         module.load_state_dict({})
     result = module.load_state_dict({}, strict=False)
-    assert set(result.missing_keys) == {"weight_values", "bias", "crow_indices", "col_indices"}
+    assert set(result.missing_keys) == {
+        "weight_values",
+        "bias",
+        "crow_indices",
+        "col_indices",
+        "dense_shape",
+    }
     state = dict(module.state_dict(), extra=torch.zeros(1))
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"extra\""):
         module.load_state_dict(state)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import native
+from dsr_kernels.backends.address import address
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cuda import lists, tiling
 from dsr_kernels.backends.cuda.passes import PassShape, forward_shape, grad_input_shape
@@ -25,7 +26,7 @@ from dsr_kernels.backends.cuda.prepare import (
     prepare_gather,
     prepare_grad_weight,
 )
-from dsr_kernels.backends.plan_cache import cache
+from dsr_kernels.backends.patterns import patterns
 
 Sizes = tuple[int, ...]
 ShapeOf = Callable[[Sizes, Sizes, ConvShape], PassShape]
@@ -169,45 +170,45 @@ def _grad_weight_pass(
 def _slab_gather(dest: Tensor, source: Tensor, weight: Weight, prepared: GatherPass) -> None:
     values, bias, crow_indices, col_indices = weight
     cuda, queue = native._cuda, _queue(source)
-    plan = cache.get(crow_indices, col_indices, prepared.key, lists.build_list)
+    plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_list)
     plan.wait()
     entries = torch.empty(plan.entries, 2, dtype=torch.int32, device=source.device)
     cuda.arrange(
         queue,
         plan.entries,
-        plan.offsets.data_ptr(),
-        plan.value_index.data_ptr(),
-        values.data_ptr(),
-        entries.data_ptr(),
+        address(plan.offsets),
+        address(plan.value_index),
+        address(values),
+        address(entries),
     )
     for launch in prepared.launches:
         cuda.gather(
             queue,
             launch,
             prepared.dtype,
-            source.data_ptr(),
-            entries.data_ptr(),
-            plan.bounds.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            dest.data_ptr(),
+            address(source),
+            address(entries),
+            address(plan.bounds),
+            0 if bias is None else address(bias),
+            address(dest),
         )
 
 
 def _direct_gather(dest: Tensor, source: Tensor, weight: Weight, prepared: DirectPass) -> None:
     values, bias, crow_indices, col_indices = weight
-    plan = cache.get(crow_indices, col_indices, prepared.key, lists.build_direct_list)
+    plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_direct_list)
     plan.wait()
     for launch in prepared.launches:
         native._cuda.direct_gather(
             _queue(source),
             launch,
             prepared.dtype,
-            source.data_ptr(),
-            plan.entries.data_ptr(),
-            plan.bounds.data_ptr(),
-            values.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            dest.data_ptr(),
+            address(source),
+            address(plan.entries),
+            address(plan.bounds),
+            address(values),
+            0 if bias is None else address(bias),
+            address(dest),
         )
 
 
@@ -219,7 +220,7 @@ def _slab_grad_weight(
     col_indices: Tensor,
     prepared: GradWeightPass,
 ) -> Tensor:
-    plan = cache.get(crow_indices, col_indices, prepared.key, lists.build_list)
+    plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_list)
     plan.wait()
     partial = torch.empty(prepared.splits, plan.entries, dtype=torch.float32, device=x.device)
     native._cuda.grad_weight(
@@ -227,13 +228,13 @@ def _slab_grad_weight(
         prepared.launch,
         plan.entries,
         prepared.dtype,
-        x.data_ptr(),
-        grad.data_ptr(),
-        plan.offsets.data_ptr(),
-        plan.value_index.data_ptr(),
-        plan.bounds.data_ptr(),
-        partial.data_ptr(),
-        out.data_ptr(),
+        address(x),
+        address(grad),
+        address(plan.offsets),
+        address(plan.value_index),
+        address(plan.bounds),
+        address(partial),
+        address(out),
     )
     return out
 
@@ -246,18 +247,18 @@ def _direct_grad_weight(
     col_indices: Tensor,
     prepared: DirectPass,
 ) -> Tensor:
-    plan = cache.get(crow_indices, col_indices, prepared.key, lists.build_direct_list)
+    plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_direct_list)
     plan.wait()
     native._cuda.direct_grad_weight(
         _queue(x),
         prepared.launches[0],
         prepared.dtype,
-        x.data_ptr(),
-        grad.data_ptr(),
+        address(x),
+        address(grad),
         col_indices.numel(),
-        plan.entries.data_ptr(),
-        plan.bounds.data_ptr(),
-        out.data_ptr(),
+        address(plan.entries),
+        address(plan.bounds),
+        address(out),
     )
     return out
 

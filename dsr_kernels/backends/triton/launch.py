@@ -15,7 +15,7 @@ from torch import Tensor
 from triton import JITFunction, cdiv, next_power_of_2
 
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.plan_cache import cache
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.triton import kernels
 from dsr_kernels.topology import INT32_MAX, check_pattern, rows_of
 
@@ -44,10 +44,10 @@ def sparse_conv2d(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv2d(pad(x), W) + bias."""
-    cache.get(crow_indices, col_indices, shape.weight_shape, _checked)
+    crow, columns = patterns.plan(crow_indices, col_indices, shape.weight_shape, _checked)
     bias = None if bias is None else bias.contiguous()
     in_group = shape.rows // shape.groups, shape.weight_shape[1]
-    weight = crow_indices, col_indices, values.contiguous(), bias
+    weight = crow, columns, values.contiguous(), bias
     return _conv(out, x, weight, in_group, shape, False)
 
 
@@ -61,7 +61,7 @@ def sparse_conv2d_grad_input(
 ) -> Tensor:
     """out = conv_transpose2d(grad, W) without the padding's share: a gather by the transpose."""
     key = shape.weight_shape, shape.groups
-    crow, columns, order = cache.get(crow_indices, col_indices, key, _transposed)
+    crow, columns, order = patterns.plan(crow_indices, col_indices, key, _transposed)
     weight = crow, columns, values.index_select(0, order), None
     return _conv(out, grad, weight, (out.shape[1], 0), shape, True)
 
@@ -117,7 +117,8 @@ def sparse_conv2d_grad_weight(
         return out.zero_()
     nonzeros = min(NONZEROS, next_power_of_2(cdiv(nnz, rows)))
     key = shape.weight_shape, nonzeros
-    blocks = cache.get(crow_indices, col_indices, key, _row_blocks)
+    pattern = patterns.plan(crow_indices, col_indices, shape.weight_shape, _checked)
+    blocks = patterns.plan(crow_indices, col_indices, key, _row_blocks)
     x, grad = _planar(x), _planar(grad)
     plane = grad.shape[2] * grad.shape[3]
     images = _images(batch, plane, LANES)
@@ -128,7 +129,7 @@ def sparse_conv2d_grad_weight(
         kernels.grad_weight,
         blocks[0].numel() * splits,
         partial,
-        *(x, grad, crow_indices, col_indices, *blocks),
+        *(x, grad, *pattern, *blocks),
         *(nnz, batch, rows, rows // groups, in_channels),
         *(blocks[0].numel(), images, plane_splits, images_per_split, *x.shape[2:], *grad.shape[2:]),
         *(*x.stride(), *grad.stride(), *stride, *padding[::2], *dilation),
@@ -219,9 +220,11 @@ def _planar_like(out: Tensor) -> Tensor:
 
 
 def _checked(crow_indices: Tensor, col_indices: Tensor, weight_shape: tuple[int, ...]) -> Tables:
-    """Nothing: the kernels read the pattern itself. Refuses one that would lead out of bounds."""
+    """The pattern itself, copied: Triton asks for an address to write to, and so would make torch
+    copy index tensors at every call. Refuses a pattern that would lead out of bounds.
+    """
     check_pattern(weight_shape, crow_indices, col_indices)
-    return Tables()
+    return Tables((crow_indices.clone(), col_indices.clone()))
 
 
 def _transposed(crow: Tensor, col: Tensor, key: tuple[tuple[int, ...], int]) -> Tables:
@@ -230,7 +233,7 @@ def _transposed(crow: Tensor, col: Tensor, key: tuple[tuple[int, ...], int]) -> 
     The column of value k of row o is o * KH * KW + tap; a row's columns ascend.
     """
     (weight_shape, groups) = key
-    cache.get(crow, col, weight_shape, _checked)
+    patterns.plan(crow, col, weight_shape, _checked)
     rows, in_channels, kernel_h, kernel_w = weight_shape
     taps, row = kernel_h * kernel_w, rows_of(crow)
     if rows * taps > INT32_MAX:
@@ -252,7 +255,7 @@ def _row_blocks(crow: Tensor, col: Tensor, key: tuple[tuple[int, ...], int]) -> 
     counts in vain have row O.
     """
     weight_shape, nonzeros = key
-    cache.get(crow, col, weight_shape, _checked)
+    patterns.plan(crow, col, weight_shape, _checked)
     starts = crow.long()
     counts = (starts.diff() + nonzeros - 1) // nonzeros
     ends = counts.cumsum(0)

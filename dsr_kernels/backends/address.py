@@ -1,0 +1,67 @@
+"""The one gate through which an address of a tensor's memory reaches native code.
+
+Native code reads and writes where it is told to. Many tensors have no memory of their own: those on
+the meta device, fake ones, functorch's, DTensors and other subclasses, sparse and nested ones. Some
+have memory that holds something else than what they stand for: a lazily negated or conjugated
+tensor, a quantized one. All of these are refused here, whatever was checked before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Whether a tensor shares its memory copy-on-write. torch's stubs do not know these two.
+is_shared: Callable[[Tensor], bool] = torch._C._is_cow_tensor  # type: ignore[attr-defined]
+# The address of a tensor's storage, not of a view's first element; asks for no memory to write to.
+storage_address: Callable[[Tensor], int] = torch._C._data_address  # type: ignore[attr-defined]
+
+
+def address(tensor: Tensor) -> int:
+    """Where the elements of a tensor lie; 0 where it has none.
+
+    Raises TypeError for a tensor whose memory does not hold its elements.
+    """
+    try:
+        place = tensor.data_ptr()
+    except (RuntimeError, NotImplementedError, ValueError):  # sparse, or stands for another tensor
+        raise refusal(tensor) from None
+    if (place or not tensor.numel()) and not (
+        tensor.is_neg() or tensor.is_conj() or tensor.is_quantized or tensor.is_nested
+    ):
+        return place
+    raise refusal(tensor)
+
+
+def address_to_read(tensor: Tensor) -> int:
+    """As `address`, of a tensor that native code only reads.
+
+    torch copies a tensor that shares its memory copy-on-write (see patterns.py) when it gives out
+    an address that can be written to. This one leaves it shared.
+    """
+    try:
+        shared = is_shared(tensor)
+    except (RuntimeError, NotImplementedError):
+        raise refusal(tensor) from None
+    if not shared:
+        return address(tensor)
+    place = storage_address(tensor)
+    if not place and tensor.numel():
+        raise refusal(tensor)
+    return place + int(tensor.storage_offset()) * tensor.element_size()
+
+
+def refusal(tensor: Tensor) -> TypeError:
+    """What to raise for a tensor that native code cannot have the address of."""
+    kind = type(tensor).__name__
+    return TypeError(
+        f"dsr_kernels: expected a tensor with memory of its own, got {_article(kind)} on "
+        f"{tensor.device} whose memory does not hold what it stands for (a wrapper around other "
+        "tensors, a fake, sparse, nested, quantized or lazily negated one); use a plain tensor"
+    )
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
