@@ -162,8 +162,9 @@ class SparseModule(StoredWeight):
         """Replaces the pattern and the values [nnz, 1] or [nnz]. The module keeps these tensors.
 
         The Parameter object stays the same, so optimizers still know it; their state is the
-        caller's to remap. Its grad is dropped. A backward through a graph recorded before raises a
-        RuntimeError, also when the number of non-zeros is unchanged.
+        caller's to remap, but where a rewirer has the optimizer, which moves it before the next
+        step. Its grad is dropped. A backward through a graph recorded before raises a RuntimeError,
+        also when the number of non-zeros is unchanged.
 
         Raises ValueError for a pattern that is not sorted, unique and in range; `validate=False`
         skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned.

@@ -1,15 +1,14 @@
 """Weights whose number of non-zeros was changed beside the optimizers that know them.
 
 A fused optimizer writes as far as a parameter's size, whatever the size of its state. Where a
-checkpoint or `replace_topology` gives a layer another number of non-zeros, state of the old size
-is refused before the next step. Where nothing was resized, no optimizer is looked at.
+checkpoint, `replace_topology` or a rewire gives a layer another number of non-zeros, state of the
+old size that no rewirer moves is refused before the next step. Each optimizer is looked at once
+after a change of sizes, and none where nothing was resized.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +27,12 @@ _resized: dict[int, _Resized] = {}  # by the id of the parameter
 # How often something was resized when an optimizer was last looked at, and until now.
 _looked_at: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 _count = 0
-_expected = 0  # how many `expected` blocks are open
 _hook: Any = None  # torch's handle, once there is a need
 
 
 def resized(parameter: nn.Parameter, size: int, name: str) -> None:
     """Notes that `parameter` had `size` entries and gets another number; `name`: of its layer."""
     global _count, _hook
-    if _expected:
-        return
     key = id(parameter)
     if key not in _resized:
         dies = weakref.ref(parameter, lambda _: _resized.pop(key, None))
@@ -46,17 +42,6 @@ def resized(parameter: nn.Parameter, size: int, name: str) -> None:
     _count += 1
     if _hook is None:
         _hook = register_optimizer_step_pre_hook(_before_step)
-
-
-@contextmanager
-def expected() -> Iterator[None]:
-    """In this block whoever resizes moves the state of the optimizers, too."""
-    global _expected
-    _expected += 1
-    try:
-        yield
-    finally:
-        _expected -= 1
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address
-from dsr_kernels.nn.resized import expected
 from dsr_kernels.rewiring.entry_state import EntryState, Holder, StateSlot
 from dsr_kernels.rewiring.layers import Slot, SparseLayer
 
@@ -120,12 +119,11 @@ class Move:
 def commit(moves: list[Move]) -> None:
     """Makes all moves. If one fails, undoes all and raises what it raised."""
     made: list[Move] = []
-    with expected():
-        try:
-            for move in moves:
-                made.append(move)
-                move.make()
-        except BaseException:
-            for move in reversed(made):
-                move.undo()
-            raise
+    try:
+        for move in moves:
+            made.append(move)
+            move.make()
+    except BaseException:
+        for move in reversed(made):
+            move.undo()
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.optimizer_cases import AFTER, Planned, RMSpropTF, small_layer
+from helpers.optimizer_cases import AFTER, WRAPPERS, Planned, RMSpropTF, small_layer
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -73,6 +73,22 @@ def test_a_grown_weight_moves_as_under_a_fresh_optimizer(name):
 
 def test_the_first_move_under_rprop_is_the_learning_rate():
     assert first_moves(MAKE["Rprop"], 0.5) == pytest.approx([-0.01, -0.01])
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_the_inner_optimizer_says_where_its_state_starts(name):
+    layer = small_layer()
+    inner = torch.optim.Rprop(layer.parameters(), lr=0.01)
+    layer.weight_values.grad = torch.ones(6, 1)
+    inner.step()
+    inner.state[layer.weight_values]["step_size"].fill_(0.5)
+    inner.state[layer.weight_values]["slow"] = torch.ones(6, 1)
+    with torch.no_grad():
+        layer.weight_values.copy_(small_layer().weight_values)
+    Planned(layer, WRAPPERS[name](inner)).rewire()
+    state = inner.state[layer.weight_values]
+    assert state["step_size"].flatten().tolist() == pytest.approx([0.5, 0.5, 0.5, 0.01, 0.01, 0.5])
+    assert state["slow"].flatten().tolist() == [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]
 
 
 def test_survivors_keep_their_state():

@@ -290,6 +290,23 @@ def test_loading_before_the_first_step_and_rewires_are_no_concern():
     assert model[0].nnz != sizes
 
 
+def test_another_optimizer_with_the_same_parameter_is_refused_after_a_rewire():
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    forgotten = torch.optim.AdamW([model[3].weight_values], fused=True)
+    rewirer = DSR(model, optimizer, prune_fraction=0.3, every=10)
+    train(model, optimizer, rewirer, 1)
+    model[3].weight_values.grad = torch.zeros_like(model[3].weight_values)
+    forgotten.step()
+    size = model[3].nnz
+    rewirer.rewire()
+    assert model[3].nnz != size
+    model[3].weight_values.grad = torch.zeros_like(model[3].weight_values)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=rf"of layer '3' has shape \({size}, 1\), but its"):
+        forgotten.step()
+
+
 # ---- rewirers and hooks -------------------------------------------------------------------------
 
 
