@@ -153,6 +153,8 @@ class Foreign(torch.optim.Optimizer):
                 state |= {"or": torch.full_like(p.flatten(), -1.0)}
                 state["or"] = torch.full_like(p.flatten(), 9.0)
                 state["copy"] = p.detach().clone()
+                del_soon = torch.full_like(p, 4.0)
+                del del_soon  # most likely the memory that comes next
                 state["empty"] = torch.empty_like(p)
                 state["uneven"] = torch.arange(1.0, 3.0)
                 state["rate"] = torch.full_like(p, group["lr"])

@@ -26,7 +26,7 @@ from helpers.optimizer_cases import (
 from helpers.rewire_models import entries, make_model, state_arrays, train
 from torch import nn
 
-from dsr_kernels.nn import SparseLinear
+from dsr_kernels.nn import SparseLinear, resized
 from dsr_kernels.rewiring import DSR, Static
 
 ONES = torch.ones(6)
@@ -265,6 +265,17 @@ def test_another_size_without_a_rewirer_is_refused_before_the_step():
         change(layer, [1, 2])  # again
         with pytest.raises(RuntimeError, match=r"has shape \(6, 1\)"):
             idle_step(optimizer, layer)
+
+
+def test_an_optimizer_is_looked_at_once_after_a_change_of_sizes(monkeypatch):
+    layer, optimizer = stepped(FUSED["adamw"], 3)
+    optimizer.state.clear()
+    load(layer, BEFORE)
+    looks = []
+    monkeypatch.setattr(resized, "_check", lambda *arguments: looks.append(arguments))
+    for _ in range(3):
+        idle_step(optimizer, layer)
+    assert len(looks) == 1
 
 
 def test_a_checkpoint_of_another_size_names_the_layer():
