@@ -153,9 +153,8 @@ class Foreign(torch.optim.Optimizer):
                 state |= {"or": torch.full_like(p.flatten(), -1.0)}
                 state["or"] = torch.full_like(p.flatten(), 9.0)
                 state["copy"] = p.detach().clone()
-                del_soon = torch.full_like(p, 4.0)
-                del del_soon  # most likely the memory that comes next
                 state["empty"] = torch.empty_like(p)
+                type(self).unwritten = state["empty"].clone()
                 state["uneven"] = torch.arange(1.0, 3.0)
                 state["rate"] = torch.full_like(p, group["lr"])
                 state["other"] = torch.ones(5)
@@ -171,7 +170,7 @@ def test_another_class_is_tried_out():
     found = fresh_values(optimizer, optimizer.param_groups[0], weight)
     handle.remove()
     expected = {"early": 6.0, "set": 2.0, "updated": 1.0, "or": -1.0, "rate": 0.25}
-    assert found == expected
+    assert found == expected and Foreign.unwritten.isnan().all()
     assert torch.equal(torch.get_rng_state(), random) and not calls
     assert optimizer.state[weight].keys() == state.keys()
     optimizer.param_groups[0]["lr"] = 0.5
