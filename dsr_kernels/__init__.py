@@ -14,6 +14,7 @@ from dsr_kernels.nn import (
     SparseConv2d,
     SparseLinear,
     SparseModule,
+    fit_to,
     named_sparse_modules,
 )
 from dsr_kernels.summary import summary
@@ -31,6 +32,7 @@ __all__ = [
     "Topology",
     "densify",
     "explain",
+    "fit_to",
     "layer_nnz",
     "models",
     "named_sparse_modules",

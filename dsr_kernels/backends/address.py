@@ -13,6 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# What native code knows; no complex numbers, which may be conjugated, and no quantized ones.
+DTYPES = {
+    *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    *(torch.int8, torch.uint8, torch.int32, torch.int64),
+}
 # Whether a tensor shares its memory copy-on-write. torch's stubs do not know these two.
 is_shared: Callable[[Tensor], bool] = torch._C._is_cow_tensor  # type: ignore[attr-defined]
 # The address of a tensor's storage, not of a view's first element; asks for no memory to write to.
@@ -28,9 +33,8 @@ def address(tensor: Tensor) -> int:
         place = tensor.data_ptr()
     except (RuntimeError, NotImplementedError, ValueError):  # sparse, or stands for another tensor
         raise refusal(tensor) from None
-    if (place or not tensor.numel()) and not (
-        tensor.is_neg() or tensor.is_conj() or tensor.is_quantized or tensor.is_nested
-    ):
+    holds = tensor.dtype in DTYPES and not tensor.is_neg() and not tensor.is_nested
+    if holds and (place or not tensor.numel()):
         return place
     raise refusal(tensor)
 

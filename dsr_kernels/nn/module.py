@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.backends.retired import retire, revive
 from dsr_kernels.distribution import budget
+from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.leaf import ordinary, set_data
 from dsr_kernels.nn.resized import resized
@@ -167,7 +168,8 @@ class SparseModule(StoredWeight):
         also when the number of non-zeros is unchanged.
 
         Raises ValueError for a pattern that is not sorted, unique and in range; `validate=False`
-        skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned.
+        skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned,
+        and where something holds autograd's accumulator of its gradient and its length changes.
         """
         parameter = self._parameters.get("weight_values")
         if parameter is None:
@@ -184,6 +186,7 @@ class SparseModule(StoredWeight):
             )
         if validate:
             check_pattern(self.weight_shape, crow_indices, col_indices)
+        refuse_held(parameter, nnz, self.label())
         with torch.inference_mode(False):
             crow_indices, col_indices, values = map(ordinary, (crow_indices, col_indices, values))
             retire(parameter)
@@ -196,6 +199,7 @@ class SparseModule(StoredWeight):
             revive(parameter)
             self._exchange_pattern(crow_indices, col_indices)
         self._pattern_pending = False
+        self.times_given += 1
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws values and bias anew, on the present pattern.
@@ -205,10 +209,13 @@ class SparseModule(StoredWeight):
         its pattern here too, after `to_empty`.
         """
         if self._pattern_pending and not self.weight_values.is_meta:
-            device = self.weight_values.device
-            drawn = Topology.random(self.weight_shape, self.nnz, generator=generator, device=device)
-            self._exchange_pattern(drawn.crow_indices, drawn.col_indices)
-            self._pattern_pending = False
+            if self._is_vacant():
+                device, shape = self.weight_values.device, self.weight_shape
+                drawn = Topology.random(shape, self.nnz, generator=generator, device=device)
+                self._exchange_pattern(drawn.crow_indices, drawn.col_indices)
+                self._pattern_pending = False
+            else:
+                self.adopt_pattern()  # it has been loaded, tensor by tensor
         self._draw_parameters(generator)
 
     @torch.no_grad()

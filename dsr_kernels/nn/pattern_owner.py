@@ -31,6 +31,7 @@ class PatternOwner(nn.Module):
     col_indices: Tensor
     # The dense weight's shape travels with the tensors: a checkpoint of another one is seen.
     dense_shape: Tensor
+    times_given: int = 0  # the weight, by a load or replace_topology; versions count more than that
     _owned: Pattern | None = None
     _pattern_pending: bool = False  # nothing has been drawn or loaded since it was on meta
     _name: str = ""  # in its model, as far as it is known
@@ -64,6 +65,11 @@ class PatternOwner(nn.Module):
 
         For whoever has written to both. Raises ValueError for what is no pattern.
         """
+        if self._is_vacant():
+            raise ValueError(
+                f"{self.label()}: its pattern has not been loaded yet, nor drawn; use "
+                "load_state_dict or reset_parameters"
+            )
         try:
             check_pattern(self.weight_shape, self.crow_indices, self.col_indices)
         except ValueError as error:
@@ -77,7 +83,24 @@ class PatternOwner(nn.Module):
         """Takes what the index tensors hold for this module's pattern."""
         crow, col = self.crow_indices, self.col_indices
         plain = _is_plain(crow) and _is_plain(col)
+        if plain and self.dense_shape.is_meta:  # built there, and given tensors since
+            self._set_dense_shape()
         self._owned = patterns.own(crow, col, self, self._owned) if plain else None
+
+    @torch.no_grad()
+    def _vacate(self) -> None:
+        """Leaves the pattern to be loaded, tensor by tensor perhaps, or drawn. Until then the index
+        tensors hold -1 and not what their memory did: that may be the pattern of another layer.
+        """
+        self._owned, self._pattern_pending = None, True
+        with torch.inference_mode(False):
+            for index in (self.crow_indices, self.col_indices):
+                index.fill_(-1)
+
+    def _is_vacant(self) -> bool:
+        """Whether nothing has been loaded or drawn since `_vacate`."""
+        crow = self.crow_indices
+        return self._pattern_pending and (not _is_plain(crow) or bool((crow < 0).all()))
 
     def _verify(self) -> None:
         """Raises RuntimeError where something else has written to the index tensors."""
@@ -110,11 +133,9 @@ class PatternOwner(nn.Module):
         after = self.crow_indices, self.col_indices
         if all(map(_is_plain, after)):
             self._set_dense_shape()
-            if all(map(_is_plain, before)):
-                self._pattern_pending |= not all(map(_equal, before, after))
-            if self._pattern_pending:
-                self._owned = None
-            else:
+            if not all(map(_is_plain, before)) or not all(map(_equal, before, after)):
+                self._vacate()
+            elif not self._pattern_pending:
                 self._own()
         return self
 

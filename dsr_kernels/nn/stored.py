@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.retired import retire
+from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.leaf import set_data
 from dsr_kernels.nn.pattern_owner import PatternOwner
 from dsr_kernels.nn.resized import resized
@@ -98,13 +99,26 @@ class StoredWeight(PatternOwner):
                 f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
             )
         nnz = weight["weight_values"].shape[0]
+        refuse_held(self.weight_values, nnz, self.label())
         if nnz != self.col_indices.numel():
             self._resize(nnz)
         self._pattern_pending = False
+        self.times_given += 1
         own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
         own.pop(f"{prefix}weight", None)
         own[f"{prefix}dense_shape"] = torch.tensor(self.weight_shape)
         return own | {prefix + part: tensor for part, tensor in weight.items()}
+
+    @torch.no_grad()
+    def expect(self, nnz: int) -> None:
+        """Leaves `nnz` non-zeros to be loaded, tensor by tensor: values are NaN until then, and
+        there is no pattern.
+        """
+        if nnz != self.col_indices.numel():
+            self._resize(nnz)
+        self._vacate()
+        self.weight_values.fill_(torch.nan)
+        self.times_given += 1
 
     @torch.no_grad()
     def _resize(self, nnz: int) -> None:

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.ops import library, watch
+from dsr_kernels.ops import flops, library, watch
 
 OPS = torch.ops.dsr_kernels
 STALE = (
@@ -116,6 +116,9 @@ def _are_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether a kernel may read the memory of every tensor as it stands, unseen by any mode."""
     if torch.compiler.is_compiling():
         return False
+    if is_in_torch_dispatch_mode():
+        flops.tell_counters()
+        return False
     for tensor in tensors:
         if type(tensor) is Tensor or type(tensor) is Parameter:
             if tensor.is_neg():
@@ -127,7 +130,6 @@ def _are_plain(tensors: tuple[Tensor | None, ...]) -> bool:
         first is not None
         and (first.is_cpu or first.is_cuda)
         and forward_ad._current_level < 0
-        and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
     )

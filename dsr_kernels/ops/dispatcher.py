@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
-from dsr_kernels.ops import autograd, library
+from dsr_kernels.ops import autograd, flops, library
 
 Op = Callable[..., Tensor]
 
@@ -98,8 +99,11 @@ def _with_derivative(function: type[torch.autograd.Function], overload: Op) -> O
 
     def call(*args: object) -> Tensor:
         tensors = tuple(a for a in args if isinstance(a, Tensor))
+        if is_in_torch_dispatch_mode():
+            flops.tell_counters()
         _refuse_tangents(tensors)
         if autograd.is_recorded(tensors):
+            _refuse_functorch()
             return function.apply(below, *args)
         return below(*args)
 
@@ -115,6 +119,15 @@ def _refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
                 "dsr_kernels: forward-mode AD (forward_ad.make_dual, torch.func.jvp) is not "
                 "supported; the sparse layers have reverse-mode derivatives of any order"
             )
+
+
+def _refuse_functorch() -> None:
+    """vmap alone is torch's to unroll, and does not come here."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "dsr_kernels: torch.func.grad, vjp, jacrev and hessian are not supported by the sparse "
+            "layers; use torch.autograd.grad or torch.autograd.functional, of any order"
+        )
 
 
 # --- registration ---------------------------------------------------------------------------------

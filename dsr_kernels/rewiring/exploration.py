@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.backends.patterns import Pattern
-from dsr_kernels.rewiring.layers import find_layers
+from dsr_kernels.rewiring.layers import KeptPattern, find_layers
+from dsr_kernels.rewiring.names import under_names
 
 
 class Exploration:
@@ -28,7 +28,7 @@ class Exploration:
             )
             for layer in self._layers
         ]
-        self._counted: list[Pattern | None] = [None] * len(self._layers)
+        self._counted: list[KeptPattern | None] = [None] * len(self._layers)
         self._active = 0
         self.update()
 
@@ -45,10 +45,10 @@ class Exploration:
         Takes O(non-zeros) of the layers that have changed since the last call.
         """
         for index, (layer, bitmap) in enumerate(zip(self._layers, self._bitmaps, strict=True)):
-            pattern = layer.module.pattern()
-            if self._counted[index] is pattern:
+            counted = self._counted[index]
+            if counted is not None and counted.is_of(layer.module):
                 continue
-            self._counted[index] = pattern
+            self._counted[index] = KeptPattern(layer.module)
             positions = layer.module.topology.linear_positions()
             # Positions of one byte are neighbours and distinct, so their bits add up to its mask.
             byte, group = (positions >> 3).unique_consecutive(return_inverse=True)
@@ -69,6 +69,7 @@ class Exploration:
             layer.name: bitmap.shape
             for layer, bitmap in zip(self._layers, self._bitmaps, strict=True)
         }
+        state = under_names(expected, state)
         found = {name: bitmap.shape for name, bitmap in state.items()}
         if found != expected:
             raise ValueError(f"state_dict: expected bitmaps {expected}, got {found}")

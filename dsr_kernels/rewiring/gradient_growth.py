@@ -7,13 +7,14 @@ kept.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch.nn.grad import conv2d_weight
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.distribution import share_out
 from dsr_kernels.ops import watch
-from dsr_kernels.rewiring.layers import Pattern, SparseLayer
+from dsr_kernels.rewiring.layers import KeptPattern, SparseLayer
 
 ROW_BLOCK = 2**18  # weights (at least a row) whose gradient exists at a time: 1 MiB of float32
 
@@ -50,8 +51,8 @@ Use = tuple[Tensor, Tensor, ConvShape]
 class _Seen:
     """What a backward pass has shown of one weight."""
 
-    backward: int  # the number of the pass
-    pattern: Pattern  # a copy of the one whose free positions the candidates are
+    backward: int  # the number of the pass; -1: it is over
+    pattern: KeptPattern  # the one whose free positions the candidates are
     uses: list[Use] | None  # kept until the rewire where more may follow; None: see `candidates`
     candidates: Candidates | None = None  # None: the gradient is not finite or not fully known
 
@@ -70,19 +71,30 @@ class GradientWatch:
 
     def __init__(self, decide: Callable[[], dict[int, Share]]) -> None:
         self._decide = weakref.WeakMethod(decide)
+        self._looks = False
         self._layers: list[SparseLayer] = []
         self._shares: dict[int, Share] = {}
         self._uses: Counter[int] = Counter()  # in forward passes since the last backward pass
         self._seen: dict[int, _Seen] = {}
 
     def start(self, layers: list[SparseLayer]) -> None:
-        self._layers = layers
+        self._looks, self._layers = True, layers
         watch.watch(self)
 
     def stop(self) -> None:
         watch.unwatch(self)
-        self._layers = []
+        self._looks, self._layers = False, []
         self.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs, or a pickle: of a method and its model, to go on as they would."""
+        seen = {i: dataclasses.replace(one, backward=-1) for i, one in self._seen.items()}
+        return self.__dict__ | {"_decide": self._decide(), "_seen": seen}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_decide": weakref.WeakMethod(state["_decide"])}
+        if self._looks:
+            watch.watch(self)
 
     def forget(self) -> None:
         """Forgets all gradients, after a rewire: the patterns they belong to are gone."""
@@ -113,8 +125,8 @@ class GradientWatch:
                 seen.uses.append(use)
             return
         several = self._uses.pop(index, 1) > 1
-        pattern = layer.pattern[0].clone(), layer.pattern[1].clone()
-        seen = self._seen[index] = _Seen(backward, pattern, [use] if several else None)
+        seen = _Seen(backward, KeptPattern(layer.module), [use] if several else None)
+        self._seen[index] = seen
         if not several:
             seen.candidates = largest_gradients(layer, self._shares[index].grown, [use])
 
@@ -159,7 +171,7 @@ class GradientWatch:
         seen = self._seen.get(layer.index)
         if seen is None:
             return None
-        if not all(map(torch.equal, seen.pattern, layer.pattern)):
+        if not seen.pattern.is_of(layer.module):
             return None  # the pattern has changed since: a checkpoint was loaded, say
         if seen.uses is not None:
             count = self._shares[layer.index].grown

@@ -8,10 +8,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.nn import SparseModule, named_sparse_modules
+from dsr_kernels.backends.patterns import Pattern as FrozenPattern
+from dsr_kernels.nn import SparseModule
+from dsr_kernels.rewiring.names import named_layers
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices [O + 1], col_indices [nnz]
 Slot = tuple[dict[str, Any], str]  # where a tensor is held: the dict, and its key there
+
+
+class KeptPattern:
+    """The pattern that a module had at one moment. It takes no memory before that changes.
+
+    By itself it is an object to compare; a copy or a pickle knows it by what it holds.
+    """
+
+    def __init__(self, module: SparseModule) -> None:
+        self._keep(module.pattern())
+
+    def _keep(self, pattern: FrozenPattern) -> None:
+        self._pattern: FrozenPattern | None = pattern
+        self._indices = pattern.crow_indices, pattern.col_indices
+
+    def is_of(self, module: SparseModule) -> bool:
+        """Whether the module's non-zeros are there now, perhaps on another device."""
+        now = module.pattern()
+        if now is self._pattern:
+            return True
+        pairs = zip(self._indices, (now.crow_indices, now.col_indices), strict=True)
+        same = all(torch.equal(kept.to(index.device), index) for kept, index in pairs)
+        if same:
+            self._keep(now)
+        return same
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_pattern": None, "_indices": self._indices}
 
 
 @dataclass
@@ -72,7 +102,21 @@ class SparseLayer:
                     )
         for name, other in others:
             check_same_pattern(self.name, self.module, name, other)
+        self._check_memory()
         self._check_blocks()
+
+    def _check_memory(self) -> None:
+        """A rewire makes new tensors, of another size perhaps. Another process would go on with the
+        old ones and nobody would tell it.
+        """
+        for name, module in [(self.name, self.module), *self.sharers, *self.followers]:
+            for tensor in (module.weight_values, module.crow_indices, module.col_indices):
+                if tensor.is_cpu and tensor.is_shared():
+                    raise ValueError(
+                        f"layer {name!r}: its tensors are in shared memory, and other processes "
+                        "would keep the old ones: expected a model of this process alone; rewire "
+                        "before share_memory(), or train a copy.deepcopy of the model"
+                    )
 
     def _check_blocks(self) -> None:
         if self.block == 1:
@@ -96,7 +140,8 @@ class SparseLayer:
 def find_layers(model: nn.Module) -> list[SparseLayer]:
     """The model's sparse weights in its order; modules that share a Parameter are one layer."""
     layers: dict[int, SparseLayer] = {}
-    for name, module in named_sparse_modules(model):
+    for name, module in named_layers(model):
+        module.know_name(name)
         # A parametrized layer's values are made anew at each access: it shares them with nobody.
         shared = module._parameters.get("weight_values", module)
         layer = layers.get(id(shared))
@@ -128,18 +173,7 @@ def check_same_pattern(name: str, module: SparseModule, other: str, twin: Sparse
         raise ValueError(
             f"layer {name!r} and {other!r}: expected the same pattern, but their non-zeros differ "
             f"({module.nnz} of {tuple(module.weight_shape)} and {twin.nnz} of "
-            f"{tuple(twin.weight_shape)})"
+            f"{tuple(twin.weight_shape)}). An average must be one of parameters alone: integers "
+            "that are averaged are rounded (AveragedModel(use_buffers=False), or leave out "
+            "crow_indices and col_indices)"
         )
-
-
-def match_followers(layers: list[SparseLayer], model: nn.Module) -> list[SparseLayer]:
-    """`model`'s counterpart of every layer, by name but for a wrapper's leading `module.`."""
-    copies = {layer.name.removeprefix("module."): layer for layer in find_layers(model)}
-    wanted = [layer.name.removeprefix("module.") for layer in layers]
-    missing = sorted(set(wanted) - set(copies))
-    if missing:
-        raise ValueError(
-            f"follow: expected a copy of the model, but {type(model).__name__} has no sparse "
-            f"module {missing[0]!r}"
-        )
-    return [copies[name] for name in wanted]

@@ -9,13 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsr_kernels.rewiring.layers import (
-    Slot,
-    SparseLayer,
-    check_same_pattern,
-    find_layers,
-    match_followers,
-)
+from dsr_kernels.rewiring.followers import add_followers
+from dsr_kernels.rewiring.layers import Slot, SparseLayer, find_layers
 from dsr_kernels.rewiring.move import Move, commit
 from dsr_kernels.rewiring.optimizers import OneOrMore, Optimizers
 from dsr_kernels.rewiring.plan import RewirePlan, open_plan
@@ -132,16 +127,16 @@ class Rewirer(FromRecipe):
         """Lets a copy of the model, such as an average of its weights, follow every rewire.
 
         Averages of survivors move with them, those of grown weights start at 0. `model` is a deep
-        copy of the model or a `torch.optim.swa_utils.AveragedModel` of it, with the same patterns.
-        Raises ValueError if it is not.
+        copy of the model or a `torch.optim.swa_utils.AveragedModel` of it, with the same patterns,
+        on the same device. Either may be wrapped (DistributedDataParallel, torch.compile) or held
+        by another module, as in a LightningModule. The average must be one of parameters: one of
+        buffers rounds the indices, and the next rewire refuses it.
+
+        Raises ValueError that names the layer for anything else, and changes nothing then: missing
+        or further layers, another pattern, the model itself, values that are the model's, a copy
+        that follows already.
         """
-        copies = match_followers(self._layers, model)
-        for layer, copy in zip(self._layers, copies, strict=True):
-            check_same_pattern(layer.name, layer.module, copy.name, copy.module)
-            if copy.weight_values is layer.weight_values:
-                raise ValueError("follow: expected a copy of the model, got the model itself")
-        for layer, copy in zip(self._layers, copies, strict=True):
-            layer.followers += [(copy.name, copy.module), *copy.sharers]
+        add_followers(self._layers, model)
 
     def state_dict(self) -> State:
         """What a resumed run needs beside model and optimizer: numbers, strings and, of some

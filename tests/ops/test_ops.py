@@ -161,3 +161,16 @@ def test_functorch_gives_right_numbers_or_an_error():
     else:
         leaf = x.clone().requires_grad_()
         torch.testing.assert_close(gx, torch.autograd.grad(conv(leaf).square().sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp", "jacrev", "hessian"])
+def test_derivatives_of_functorch_are_refused_in_a_sentence(transform):
+    layer = SparseLinear(4, 3, nnz=5)
+    tensors = dict(layer.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(layer, parameters, (torch.ones(2, 4),)).sum()
+
+    call = getattr(torch.func, transform)
+    with pytest.raises(NotImplementedError, match=r"use torch\.autograd\.grad"):
+        call(loss, tensors) if transform == "vjp" else call(loss)(tensors)

@@ -189,6 +189,36 @@ def test_a_model_that_is_loaded_brings_its_own_signs(nnz):
     assert rewirer.state_dict()["signs"]["0"].shape == (nnz, 1)
 
 
+def test_indices_that_are_written_anew_with_what_they_hold_leave_the_signs():
+    """As a broadcast of buffers does, before every forward pass under DDP."""
+    moved = []
+    for rewrite in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(SparseLinear(30, 30, sparsity=0.5))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rewirer = DeepR(model, optimizer, l1=0.05, eta=0.1, report_every=20, **QUIET)
+        for i in range(20):
+            if rewrite:
+                for index in model.buffers():
+                    index.copy_(index.clone())
+            optimizer.zero_grad()
+            model(torch.randn(8, 30, generator=torch.Generator().manual_seed(i))).sum().backward()
+            optimizer.step()
+            report = rewirer.step()
+        moved.append((report.pruned, model[0].weight_values.tolist()))
+    assert moved[0] == moved[1] and moved[0][0] > 100
+
+
+def test_a_model_that_is_loaded_brings_its_own_signs_on_the_same_pattern_too():
+    model, rewirer = large(20, **QUIET)
+    loaded = {k: -v if k.endswith("values") else v for k, v in model.state_dict().items()}
+    model.load_state_dict(loaded)
+    assert rewirer.step() is None and (rewirer.signs["0"] == -1).all()
+    values = -model[0].weight_values.detach()
+    model[0].replace_topology(model[0].crow_indices, model[0].col_indices, values)
+    assert rewirer.step() is None and (rewirer.signs["0"] == 1).all()
+
+
 def test_states_with_other_signs_are_refused():
     _, rewirer = large(20, **QUIET)
     state = rewirer.state_dict()

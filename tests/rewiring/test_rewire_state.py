@@ -207,7 +207,7 @@ def test_layers_on_other_devices_are_refused():
     with pytest.raises(ValueError, match="'3': expected values and indices on cpu, got one on met"):
         rewirer.rewire()
     meta = make_model().to("meta")
-    with pytest.raises(ValueError, match="layer '0' and '0': expected them on one device, got cpu"):
+    with pytest.raises(ValueError, match="'0 of Sequential': expected them on one device, got"):
         rewirer.follow(meta)
     with pytest.raises(ValueError, match="'0': rewiring works on CPU and CUDA tensors, got meta"):
         DSR(meta, OPTIMIZERS["sgd"](meta.parameters())).rewire()

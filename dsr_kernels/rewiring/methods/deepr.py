@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.rewiring.layers import Slot, SparseLayer
+from dsr_kernels.rewiring.layers import KeptPattern, Slot, SparseLayer
+from dsr_kernels.rewiring.names import match_names, under_names
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import STOP_EPOCH, Arguments, Key, MethodRecipe
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
@@ -82,7 +83,9 @@ class DeepR(Rewirer):
         self.temperature = Anneal(kind, temperature, final_temperature, 0, length or 1)
         self.report_every = as_int(report_every, "report_every", 1)
         self.signs: dict[str, Tensor] = {}  # [nnz] int8 by layer: 1, -1
-        self._patterns: dict[str, tuple[Tensor, int]] = {}  # that they belong to, as col_indices
+        self._known: dict[
+            str, tuple[KeptPattern, int]
+        ] = {}  # whose signs they are, see `_remember`
         self._generators: dict[torch.device, torch.Generator] = {}
         self._sum: RewireReport | None = None  # of the iterations since the last report
         for layer in self._layers:
@@ -125,7 +128,7 @@ class DeepR(Rewirer):
             return super().rewire()
         except BaseException:
             for layer in layers:
-                self._remember(layer)  # taking changes back has made new versions of the pattern
+                self._remember(layer)  # taking changes back has given the layer its weights anew
             raise
 
     @torch.no_grad()
@@ -195,7 +198,8 @@ class DeepR(Rewirer):
         return {"signs": signs, "sum": summed}
 
     def _load_policy_state(self, state: State) -> None:
-        signs = state["signs"]
+        renamed = match_names(self.signs, state["signs"]) or {}
+        signs = under_names(self.signs, state["signs"])
         for layer in self._layers:
             found = signs.get(layer.name)
             if isinstance(found, Tensor) and not (found.abs() == 1).all():
@@ -207,7 +211,11 @@ class DeepR(Rewirer):
                 )
         summed = state["sum"]
         if summed is not None:
-            rows = [LayerReport(**row) for row in summed["layers"]]
+            names = {theirs: name for name, theirs in renamed.items()}
+            rows = [
+                LayerReport(**{**row, "name": names.get(row["name"], row["name"])})
+                for row in summed["layers"]
+            ]
             summed = RewireReport(**{**summed, "layers": rows})
         self._sum = summed
         for layer in self._layers:
@@ -223,22 +231,18 @@ class DeepR(Rewirer):
         self._remember(layer)
 
     def _remember(self, layer: SparseLayer) -> None:
-        col = layer.module.col_indices
-        self._patterns[layer.name] = col, col._version
+        self._known[layer.name] = KeptPattern(layer.module), layer.module.times_given
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
         """The layer's signs. They are learned anew after the model was loaded, and follow it to
         another device.
         """
-        signs, col = self.signs[layer.name], layer.module.col_indices
-        known, version = self._patterns[layer.name]
-        if col is known and col._version == version:
-            return signs
-        if known._version == version and torch.equal(known.to(col.device), col):  # moved
-            self.signs[layer.name] = signs.to(col.device)
-            self._remember(layer)
-        else:
+        signs, device = self.signs[layer.name], layer.weight_values.device
+        pattern, times_given = self._known[layer.name]
+        if layer.module.times_given != times_given or not pattern.is_of(layer.module):
             self._learn_signs(layer)
+        elif signs.device != device:
+            self.signs[layer.name] = signs.to(device)
         return self.signs[layer.name]
 
     def _signed(self, layer: SparseLayer) -> Tensor:

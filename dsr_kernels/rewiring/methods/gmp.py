@@ -11,6 +11,7 @@ from torch import nn
 from dsr_kernels.choices import check_choice
 from dsr_kernels.distribution import budget, exact_fraction
 from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.names import under_names
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import EVERY, STOP_EPOCH, Arguments, Key, MethodRecipe
 from dsr_kernels.rewiring.rewirer import Rewirer, State
@@ -165,7 +166,7 @@ class GMP(Rewirer):
         return {"initial": dict(self.initial)}
 
     def _load_policy_state(self, state: State) -> None:
-        initial = state["initial"]
+        initial = under_names(self.initial, state["initial"])
         if set(initial) != set(self.initial):
             raise ValueError(
                 f"initial: expected the layers {sorted(self.initial)}, got {sorted(initial)}"

@@ -1,0 +1,151 @@
+"""An average that follows never mixes weights of different positions; one of indices is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dsr_kernels.nn import SparseLinear
+from dsr_kernels.rewiring import SET
+from dsr_kernels.topology import Topology
+
+
+class BufferAverage(nn.Module):
+    """As timm's ModelEmaV2: an average of all that is in the state_dict, indices too."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(model), decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        states = zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
+        for average, value in states:
+            average.copy_(self.decay * average + (1 - self.decay) * value)
+
+
+class ParameterAverage(BufferAverage):
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        for average, value in zip(self.module.parameters(), model.parameters(), strict=True):
+            average.lerp_(value, 1 - self.decay)
+
+
+def torchs(use_buffers: bool):
+    def make(model, decay):
+        average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=use_buffers
+        )
+        average.update = average.update_parameters
+        return average
+
+    return make
+
+
+AVERAGES = {
+    "AveragedModel": torchs(use_buffers=False),
+    "AveragedModel over buffers": torchs(use_buffers=True),
+    "ModelEmaV2": BufferAverage,
+    "of parameters": ParameterAverage,
+}
+
+
+def make_layer(columns: int, weights: dict[int, float]) -> SparseLinear:
+    layer = SparseLinear(columns, 1, bias=False, nnz=len(weights))
+    pattern = Topology.from_positions((1, columns), torch.tensor(list(weights)))
+    values = torch.tensor(list(weights.values()))
+    layer.replace_topology(pattern.crow_indices, pattern.col_indices, values)
+    return layer
+
+
+class ToTheLast(SET):
+    """Moves the smallest weight to the last column."""
+
+    def _prune(self, plan, layers):
+        plan.prune_smallest_each([1])
+        return 0.0, 0.0
+
+    def _grow(self, plan, layers):
+        plan.grow([1])
+        return [torch.tensor([plan.capacity[0] - 1])]
+
+
+def start(average: str, decay: float, layer: SparseLinear):
+    model = nn.Sequential(layer)
+    ema = AVERAGES[average](model, decay)
+    rewirer = ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1), every=1)
+    rewirer.follow(ema)
+    ema.update(model)
+    return model, ema, rewirer
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_what_has_grown_is_averaged_from_0(average):
+    model, ema, rewirer = start(average, 0.5, make_layer(4, {0: 4.0, 1: 8.0}))
+    rewirer.rewire()
+    ema.update(model)
+    assert ema.module[0].to_dense().tolist() == [[0.0, 8.0, 0.0, 0.0]]
+    assert ema.module[0].col_indices.tolist() == model[0].col_indices.tolist() == [1, 3]
+    with torch.no_grad():
+        model[0].weight_values[1] = 2.0
+    ema.update(model)
+    assert ema.module[0].to_dense().tolist() == [[0.0, 8.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("average", ["AveragedModel", "AveragedModel over buffers", "ModelEmaV2"])
+def test_an_average_that_does_not_follow_says_so_before_any_number_comes_out(average):
+    """All of these write the model's indices, or the mean of both, into the average's."""
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
+    ema = AVERAGES[average](model, 0.5)
+    ema.update(model)
+    ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1)).rewire()
+    ema.update(model)
+    for call in (
+        lambda: ema.module(torch.ones(1, 4)),
+        ema.state_dict,
+        ema.module[0].to_dense,
+        lambda: copy.deepcopy(ema),
+    ):
+        with pytest.raises(RuntimeError, match=r"has to follow it: Rewirer\.follow"):
+            call()
+
+
+@pytest.mark.parametrize("average", ["AveragedModel over buffers", "ModelEmaV2"])
+def test_an_average_whose_indices_were_rounded_is_refused_and_nothing_changes(average):
+    model, ema, rewirer = start(average, 0.9999, make_layer(16, {0: 4.0, 11: 8.0}))
+    if ema.module[0].col_indices.tolist() == [0, 11]:  # torch's copies the first time
+        ema.update(model)
+    assert ema.module[0].col_indices.tolist() == [0, 10]
+    message = r"layer '0' and '[a-z.]*0 of \w+': expected the same .*rounded \(AveragedModel\("
+    for call in (rewirer.rewire, rewirer.step):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert model[0].col_indices.tolist() == [0, 11] and rewirer.rewires == rewirer.iteration == 0
+
+
+@pytest.mark.parametrize("average", ["AveragedModel", "of parameters"])
+def test_an_average_of_parameters_keeps_its_indices(average):
+    model, ema, rewirer = start(average, 0.9999, make_layer(16, {0: 4.0, 11: 8.0}))
+    for _ in range(3):
+        ema.update(model)
+        rewirer.step()
+    assert ema.module[0].col_indices.tolist() == model[0].col_indices.tolist() != [0, 11]
+
+
+@pytest.mark.parametrize("shared", ["model", "average"])
+def test_what_other_processes_may_hold_is_not_rewired(shared):
+    """They would go on with the memory of before."""
+    model, ema, rewirer = start("of parameters", 0.5, make_layer(4, {0: 4.0, 1: 8.0}))
+    (model if shared == "model" else ema).share_memory()
+    name = "0" if shared == "model" else "module.0 of ParameterAverage"
+    with pytest.raises(ValueError, match=f"layer '{name}': its tensors are in shared memory"):
+        rewirer.rewire()
+    assert model[0].col_indices.tolist() == [0, 1]
+    if shared == "model":
+        alone = copy.deepcopy(model)  # as the message says
+        ToTheLast(alone, torch.optim.SGD(alone.parameters(), lr=0.1)).rewire()
+        assert alone[0].col_indices.tolist() == [1, 3]
