@@ -24,6 +24,7 @@ from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.leaf import ordinary, set_data
 from dsr_kernels.nn.normalized import refuse_normalized
+from dsr_kernels.nn.resized import resized
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
@@ -170,8 +171,9 @@ class SparseModule(StoredWeight):
         """Replaces the pattern and the values [nnz, 1] or [nnz]. The module keeps these tensors.
 
         The Parameter object stays the same, so optimizers still know it; their state is the
-        caller's to remap. Its grad is dropped. A backward through a graph recorded before raises a
-        RuntimeError, also when the number of non-zeros is unchanged.
+        caller's to remap, but where a rewirer has the optimizer, which moves it before the next
+        step. Its grad is dropped. A backward through a graph recorded before raises a RuntimeError,
+        also when the number of non-zeros is unchanged.
 
         Raises ValueError for a pattern that is not sorted, unique and in range; `validate=False`
         skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned,
@@ -196,6 +198,8 @@ class SparseModule(StoredWeight):
         with torch.inference_mode(False):
             crow_indices, col_indices, values = map(ordinary, (crow_indices, col_indices, values))
             retire(parameter)
+            if nnz != self.nnz:
+                resized(parameter, self.nnz, self.label())
             # Graphs recorded so far saved it: a newer version makes their backward refuse.
             if not parameter.is_inference():
                 torch.autograd.graph.increment_version([parameter])

@@ -16,6 +16,7 @@ from dsr_kernels.backends.retired import retire
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.leaf import set_data
 from dsr_kernels.nn.pattern_owner import PatternOwner
+from dsr_kernels.nn.resized import resized
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
@@ -128,6 +129,7 @@ class StoredWeight(PatternOwner):
         with torch.inference_mode(False):
             index, values = self.col_indices, self.weight_values
             retire(values)
+            resized(values, index.numel(), self.label())
             if not values.is_inference():
                 torch.autograd.graph.increment_version([values])
             set_data(values, values.new_empty(nnz, 1))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +10,9 @@ from torch import Tensor, nn
 
 from dsr_kernels.backends.patterns import Pattern as FrozenPattern
 from dsr_kernels.nn import SparseModule
-from dsr_kernels.rewiring.matrix_rules import refuse_matrix_rules
 from dsr_kernels.rewiring.names import named_layers
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices [O + 1], col_indices [nnz]
-# Of optimizers that factor a matrix's squared gradients (torch's Adafactor, transformers', CAME):
-# the key of the column factor, here one number, and that of the row factor, one number per entry.
-FACTORS = {
-    "col_var": "row_var",
-    "exp_avg_sq_col": "exp_avg_sq_row",
-    "exp_avg_res_col": "exp_avg_res_row",
-}
 Slot = tuple[dict[str, Any], str]  # where a tensor is held: the dict, and its key there
 
 
@@ -86,8 +76,8 @@ class SparseLayer:
         values = self.weight_values.detach().flatten()
         return values if self.block == 1 else values.abs().view(-1, self.block).mean(1)
 
-    def check(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Raises ValueError where this layer or its optimizer state could not be rewired."""
+    def check(self) -> None:
+        """Raises ValueError where this layer could not be rewired."""
         if self.weight_values.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"layer {self.name!r}: expected float32 or float64 values, got "
@@ -114,8 +104,6 @@ class SparseLayer:
             check_same_pattern(self.name, self.module, name, other)
         self._check_memory()
         self._check_blocks()
-        for _ in optimizer_state(optimizer, self):  # which raises
-            pass
 
     def _check_memory(self) -> None:
         """A rewire makes new tensors, of another size perhaps. Another process would go on with the
@@ -147,31 +135,6 @@ class SparseLayer:
                 "as one; build the model with them (sparsify's keep='kernels', the models' "
                 "granularity='kernel')"
             )
-
-
-def check_optimizer(optimizer: Any, layers: list[SparseLayer]) -> None:
-    """Raises unless it is an optimizer that holds the values of every layer that trains.
-
-    Raises ValueError, too, for one that would update them as a matrix (see matrix_rules.py).
-    """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for layer in layers:
-        if "weight_values" not in layer.module._parameters:
-            raise ValueError(
-                f"layer {layer.name!r}: weight_values is not a parameter of its own (parametrized, "
-                "normalized or pruned by torch?); make that permanent first"
-            )
-        if layer.weight_values.requires_grad and id(layer.weight_values) not in held:
-            raise ValueError(
-                f"optimizer: expected it to hold the values of layer {layer.name!r}, it does not; "
-                "build it from model.parameters() after the model has become sparse, or freeze the "
-                "layer with requires_grad_(False)"
-            )
-    refuse_matrix_rules(optimizer, {layer.weight_values: layer.name for layer in layers})
 
 
 def find_layers(model: nn.Module) -> list[SparseLayer]:
@@ -214,52 +177,3 @@ def check_same_pattern(name: str, module: SparseModule, other: str, twin: Sparse
             "that are averaged are rounded (AveragedModel(use_buffers=False), or leave out "
             "crow_indices and col_indices)"
         )
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer | None, layer: SparseLayer) -> Iterator[Slot]:
-    """Where the optimizer holds the layer's per-entry state tensors.
-
-    Scalars such as Adam's `step` belong to no entry and are left out. Raises ValueError for a state
-    tensor that is neither and for tensors in a list: they would silently become wrong.
-    """
-    if optimizer is None:
-        return
-    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
-        raise ValueError(
-            "optimizer: LBFGS keeps 'd', 'old_dirs' and more of all parameters in one: cannot "
-            f"rewire layer {layer.name!r} under it; use SGD, Adam or another that works per weight"
-        )
-    if layer.weight_values not in optimizer.state:
-        return
-    state = optimizer.state[layer.weight_values]
-    for key, value in state.items():
-        if _holds_tensors(value):
-            raise ValueError(
-                f"optimizer: state {key!r} of layer {layer.name!r} is a {type(value).__name__} of "
-                f"tensors, expected a tensor: cannot rewire under {type(optimizer).__name__}"
-            )
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            continue
-        if key in FACTORS or (value.numel() == 1 and layer.weight_values.numel() > 1):
-            continue  # one number for all entries
-        if value.shape not in (layer.weight_values.shape, layer.weight_values.shape[:1]):
-            raise ValueError(
-                f"optimizer: state {key!r} of layer {layer.name!r} has shape {tuple(value.shape)}, "
-                f"expected {tuple(layer.weight_values.shape)}: cannot rewire under "
-                f"{type(optimizer).__name__}"
-            )
-        if value.device != layer.weight_values.device:
-            raise ValueError(
-                f"optimizer: state {key!r} of layer {layer.name!r} is on {value.device}, expected "
-                f"{layer.weight_values.device}"
-            )
-        yield state, key
-
-
-def _holds_tensors(value: Any) -> bool:
-    """Whether a container has per-entry tensors somewhere inside."""
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, list | tuple | set | deque):
-        return False
-    return any((isinstance(v, Tensor) and v.dim() > 0) or _holds_tensors(v) for v in value)

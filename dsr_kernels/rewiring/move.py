@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address
-from dsr_kernels.rewiring.layers import FACTORS, Slot, SparseLayer, optimizer_state
+from dsr_kernels.rewiring.entry_state import EntryState, Holder, StateSlot
+from dsr_kernels.rewiring.layers import Slot, SparseLayer
 
 
 class Move:
@@ -17,6 +18,7 @@ class Move:
 
     Args:
         after: how many blocks (where the block is 1: entries) the layer will have.
+        state: what optimizers hold of its entries.
         entry_state: where more tensors [nnz, ...] to move are held.
     """
 
@@ -26,7 +28,7 @@ class Move:
         self,
         layer: SparseLayer,
         after: int,
-        optimizer: torch.optim.Optimizer | None,
+        state: EntryState,
         entry_state: Sequence[Slot] = (),
     ) -> None:
         def successor(tensor: Tensor, size: int = after * layer.block) -> Tensor:
@@ -46,15 +48,19 @@ class Move:
         shared = 1 + len(layer.sharers)
         values = successor(layer.weight_values)
         self.new_values = [values] * shared + [successor(v) for v in self.old_values[shared:]]
-        held = [*optimizer_state(optimizer, layer), *entry_state]
-        self.state: list[tuple[dict[str, Any], str, Tensor, Tensor]] = [
-            (state, key, state[key].contiguous(), successor(state[key])) for state, key in held
+        slots = [*state.slots, *(StateSlot(*slot) for slot in entry_state)]
+        held = {id(slot.holder[slot.key]): slot.holder[slot.key] for slot in slots}
+        self.moved = {  # each tensor once, though it be held twice
+            key: (tensor.contiguous(), successor(tensor)) for key, tensor in held.items()
+        }
+        self.state: list[tuple[Holder, Any, Tensor]] = [
+            (holder, key, holder[key]) for holder, key, _ in slots
         ]
-        # Of a single column the factor is the mean of the row factors, which change now.
-        own = {} if optimizer is None else optimizer.state.get(layer.weight_values, {})
-        self.column_factors = [
-            (own, key, own[key]) for key, row in FACTORS.items() if key in own and row in own
-        ]
+        # The engine starts grown entries at 0. Where an optimizer does not, who has survived?
+        self.fresh = {id(slot.holder[slot.key]): slot.fresh for slot in slots if slot.fresh}
+        ones = torch.ones_like(layer.pattern[1], dtype=torch.int8) if self.fresh else None
+        self.survived = None if ones is None else (ones, successor(ones))
+        self.factors = [(factor, factor.holder[factor.key]) for factor in state.factors]
 
     def output(self, ranks: Tensor | None) -> tuple:
         """The addresses for the native plan: it writes crow and col, moves each array of
@@ -62,7 +68,8 @@ class Move:
         """
         pairs = zip(self.old_values, self.new_values, strict=True)
         arrays = list({id(new): (old, new) for old, new in pairs}.values())  # each once
-        arrays += [(old, new) for _, _, old, new in self.state]
+        arrays += self.moved.values()
+        arrays += [] if self.survived is None else [self.survived]
         crow, col = self.new_blocks
         size = self.layer.block
         return (
@@ -75,12 +82,13 @@ class Move:
     def make(self) -> None:
         """Puts the new tensors in place of the old ones."""
         self._replace(self._new_pattern(), self.new_values)
-        for state, key, _, new in self.state:
-            state[key] = new
-        for state, key, old in self.column_factors:
-            row = state[FACTORS[key]]
-            if row.numel():
-                state[key] = row.mean().expand_as(old).clone()
+        for key, fresh in self.fresh.items():
+            assert self.survived is not None, "there is something fresh"
+            self.moved[key][1][self.survived[1] == 0] = fresh
+        for holder, key, old in self.state:
+            holder[key] = self.moved[id(old)][1]
+        for factor, _ in self.factors:
+            factor.renew()
 
     def _new_pattern(self) -> tuple[Tensor, Tensor]:
         crow, col = self.new_blocks
@@ -93,10 +101,10 @@ class Move:
     def undo(self) -> None:
         """Puts the old tensors back, also after half of a `make`."""
         self._replace(self.old_pattern, self.old_values)
-        for state, key, old, _ in self.state:
-            state[key] = old
-        for state, key, old in self.column_factors:
-            state[key] = old
+        for holder, key, old in self.state:
+            holder[key] = old
+        for factor, before in self.factors:
+            factor.holder[factor.key] = before
         self.layer.weight_values.grad = self.grad
 
     def _replace(self, pattern: tuple[Tensor, Tensor], values: list[Tensor]) -> None:

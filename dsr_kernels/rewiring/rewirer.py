@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dsr_kernels.rewiring.followers import add_followers
-from dsr_kernels.rewiring.layers import Slot, SparseLayer, check_optimizer, find_layers
+from dsr_kernels.rewiring.layers import Slot, SparseLayer, find_layers
 from dsr_kernels.rewiring.move import Move, commit
+from dsr_kernels.rewiring.optimizers import OneOrMore, Optimizers
 from dsr_kernels.rewiring.plan import RewirePlan, open_plan
 from dsr_kernels.rewiring.recipe_keys import FromRecipe
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
@@ -29,7 +29,9 @@ class Rewirer(FromRecipe):
 
     Args:
         model: holds the sparse modules.
-        optimizer: holds their values; its state moves with the survivors.
+        optimizer: holds their values; its state moves with the survivors. Or a list of optimizers
+            of which one holds each layer's values. Optimizers around others, such as SAM, and
+            objects that hold some are looked through (docs/optimizers.md).
         every: iterations from one rewire to the next (default 100).
         schedule: instead of `every`, [(start_iteration, every), ...].
         stop: no rewire follows an iteration from this one on (0-based).
@@ -43,7 +45,7 @@ class Rewirer(FromRecipe):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: OneOrMore | None,
         *,
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
@@ -51,9 +53,7 @@ class Rewirer(FromRecipe):
         seed: int = 0,
     ) -> None:
         self._layers = find_layers(model)
-        self._optimizer = optimizer
-        if optimizer is not None:
-            check_optimizer(optimizer, self._layers)
+        self._optimizers = Optimizers(optimizer, self._layers)
         self.schedule = Schedule.make(every, schedule, stop)
         self.seed = as_int(seed, "seed", 0)
         if self.seed >= 2**64:
@@ -95,20 +95,19 @@ class Rewirer(FromRecipe):
         """
         start = time.perf_counter()
         layers = self._live_layers()
-        if self._optimizer is not None:
-            check_optimizer(self._optimizer, layers)  # layers may have been thawed since
+        self._optimizers.check(layers)  # they may have been thawed since
         for layer in layers:
-            layer.check(self._optimizer)
+            layer.check()
+        self._optimizers.settle()
+        states = self._optimizers.state_of(layers)
         plan = open_plan(layers, self._scores(layers))
         threshold, next_threshold = self._prune(plan, layers)
         ranks = self._grow(plan, layers) or [None] * len(layers)
         self._check_balance(plan, layers)
         moves = [
-            Move(layer, after, self._optimizer, self._entry_state(layer))
-            if pruned or grown
-            else None
-            for layer, pruned, grown, after in zip(
-                layers, plan.pruned, plan.grown, plan.nnz_after, strict=True
+            Move(layer, after, state, self._entry_state(layer)) if pruned or grown else None
+            for layer, state, pruned, grown, after in zip(
+                layers, states, plan.pruned, plan.grown, plan.nnz_after, strict=True
             )
         ]
         outputs = [
@@ -118,6 +117,7 @@ class Rewirer(FromRecipe):
         plan.apply(self.seed, self.rewires, outputs)
         report = self._report(plan, layers, threshold, next_threshold)
         commit([move for move in moves if move])
+        self._optimizers.rewired(layers)
         self.threshold = next_threshold
         self.rewires += 1
         self._rewired(layers)
@@ -219,7 +219,7 @@ class Rewirer(FromRecipe):
 
     def _check_trains(self) -> None:
         """Raises ValueError without an optimizer and for a model of which nothing trains."""
-        if self._optimizer is None:
+        if not self._optimizers.given:
             raise ValueError("optimizer: expected the optimizer of the model's values, got None")
         if self.nnz == 0:
             raise ValueError("model: expected a trainable sparse module, all of them are frozen")

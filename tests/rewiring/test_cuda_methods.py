@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from helpers.cuda_device import emulated
 from helpers.cuda_rewire_cases import gpu_rewires
 from helpers.method_training import METHODS, Training, assert_same
+from helpers.rewire_models import make_model, train
 from torch import nn
 
 from dsr_kernels.nn import SparseConv2d, SparseLinear
@@ -24,6 +27,25 @@ def test_a_training_run_equals_the_cpus(method):
     assert len(opened) >= 3
     assert training.reports == expected.reports
     assert_same(training.state(), expected.state())
+
+
+@emulated
+@pytest.mark.parametrize("kind", [torch.optim.Rprop, torch.optim.Adagrad])
+def test_state_that_does_not_start_at_0_equals_the_cpus(kind):
+    arguments = {"initial_accumulator_value": 0.25} if kind is torch.optim.Adagrad else {}
+    states = []
+    for context in (nullcontext, gpu_rewires):
+        model = make_model()
+        optimizer = kind(model.parameters(), lr=0.01, **arguments)
+        rewirer = DSR(model, optimizer, prune_fraction=0.3, threshold="exact", every=2)
+        with context():
+            train(model, optimizer, rewirer, 5)
+        states.append((model.state_dict(), optimizer.state_dict()["state"]))
+    assert_same([dict(states[0][0]), states[0][1]], [dict(states[1][0]), states[1][1]])
+    starts = {torch.optim.Rprop: ("step_size", 0.01), torch.optim.Adagrad: ("sum", 0.25)}
+    key, start = starts[kind]
+    rewirer.rewire()
+    assert (optimizer.state[model[3].weight_values][key] == start).any()
 
 
 def kernels_of_two_sizes(threshold: str):

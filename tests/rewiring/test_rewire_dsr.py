@@ -256,7 +256,7 @@ def test_sparse_learning_final_sparsity_below_the_requested(threshold):
     """sparse_learning's growth drew positions that were live already, and so lost weights."""
     model = make_model()
     rewirer = make_dsr(model, prune_fraction=0.3, threshold=threshold, initial_threshold=0.02)
-    optimizer = rewirer._optimizer
+    optimizer = rewirer._optimizers.given[0]
     for i in range(15):
         loss = model(torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(i)))
         loss.square().mean().backward()

@@ -40,12 +40,3 @@ def test_optimizer_state_in_containers_is_refused(container):
     state["history"] = container([])
     state["counts"] = [1, torch.tensor(2)]  # scalars belong to no entry
     assert rewirer.rewire() is not None
-
-
-def test_the_history_of_lbfgs_is_refused():
-    """It is kept under the first parameter, whatever that is."""
-    model, rewirer, _ = trained(torch.optim.LBFGS)
-    before = model[1].col_indices.clone()
-    with pytest.raises(ValueError, match="LBFGS keeps 'd', 'old_dirs'"):
-        rewirer.rewire()
-    assert torch.equal(model[1].col_indices, before)

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.allocation import ALLOCATIONS, MAX_POWER, growth_weights, share_in_blocks
 from dsr_kernels.rewiring.blocks import prune_weights, use_kernels
 from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import (
     EVERY,
@@ -34,13 +34,15 @@ class DSR(Rewirer):
 
     One rewire: prune every |w| < H over all layers; give each layer back a share of what was
     pruned in proportion to its survivors; grow at uniformly random positions that were zero
-    before; start grown weights and their optimizer state at 0. Layers therefore trade non-zeros.
-    The total is conserved exactly, and a layer always keeps its largest weight.
+    before; start grown weights at 0, and their optimizer state where a fresh optimizer's starts.
+    Layers therefore trade non-zeros. The total is conserved exactly, and a layer always keeps its
+    largest weight.
 
     Args:
         model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
             False) are left alone.
-        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors. A
+            list of several, too, see `Rewirer`.
         prune_fraction: N_p as a share of the non-zeros, in (0, 1); 0.1 if neither is given.
         prune_count: N_p, how many weights a rewire should prune.
         threshold: "adaptive" prunes below H and then doubles (halves) H for the next rewire if
@@ -80,7 +82,7 @@ class DSR(Rewirer):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: OneOrMore,
         *,
         prune_fraction: float | None = None,
         prune_count: int | None = None,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.gradient_growth import GradientWatch, Share
 from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import EVERY, STOP_EPOCH, Arguments, Key, MethodRecipe
 from dsr_kernels.rewiring.rewirer import Ranks, Rewirer
@@ -25,7 +25,8 @@ class LayerwiseRewirer(Rewirer):
     Args:
         model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
             False) are left alone.
-        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors. A
+            list of several, too, see `Rewirer`.
         fraction: of each layer's non-zeros that is pruned, in (0, 1), at the start of training.
         fraction_schedule: "constant", or "cosine", "cubic", "exponential": how the fraction falls
             to `final_fraction`, see `schedule.Anneal`. Default: the method's own.
@@ -61,7 +62,7 @@ class LayerwiseRewirer(Rewirer):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: OneOrMore,
         *,
         fraction: float = 0.3,
         fraction_schedule: str | None = None,

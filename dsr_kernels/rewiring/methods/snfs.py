@@ -32,14 +32,13 @@ class SNFS(LayerwiseRewirer):
 
     def _check_trains(self) -> None:
         super()._check_trains()
-        assert self._optimizer is not None, "checked above"
-        groups = self._optimizer.param_groups
-        if any(group.get("momentum", 1) == 0 for group in groups) or not any(
-            key in groups[0] for key in ("momentum", "betas")
-        ):
+        groups = self._optimizers.groups_of([x.weight_values for x in self._live_layers()])
+        known = all("momentum" in group or "betas" in group for group in groups)
+        if not known or any(group.get("momentum", 1) == 0 for group in groups):
+            kinds = ", ".join(type(one).__name__ for one in self._optimizers.given)
             raise ValueError(
                 "optimizer: SNFS shares growth out by momentum: expected one with momentum (SGD's "
-                f"above 0, Adam, AdamW), got {type(self._optimizer).__name__} without"
+                f"above 0, Adam, AdamW), got {kinds} without"
             )
 
     def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
@@ -60,9 +59,8 @@ class SNFS(LayerwiseRewirer):
         return share_growth(sum(pruned), weights, survivors, capacities)
 
     def _mean_momentum(self, layer: SparseLayer) -> float:
-        assert self._optimizer is not None, "checked at construction"
-        state = self._optimizer.state.get(layer.weight_values, {})
-        for key in MOMENTA:
-            if isinstance(momentum := state.get(key), Tensor) and momentum.numel():
-                return momentum.detach().double().abs().mean().item()
+        for state in self._optimizers.remembered_of(layer.weight_values):
+            for key in MOMENTA:
+                if isinstance(momentum := state.get(key), Tensor) and momentum.numel():
+                    return momentum.detach().double().abs().mean().item()
         return 0.0

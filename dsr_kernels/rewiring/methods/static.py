@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
+from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.recipe_keys import Arguments, MethodRecipe
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
 from dsr_kernels.rewiring.rewirer import Rewirer
@@ -13,13 +13,14 @@ from dsr_kernels.rewiring.rewirer import Rewirer
 class Static(Rewirer):
     """Counts iterations like any rewirer and leaves the pattern alone.
 
+    State follows a pattern that the model is given beside the optimizer, as under any rewirer.
     A training loop written for `DSR` runs unchanged with it: `step()` returns None, `rewire()`
     returns a report of nothing pruned and nothing grown.
     """
 
     WHOLE_KERNELS = True
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(self, model: nn.Module, optimizer: OneOrMore | None = None) -> None:
         super().__init__(model, optimizer, stop=0)
 
     @classmethod
