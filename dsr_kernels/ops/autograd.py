@@ -18,19 +18,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.ops import flops, library, watch
+from dsr_kernels.ops.saved import Context, Gradients, keep_pattern, saved
 
 OPS = torch.ops.dsr_kernels
-STALE = (
-    "sparse_conv2d: the values or the pattern of a sparse layer, or its input, changed between "
-    "forward and backward (an optimizer step or a rewire?); this graph belongs to weights that no "
-    "longer exist, run the forward again"
-)
 
 # --- the operations -------------------------------------------------------------------------------
 
@@ -138,29 +133,12 @@ def _are_plain(tensors: tuple[Tensor | None, ...]) -> bool:
 # --- their derivatives ----------------------------------------------------------------------------
 
 
-class _Context(FunctionCtx):
-    """What a recorded op remembers until its backward pass."""
-
-    needs_input_grad: tuple[bool, ...]
-    saved_tensors: tuple[Tensor, ...]
-    pattern: tuple[Tensor, Tensor]  # crow_indices, col_indices
-    pattern_version: tuple[int, int] | None
-    shape: ConvShape
-    input_size: torch.Size  # (C, H, W)
-    channels_last: bool  # of the input
-    grad_size: torch.Size  # [N, O, P, Q]
-    dtype: torch.dtype
-
-
-Gradients = tuple[Tensor | None, ...]  # one for each argument of a Function
-
-
 class SparseConv(torch.autograd.Function):
     """`kernel` is the op that computes: library's, or the dispatcher's below autograd."""
 
     @staticmethod
     def forward(
-        ctx: _Context,
+        ctx: Context,
         kernel: Callable[..., Tensor],
         x: Tensor,
         values: Tensor,
@@ -173,7 +151,7 @@ class SparseConv(torch.autograd.Function):
         # it is still what this graph was recorded with.
         kept = x if ctx.needs_input_grad[2] else None
         ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
-        _keep_pattern(ctx, crow_indices, col_indices)
+        keep_pattern(ctx, crow_indices, col_indices)
         ctx.shape, ctx.input_size = shape, x.shape[1:]
         ctx.channels_last = library.channels_last(x)
         if watch.watchers and _are_plain((values,)):
@@ -182,8 +160,8 @@ class SparseConv(torch.autograd.Function):
         return kernel(x, values, bias, crow_indices, col_indices, shape)
 
     @staticmethod
-    def backward(ctx: _Context, grad: Tensor) -> Gradients:
-        x, values = _saved(ctx)
+    def backward(ctx: Context, grad: Tensor) -> Gradients:
+        x, values = saved(ctx)
         _, wants_x, wants_values, wants_bias, _, _, _ = ctx.needs_input_grad
         pattern, shape = ctx.pattern, ctx.shape
         gx = gvalues = gbias = None
@@ -205,7 +183,7 @@ class SparseConv(torch.autograd.Function):
 class SparseConvGradInput(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: _Context,
+        ctx: Context,
         kernel: Callable[..., Tensor],
         grad: Tensor,
         values: Tensor,
@@ -217,13 +195,13 @@ class SparseConvGradInput(torch.autograd.Function):
     ) -> Tensor:
         kept = grad if ctx.needs_input_grad[2] else None
         ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
-        _keep_pattern(ctx, crow_indices, col_indices)
+        keep_pattern(ctx, crow_indices, col_indices)
         ctx.shape = shape
         return kernel(grad, values, crow_indices, col_indices, input_size, shape, channels_last)
 
     @staticmethod
-    def backward(ctx: _Context, ggx: Tensor) -> Gradients:
-        grad, values = _saved(ctx)
+    def backward(ctx: Context, ggx: Tensor) -> Gradients:
+        grad, values = saved(ctx)
         _, wants_grad, wants_values, _, _, _, _, _ = ctx.needs_input_grad
         pattern, shape = ctx.pattern, ctx.shape
         ggrad = gvalues = None
@@ -238,7 +216,7 @@ class SparseConvGradInput(torch.autograd.Function):
 class SparseConvGradWeight(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: _Context,
+        ctx: Context,
         kernel: Callable[..., Tensor],
         x: Tensor,
         grad: Tensor,
@@ -248,13 +226,13 @@ class SparseConvGradWeight(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(x, grad)
-        _keep_pattern(ctx, crow_indices, col_indices)
+        keep_pattern(ctx, crow_indices, col_indices)
         ctx.shape = shape
         return kernel(x, grad, crow_indices, col_indices, shape, dtype)
 
     @staticmethod
-    def backward(ctx: _Context, ggvalues: Tensor) -> Gradients:
-        x, grad = _saved(ctx)
+    def backward(ctx: Context, ggvalues: Tensor) -> Gradients:
+        x, grad = saved(ctx)
         _, wants_x, wants_grad, _, _, _, _ = ctx.needs_input_grad
         pattern, shape = ctx.pattern, ctx.shape
         gx = ggrad = None
@@ -269,38 +247,11 @@ class SparseConvGradWeight(torch.autograd.Function):
 class SparseConvGradBias(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: _Context, kernel: Callable[..., Tensor], grad: Tensor, dtype: torch.dtype
+        ctx: Context, kernel: Callable[..., Tensor], grad: Tensor, dtype: torch.dtype
     ) -> Tensor:
         ctx.grad_size, ctx.dtype = grad.shape, grad.dtype
         return kernel(grad, dtype)
 
     @staticmethod
-    def backward(ctx: _Context, ggbias: Tensor) -> Gradients:
+    def backward(ctx: Context, ggbias: Tensor) -> Gradients:
         return None, ggbias.to(ctx.dtype)[:, None, None].expand(ctx.grad_size), None
-
-
-def _keep_pattern(ctx: _Context, crow_indices: Tensor, col_indices: Tensor) -> None:
-    """Keeps the pattern past hooks on saved tensors: a copy, as torch.autograd.graph.save_on_cpu
-    makes them, would not tell that the layer has been rewired.
-    """
-    ctx.pattern = crow_indices, col_indices
-    ctx.pattern_version = _version(ctx.pattern)
-
-
-def _version(pattern: tuple[Tensor, Tensor]) -> tuple[int, int] | None:
-    crow_indices, col_indices = pattern
-    if crow_indices.is_inference() or col_indices.is_inference():
-        return None  # they count no versions
-    return crow_indices._version, col_indices._version
-
-
-def _saved(ctx: _Context) -> tuple[Tensor, ...]:
-    """The saved tensors; an activation that no wanted gradient needs is None."""
-    if _version(ctx.pattern) != ctx.pattern_version:
-        raise RuntimeError(STALE)
-    try:
-        return ctx.saved_tensors
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        raise RuntimeError(f"{STALE}. torch says: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.backends.address import address_to_read
 from dsr_kernels.backends.patterns import Pattern as FrozenPattern
 from dsr_kernels.nn import SparseModule
 from dsr_kernels.rewiring.names import named_layers
@@ -77,7 +78,9 @@ class SparseLayer:
         return values if self.block == 1 else values.abs().view(-1, self.block).mean(1)
 
     def check(self) -> None:
-        """Raises ValueError where this layer could not be rewired."""
+        """Raises ValueError where this layer could not be rewired, RuntimeError where something
+        else has written to its index tensors.
+        """
         if self.weight_values.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"layer {self.name!r}: expected float32 or float64 values, got "
@@ -91,6 +94,10 @@ class SparseLayer:
         others = self.sharers + self.followers
         for name, module in [(self.name, self.module), *others]:
             for tensor in (module.weight_values, module.crow_indices, module.col_indices):
+                try:
+                    address_to_read(tensor)
+                except TypeError as error:  # a DTensor, say, or another wrapper subclass
+                    raise ValueError(f"layer {name!r}: {error}") from None
                 if tensor.device != device:
                     raise ValueError(
                         f"layer {name!r}: expected values and indices on {device}, got one on "
@@ -100,6 +107,8 @@ class SparseLayer:
                     raise ValueError(
                         f"layer {name!r}: expected contiguous tensors, got stride {tensor.stride()}"
                     )
+        for module in (self.module, *(sharer for _, sharer in self.sharers)):
+            module.pattern()  # raises where another has written to it
         for name, other in others:
             check_same_pattern(self.name, self.module, name, other)
         self._check_memory()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dsr_kernels.rewiring.followers import add_followers
@@ -86,6 +87,7 @@ class Rewirer(FromRecipe):
         """Whether to rewire after this many iterations."""
         return self.schedule.due(iteration)
 
+    @torch.inference_mode(False)  # what it makes is trained on
     def rewire(self) -> RewireReport:
         """Rewires now.
 

@@ -145,7 +145,7 @@ def test_a_frozen_copy_that_is_averaged_without_following_is_refused(update):
         lambda: copy.deepcopy(average),
         lambda: average.double(),
     ):
-        with pytest.raises(RuntimeError, match=r"layer '0': .* Rewirer\.follow"):
+        with pytest.raises(RuntimeError, match=r"layer '0': .*Rewirer\.follow"):
             call()
     average.load_state_dict(model.state_dict())
     assert average(torch.ones(1, 4)).item() == model(torch.ones(1, 4)).item() == 8

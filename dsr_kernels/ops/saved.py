@@ -1,0 +1,59 @@
+"""What a recorded op keeps until its backward pass: tensors, and which pattern they belong to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from dsr_kernels.backends.conv_shape import ConvShape
+
+STALE = (
+    "sparse_conv2d: the values or the pattern of a sparse layer, or its input, changed between "
+    "forward and backward (an optimizer step or a rewire?); this graph belongs to weights that no "
+    "longer exist, run the forward again"
+)
+
+
+class Context(FunctionCtx):
+    """What a recorded op remembers until its backward pass."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+    pattern: tuple[Tensor, Tensor]  # crow_indices, col_indices
+    pattern_version: tuple[int, int] | None
+    shape: ConvShape
+    input_size: torch.Size  # (C, H, W)
+    channels_last: bool  # of the input
+    grad_size: torch.Size  # [N, O, P, Q]
+    dtype: torch.dtype
+
+
+Gradients = tuple[Tensor | None, ...]  # one for each argument of a Function
+
+
+def keep_pattern(ctx: Context, crow_indices: Tensor, col_indices: Tensor) -> None:
+    """Keeps the pattern past hooks on saved tensors: a copy, as torch.autograd.graph.save_on_cpu
+    makes them, would not tell that the layer has been rewired.
+    """
+    ctx.pattern = crow_indices, col_indices
+    ctx.pattern_version = _version(ctx.pattern)
+
+
+def _version(pattern: tuple[Tensor, Tensor]) -> tuple[int, int] | None:
+    crow_indices, col_indices = pattern
+    if crow_indices.is_inference() or col_indices.is_inference():
+        return None  # they count no versions
+    return crow_indices._version, col_indices._version
+
+
+def saved(ctx: Context) -> tuple[Tensor, ...]:
+    """The saved tensors; an activation that no wanted gradient needs is None."""
+    if _version(ctx.pattern) != ctx.pattern_version:
+        raise RuntimeError(STALE)
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(f"{STALE}. torch says: {error}") from error
