@@ -37,6 +37,7 @@ PAGES = (
     "docs/optimizers.md",
     "docs/performance.md",
     "docs/training.md",
+    "docs/works_with.md",
     "tests/cuda_emulator/README.md",
 )
 WORDS, COLUMNS = 900, 100
