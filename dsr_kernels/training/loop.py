@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import torch
 from torch.nn import functional as F
 
-from dsr_kernels.errors import Interrupted, TrainingStopped, UsageError
+from dsr_kernels.errors import Interrupted, SystemFailed, TrainingStopped, UsageError
 from dsr_kernels.models.layers import weight_tensors
 from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.rewiring.exploration import Exploration
 from dsr_kernels.training import placement, take_over
+from dsr_kernels.training.data.limits import ADVICE, out_of_memory
 from dsr_kernels.training.data.sets import DataSet, Split, eval_batches, train_batches
 from dsr_kernels.training.finite import first_non_finite, in_words
 from dsr_kernels.training.measures import Tally, hits, measures, named
@@ -59,6 +60,7 @@ class Trainer:
     def start(self) -> None:
         """Loads the newest checkpoint, or begins anew where there is none."""
         torch.manual_seed(self.recipe.seed)
+        self.recipe_text = (self.run.folder / "recipe.toml").read_bytes()
         # The pattern comes first: optimizer state belongs to the checkpoint's non-zeros.
         state = self.load_weights()
         self.origin = None if state else take_over.take_over(self.recipe, self.model, self.data)
@@ -88,8 +90,11 @@ class Trainer:
                 self.exploration.load_state_dict(state["exploration"])
             self.position = Position(**state["position"])
             self.records = Records(
-                self.run.folder, layers, state["lengths"], self.position.iteration, wanted, top5
+                self.run.folder, layers, state, self.position.iteration, wanted, top5
             )
+            if "rewires" in self.records.lost:
+                now = self.position
+                self._record_rewire(None, now.iteration, now.epoch + now.batch / self.epoch_length)
         self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
 
@@ -110,7 +115,10 @@ class Trainer:
         return UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}")
 
     def train(self) -> Json:
-        """Trains to the end and returns the results. Raises Interrupted or TrainingStopped."""
+        """Trains to the end and returns the results.
+
+        Raises Interrupted, TrainingStopped, or SystemFailed where memory runs out.
+        """
         epochs = self.recipe.training.epochs
         self.total = epochs * self.epoch_length
         self.progress = Progress(self.total, self.position.iteration, epochs, self.quiet)
@@ -125,6 +133,13 @@ class Trainer:
                     self._record_rewire(left, self.position.iteration, epochs)
                 self.save()
                 return self._results()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise SystemFailed(
+                f"out of memory after iteration {self.position.iteration}; {self.run.kept()}; "
+                f"{ADVICE}: begin a run with smaller ones"
+            ) from None
         finally:
             self.progress.close()
             self.records.close()
@@ -275,9 +290,10 @@ class Trainer:
             **placement.random_state(self.device),
             "exploration": self.exploration and self.exploration.state_dict(),
             "lengths": self.records.lengths(),
+            "sums": self.records.sums(),
             "data": self.data.fingerprint(),
         }
-        self.checkpoints.save(now.iteration, self.model.state_dict(), state)
+        self.checkpoints.save(now.iteration, self.model.state_dict(), state, self.recipe_text)
         self.saved_at, self.saved_time = self._moment(), time.monotonic()
 
     def _moment(self) -> tuple[int, int]:

@@ -5,12 +5,17 @@ All of them resume exactly.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dsr_kernels.rewiring import RewireReport
-from dsr_kernels.training.run.csv_files import CsvLog, read_csv
+from dsr_kernels.training.run.checkpoint import State
+from dsr_kernels.training.run.csv_files import CsvLog, read_csv, verify
+from dsr_kernels.training.run.files import naming
 
 METRICS = (
     *("epoch", "iteration", "lr", "train_loss", "train_accuracy"),
@@ -32,22 +37,36 @@ class Events:
         except ImportError:
             self.writer = None
             return
+        self.folder = folder
+        self.usual_hook, threading.excepthook = threading.excepthook, self._on_error
         # purge_step hides what an earlier, killed process wrote from iteration `begin` on.
-        self.writer = SummaryWriter(str(folder), purge_step=begin)
+        with naming(folder):
+            self.writer = SummaryWriter(str(folder), purge_step=begin)
+
+    def _on_error(self, error: threading.ExceptHookArgs) -> None:
+        """Keeps the traceback of TensorBoard's thread back: the next call raises what it met."""
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self.usual_hook(error)
 
     def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
         if self.writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self.writer.add_scalar(name, value, iteration)
+            with naming(self.folder):
+                for name, value in values.items():
+                    if value is not None:
+                        self.writer.add_scalar(name, value, iteration)
 
     def flush(self) -> None:
         if self.writer is not None:
-            self.writer.flush()
+            with naming(self.folder):
+                self.writer.flush()
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            try:
+                with naming(self.folder):
+                    self.writer.close()
+            finally:
+                threading.excepthook = self.usual_hook
 
 
 def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -65,13 +84,17 @@ def _rewire_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 class Records:
-    """All records of one run. `lengths` is their state for the checkpoint."""
+    """All records of one run. `lengths` and `sums` are their state for the checkpoint.
+
+    A file that is gone begins anew; `lost` has the names of such. Raises UsageError, and changes no
+    file, where one is not what the checkpoint knows.
+    """
 
     def __init__(
         self,
         folder: Path,
         layers: list[str],
-        lengths: Mapping[str, int] | None = None,
+        saved: State | None = None,
         resumed_at: int | None = None,
         exploration: bool = False,
         top5: bool = False,
@@ -82,8 +105,15 @@ class Records:
             "timings": TIMINGS,
             "rewires": REWIRES + ("exploration",) * exploration + layer_columns,
         }
+        lengths = dict.fromkeys(columns, None) if saved is None else dict(saved["lengths"])
+        self.lost = check(folder, saved) if saved is not None else []
+        if saved is not None and "sums" not in saved:
+            print(f"{folder}: an older version wrote the checkpoint, without checksums of the tables")
+        for name in self.lost:
+            print(f"{folder / name}.csv is gone: it begins anew, its former rows are lost")
+            lengths[name] = None
         self.logs = {
-            name: CsvLog(folder / f"{name}.csv", names, None if lengths is None else lengths[name])
+            name: CsvLog(folder / f"{name}.csv", names, lengths[name])
             for name, names in columns.items()
         }
         self.events = Events(folder / "tensorboard", resumed_at or 0)
@@ -109,6 +139,10 @@ class Records:
         """The length of each CSV file now, for the checkpoint. Events so far survive a kill."""
         self.events.flush()
         return {name: log.length() for name, log in self.logs.items()}
+
+    def sums(self) -> dict[str, torch.Tensor]:
+        """The `line_sums` of each CSV file now, for the checkpoint."""
+        return {name: torch.tensor(log.sums) for name, log in self.logs.items()}
 
     def epoch(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """Records a finished epoch. Timings are apart, as they alone differ between equal runs."""
@@ -137,3 +171,17 @@ class Records:
         for log in self.logs.values():
             log.close()
         self.events.close()
+
+
+def check(folder: Path, saved: State) -> list[str]:
+    """The names of the CSV files that are gone from a run's folder.
+
+    Raises UsageError, which names the file and the line, for one that is not what the checkpoint's
+    state `saved` knows of it.
+    """
+    sums = saved.get("sums", {})
+    return [
+        name
+        for name, length in saved["lengths"].items()
+        if not verify(folder / f"{name}.csv", length, sums.get(name))
+    ]
