@@ -68,7 +68,9 @@ def check_path(path: str | Path, argument: str) -> None:
     except OSError as error:
         raise UsageError(f"{argument}: {shown(str(path))}: {error.strerror}") from None
     except ValueError:
-        raise UsageError(f"{argument}: expected a path without NUL, got {shown(str(path))}") from None
+        raise UsageError(
+            f"{argument}: expected a path without NUL, got {shown(str(path))}"
+        ) from None
 
 
 def require(module: str, purpose: str, extra: str = "train") -> ModuleType:

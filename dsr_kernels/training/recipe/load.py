@@ -141,7 +141,9 @@ def _variants(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Takes the tables ``[variant.METHOD]`` out of `table`. Raises UsageError for a wrong one."""
     variants = table.pop("variant", {})
     if not isinstance(variants, dict):
-        raise UsageError(f"recipe: expected tables [variant.METHOD], got variant = {shown(variants)}")
+        raise UsageError(
+            f"recipe: expected tables [variant.METHOD], got variant = {shown(variants)}"
+        )
     for name, changes in variants.items():
         if name not in METHOD_NAMES:
             found = unknown(name, METHOD_NAMES)

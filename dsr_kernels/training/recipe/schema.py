@@ -67,7 +67,9 @@ class Data:
     pad: int = setting(4, low=0)  # reflection padding before the random crop
     # digits: the side to upsample 8x8 to, 0: as stored. imagenet: the side of the crops, 0: 224.
     image_size: int = setting(0, low=0)
-    workers: int = setting(4, low=0, high=1024)  # imagenet: processes that decode images; 0: the run's own
+    workers: int = setting(
+        4, low=0, high=1024
+    )  # imagenet: processes that decode images; 0: the run's own
 
 
 @dataclass(kw_only=True)

@@ -168,7 +168,9 @@ class Run:
         except BrokenPipeError:  # nobody reads what is printed: the command's affair
             raise
         except OSError as error:
-            remedy = "make room, then go on" if error.errno in FULL else "once that is mended, go on"
+            remedy = (
+                "make room, then go on" if error.errno in FULL else "once that is mended, go on"
+            )
             raise SystemFailed(
                 f"{in_words(error)}; {self.kept()}; {remedy} with: {resume_command(self.folder)}"
             ) from None

@@ -5,8 +5,8 @@ Runs and experiments use it alike.
 
 from __future__ import annotations
 
-import fcntl
 import contextlib
+import fcntl
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path

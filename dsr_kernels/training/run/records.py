@@ -108,7 +108,9 @@ class Records:
         lengths = dict.fromkeys(columns, None) if saved is None else dict(saved["lengths"])
         self.lost = check(folder, saved) if saved is not None else []
         if saved is not None and "sums" not in saved:
-            print(f"{folder}: an older version wrote the checkpoint, without checksums of the tables")
+            print(
+                f"{folder}: an older version wrote the checkpoint, without checksums of the tables"
+            )
         for name in self.lost:
             print(f"{folder / name}.csv is gone: it begins anew, its former rows are lost")
             lengths[name] = None
