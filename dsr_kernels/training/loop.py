@@ -11,12 +11,11 @@ from typing import Any, NoReturn
 import torch
 from torch.nn import functional as F
 
-from dsr_kernels.errors import Interrupted, SystemFailed, TrainingStopped, UsageError
+from dsr_kernels.errors import Interrupted, TrainingStopped, UsageError
 from dsr_kernels.models.layers import weight_tensors
 from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.rewiring.exploration import Exploration
 from dsr_kernels.training import placement, take_over
-from dsr_kernels.training.data.limits import ADVICE, out_of_memory
 from dsr_kernels.training.data.sets import DataSet, Split, eval_batches, train_batches
 from dsr_kernels.training.finite import first_non_finite, in_words
 from dsr_kernels.training.measures import Tally, hits, measures, named
@@ -43,6 +42,7 @@ class Trainer:
     quiet: bool | None = None
     device: torch.device = placement.CPU
     position: Position = field(default_factory=Position)
+    records: Records | None = None  # before `start`
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -72,10 +72,7 @@ class Trainer:
         wanted = self.recipe.rewiring.record_exploration and bool(layers)
         self.exploration = Exploration(self.model) if wanted else None
         top5 = "top5" in self.measures
-        if state is None:
-            self.records = Records(self.run.folder, layers, exploration=wanted, top5=top5)
-            self._record_rewire(None, 0, 0)
-        else:
+        if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:  # the checkpoint may be another device's
                 group["fused"] = self.optimizer.defaults["fused"]
@@ -89,12 +86,10 @@ class Trainer:
             if wanted:
                 self.exploration.load_state_dict(state["exploration"])
             self.position = Position(**state["position"])
-            self.records = Records(
-                self.run.folder, layers, state, self.position.iteration, wanted, top5
-            )
-            if "rewires" in self.records.lost:
-                now = self.position
-                self._record_rewire(None, now.iteration, now.epoch + now.batch / self.epoch_length)
+        now = self.position
+        self.records = Records(self.run.folder, layers, state, now.iteration, wanted, top5)
+        if "rewires" in self.records.begun:
+            self._record_rewire(None, now.iteration, now.epoch + now.batch / self.epoch_length)
         self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
 
@@ -115,10 +110,7 @@ class Trainer:
         return UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}")
 
     def train(self) -> Json:
-        """Trains to the end and returns the results.
-
-        Raises Interrupted, TrainingStopped, or SystemFailed where memory runs out.
-        """
+        """Trains to the end and returns the results. Raises Interrupted or TrainingStopped."""
         epochs = self.recipe.training.epochs
         self.total = epochs * self.epoch_length
         self.progress = Progress(self.total, self.position.iteration, epochs, self.quiet)
@@ -133,15 +125,12 @@ class Trainer:
                     self._record_rewire(left, self.position.iteration, epochs)
                 self.save()
                 return self._results()
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            raise SystemFailed(
-                f"out of memory after iteration {self.position.iteration}; {self.run.kept()}; "
-                f"{ADVICE}: begin a run with smaller ones"
-            ) from None
         finally:
             self.progress.close()
+
+    def close(self) -> None:
+        """Closes the files that `start` opened."""
+        if self.records is not None:
             self.records.close()
 
     def _train_epoch(self) -> None:

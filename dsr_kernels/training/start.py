@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from dsr_kernels.errors import SystemFailed, UsageError, require
 from dsr_kernels.training import placement
 from dsr_kernels.training.compare import against_dense
 from dsr_kernels.training.data import sets as datasets
-from dsr_kernels.training.data.limits import enough_memory
+from dsr_kernels.training.data.limits import ADVICE, enough_memory, out_of_memory
 from dsr_kernels.training.loop import Trainer
 from dsr_kernels.training.placement import find_device
 from dsr_kernels.training.recipe import load as recipes
@@ -44,6 +45,8 @@ def new_run(recipe: Recipe, out: Path, **options: Any) -> Json:
     except BaseException:
         run.withdraw()
         raise
+    finally:
+        run.release()
 
 
 def continue_run(
@@ -67,8 +70,11 @@ def continue_run(
         SystemFailed: the disk is full or refuses, or memory runs out.
     """
     run = Run.open(folder)
-    with run.going_on():
-        return _continue(run, recipe, data_dir, make_report, device, **options)
+    try:
+        with run.going_on():
+            return _continue(run, recipe, data_dir, make_report, device, **options)
+    finally:
+        run.release()
 
 
 def _continue(
@@ -180,21 +186,9 @@ def _train(
     placement.use(device)
     with enough_memory("building the model"):
         trainer = Trainer(run, recipe, data, quiet, device)
-        trainer.start()
-    model = _describe_model(trainer)
-    if run.read_json("run.json") is None:
-        about = {
-            "data_dir": data_dir and str(data_dir.resolve()),
-            "machine": machine(device),
-            "command": sys.argv[1:],
-            "images": _counts(data),
-            "model": model,
-        }
-        if trainer.origin is not None:
-            about["start"] = trainer.origin
-        run.write_json("run.json", about)
-    _announce(recipe, data, model, trainer)
-    results = trainer.train()
+        with contextlib.closing(trainer):
+            trainer.start()
+            results = _to_the_end(trainer, data_dir)
     results["model"] = _describe_model(trainer)
     results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if device.type == "cuda":
@@ -208,6 +202,35 @@ def _train(
     if make_report:
         print(f"report: {page.write(run)}")
     return results
+
+
+def _to_the_end(trainer: Trainer, data_dir: Path | None) -> Json:
+    """Writes run.json, says what is trained, and trains; returns what training found.
+
+    Raises SystemFailed where memory runs out.
+    """
+    run, data, model = trainer.run, trainer.data, _describe_model(trainer)
+    if run.read_json("run.json") is None:
+        about = {
+            "data_dir": data_dir and str(data_dir.resolve()),
+            "machine": machine(trainer.device),
+            "command": sys.argv[1:],
+            "images": _counts(data),
+            "model": model,
+        }
+        if trainer.origin is not None:
+            about["start"] = trainer.origin
+        run.write_json("run.json", about)
+    _announce(trainer.recipe, data, model, trainer)
+    try:
+        return trainer.train()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise SystemFailed(
+            f"out of memory after iteration {trainer.position.iteration}; {run.kept()}; {ADVICE}: "
+            "begin a run with smaller ones"
+        ) from None
 
 
 def _describe_model(trainer: Trainer) -> Json:

@@ -72,7 +72,10 @@ class Run:
         return cls(folder)
 
     def lock(self) -> None:
-        """Locks the run until the process ends. Raises UsageError if another one holds the lock."""
+        """Locks the run until `release`, or the process ends, however it does.
+
+        Raises UsageError if another process holds the lock.
+        """
         self._lock = out_folder.lock(self.folder)
         if self._lock is None:
             raise UsageError(f"{self.folder}: another process is training this run")
@@ -86,6 +89,10 @@ class Run:
             for name in own:
                 (self.folder / name).unlink(missing_ok=True)
         out_folder.remove(self._made)
+        self.release()
+
+    def release(self) -> None:
+        """Gives the lock back, where this process holds it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None

@@ -5,6 +5,7 @@ All of them resume exactly.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,15 +39,10 @@ class Events:
             self.writer = None
             return
         self.folder = folder
-        self.usual_hook, threading.excepthook = threading.excepthook, self._on_error
+        _hold_back_tracebacks()
         # purge_step hides what an earlier, killed process wrote from iteration `begin` on.
         with naming(folder):
             self.writer = SummaryWriter(str(folder), purge_step=begin)
-
-    def _on_error(self, error: threading.ExceptHookArgs) -> None:
-        """Keeps the traceback of TensorBoard's thread back: the next call raises what it met."""
-        if not type(error.thread).__module__.startswith("tensorboard."):
-            self.usual_hook(error)
 
     def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
         if self.writer is not None:
@@ -62,11 +58,20 @@ class Events:
 
     def close(self) -> None:
         if self.writer is not None:
-            try:
-                with naming(self.folder):
-                    self.writer.close()
-            finally:
-                threading.excepthook = self.usual_hook
+            with naming(self.folder):
+                self.writer.close()
+
+
+@functools.cache
+def _hold_back_tracebacks() -> None:
+    """Once: of TensorBoard's thread, whose errors the next call of its writer raises again."""
+    usual = threading.excepthook
+
+    def on_error(error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            usual(error)
+
+    threading.excepthook = on_error
 
 
 def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -86,8 +91,11 @@ def _rewire_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
 class Records:
     """All records of one run. `lengths` and `sums` are their state for the checkpoint.
 
-    A file that is gone begins anew; `lost` has the names of such. Raises UsageError, and changes no
-    file, where one is not what the checkpoint knows.
+    saved: state of the checkpoint that the run goes on from; None for a new run.
+    iteration: that of the checkpoint.
+
+    A file that is gone begins anew; `begun` has the names of those that did. Raises UsageError, and
+    changes no file, where one is not what the checkpoint knows.
     """
 
     def __init__(
@@ -95,7 +103,7 @@ class Records:
         folder: Path,
         layers: list[str],
         saved: State | None = None,
-        resumed_at: int | None = None,
+        iteration: int = 0,
         exploration: bool = False,
         top5: bool = False,
     ) -> None:
@@ -105,22 +113,18 @@ class Records:
             "timings": TIMINGS,
             "rewires": REWIRES + ("exploration",) * exploration + layer_columns,
         }
-        lengths = dict.fromkeys(columns, None) if saved is None else dict(saved["lengths"])
-        self.lost = check(folder, saved) if saved is not None else []
-        if saved is not None and "sums" not in saved:
-            print(
-                f"{folder}: an older version wrote the checkpoint, without checksums of the tables"
-            )
-        for name in self.lost:
+        lengths = {} if saved is None else dict(saved["lengths"])
+        for name in [] if saved is None else check(folder, saved):
             print(f"{folder / name}.csv is gone: it begins anew, its former rows are lost")
-            lengths[name] = None
+            del lengths[name]
+        self.begun = [name for name in columns if name not in lengths]
         self.logs = {
-            name: CsvLog(folder / f"{name}.csv", names, lengths[name])
+            name: CsvLog(folder / f"{name}.csv", names, lengths.get(name))
             for name, names in columns.items()
         }
-        self.events = Events(folder / "tensorboard", resumed_at or 0)
-        if resumed_at is not None:
-            self._repeat_events(folder, resumed_at)
+        self.events = Events(folder / "tensorboard", iteration)
+        if saved is not None:
+            self._repeat_events(folder, iteration)
 
     def _repeat_events(self, folder: Path, iteration: int) -> None:
         """Writes the events of the checkpoint's own iteration again, from the rows it holds.
@@ -181,6 +185,8 @@ def check(folder: Path, saved: State) -> list[str]:
     Raises UsageError, which names the file and the line, for one that is not what the checkpoint's
     state `saved` knows of it.
     """
+    if "sums" not in saved:
+        print(f"{folder}: an older version wrote the checkpoint, which has no checksums of tables")
     sums = saved.get("sums", {})
     return [
         name
