@@ -146,7 +146,7 @@ def _add_set(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from dsr_kernels import text_table
-    from dsr_kernels.errors import UsageError
+    from dsr_kernels.errors import check_threads
     from dsr_kernels.training.recipe import load as recipes
     from dsr_kernels.training.run.folder import Run
 
@@ -162,8 +162,7 @@ def _train(options: argparse.Namespace) -> int:
         recipe = Run.open(folder).recipe(overrides, options.seed)
     else:
         recipe = recipes.load(options.recipe or recipes.DEFAULT, overrides, options.seed)
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(f"--threads: expected at least 1, got {options.threads}")
+    check_threads(options.threads)
     given = {
         "data_dir": options.data_dir,
         "compare_dense": options.compare_dense,

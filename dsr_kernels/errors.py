@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 LONGEST = 80  # characters of a value that a message shows
+MOST_THREADS = 1024
 
 
 class UsageError(Exception):
@@ -71,6 +72,13 @@ def check_path(path: str | Path, argument: str) -> None:
         raise UsageError(
             f"{argument}: expected a path without NUL, got {shown(str(path))}"
         ) from None
+
+
+def check_threads(number: int | None) -> None:
+    """Raises UsageError for a number of CPU threads that OpenMP may not start; None is fine."""
+    if number is not None and not 1 <= number <= MOST_THREADS:
+        bound = "at least 1" if number < 1 else f"at most {MOST_THREADS}"
+        raise UsageError(f"--threads: expected {bound}, got {shown(number)}")
 
 
 def require(module: str, purpose: str, extra: str = "train") -> ModuleType:

@@ -121,13 +121,15 @@ def measured(story: Story) -> Row:
     nonzeros = int(story.rewires[-1]["nonzeros"]) if model["layers"] else None
     explored = [row["exploration"] for row in story.rewires if row.get("exploration") is not None]
     last = story.metrics[-1] if story.metrics else {}
+    # A table that was damaged may have been begun anew in the middle of the run.
+    timed = bool(story.timings) and story.timings[0].get("epoch") in (None, 1)
     return {
         "test_accuracy": results["test_accuracy"],
         "test_top5": results.get("test_top5"),
         "validation_accuracy": last.get("validation_accuracy"),
         "learnable_parameters": model["dense_parameters"] + (nonzeros or 0),
         "nonzeros": nonzeros,
-        "train_seconds": sum(row["train_seconds"] for row in story.timings),
+        "train_seconds": sum(row["train_seconds"] for row in story.timings) if timed else None,
         "images_per_second": story.speed(),
         "exploration": explored[-1] if explored else None,
     }

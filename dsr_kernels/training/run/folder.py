@@ -113,11 +113,12 @@ class Run:
         try:
             own, theirs = recipes.load(str(path)), recipes.load(str(kept[0]))
         except UsageError as error:
-            raise UsageError(f"{error}; {way_out}") from None
+            place = "" if str(path) in str(error) else f"{path}: "
+            raise UsageError(f"{place}{error}; {way_out}") from None
         if found := recipes.difference(own, theirs):
             raise UsageError(
-                f"{self.folder}: the checkpoint was made with another recipe than recipe.toml: "
-                f"{found}; {way_out}"
+                f"{path}: the checkpoint was made with another recipe than recipe.toml: {found}; "
+                f"{way_out}"
             )
         raise UsageError(f"{path}: damaged: it is not what the run began with; {way_out}")
 

@@ -53,10 +53,9 @@ def check(folder: Path) -> None:
 
 def remove(made: Iterable[Path]) -> None:
     """Removes the folders that `prepare` made; one that is not empty stays, and all around it."""
-    with contextlib.suppress(OSError):
-        for folder in made:
-            if folder.exists():
-                folder.rmdir()
+    for folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def lock(folder: Path) -> TextIO | None:
