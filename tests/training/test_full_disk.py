@@ -62,7 +62,7 @@ def test_a_report_that_found_no_room_is_written_by_resume(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, "report.html.tmp")
         assert main(command) == 1
-    failed(capsys, run, "No space left", "keeps the finished run without its report")
+    failed(capsys, run, "No space left", "keeps the finished run; its report is not written")
     assert not (run / "report.html").exists()
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch, "accuracy.png.tmp")

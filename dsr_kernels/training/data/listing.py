@@ -122,20 +122,29 @@ def _images(folder: Path) -> Iterator[tuple[str, int]]:
 
     Raises UsageError for an image that is no plain file and for a link to a folder around itself.
     """
-    waiting: list[tuple[os.PathLike[str], frozenset[str]]] = [(folder, frozenset())]
+    waiting = _inside(folder, frozenset())
     while waiting:
         entry, around = waiting.pop()
-        if os.path.isdir(entry):
-            if (real := os.path.realpath(entry)) in around:
-                raise UsageError(f"{os.fspath(entry)}: a link to a folder that it lies in")
-            inside = sorted(os.scandir(entry), key=lambda entry: entry.name, reverse=True)
-            waiting += [(each, around | {real}) for each in inside]
-        elif os.fspath(entry).lower().rpartition(".")[2] in ENDINGS:
-            if not os.path.isfile(entry):
-                raise UsageError(f"{os.fspath(entry)}: expected an image, got no plain file")
-            size = os.stat(entry).st_size
-            readers.check_size(os.fspath(entry), size)
-            yield os.fspath(entry), size
+        if entry.is_dir():
+            waiting += _inside(entry.path, around)
+        elif entry.name.lower().rpartition(".")[2] in ENDINGS:
+            if not entry.is_file():
+                raise UsageError(f"{entry.path}: expected an image, got no plain file")
+            size = entry.stat().st_size
+            readers.check_size(entry.path, size)
+            yield entry.path, size
+
+
+def _inside(
+    folder: str | Path, around: frozenset[str]
+) -> list[tuple[os.DirEntry[str], frozenset[str]]]:
+    """What lies in a folder, the last name first, with the folders around it: `around` and it."""
+    real = os.path.realpath(folder)
+    if real in around:
+        raise UsageError(f"{folder}: a link to a folder that it lies in")
+    around |= {real}
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+    return [(entry, around) for entry in entries]
 
 
 def _shards(root: Path, train: list[Path], val: list[Path]) -> tuple[Listing, Listing]:

@@ -213,7 +213,7 @@ class BoundedReads:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+        self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MOST_FILE_BYTES:

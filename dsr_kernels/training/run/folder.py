@@ -188,7 +188,7 @@ class Run:
         if not (self.folder / "recipe.toml").is_file():
             return f"the folder {self.folder} is gone"
         if (self.folder / "results.json").is_file():
-            return f"{self.folder} keeps the finished run without its report"
+            return f"{self.folder} keeps the finished run; its report is not written"
         steps = Checkpoints(self.folder / "checkpoints").steps()
         if not steps:
             return f"{self.folder} keeps the recipe, there is no checkpoint yet"
