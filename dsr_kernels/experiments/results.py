@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsr_kernels import text_table
-from dsr_kernels.experiments.folder import DONE, Folder
+from dsr_kernels.errors import UsageError
+from dsr_kernels.experiments.folder import DONE, FAILED, Folder
 from dsr_kernels.experiments.grid import Cell, Grid
 from dsr_kernels.training.run.csv_files import cell
 from dsr_kernels.training.run.files import write_atomically
@@ -101,9 +102,20 @@ class Results:
         row |= {"method": cell.method, "sparsity": cell.sparsity, "seed": cell.seed}
         row |= {"status": status, "error": error or None}
         if status == DONE:
-            row |= measured(Story.read(Run.open(self.folder.run_of(cell))))
+            try:
+                row |= measured(self.story(cell))
+            except UsageError as error:  # a damaged file: the other cells' results still count
+                return row | {"status": FAILED, "error": str(error)}
             self._finished[cell.name] = row
         return row
+
+    def story(self, cell: Cell) -> Story:
+        """The records of a finished cell. Raises UsageError where one is damaged or gone."""
+        run = Run.open(self.folder.run_of(cell))
+        story = Story.read(run)
+        if not story.rewires:
+            raise UsageError(f"{run.folder / 'rewires.csv'} is gone or has no rows")
+        return story
 
     def write(self) -> list[Row]:
         """Writes results.csv, table.csv and table.md; returns the rows."""
