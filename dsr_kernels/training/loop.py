@@ -71,7 +71,6 @@ class Trainer:
         layers = list(sparse_layers(self.model))
         wanted = self.recipe.rewiring.record_exploration and bool(layers)
         self.exploration = Exploration(self.model) if wanted else None
-        top5 = "top5" in self.measures
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:  # the checkpoint may be another device's
@@ -87,7 +86,8 @@ class Trainer:
                 self.exploration.load_state_dict(state["exploration"])
             self.position = Position(**state["position"])
         now = self.position
-        self.records = Records(self.run.folder, layers, state, now.iteration, wanted, top5)
+        options = {"exploration": wanted, "top5": "top5" in self.measures}
+        self.records = Records(self.run.folder, layers, state, now.iteration, **options)
         if "rewires" in self.records.begun:
             self._record_rewire(None, now.iteration, now.epoch + now.batch / self.epoch_length)
         self.saved_at = None if state is None else self._moment()
@@ -95,10 +95,9 @@ class Trainer:
 
     def load_weights(self) -> State | None:
         """Loads the newest checkpoint's weights; returns its state, None where there is none."""
-        saved = self.checkpoints.load_latest()
-        if saved is None:
+        weights, state = self.checkpoints.load_latest() or ({}, None)
+        if state is None:
             return None
-        weights, state = saved
         self.run.check_state(state, self.recipe, self.data.fingerprint())
         try:
             self.model.load_state_dict(weights)
@@ -127,11 +126,6 @@ class Trainer:
                 return self._results()
         finally:
             self.progress.close()
-
-    def close(self) -> None:
-        """Closes the files that `start` opened."""
-        if self.records is not None:
-            self.records.close()
 
     def _train_epoch(self) -> None:
         now, recipe = self.position, self.recipe

@@ -52,12 +52,8 @@ def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn
 def _check_size(recipe: Recipe, data: DataSet, width: float, sparsity: float | None) -> None:
     """Raises UsageError where weights, gradients and optimizer state are more than all memory.
 
-    So does a batch of images. `sparsity` is the sparse layers' at the start; None: a dense model.
+    `sparsity` is the sparse layers' at the start; None: a dense model.
     """
-    largest = min(recipe.training.eval_batch_size, len(data.test))
-    images = max(recipe.training.batch_size, largest) * math.prod(data.image_shape)
-    way_out = "expected a smaller training.batch_size, training.eval_batch_size or data.image_size"
-    limits.check_memory(4 * images, "recipe: a batch of images", way_out)
     state = 4 * (2 + _SLOTS[recipe.optimizer.name])  # bytes for each weight
     if state * _most_weights(recipe, data, width) <= limits.memory_bytes():
         return  # to build a model without memory takes torch a few seconds, the first time
@@ -69,6 +65,14 @@ def _check_size(recipe: Recipe, data: DataSet, width: float, sparsity: float | N
         raise UsageError(f"recipe: model.{error}") from None
     way_out = "expected a smaller model.width, a smaller data.image_size or more model.sparsity"
     limits.check_memory(state * count, f"recipe: the model of {count:,} weights", way_out)
+
+
+def check_batch(recipe: Recipe, data: DataSet) -> None:
+    """Raises UsageError where a batch of images is more than all memory."""
+    largest = min(recipe.training.eval_batch_size, len(data.test))
+    images = max(recipe.training.batch_size, largest) * math.prod(data.image_shape)
+    way_out = "expected a smaller training.batch_size, training.eval_batch_size or data.image_size"
+    limits.check_memory(4 * images, "recipe: a batch of images", way_out)
 
 
 def _most_weights(recipe: Recipe, data: DataSet, width: float) -> float:

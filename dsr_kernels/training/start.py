@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from dsr_kernels.training.run import records
 from dsr_kernels.training.run.checkpoint import Checkpoints
 from dsr_kernels.training.run.files import Json
 from dsr_kernels.training.run.folder import Run
-from dsr_kernels.training.setup import describe, model_width
+from dsr_kernels.training.setup import check_batch, describe, model_width
 
 
 def new_run(recipe: Recipe, out: Path, **options: Any) -> Json:
@@ -184,11 +183,15 @@ def _train(
     if threads is not None:
         torch.set_num_threads(threads)
     placement.use(device)
+    check_batch(recipe, data)
     with enough_memory("building the model"):
         trainer = Trainer(run, recipe, data, quiet, device)
-        with contextlib.closing(trainer):
+        try:
             trainer.start()
             results = _to_the_end(trainer, data_dir)
+        finally:
+            if trainer.records is not None:
+                trainer.records.close()
     results["model"] = _describe_model(trainer)
     results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if device.type == "cuda":

@@ -179,7 +179,6 @@ def test_an_experiment_that_is_refused_leaves_no_folder(play, tmp_path, capsys):
     play.grid.write_text(GRID.replace("lenet300-digits", "lenet300-mnist"))
     assert play("--data-dir", str(tmp_path / "nowhere")) == 2
     assert "data set mnist not found" in capsys.readouterr().err
-    assert play("--threads", "0") == play("--jobs", "0") == 2
     assert not play.out.exists()
 
 
@@ -187,7 +186,6 @@ def test_a_damaged_list_of_failures_is_named(play, capsys):
     assert play(fail={"dsr-0.9-s0": "x"}) == 1
     for text in ("{", "[1]", '{"a": 3}', "\0"):
         (play.out / "failures.json").write_text(text)
-        capsys.readouterr()
         assert play("--report") == 2
         shown = capsys.readouterr().err
         assert "failures.json: damaged" in shown and "remove it" in shown
