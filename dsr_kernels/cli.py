@@ -2,7 +2,7 @@
 
 Exit codes:
     0    done
-    1    the system failed, such as a full disk, or a cell of an experiment failed
+    1    the system failed, such as a full disk or too little memory, or a cell of an experiment did
     2    wrong usage or input
     3    training stopped, because the loss or a weight is not finite
     130  Ctrl-C
@@ -12,6 +12,7 @@ Exit codes:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -22,22 +23,29 @@ Commands = argparse._SubParsersAction  # what add_subparsers returns
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code. A failure is one sentence on stderr."""
     options = _parser().parse_args(arguments)
-    from dsr_kernels.errors import Interrupted, TrainingStopped, UsageError
+    from dsr_kernels.errors import Interrupted, SystemFailed, TrainingStopped, UsageError, in_words
 
     try:
-        return options.run(options)
-    except (UsageError, TrainingStopped, Interrupted) as error:
-        print(f"dsr: {error}", file=sys.stderr)
-        return error.exit_code
+        code: int = options.run(options)
+        sys.stdout.flush()  # an output that cannot be written fails here, not behind the last line
+        return code
+    except (UsageError, TrainingStopped, Interrupted, SystemFailed) as error:
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("dsr: interrupted", file=sys.stderr)
-        return 130
+        return _fail("interrupted", 130)
     except BrokenPipeError:  # nobody reads the output any more, as in `dsr train --list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder without permission
-        print(f"dsr: {error}", file=sys.stderr)
-        return 1
+        return _fail(in_words(error), 1)
+    except MemoryError:
+        return _fail("out of memory", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
+        print("dsr:", message.replace("\n", " "), file=sys.stderr, flush=True)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,8 +146,9 @@ def _add_set(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from dsr_kernels import text_table
-    from dsr_kernels.errors import UsageError
+    from dsr_kernels.errors import check_threads
     from dsr_kernels.training.recipe import load as recipes
+    from dsr_kernels.training.run.folder import Run
 
     if options.list:
         rows = [(name, recipes.load(name).description) for name in recipes.names()]
@@ -149,10 +158,11 @@ def _train(options: argparse.Namespace) -> int:
     overrides = list(options.overrides)
     if options.eval_test_every is not None:
         overrides.append(f"training.eval_test_every={options.eval_test_every}")
-    source = options.recipe or (folder / "recipe.toml" if options.resume else recipes.DEFAULT)
-    recipe = recipes.load(str(source), overrides, options.seed)
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(f"--threads: expected at least 1, got {options.threads}")
+    if options.resume and not options.recipe:
+        recipe = Run.open(folder).recipe(overrides, options.seed)
+    else:
+        recipe = recipes.load(options.recipe or recipes.DEFAULT, overrides, options.seed)
+    check_threads(options.threads)
     given = {
         "data_dir": options.data_dir,
         "compare_dense": options.compare_dense,

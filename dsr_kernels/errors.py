@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+LONGEST = 80  # characters of a value that a message shows
+MOST_THREADS = 1024
 
 
 class UsageError(Exception):
@@ -24,6 +30,55 @@ class Interrupted(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class SystemFailed(Exception):
+    """The system refuses what a run or an experiment needs: room on a disk, memory (exit code 1).
+
+    The message says what is kept and how to go on.
+    """
+
+    exit_code = 1
+
+
+def shown(value: Any) -> str:
+    """`value` for a message: its repr, or the beginning of one that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, hundreds of brackets
+        return f"a value of type {type(value).__name__} that is too long to show"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+def in_words(error: OSError) -> str:
+    """The file and what the system says of it: "runs/a/metrics.csv: No space left on device"."""
+    what = error.strerror or str(error)
+    return what if error.filename is None else f"{os.fsdecode(error.filename)}: {what}"
+
+
+def check_path(path: str | Path, argument: str) -> None:
+    """Raises UsageError for a path that the system cannot look up; `argument` is who gave it.
+
+    Such a path is too long, leads through a file, a closed folder or a circle of links, or has a
+    NUL in it. A path at which nothing lies is fine.
+    """
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UsageError(f"{argument}: {shown(str(path))}: {error.strerror}") from None
+    except ValueError:
+        raise UsageError(
+            f"{argument}: expected a path without NUL, got {shown(str(path))}"
+        ) from None
+
+
+def check_threads(number: int | None) -> None:
+    """Raises UsageError for a number of CPU threads that OpenMP may not start; None is fine."""
+    if number is not None and not 1 <= number <= MOST_THREADS:
+        bound = "at least 1" if number < 1 else f"at most {MOST_THREADS}"
+        raise UsageError(f"--threads: expected {bound}, got {shown(number)}")
 
 
 def require(module: str, purpose: str, extra: str = "train") -> ModuleType:

@@ -63,6 +63,9 @@ def test_wrong_usage_is_one_sentence(capsys, tmp_path):
     assert "--threads: expected at least 1" in refused(
         capsys, "train", "--threads", "0", "--out", out
     )
+    assert "--threads: expected at most 1024" in refused(
+        capsys, "train", "--threads", "1" + "0" * 30, "--out", out
+    )
     assert "data set mnist not found" in refused(
         capsys, "train", "--recipe", "lenet300-mnist", "--data-dir", str(tmp_path), "--out", out
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsr_kernels import text_table
 from dsr_kernels.environment import check_processor
-from dsr_kernels.errors import Interrupted, UsageError
+from dsr_kernels.errors import Interrupted, SystemFailed, UsageError, check_threads, in_words
 from dsr_kernels.experiments import grid as grids
 from dsr_kernels.experiments import plots
 from dsr_kernels.experiments.folder import DONE, Folder
@@ -16,23 +16,37 @@ from dsr_kernels.experiments.results import Results, Row
 from dsr_kernels.experiments.runner import Options, Runner
 from dsr_kernels.training.data import sets as datasets
 from dsr_kernels.training.placement import find_device
+from dsr_kernels.training.run import out_folder
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs or reports a grid; returns 0 if every cell is done, 1 if one failed.
 
-    Raises UsageError for wrong options and Interrupted where a signal stopped it.
+    Raises UsageError for wrong options, Interrupted where a signal stopped it, and SystemFailed
+    where its folder cannot be written.
     """
     if options.list:
         return _list()
     if options.name is None:
         raise UsageError("experiment: expected a grid (`dsr experiment --list`) or a TOML file")
-    for name in ("jobs", "threads"):
-        number = getattr(options, name)
-        if number is not None and number < 1:
-            raise UsageError(f"--{name}: expected at least 1, got {number}")
+    if options.jobs < 1:
+        raise UsageError(f"--jobs: expected at least 1, got {options.jobs}")
+    check_threads(options.threads)
     grid = grids.load(options.name)
     out = options.out or Path("runs") / grid.name
+    out_folder.check(out)
+    try:
+        return _run(options, grid, out)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SystemFailed(
+            f"{in_words(error)}; {out} keeps every cell as far as it had come; once that is "
+            "mended, the same command continues it"
+        ) from None
+
+
+def _run(options: argparse.Namespace, grid: grids.Grid, out: Path) -> int:
     cells = grid.cells(out.resolve() / "runs", options.overrides)
     if options.report:
         if not (out / "grid.toml").is_file():
@@ -41,13 +55,14 @@ def run(options: argparse.Namespace) -> int:
     if options.device:
         find_device(options.device)
     check_processor()
+    left = [cell for cell in cells if not Folder(out).done(cell)]
+    if left:
+        _check_data(left, options.data_dir)
     folder = Folder.open(out, grid, cells)
     results = Results(folder, grid, cells)
     chosen = Options(options.jobs, options.threads, options.data_dir, options.device)
     runner = Runner(folder, cells, chosen, results.write)
     _announce(grid, out, runner)
-    if runner.waiting:
-        _check_data(runner.waiting, options.data_dir)
     code = runner.run()
     if code:
         done = sum(row["status"] == DONE for row in results.write())
@@ -69,7 +84,7 @@ def _announce(grid: grids.Grid, out: Path, runner: Runner) -> None:
 
 
 def _check_data(cells: list[Cell], data_dir: Path | None) -> None:
-    """Raises UsageError, once and before the first cell, for files that every cell would miss."""
+    """Raises UsageError, once and before the folder is made, for what every cell would miss."""
     datasets.load(cells[0].recipe.data, data_dir)
 
 

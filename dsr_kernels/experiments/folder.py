@@ -90,8 +90,13 @@ class Folder:
         path = self.path / "failures.json"
         if not path.is_file():
             return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: (status, error) for name, (status, error) in found.items()}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {name: (status, error) for name, (status, error) in found.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"{path}: damaged ({error}); remove it: it only says what failed"
+            ) from None
 
     def write_failures(self, failures: Failures) -> None:
         text = json.dumps(failures, indent=1, ensure_ascii=False) + "\n"

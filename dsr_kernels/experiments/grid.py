@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dsr_kernels.choices import unknown
-from dsr_kernels.errors import UsageError
+from dsr_kernels.errors import UsageError, check_path, shown
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import METHOD_NAMES, Recipe, all_keys
 
@@ -136,6 +136,7 @@ def names() -> list[str]:
 
 def load(source: str) -> Grid:
     """The grid named `source`, or the one in the file at that path."""
+    check_path(source, "experiment")
     path = FOLDER / f"{source}.toml"
     if "/" in source or not path.is_file():
         path = Path(source)
@@ -143,11 +144,7 @@ def load(source: str) -> Grid:
             if path.suffix == ".toml" or "/" in source:
                 raise UsageError(f"experiment: there is no file {source}")
             raise UsageError(f"experiment: unknown grid {unknown(source, names())}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        table = recipes.tomllib.loads(text)
-    except (recipes.tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a grid in TOML: {error}") from None
+    text, table = recipes.read_toml(path, "a grid")
     try:
         return _grid(path, text, table)
     except UsageError as error:
@@ -160,7 +157,7 @@ def _grid(path: Path, text: str, table: dict[str, Any]) -> Grid:
             raise UsageError(f"unknown key {unknown(key, KEYS)}")
     recipe = table.get("recipe")
     if not isinstance(recipe, str):
-        raise UsageError(f"recipe: expected the name of a recipe or a file, got {recipe!r}")
+        raise UsageError(f"recipe: expected the name of a recipe or a file, got {shown(recipe)}")
     if recipe.endswith(".toml") and not Path(recipe).is_absolute():
         recipe = str(path.parent / recipe)
     recipes.load(recipe)
@@ -168,9 +165,9 @@ def _grid(path: Path, text: str, table: dict[str, Any]) -> Grid:
     sparsities = _list(table, "sparsities", (int, float), "numbers in [0, 1)")
     seeds = _list(table, "seeds", int, "whole numbers from 0")
     if not all(0 <= sparsity < 1 for sparsity in sparsities):
-        raise UsageError(f"sparsities: expected numbers in [0, 1), got {sparsities}")
+        raise UsageError(f"sparsities: expected numbers in [0, 1), got {shown(sparsities)}")
     if min(seeds) < 0:
-        raise UsageError(f"seeds: expected whole numbers from 0, got {seeds}")
+        raise UsageError(f"seeds: expected whole numbers from 0, got {shown(seeds)}")
     sparsities = [float(sparsity) for sparsity in sparsities]
     settings = _settings(_subtable(table, "set", "[set]"), "[set]")
     tables = _subtable(table, "method", "[method]")
@@ -188,16 +185,16 @@ def _list(table: dict[str, Any], key: str, kind: type | tuple[type, ...], words:
     values = table.get(key)
     right = isinstance(values, list) and values
     if not right or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
-        raise UsageError(f"{key}: expected a list of {words}, got {values!r}")
+        raise UsageError(f"{key}: expected a list of {words}, got {shown(values)}")
     if len(set(values)) < len(values):
-        raise UsageError(f"{key}: expected each value once, got {values!r}")
+        raise UsageError(f"{key}: expected each value once, got {shown(values)}")
     return values
 
 
 def _subtable(table: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     found = table.get(key, {})
     if not isinstance(found, dict):
-        raise UsageError(f"{where}: expected a table, got {found!r}")
+        raise UsageError(f"{where}: expected a table, got {shown(found)}")
     return found
 
 

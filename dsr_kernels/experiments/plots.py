@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from dsr_kernels.errors import UsageError
 from dsr_kernels.experiments.folder import DONE
 from dsr_kernels.experiments.grid import Cell
 from dsr_kernels.experiments.results import ACCURACY, Results, Row, Summary, summarize
 from dsr_kernels.training.report import style
 from dsr_kernels.training.report.plots import moves
 from dsr_kernels.training.run.files import write_atomically
-from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.run.story import Story
 
 if TYPE_CHECKING:
@@ -63,8 +64,12 @@ def _explores(story: Story) -> bool:
 
 
 def _stories(results: Results) -> Stories:
-    done = (cell for cell in results.cells if results.folder.done(cell))
-    return {cell.name: Story.read(Run.open(results.folder.run_of(cell))) for cell in done}
+    stories = {}
+    for cell in results.cells:
+        if results.folder.done(cell):
+            with contextlib.suppress(UsageError):  # a damaged file, which the table names
+                stories[cell.name] = results.story(cell)
+    return stories
 
 
 def _by_method(results: Results, stories: Stories, sparsity: float) -> dict[str, list[Story]]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsr_kernels import text_table
-from dsr_kernels.experiments.folder import DONE, Folder
+from dsr_kernels.errors import UsageError
+from dsr_kernels.experiments.folder import DONE, FAILED, Folder
 from dsr_kernels.experiments.grid import Cell, Grid
 from dsr_kernels.training.run.csv_files import cell
 from dsr_kernels.training.run.files import write_atomically
@@ -101,9 +102,20 @@ class Results:
         row |= {"method": cell.method, "sparsity": cell.sparsity, "seed": cell.seed}
         row |= {"status": status, "error": error or None}
         if status == DONE:
-            row |= measured(Story.read(Run.open(self.folder.run_of(cell))))
+            try:
+                row |= measured(self.story(cell))
+            except UsageError as error:  # a damaged file: the other cells' results still count
+                return row | {"status": FAILED, "error": str(error)}
             self._finished[cell.name] = row
         return row
+
+    def story(self, cell: Cell) -> Story:
+        """The records of a finished cell. Raises UsageError where one is damaged or gone."""
+        run = Run.open(self.folder.run_of(cell))
+        story = Story.read(run)
+        if not story.rewires:
+            raise UsageError(f"{run.folder / 'rewires.csv'} is gone or has no rows")
+        return story
 
     def write(self) -> list[Row]:
         """Writes results.csv, table.csv and table.md; returns the rows."""
@@ -121,13 +133,15 @@ def measured(story: Story) -> Row:
     nonzeros = int(story.rewires[-1]["nonzeros"]) if model["layers"] else None
     explored = [row["exploration"] for row in story.rewires if row.get("exploration") is not None]
     last = story.metrics[-1] if story.metrics else {}
+    # A table that was damaged may have been begun anew in the middle of the run.
+    timed = bool(story.timings) and story.timings[0].get("epoch") in (None, 1)
     return {
         "test_accuracy": results["test_accuracy"],
         "test_top5": results.get("test_top5"),
         "validation_accuracy": last.get("validation_accuracy"),
         "learnable_parameters": model["dense_parameters"] + (nonzeros or 0),
         "nonzeros": nonzeros,
-        "train_seconds": sum(row["train_seconds"] for row in story.timings),
+        "train_seconds": sum(row["train_seconds"] for row in story.timings) if timed else None,
         "images_per_second": story.speed(),
         "exploration": explored[-1] if explored else None,
     }

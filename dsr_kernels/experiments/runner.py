@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dsr_kernels.training.run.folder import LOG
 from dsr_kernels.training.signals import StopRequest
 
 POLL_SECONDS = 0.1
+LITTLE_ROOM = 2**16  # bytes that are free on a disk which is as good as full
 # Starts this very package. A source tree in the current folder would come before it otherwise.
 _START = (
     f"import sys; sys.path[0] = {str(Path(__file__).parents[2])!r}; "
@@ -75,6 +77,8 @@ class Process:
         own = [line.removeprefix("dsr: ") for line in lines if line.startswith("dsr: ")]
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
+        if not own and shutil.disk_usage(self.log.parent).free < LITTLE_ROOM:
+            return f"exit code {code}; there was no room on the disk to say why in {self.log}"
         return (own or lines or [f"exit code {code}"])[-1]
 
 

@@ -42,6 +42,7 @@ class Trainer:
     quiet: bool | None = None
     device: torch.device = placement.CPU
     position: Position = field(default_factory=Position)
+    records: Records | None = None  # before `start`
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -59,6 +60,7 @@ class Trainer:
     def start(self) -> None:
         """Loads the newest checkpoint, or begins anew where there is none."""
         torch.manual_seed(self.recipe.seed)
+        self.recipe_text = (self.run.folder / "recipe.toml").read_bytes()
         # The pattern comes first: optimizer state belongs to the checkpoint's non-zeros.
         state = self.load_weights()
         self.origin = None if state else take_over.take_over(self.recipe, self.model, self.data)
@@ -69,11 +71,7 @@ class Trainer:
         layers = list(sparse_layers(self.model))
         wanted = self.recipe.rewiring.record_exploration and bool(layers)
         self.exploration = Exploration(self.model) if wanted else None
-        top5 = "top5" in self.measures
-        if state is None:
-            self.records = Records(self.run.folder, layers, exploration=wanted, top5=top5)
-            self._record_rewire(None, 0, 0)
-        else:
+        if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:  # the checkpoint may be another device's
                 group["fused"] = self.optimizer.defaults["fused"]
@@ -87,18 +85,19 @@ class Trainer:
             if wanted:
                 self.exploration.load_state_dict(state["exploration"])
             self.position = Position(**state["position"])
-            self.records = Records(
-                self.run.folder, layers, state["lengths"], self.position.iteration, wanted, top5
-            )
+        now = self.position
+        options = {"exploration": wanted, "top5": "top5" in self.measures}
+        self.records = Records(self.run.folder, layers, state, now.iteration, **options)
+        if "rewires" in self.records.begun:
+            self._record_rewire(None, now.iteration, now.epoch + now.batch / self.epoch_length)
         self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
 
     def load_weights(self) -> State | None:
         """Loads the newest checkpoint's weights; returns its state, None where there is none."""
-        saved = self.checkpoints.load_latest()
-        if saved is None:
+        weights, state = self.checkpoints.load_latest() or ({}, None)
+        if state is None:
             return None
-        weights, state = saved
         self.run.check_state(state, self.recipe, self.data.fingerprint())
         try:
             self.model.load_state_dict(weights)
@@ -127,7 +126,6 @@ class Trainer:
                 return self._results()
         finally:
             self.progress.close()
-            self.records.close()
 
     def _train_epoch(self) -> None:
         now, recipe = self.position, self.recipe
@@ -275,9 +273,10 @@ class Trainer:
             **placement.random_state(self.device),
             "exploration": self.exploration and self.exploration.state_dict(),
             "lengths": self.records.lengths(),
+            "sums": self.records.sums(),
             "data": self.data.fingerprint(),
         }
-        self.checkpoints.save(now.iteration, self.model.state_dict(), state)
+        self.checkpoints.save(now.iteration, self.model.state_dict(), state, self.recipe_text)
         self.saved_at, self.saved_time = self._moment(), time.monotonic()
 
     def _moment(self) -> tuple[int, int]:

@@ -13,31 +13,73 @@ from dsr_kernels import models
 from dsr_kernels.distribution import check_uniform
 from dsr_kernels.errors import UsageError
 from dsr_kernels.models.layers import lay_out_, weight_shape
+from dsr_kernels.models.thin import learnable, learnable_if_sparse
 from dsr_kernels.nn import named_sparse_modules
+from dsr_kernels.training.data import limits
 from dsr_kernels.training.data.sets import DataSet
 from dsr_kernels.training.data.streams import stream
 from dsr_kernels.training.recipe.rewirer import for_method, method_of
 from dsr_kernels.training.recipe.schema import DENSE, Model, Recipe
 
 USUAL_WIDTHS = {"wrn28": 2.0}  # 1 for all others
+_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2}  # numbers of optimizer state for each weight, at least
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn.Module:
     """The recipe's model for the images of `data`.
 
-    A method of dense models, and ``sparse=False``, give the dense twin.
+    A method of dense models, and ``sparse=False``, give the dense twin. Raises UsageError for a
+    model that memory cannot hold, before anything of it is allocated.
     """
     sparse = recipe.method not in DENSE if sparse is None else sparse
     generator = stream(recipe.seed, "init")
     sparsity = starting_sparsity(recipe)
     options = {"sparsity": sparsity, "sparse": sparse, "generator": generator}
-    model = _network(recipe, data, model_width(recipe, data), **options)
+    width = model_width(recipe, data)
+    _check_size(recipe, data, width, sparsity if sparse else None)
+    try:
+        model = _network(recipe, data, width, **options)
+    except ValueError as error:  # more non-zeros than indices can count
+        raise UsageError(f"recipe: model: {error}") from None
     if sparse:
         _lay_out(recipe.model, model, sparsity, generator)
     if recipe.model.name == "lenet300":
         return model
     return model.to(memory_format=FORMATS[recipe.model.memory_format])
+
+
+def _check_size(recipe: Recipe, data: DataSet, width: float, sparsity: float | None) -> None:
+    """Raises UsageError where weights, gradients and optimizer state are more than all memory.
+
+    `sparsity` is the sparse layers' at the start; None: a dense model.
+    """
+    state = 4 * (2 + _SLOTS[recipe.optimizer.name])  # bytes for each weight
+    if state * _most_weights(recipe, data, width) <= limits.memory_bytes():
+        return  # to build a model without memory takes torch a few seconds, the first time
+    twin = _network(recipe, data, width, sparse=False, device="meta")
+    try:
+        sparse = None if sparsity is None else (sparsity, recipe.model.distribution)
+        count = learnable(twin) if sparse is None else learnable_if_sparse(twin, *sparse)
+    except ValueError as error:
+        raise UsageError(f"recipe: model.{error}") from None
+    way_out = "expected a smaller model.width, a smaller data.image_size or more model.sparsity"
+    limits.check_memory(state * count, f"recipe: the model of {count:,} weights", way_out)
+
+
+def check_batch(recipe: Recipe, data: DataSet) -> None:
+    """Raises UsageError where a batch of images is more than all memory."""
+    largest = min(recipe.training.eval_batch_size, len(data.test))
+    images = max(recipe.training.batch_size, largest) * math.prod(data.image_shape)
+    way_out = "expected a smaller training.batch_size, training.eval_batch_size or data.image_size"
+    limits.check_memory(4 * images, "recipe: a batch of images", way_out)
+
+
+def _most_weights(recipe: Recipe, data: DataSet, width: float) -> float:
+    """At least as many as the dense model has: ResNet-50 is the largest, with 26 million."""
+    wider = max(1.0, width / USUAL_WIDTHS.get(recipe.model.name, 1.0))
+    inputs = math.prod(data.image_shape) if recipe.model.name == "lenet300" else 0
+    return 3e7 * wider**2 + wider * (300 * inputs + 2048 * data.classes)
 
 
 def starting_sparsity(recipe: Recipe) -> float:

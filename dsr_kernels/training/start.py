@@ -10,18 +10,21 @@ from typing import Any
 import torch
 
 from dsr_kernels.environment import check_processor, device_facts, machine
-from dsr_kernels.errors import UsageError, require
+from dsr_kernels.errors import SystemFailed, UsageError, require
 from dsr_kernels.training import placement
 from dsr_kernels.training.compare import against_dense
 from dsr_kernels.training.data import sets as datasets
+from dsr_kernels.training.data.limits import ADVICE, enough_memory, out_of_memory
 from dsr_kernels.training.loop import Trainer
 from dsr_kernels.training.placement import find_device
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.report import page
+from dsr_kernels.training.run import records
+from dsr_kernels.training.run.checkpoint import Checkpoints
 from dsr_kernels.training.run.files import Json
 from dsr_kernels.training.run.folder import Run
-from dsr_kernels.training.setup import describe, model_width
+from dsr_kernels.training.setup import check_batch, describe, model_width
 
 
 def new_run(recipe: Recipe, out: Path, **options: Any) -> Json:
@@ -34,10 +37,15 @@ def new_run(recipe: Recipe, out: Path, **options: Any) -> Json:
     data = _load_data(recipe, options.get("data_dir"))
     run = Run.create(out, recipe)
     try:
-        return _train(run, recipe, data, **options)
-    except (UsageError, ValueError):
+        with run.going_on():
+            return _train(run, recipe, data, **options)
+    except SystemFailed:  # its message says how to go on
+        raise
+    except BaseException:
         run.withdraw()
         raise
+    finally:
+        run.release()
 
 
 def continue_run(
@@ -50,25 +58,45 @@ def continue_run(
 ) -> Json:
     """Continues the run in `folder` from its newest checkpoint, and returns the results.
 
-    A finished run does not train on. It is compared with its dense twin if `compare_dense` asks
-    for that. A `recipe`, where given, must equal the run's own. `data_dir`, `device` and `threads`
-    default to what the run began with.
+    A finished run does not train on: its report is written again. It is compared with its dense
+    twin if `compare_dense` asks for that. A `recipe`, where given, must equal the run's own.
+    `data_dir`, `device` and `threads` default to what the run began with.
 
     Raises:
-        UsageError: the run, the recipe, the data or an option is wrong.
+        UsageError: the run, the recipe, the data or an option is wrong, or a file is damaged.
         Interrupted: a signal stopped training; a checkpoint is saved.
         TrainingStopped: the loss or a weight is not finite.
+        SystemFailed: the disk is full or refuses, or memory runs out.
     """
     run = Run.open(folder)
+    try:
+        with run.going_on():
+            return _continue(run, recipe, data_dir, make_report, device, **options)
+    finally:
+        run.release()
+
+
+def _continue(
+    run: Run,
+    recipe: Recipe | None,
+    data_dir: Path | None,
+    make_report: bool,
+    device: str | None,
+    **options: Any,
+) -> Json:
+    """`continue_run`, whose arguments these are."""
     own = run.recipe()
     if recipe is not None and (found := recipes.difference(own, recipe)):
         raise UsageError(f"--resume: the run has another recipe: {found}")
     results = run.read_json("results.json")
     if results is not None:
-        print(f"{folder} is finished: {_accuracy(results)}")
+        saved = Checkpoints(run.folder / "checkpoints").load_latest()
+        if saved is not None:
+            records.check(run.folder, saved[1])
+        print(f"{run.folder} is finished: {_accuracy(results)}")
         if not options.get("compare_dense"):
             if make_report:
-                page.write(run)
+                print(f"report: {page.write(run)}")
             return results
     run.lock()
     about = run.read_json("run.json")
@@ -135,7 +163,8 @@ def _print_speeds(results: Json) -> None:
 def _load_data(recipe: Recipe, data_dir: Path | None) -> datasets.DataSet:
     check_processor()
     require("safetensors", "dsr train")
-    return datasets.load(recipe.data, data_dir)
+    with enough_memory("reading the data set"):
+        return datasets.load(recipe.data, data_dir)
 
 
 def _train(
@@ -154,22 +183,15 @@ def _train(
     if threads is not None:
         torch.set_num_threads(threads)
     placement.use(device)
-    trainer = Trainer(run, recipe, data, quiet, device)
-    trainer.start()
-    model = _describe_model(trainer)
-    if run.read_json("run.json") is None:
-        about = {
-            "data_dir": data_dir and str(data_dir.resolve()),
-            "machine": machine(device),
-            "command": sys.argv[1:],
-            "images": _counts(data),
-            "model": model,
-        }
-        if trainer.origin is not None:
-            about["start"] = trainer.origin
-        run.write_json("run.json", about)
-    _announce(recipe, data, model, trainer)
-    results = trainer.train()
+    check_batch(recipe, data)
+    with enough_memory("building the model"):
+        trainer = Trainer(run, recipe, data, quiet, device)
+        try:
+            trainer.start()
+            results = _to_the_end(trainer, data_dir)
+        finally:
+            if trainer.records is not None:
+                trainer.records.close()
     results["model"] = _describe_model(trainer)
     results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if device.type == "cuda":
@@ -183,6 +205,35 @@ def _train(
     if make_report:
         print(f"report: {page.write(run)}")
     return results
+
+
+def _to_the_end(trainer: Trainer, data_dir: Path | None) -> Json:
+    """Writes run.json, says what is trained, and trains; returns what training found.
+
+    Raises SystemFailed where memory runs out.
+    """
+    run, data, model = trainer.run, trainer.data, _describe_model(trainer)
+    if run.read_json("run.json") is None:
+        about = {
+            "data_dir": data_dir and str(data_dir.resolve()),
+            "machine": machine(trainer.device),
+            "command": sys.argv[1:],
+            "images": _counts(data),
+            "model": model,
+        }
+        if trainer.origin is not None:
+            about["start"] = trainer.origin
+        run.write_json("run.json", about)
+    _announce(trainer.recipe, data, model, trainer)
+    try:
+        return trainer.train()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise SystemFailed(
+            f"out of memory after iteration {trainer.position.iteration}; {run.kept()}; {ADVICE}: "
+            "begin a run with smaller ones"
+        ) from None
 
 
 def _describe_model(trainer: Trainer) -> Json:

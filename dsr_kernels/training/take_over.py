@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.distribution import budget
-from dsr_kernels.errors import UsageError
+from dsr_kernels.errors import UsageError, check_path
 from dsr_kernels.models.layers import draw_
 from dsr_kernels.nn import SparseModule, named_sparse_modules
 from dsr_kernels.topology import Topology
@@ -46,6 +46,7 @@ def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> Json | None:
     """
     if not recipe.start.run:
         return None
+    check_path(recipe.start.run, "recipe: start.run")
     run = Run.open(Path(recipe.start.run))
     if run.read_json("results.json") is None:
         raise UsageError(f"recipe: start.run: {run.folder} is not finished; continue it first")
@@ -90,7 +91,9 @@ def _check_prunable(recipe: Recipe, run: Run, layers: dict[str, SparseModule]) -
 
 def _check_layers(run: Run, layers: dict[str, SparseModule], weights: Weights) -> None:
     """Raises UsageError unless the run has all `layers`, sparse or dense, in the same shapes."""
-    about = run.read_json("run.json") or {}
+    about = run.read_json("run.json")
+    if about is None:
+        raise UsageError(f"recipe: start.run: {run.folder} has no run.json")
     shapes = {entry["name"]: tuple(entry["shape"]) for entry in about["model"]["layers"]}
     for name, layer in layers.items():
         dense = weights.get(f"{name}.weight")

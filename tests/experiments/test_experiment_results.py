@@ -123,6 +123,30 @@ def finish(folder: Folder, cell, accuracy: float, epochs: int = 3) -> None:
     (run / "results.json").write_text(json.dumps({"test_accuracy": accuracy, "test_top5": 0.995}))
 
 
+def test_a_finished_cell_with_a_damaged_file_is_named_and_the_others_count(grid, tmp_path):
+    cells = grid.cells(tmp_path / "out/runs")
+    folder = Folder.open(tmp_path / "out", grid, cells)
+    for cell in cells:
+        finish(folder, cell, 0.8)
+    runs = [folder.run_of(cell) for cell in cells if cell.method == "dsr"]
+    (runs[0] / "metrics.csv").write_bytes(b"epoch,validation_accuracy\n\xff,1\n")
+    (runs[1] / "rewires.csv").unlink()
+    rows = {
+        cell.name: row
+        for cell, row in zip(cells, Results(folder, grid, cells).write(), strict=True)
+    }
+    for run, message in zip(
+        runs, ("metrics.csv: not a table of", "rewires.csv is gone"), strict=False
+    ):
+        assert rows[run.name]["status"] == "failed" and message in rows[run.name]["error"]
+    assert sum(row["status"] == DONE for row in rows.values()) == len(cells) - 2
+    results = Results(folder, grid, cells)
+    plots.write(results, results.write())
+    (runs[2] / "timings.csv").write_text("epoch,train_seconds,images_per_second\n2,2,400\n")
+    row = dict(zip(rows, Results(folder, grid, cells).write(), strict=True))[runs[2].name]
+    assert row["train_seconds"] is None and row["images_per_second"] == 400  # the first is lost
+
+
 def test_rows_and_pictures_come_from_the_runs(grid, tmp_path):
     runs = tmp_path / "out/runs"
     cells = grid.cells(runs)

@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from helpers.failing_disk import refuse
 from helpers.small_runs import LENET, artefacts
 
 from dsr_kernels.cli import main
@@ -143,6 +145,50 @@ def test_a_cell_that_is_killed_or_says_nothing_is_a_failure_too(play, monkeypatc
     rows = table(play.out)
     assert rows["dsr-0.9-s0"]["error"] == "killed by SIGKILL"
     assert rows["static-0.9-s0"]["error"] == "exit code 7"
+
+
+def test_a_cell_that_finds_no_room_on_the_disk_is_reported_and_goes_on_later(play, monkeypatch):
+    said = "/run/metrics.csv: No space left on device; /run keeps the checkpoint step-0000000006"
+    assert play(fail={"dsr-0.9-s0": said}) == 1
+    assert table(play.out)["dsr-0.9-s0"]["error"] == said
+    events(play.out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+        script = "print('epoch 1/20'); exit(1)"  # what went wrong had no room in the log
+        patch.setattr(runner, "TRAIN", (sys.executable, "-c", script))
+        assert play() == 1
+    error = table(play.out)["dsr-0.9-s0"]["error"]
+    assert error.startswith("exit code 1; there was no room on the disk to say why in ")
+    assert play() == 0
+    assert ("resume", "dsr-0.9-s0") in events(play.out)
+
+
+@pytest.mark.parametrize("name", ["grid.toml.tmp", "failures.json.tmp", "results.csv.tmp"])
+def test_an_experiment_goes_on_where_the_disk_was_full(play, name, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        refuse(patch, name)
+        assert play() == 1
+    shown = capsys.readouterr().err
+    assert f"{name}: No space left on device; {play.out} keeps every cell" in shown
+    assert "the same command continues it" in shown and shown.count("\n") == 1
+    assert play() == 0
+    assert {row["status"] for row in table(play.out).values()} == {"done"}
+
+
+def test_an_experiment_that_is_refused_leaves_no_folder(play, tmp_path, capsys):
+    play.grid.write_text(GRID.replace("lenet300-digits", "lenet300-mnist"))
+    assert play("--data-dir", str(tmp_path / "nowhere")) == 2
+    assert "data set mnist not found" in capsys.readouterr().err
+    assert not play.out.exists()
+
+
+def test_a_damaged_list_of_failures_is_named(play, capsys):
+    assert play(fail={"dsr-0.9-s0": "x"}) == 1
+    for text in ("{", "[1]", '{"a": 3}', "\0"):
+        (play.out / "failures.json").write_text(text)
+        assert play("--report") == 2
+        shown = capsys.readouterr().err
+        assert "failures.json: damaged" in shown and "remove it" in shown
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.run import checkpoint as module
+from dsr_kernels.training.run import files
 from dsr_kernels.training.run.checkpoint import MANIFEST, STATE, WEIGHTS, Checkpoints, load
 
 
@@ -92,7 +93,7 @@ def crash_at(monkeypatch, count):
         monkeypatch.setattr(owner, name, operation)
 
     for owner, name in (
-        (module, "sync_file"),
+        (files, "sync_file"),
         (module, "sync_folder"),
         (os, "rename"),
         (os, "replace"),

@@ -7,45 +7,13 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from helpers.image_sets import idx, write_cifar, write_idx_set
 from torch.nn import functional as F
 
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.data import readers
 from dsr_kernels.training.data import sets as datasets
 from dsr_kernels.training.recipe.schema import Data
-
-
-def idx(array):
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    return header + array.astype(np.uint8).tobytes()
-
-
-def write_idx_set(folder, compress, train=40, test=20):
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for part, count in (("train", train), ("t10k", test)):
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        for kind, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
-            raw = idx(array)
-            name = f"{part}-{kind}" + (".gz" if compress else "")
-            (folder / name).write_bytes(gzip.compress(raw) if compress else raw)
-            written[f"{part}-{kind}"] = array
-    return written
-
-
-def write_cifar(folder, per_batch=20):
-    rng = np.random.default_rng(1)
-    folder = folder / readers.CIFAR_FOLDER
-    folder.mkdir(parents=True)
-    images = []
-    for name in readers.CIFAR_TRAIN + readers.CIFAR_TEST:
-        pixels = rng.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
-        batch = {b"data": pixels, b"labels": [i % 10 for i in range(per_batch)]}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-        images.append(pixels)
-    return images
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -97,7 +65,7 @@ def test_damaged_idx_files_are_named(tmp_path):
     path.write_bytes(whole[:-1])
     expect("holds 31375 bytes, expected 31376 for shape")
     path.write_bytes(whole + b"x")
-    expect("holds 31377 bytes")
+    expect("holds more bytes, expected 31376 for shape")
     path.write_bytes(b"PNG" + whole[3:])
     expect("does not start as an IDX file")
     path.write_bytes(b"")

@@ -174,7 +174,7 @@ def test_an_infinite_loss_stops_with_iteration_layer_and_checkpoint(tmp_path, ca
     run = tmp_path / "run"
     code = train(
         run,
-        "optimizer.lr=[[0, 0.1], [1, 1e38]]",
+        "optimizer.lr=[[0, 0.1], [1, 1e37]]",
         "optimizer.momentum=0",
         "optimizer.nesterov=false",
         "checkpoint.every_iterations=5",

@@ -32,6 +32,7 @@ AUGMENT = "resized_crop_flip"
 SIDE = 224
 RESIZED = 256 / 224  # shorter side before the central crop, as a multiple of the crop's side
 AREA, ASPECT, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of RandomResizedCrop
+MOST_PIXELS = 2**26  # of a picture as the central crop resizes it
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1
 
@@ -93,7 +94,12 @@ class ImageSplit:
     def image(self, number: int, generator: torch.Generator | None) -> np.ndarray:
         """Image `number`, uint8 [3, side, side]. Without generator it is the central crop."""
         index = self.chosen[number]
-        picture = decode(self.listing.read(index), self.listing.where(index))
+        where = self.listing.where(index)
+        picture = decode(self.listing.read(index), where)
+        # The central crop's shorter side becomes a certain number of pixels, whatever the other.
+        width, height = sorted(picture.size)
+        if height * round(self.side * RESIZED) ** 2 > MOST_PIXELS * width:
+            raise UsageError(f"{where}: {picture.width} x {picture.height} pixels are too narrow")
         if generator is None:
             pixels = np.asarray(central_crop(picture, self.side))
         else:
@@ -105,7 +111,9 @@ def decode(raw: bytes, where: str) -> Image.Image:
     """The image in RGB. Raises UsageError, which says `where` it is, for what is no image."""
     pillow = require("PIL.Image", "data set imagenet", "imagenet")
     try:
-        return pillow.open(io.BytesIO(raw)).convert("RGB")
+        with warnings.catch_warnings():  # Pillow only warns of a picture of 90 million pixels
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            return pillow.open(io.BytesIO(raw)).convert("RGB")
     except pillow.UnidentifiedImageError:
         raise UsageError(f"{where}: not an image in a format that Pillow knows") from None
     except Exception as error:  # a damaged image can raise nearly anything

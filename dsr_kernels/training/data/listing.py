@@ -19,6 +19,7 @@ import numpy as np
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.data import readers
 
+MOST_LABEL_BYTES = 1024  # of a member KEY.cls
 ENDINGS = ("jpg", "jpeg", "png")
 
 
@@ -117,12 +118,33 @@ def _folder(root: Path, classes: list[str]) -> Listing:
 
 
 def _images(folder: Path) -> Iterator[tuple[str, int]]:
-    """(path, size in bytes) of the images in and below a folder, sorted by name."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    """(path, size in bytes) of the images in and below a folder, sorted by name.
+
+    Raises UsageError for an image that is no plain file and for a link to a folder around itself.
+    """
+    waiting = _inside(folder, frozenset())
+    while waiting:
+        entry, around = waiting.pop()
         if entry.is_dir():
-            yield from _images(Path(entry.path))
+            waiting += _inside(entry.path, around)
         elif entry.name.lower().rpartition(".")[2] in ENDINGS:
-            yield entry.path, entry.stat().st_size
+            if not entry.is_file():
+                raise UsageError(f"{entry.path}: expected an image, got no plain file")
+            size = entry.stat().st_size
+            readers.check_size(entry.path, size)
+            yield entry.path, size
+
+
+def _inside(
+    folder: str | Path, around: frozenset[str]
+) -> list[tuple[os.DirEntry[str], frozenset[str]]]:
+    """What lies in a folder, the last name first, with the folders around it: `around` and it."""
+    real = os.path.realpath(folder)
+    if real in around:
+        raise UsageError(f"{folder}: a link to a folder that it lies in")
+    around |= {real}
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+    return [(entry, around) for entry in entries]
 
 
 def _shards(root: Path, train: list[Path], val: list[Path]) -> tuple[Listing, Listing]:
@@ -132,6 +154,12 @@ def _shards(root: Path, train: list[Path], val: list[Path]) -> tuple[Listing, Li
     """
     parts = tuple(_shard_listing(root, paths) for paths in (train, val))
     classes = int(parts[0].labels.max()) + 1
+    if classes > len(parts[0]):
+        largest = int(parts[0].labels.argmax())
+        raise UsageError(
+            f"{parts[0].where(largest)} has the label {classes - 1}, expected less than the number "
+            f"of training images, {len(parts[0])}"
+        )
     wrong = (parts[1].labels >= classes).nonzero()[0]
     if len(wrong):
         raise UsageError(
@@ -152,20 +180,24 @@ def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     """Names, sizes, offsets and labels of the images in a shard, from its members' headers."""
     images, labels = {}, {}
     try:
-        with tarfile.open(path, "r:") as archive:
+        with (
+            path.open("rb") as file,
+            tarfile.open(fileobj=readers.BoundedReads(file), mode="r:") as archive,
+        ):
             for member in archive:
                 found = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", member.name)
-                if not member.isfile() or not found:
+                if not member.isfile() or member.sparse is not None or not found:
                     continue
                 key, ending = found[1], found[2].lower()
                 if ending == "cls":
-                    labels[key] = _label(path, member.name, archive.extractfile(member).read())
+                    labels[key] = _label(path, archive, member)
                 elif ending in ENDINGS:
+                    readers.check_size(f"{path}:{member.name}", member.size)
                     if key in images:
                         raise UsageError(f"{path} holds two images of the key {key}")
                     images[key] = os.fsencode(member.name), member.size, member.offset_data
                 archive.members.clear()  # or tarfile keeps every header
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise readers.damaged(path, f"cannot be read ({error})") from None
     if not images:
         raise UsageError(f"{path} holds no images (KEY.jpg, KEY.jpeg or KEY.png with KEY.cls)")
@@ -177,7 +209,10 @@ def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     return (np.array(names), *(np.array(column, np.int64) for column in numbers))
 
 
-def _label(path: Path, name: str, raw: bytes) -> int:
+def _label(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    name = member.name
+    readers.check_size(f"{path}:{name}", member.size, MOST_LABEL_BYTES)
+    raw = archive.extractfile(member).read()
     if not re.fullmatch(rb"\s*[0-9]{1,9}\s*", raw):
         raise UsageError(f"{path}:{name}: expected a class number, got {raw[:20]!r}")
     return int(raw)

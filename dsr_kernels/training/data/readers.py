@@ -10,11 +10,12 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from dsr_kernels.errors import UsageError, require
+from dsr_kernels.training.data.limits import MOST_FILE_BYTES, check_memory
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [N, C, H, W], uint8 labels [N]
 
@@ -37,6 +38,9 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 CIFAR_FOLDER, CIFAR_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+CIFAR_CLASSES = 10
+MOST_ARCHIVE_BYTES = 2**30  # of CIFAR's archive, unzipped: it has 186 MB
+MOST_PACKED = 1040  # bytes in one zipped byte: deflate's utmost is 1,032
 CIFAR_TRAIN, CIFAR_TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
 
 
@@ -70,9 +74,15 @@ def digits(side: int) -> Arrays:
 
     loaded = require("sklearn.datasets", "data set digits").load_digits()
     images = torch.from_numpy(loaded.images).float()[:, None] * (255.0 / 16.0)
-    if side:
-        images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
-    return images.round().to(torch.uint8).numpy(), loaded.target.astype(np.uint8)
+    size = (side, side) if side else images.shape[2:]
+    what = f"recipe: data.image_size: {len(images)} digits of {side}x{side}"
+    check_memory(len(images) * math.prod(size), what, "expected a smaller side")
+    large = torch.empty(len(images), 1, *size, dtype=torch.uint8)
+    for part, target in zip(images.split(32), large.split(32), strict=True):
+        if side:  # in floats, which take four times the room
+            part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+        target.copy_(part.round())
+    return large.numpy(), loaded.target.astype(np.uint8)
 
 
 def idx_set(name: str, data_dir: Path | None) -> tuple[Arrays, Arrays]:
@@ -81,7 +91,13 @@ def idx_set(name: str, data_dir: Path | None) -> tuple[Arrays, Arrays]:
     for folder in looked:
         files = [_either(folder, stem) for stem in IDX_FILES]
         if all(files):
-            return _idx_pair(files[0], files[1]), _idx_pair(files[2], files[3])
+            train, test = _idx_pair(files[0], files[1]), _idx_pair(files[2], files[3])
+            if train[0].shape[1:] != test[0].shape[1:]:
+                sizes = (f"{images.shape[2]}x{images.shape[3]}" for images, _ in (train, test))
+                raise damaged(
+                    files[2], "holds images of {1}, those to train on are {0}".format(*sizes)
+                )
+            return train, test
         if any(files):
             raise UsageError(f"data set {name}: {folder} holds only some of the four IDX files")
     raise missing(name, looked)
@@ -95,8 +111,9 @@ def _either(folder: Path, stem: str) -> Path | None:
 
 
 def _idx_pair(images_path: Path, labels_path: Path) -> Arrays:
-    images, labels = read_idx(images_path), read_idx(labels_path)
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+    labels = read_idx(labels_path)  # the smaller one first
+    images = read_idx(images_path)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise damaged(
             images_path,
             f"holds images {images.shape} for labels {labels.shape} in {labels_path.name}",
@@ -109,24 +126,45 @@ def _idx_pair(images_path: Path, labels_path: Path) -> Arrays:
 def read_idx(path: Path) -> np.ndarray:
     """The array in an IDX file of unsigned bytes.
 
-    The file holds 00 00 08 RANK, then RANK big-endian sizes, then the data.
+    The file holds 00 00 08 RANK, then RANK big-endian sizes, then the data. It is read as far as
+    they say and one byte more, however much a compressed file holds.
     """
     try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
+        with _open(path) as file:
+            return _read_idx(path, file)
     except (OSError, EOFError, zlib.error) as error:
         raise damaged(path, f"cannot be read ({error})") from None
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4:
-        raise damaged(path, f"does not start as an IDX file of bytes does (got {raw[:4].hex(' ')})")
-    header = 4 + 4 * raw[3]
-    if len(raw) < header:
-        raise damaged(path, f"holds {len(raw)} bytes, its header alone has {header}")
-    shape = tuple(np.frombuffer(raw[4:header], ">u4").tolist())
-    expected = header + math.prod(shape)
-    if len(raw) != expected:
-        raise damaged(path, f"holds {len(raw)} bytes, expected {expected} for shape {shape}")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file's bytes, unzipped where they are zipped."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")
+
+
+def _read_idx(path: Path, file: BinaryIO) -> np.ndarray:
+    start = file.read(4)
+    if len(start) < 4 or start[:3] != b"\0\0\x08" or not 1 <= start[3] <= 4:
+        raise damaged(path, f"does not start as an IDX file of bytes does (got {start.hex(' ')})")
+    header = 4 + 4 * start[3]
+    sizes = file.read(header - 4)
+    if len(sizes) < header - 4:
+        raise damaged(path, f"holds {4 + len(sizes)} bytes, its header alone has {header}")
+    shape = tuple(np.frombuffer(sizes, ">u4").tolist())
+    count, packed = math.prod(shape), path.stat().st_size
+    if count > packed * MOST_PACKED:
+        raise damaged(path, f"holds {packed} bytes, too few for shape {shape}")
+    check_memory(count, f"{path}: an array of shape {shape}", "the file is damaged, or too large")
+    array = np.empty(count, np.uint8)
+    rest = memoryview(array)
+    while rest and (got := file.readinto(rest)):
+        rest = rest[got:]
+    extra = len(file.read(1))
+    if rest or extra:
+        found = f"{header + count - len(rest)} bytes" if rest else "more bytes"
+        raise damaged(path, f"holds {found}, expected {header + count} for shape {shape}")
+    return array.reshape(shape)
 
 
 class _BatchUnpickler(pickle.Unpickler):
@@ -157,20 +195,59 @@ def cifar10(data_dir: Path | None) -> tuple[Arrays, Arrays]:
 def _read_file(path: Path) -> tuple[Path, bytes]:
     if not path.is_file():
         raise UsageError(f"data set cifar10: {path} is missing beside the other batches")
-    return path, path.read_bytes()
+    check_size(path, path.stat().st_size)
+    try:
+        return path, path.read_bytes()
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({error.strerror})") from None
+
+
+def check_size(where: Path | str, size: int, most: int = MOST_FILE_BYTES) -> None:
+    """Raises UsageError for a file of more bytes than any of its kind has."""
+    if not 0 <= size <= most:
+        raise damaged(where, f"has {size:,} bytes, expected at most {most:,}")
+
+
+class BoundedReads:
+    """A file for `tarfile` that refuses to read much at once, as a header may ask for any size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MOST_FILE_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
 
 
 def _cifar_archive(path: Path) -> tuple[Arrays, Arrays]:
     try:
-        with tarfile.open(path) as archive:
+        with _open(path) as file, tarfile.open(fileobj=BoundedReads(file), mode="r:") as archive:
+            members = _members(path, archive)
 
             def read(name: str) -> tuple[str, bytes]:
-                member = archive.extractfile(f"{CIFAR_FOLDER}/{name}")
-                return f"{path}:{name}", member.read()
+                where, member = f"{path}:{name}", members.get(f"{CIFAR_FOLDER}/{name}")
+                if member is None:
+                    raise damaged(path, f"holds no {CIFAR_FOLDER}/{name}")
+                if not member.isreg() or member.sparse is not None:
+                    raise damaged(where, "is not a plain file but a folder, a link or the like")
+                return where, archive.extractfile(member).read()
 
             return _cifar_parts(read)
-    except (tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
         raise damaged(path, f"cannot be read ({error})") from None
+
+
+def _members(path: Path, archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """The members of CIFAR's archive by name, whose sizes are bounded before one is unzipped."""
+    members, total = {}, 0
+    for member in archive:
+        check_size(f"{path}:{member.name}", member.size)
+        total += member.size + tarfile.BLOCKSIZE
+        check_size(path, total, MOST_ARCHIVE_BYTES)
+        members[member.name] = member
+    return members
 
 
 def _cifar_parts(read: Callable[[str], tuple[Path | str, bytes]]) -> tuple[Arrays, Arrays]:
@@ -185,16 +262,28 @@ def _cifar_parts(read: Callable[[str], tuple[Path | str, bytes]]) -> tuple[Array
 def _cifar_batch(path: Path | str, raw: bytes) -> Arrays:
     try:
         batch = _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
-        images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+        images, labels = batch[b"data"], batch[b"labels"]
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise damaged(path, f"is not one of CIFAR's python batches ({error})") from None
+    if type(images) is not np.ndarray:
+        raise damaged(path, f"holds data of type {type(images).__name__}, expected an array")
+    if type(labels) is list and all(type(label) is int for label in labels):
+        labels = np.array([label if 0 <= label < CIFAR_CLASSES else -1 for label in labels], int)
+    if type(labels) is not np.ndarray or labels.dtype.kind not in "iu":
+        raise damaged(path, "holds labels that are not whole numbers")
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:
         raise damaged(path, f"holds data {images.dtype} {images.shape}, expected uint8 (N, 3072)")
-    if labels.shape != images.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() > 9:
+    if labels.shape != images.shape[:1] or not len(labels) or not _within(labels):
         raise damaged(
-            path, f"holds labels {labels.shape} for {len(images)} images, expected 0 to 9"
+            path,
+            f"holds labels {labels.shape} for {len(images)} images, expected a number of 0 to "
+            f"{CIFAR_CLASSES - 1} for each",
         )
     return images.reshape(-1, 3, 32, 32), labels.astype(np.uint8)
+
+
+def _within(labels: np.ndarray) -> bool:
+    return bool(labels.min() >= 0 and labels.max() < CIFAR_CLASSES)
 
 
 READERS = {

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dsr_kernels.distribution import share_out
-from dsr_kernels.errors import UsageError
+from dsr_kernels.errors import UsageError, check_path, in_words
 from dsr_kernels.training.data import images, listing, readers
 from dsr_kernels.training.data.streams import Batches, Draw, stream
 from dsr_kernels.training.placement import CPU, move
@@ -128,15 +128,12 @@ class DataSet:
 def load(settings: Data, data_dir: Path | None = None) -> DataSet:
     """The data set that the recipe names. Raises UsageError for missing or damaged files."""
     _check_settings(settings)
-    if settings.name == "digits":
-        full = _split(*readers.digits(settings.image_size))
-        test, rest = stratified(full.labels, 360)
-        train, test = full.take(rest), full.take(test)
-    elif settings.name == "imagenet":
-        listings = listing.find(data_dir)
-        train, test = images.splits(*listings, settings.image_size, settings.workers)
-    else:
-        train, test = (_split(*part) for part in readers.READERS[settings.name](data_dir))
+    if data_dir is not None:
+        check_path(data_dir, "--data-dir")
+    try:
+        train, test = _parts(settings, data_dir)
+    except OSError as error:
+        raise UsageError(f"data set {settings.name}: {in_words(error)}") from None
     validation = None
     if settings.validation:
         if settings.validation >= len(train):
@@ -155,6 +152,19 @@ def load(settings: Data, data_dir: Path | None = None) -> DataSet:
             f"for {height}x{width}"
         )
     return DataSet(settings.name, train, validation, test, *moments(train.images))
+
+
+def _parts(settings: Data, data_dir: Path | None) -> tuple[Split, Split]:
+    """What there is to train on, and the test images."""
+    if settings.name == "digits":
+        full = _split(*readers.digits(settings.image_size))
+        test, rest = stratified(full.labels, 360)
+        return full.take(rest), full.take(test)
+    if settings.name == "imagenet":
+        listings = listing.find(data_dir)
+        return images.splits(*listings, settings.image_size, settings.workers)
+    train, test = readers.READERS[settings.name](data_dir)
+    return _split(*train), _split(*test)
 
 
 def _check_settings(settings: Data) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsr_kernels.choices import unknown
-from dsr_kernels.errors import UsageError, require
+from dsr_kernels.errors import UsageError, check_path, require, shown
 from dsr_kernels.training.recipe import rewirer
 from dsr_kernels.training.recipe.schema import (
     METHOD_NAMES,
@@ -26,6 +26,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 FOLDER = Path(__file__).parent
 DEFAULT = "wrn28_2-digits"
+MOST_BYTES = 2**20  # of a file in TOML; those of the package have under 2,000
 
 
 def names() -> list[str]:
@@ -72,6 +73,7 @@ def parse_text(text: str, where: str) -> Recipe:
 
 
 def _locate(source: str) -> Path:
+    check_path(source, "--recipe")
     path = FOLDER / f"{source}.toml"
     if "/" not in source and path.is_file():
         return path
@@ -84,10 +86,24 @@ def _locate(source: str) -> Path:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    return read_toml(path, "a recipe")[1]
+
+
+def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
+    """The text and the tables of a file that should be `what`. Raises UsageError if it is not."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a recipe in TOML: {error}") from None
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UsageError(
+                f"{path}: not {what}: expected at most {MOST_BYTES:,} bytes, got {size:,}"
+            )
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not {what} in TOML: brackets lie too deep") from None
+    except ValueError as error:  # TOML, UTF-8, thousands of digits
+        raise UsageError(f"{path}: not {what} in TOML: {error}") from None
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -95,16 +111,16 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, raw = text.partition("=")
     key, raw = key.strip(), raw.strip()
     if not equals:
-        raise UsageError(f"--set: expected key=value, got {text!r}")
+        raise UsageError(f"--set: expected key=value, got {shown(text)}")
     hint = hint_of(key)
     if hint is str:
         return key, raw
     try:
         return key, float(raw) if hint is float else tomllib.loads(f"value = {raw}")["value"]
-    except (tomllib.TOMLDecodeError, ValueError):
+    except (ValueError, RecursionError):
         kinds = {int: "a whole number", float: "a number", bool: "true or false"}
         expected = "[[epoch, value], ...]" if hint == Schedule else kinds[hint]
-        raise UsageError(f"--set {key}: expected {expected}, got {raw!r}") from None
+        raise UsageError(f"--set {key}: expected {expected}, got {shown(raw)}") from None
 
 
 def override(key: str, value: Any) -> str:
@@ -116,6 +132,8 @@ def _assign(table: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:
         table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"recipe: expected a table [{parent}], got {shown(table)}")
     table[leaf] = value
 
 
@@ -123,13 +141,15 @@ def _variants(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Takes the tables ``[variant.METHOD]`` out of `table`. Raises UsageError for a wrong one."""
     variants = table.pop("variant", {})
     if not isinstance(variants, dict):
-        raise UsageError(f"recipe: expected tables [variant.METHOD], got variant = {variants!r}")
+        raise UsageError(
+            f"recipe: expected tables [variant.METHOD], got variant = {shown(variants)}"
+        )
     for name, changes in variants.items():
         if name not in METHOD_NAMES:
             found = unknown(name, METHOD_NAMES)
             raise UsageError(f"recipe: [variant.{name}]: unknown method {found}")
         if not isinstance(changes, dict):
-            raise UsageError(f"recipe: expected a table [variant.{name}], got {changes!r}")
+            raise UsageError(f"recipe: expected a table [variant.{name}], got {shown(changes)}")
     return variants
 
 
@@ -143,7 +163,7 @@ def _by_sparsity(method: str, variant: dict[str, Any]) -> dict[float, dict[str, 
     if not all(isinstance(changes, dict) for changes in found.values()):
         raise UsageError(
             f'recipe: [variant.{method}.at]: expected tables named by a sparsity, as in "0.9", got '
-            f"{levels!r}"
+            f"{shown(levels)}"
         )
     return found
 
@@ -151,7 +171,10 @@ def _by_sparsity(method: str, variant: dict[str, Any]) -> dict[float, dict[str, 
 def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
     for key, value in changes.items():
         if isinstance(value, dict):
-            _merge(table.setdefault(key, {}), value)
+            own = table.setdefault(key, {})
+            if not isinstance(own, dict):
+                raise UsageError(f"recipe: expected a table [{key}], got {shown(own)}")
+            _merge(own, value)
         else:
             table[key] = value
 

@@ -15,13 +15,18 @@ from typing import Any, get_type_hints
 
 from dsr_kernels.choices import unknown
 from dsr_kernels.distribution import DISTRIBUTIONS
-from dsr_kernels.errors import UsageError
+from dsr_kernels.errors import UsageError, shown
 from dsr_kernels.rewiring import METHODS
 from dsr_kernels.rewiring.recipe_keys import ByEpoch as Schedule
 from dsr_kernels.rewiring.recipe_keys import all_keys as all_method_keys
 
 DENSE = ("dense", "thin_dense")  # methods whose model has no sparse layers
 METHOD_NAMES = (*METHODS, *DENSE)
+# Limits of every number, unless its field has narrower ones. Torch takes most of them as float32,
+# and Adam's first step is ten times the learning rate.
+MOST_INT, MOST_FLOAT = 2**63 - 1, 1e37
+MOST_EPOCHS = 2**31 - 1  # of at most 2^32 iterations each: an int64 counts them
+MOST_ITERATIONS = 2**53  # in a schedule, whose numbers are floats: these are exact
 
 
 def setting(
@@ -32,7 +37,10 @@ def setting(
     high: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A recipe field with its limits: ``low <= value``, ``value <= high``, ``value < below``."""
+    """A recipe field with its limits: ``low <= value``, ``value <= high``, ``value < below``.
+
+    In a schedule they are those of its values.
+    """
     limits = {"choices": choices, "low": low, "high": high, "below": below}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=limits)
@@ -45,7 +53,7 @@ class Model:
     sparsity: float = setting(0.9, low=0.0, below=1.0)
     # Multiplies the channels. 0: 2 for wrn28, 1 for others, and for thin_dense whatever gives it
     # as many parameters as the sparse model.
-    width: float = setting(0.0, low=0.0)
+    width: float = setting(0.0, low=0.0, high=1000.0)
     distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
     granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": of some methods
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
@@ -59,7 +67,9 @@ class Data:
     pad: int = setting(4, low=0)  # reflection padding before the random crop
     # digits: the side to upsample 8x8 to, 0: as stored. imagenet: the side of the crops, 0: 224.
     image_size: int = setting(0, low=0)
-    workers: int = setting(4, low=0)  # imagenet: processes that decode images; 0: the run's own
+    workers: int = setting(
+        4, low=0, high=1024
+    )  # imagenet: processes that decode images; 0: the run's own
 
 
 @dataclass(kw_only=True)
@@ -74,7 +84,7 @@ class Optimizer:
 
 @dataclass(kw_only=True)
 class Training:
-    epochs: int = setting(low=1)
+    epochs: int = setting(low=1, high=MOST_EPOCHS)
     batch_size: int = setting(low=2)
     eval_batch_size: int = setting(500, low=1)
     eval_test_every: int = setting(0, low=0)  # epochs between tests; 0: at the end only
@@ -86,7 +96,8 @@ def _rewiring() -> type:
     """The table [rewiring]: the keys of all methods (their `RECIPE`), and training's own."""
     keys = []
     for key in all_method_keys(METHODS.values()):
-        spec = setting(key.default, choices=key.choices, low=key.low, below=key.below)
+        high = MOST_ITERATIONS if key.kind == Schedule else MOST_EPOCHS if key.epochs else None
+        spec = setting(key.default, choices=key.choices, low=key.low, high=high, below=key.below)
         keys.append((key.name, key.kind, spec))
     keys.append(("record_exploration", bool, setting(False)))  # a bit for each position ever active
     namespace = {"__module__": __name__, "__doc__": "What a method may be set; each takes its own."}
@@ -135,7 +146,7 @@ class Recipe:
 def convert(kind: type, table: Any, path: str = "") -> Any:
     """The dataclass `kind` of a plain table. Raises UsageError, which names the dotted key."""
     if not isinstance(table, dict):
-        raise UsageError(f"recipe: expected a table [{path}], got {table!r}")
+        raise UsageError(f"recipe: expected a table [{path}], got {shown(table)}")
     hints, known = get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     for key in table:
         if key not in known:
@@ -155,38 +166,62 @@ def _value(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
     if dataclasses.is_dataclass(hint):
         return convert(hint, value, key)
     if hint == Schedule:
-        return _schedule(value, key)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise UsageError(f"recipe: {key}: expected {_words(hint)}, got {value!r}")
+        return _schedule(value, key, limits.get("high") or MOST_FLOAT)
+    if type(value) is not hint and not (hint is float and type(value) is int):
+        raise UsageError(f"recipe: {key}: expected {_words(hint)}, got {shown(value)}")
+    if hint is str:
+        _check_text(value, key)
     if hint is float and not math.isfinite(value):
         raise UsageError(f"recipe: {key}: expected a finite number, got {value!r}")
     if limits.get("choices") and value not in limits["choices"]:
         raise UsageError(f"recipe: {key}: unknown value {unknown(value, limits['choices'])}")
+    if hint in (int, float):
+        _check_number(value, key, MOST_INT if hint is int else MOST_FLOAT, limits)
+    return float(value) if hint is float else value
+
+
+def _check_text(value: str, key: str) -> None:
+    """Raises UsageError for a string that no file can hold: half of a surrogate pair is in it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"recipe: {key}: expected UTF-8, got {shown(value)}") from None
+
+
+def _check_number(value: float, key: str, most: float, limits: Mapping[str, Any]) -> None:
+    """Raises UsageError unless -most <= value <= most and the field's own limits hold."""
+    bounds = {"low": -most, "high": most} | {k: v for k, v in limits.items() if v is not None}
     for name, text, bad in (
         ("low", "at least", lambda bound: value < bound),
         ("high", "at most", lambda bound: value > bound),
         ("below", "below", lambda bound: value >= bound),
     ):
-        if limits.get(name) is not None and bad(limits[name]):
-            raise UsageError(f"recipe: {key}: expected a value {text} {limits[name]}, got {value}")
-    return value
+        if name in bounds and bad(bounds[name]):
+            bound = bounds[name]
+            raise UsageError(f"recipe: {key}: expected a value {text} {bound}, got {shown(value)}")
 
 
-def _schedule(value: Any, key: str) -> Schedule:
-    """A schedule: a number is one value throughout, a list has pairs from epoch 0 on, in order."""
+def _schedule(value: Any, key: str, most: float) -> Schedule:
+    """A schedule of values up to `most`.
+
+    A number is one value throughout, a list has pairs from epoch 0 on, in order.
+    """
     if type(value) in (int, float):
         value = [[0, value]]
     shape = "a number or [[0, value], [epoch, value], ...] with rising epochs and positive values"
     try:
         pairs = [(float(epoch), float(number)) for epoch, number in value]
-    except (TypeError, ValueError):
-        raise UsageError(f"recipe: {key}: expected {shape}, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"recipe: {key}: expected {shape}, got {shown(value)}") from None
     epochs = [epoch for epoch, _ in pairs]
     rising = all(a < b for a, b in itertools.pairwise(epochs))
     if not rising or any(epochs[:1]) or not all(0 < v < math.inf for _, v in pairs):
-        raise UsageError(f"recipe: {key}: expected {shape}, got {value!r}")
+        raise UsageError(f"recipe: {key}: expected {shape}, got {shown(value)}")
+    if max(epochs, default=0.0) > MOST_EPOCHS or any(number > most for _, number in pairs):
+        raise UsageError(
+            f"recipe: {key}: expected epochs up to {MOST_EPOCHS} and values up to {most}, got "
+            f"{shown(value)}"
+        )
     return pairs
 
 

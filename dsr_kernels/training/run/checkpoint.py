@@ -2,7 +2,8 @@
 
     checkpoints/step-0000001200/weights.safetensors   state_dict of the model: values and indices
                                 state.pt              all else: class State
-                                manifest.json         format, step, size and SHA-256 of both
+                                recipe.toml           a copy of the run's
+                                manifest.json         format, step, size and SHA-256 of these
     checkpoints/latest -> step-0000001200             for people; loading takes the highest step
 
 A folder is written under a hidden name and renamed once all of it is on the disk. So a kill at any
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,10 +25,11 @@ from typing import Any, TypedDict
 import torch
 
 from dsr_kernels.errors import UsageError, require
-from dsr_kernels.training.run.files import Json, sync_file, sync_folder
+from dsr_kernels.training.run.files import Json, sync_folder, write_file
 
 FORMAT, VERSION = "dsr_kernels checkpoint", 2
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+RECIPE = "recipe.toml"
 Weights = dict[str, torch.Tensor]  # of a model's state_dict
 
 
@@ -37,6 +40,7 @@ class State(TypedDict, total=False):
     data: str  # fingerprint of the data set
     position: dict[str, Any]  # the fields of run.position.Position
     lengths: dict[str, int]  # bytes of each CSV file: what was written later is cut off
+    sums: dict[str, torch.Tensor]  # of each CSV file, see csv_files.line_sums
     optimizer: dict[str, Any]  # its state_dict
     rewirer: dict[str, Any] | None  # its state_dict; None for a dense model
     scaler: dict[str, Any]  # state_dict of the loss scaler
@@ -57,26 +61,49 @@ class Checkpoints:
         """The whole checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*"), key=lambda path: path.name)
 
-    def save(self, step: int, weights: Mapping[str, torch.Tensor], state: State) -> Path:
-        """Writes checkpoint `step`, and returns once it would survive a power cut."""
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, torch.Tensor],
+        state: State,
+        recipe: bytes | None = None,
+    ) -> Path:
+        """Writes checkpoint `step`, and returns once it would survive a power cut.
+
+        `recipe` is the content of the run's recipe.toml. Where the system refuses to write, an
+        OSError names the file, and the former checkpoints stay.
+        """
         safetensors = require("safetensors.torch", "saving a checkpoint")
         self.folder.mkdir(exist_ok=True)
         self.clean()
         final = self._free_name(step)
         part = self.folder / f".part-{final.name}"
-        part.mkdir()
         # safetensors wants each tensor contiguous and with storage of its own.
         whole = {name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}
+        pickled = io.BytesIO()  # torch and safetensors themselves do not say why a write failed
+        torch.save(state, pickled)
         # One entry of metadata: the library writes several in an order that changes between runs.
-        safetensors.save_file(whole, part / WEIGHTS, metadata={"format": FORMAT})
-        torch.save(state, part / STATE)
-        files = {name: _fingerprint(part / name) for name in (WEIGHTS, STATE)}
-        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for name in (WEIGHTS, STATE, MANIFEST):
-            sync_file(part / name)
-        sync_folder(part)
-        os.rename(part, final)
+        files = {
+            WEIGHTS: safetensors.save(whole, metadata={"format": FORMAT}),
+            STATE: pickled.getvalue(),
+        }
+        if recipe is not None:
+            files[RECIPE] = recipe
+        prints = {
+            name: {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+            for name, raw in files.items()
+        }
+        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": prints}
+        files[MANIFEST] = json.dumps(manifest, indent=1).encode()
+        try:
+            part.mkdir()
+            for name, raw in files.items():
+                write_file(part / name, raw)
+            sync_folder(part)
+            os.rename(part, final)
+        except OSError:  # such as a full disk, on which this part takes room
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         self._point_to(final)
         sync_folder(self.folder)
         for old in self.steps()[: -self.keep]:
@@ -133,9 +160,10 @@ def load(path: Path) -> tuple[Weights, State]:
     safetensors = require("safetensors.torch", "loading a checkpoint")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        expected = {name: manifest["files"][name] for name in (WEIGHTS, STATE)}
-        if manifest["format"] != FORMAT:
+        expected = manifest["files"]
+        if manifest["format"] != FORMAT or not {WEIGHTS, STATE} <= set(expected):
             raise KeyError
+        sizes = {name: int(fingerprint["bytes"]) for name, fingerprint in expected.items()}
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{path}: not a checkpoint of dsr_kernels (no valid {MANIFEST})") from None
     if manifest.get("version") != VERSION:
@@ -147,15 +175,29 @@ def load(path: Path) -> tuple[Weights, State]:
         if not (path / name).is_file():
             raise UsageError(f"{path}: damaged checkpoint: {name} is missing")
         found = _fingerprint(path / name)
-        if found["bytes"] != fingerprint["bytes"]:
+        if found["bytes"] != sizes[name]:
             raise UsageError(
                 f"{path}: truncated checkpoint: {name} has {found['bytes']} bytes, "
-                f"expected {fingerprint['bytes']}"
+                f"expected {sizes[name]}"
             )
         if found != fingerprint:
             raise UsageError(f"{path}: damaged checkpoint: {name} does not match its SHA-256")
     weights = safetensors.load_file(path / WEIGHTS)
     return weights, torch.load(path / STATE, weights_only=True, map_location="cpu")
+
+
+def recipe_copy(folder: Path) -> tuple[Path, bytes] | None:
+    """The newest checkpoint's copy of the run's recipe.toml: (path, content).
+
+    None where there is none, and where the copy is not what the manifest says.
+    """
+    for path in Checkpoints(folder).steps()[-1:]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            raw = (path / RECIPE).read_bytes()
+            if manifest["files"][RECIPE]["sha256"] == hashlib.sha256(raw).hexdigest():
+                return path / RECIPE, raw
+    return None
 
 
 def _fingerprint(path: Path) -> Json:

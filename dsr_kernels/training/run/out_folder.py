@@ -5,33 +5,57 @@ Runs and experiments use it alike.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TextIO
 
-from dsr_kernels.errors import UsageError
+from dsr_kernels.errors import UsageError, check_path, shown
 
 LOCK = ".lock"
+LONGEST_PATH = 4096 - 256  # bytes: leaves room for the names of the files in it
 
 
-def prepare(folder: Path, holds: str, leftovers: Collection[str] = ()) -> bool:
-    """Makes `folder` where there is none; returns whether it did.
+def prepare(folder: Path, holds: str, leftovers: Collection[str] = ()) -> list[Path]:
+    """Makes `folder` where there is none; returns what it made, the innermost folder first.
 
-    Raises UsageError where it cannot be made, is a file, or is not empty. The lock and the files
+    Raises UsageError, and makes nothing, where that cannot be, where it is a file, or where it is
+    not empty. The lock and the files
     named `leftovers`, which a process leaves that was killed as it began, do not count. `holds` is
     what should be in the folder, for the message: "run" or "experiment".
     """
+    check(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out: {folder} is not a folder")
-    made = not folder.exists()
-    if not made and any(path.name not in {LOCK, *leftovers} for path in folder.iterdir()):
-        raise UsageError(f"--out: {folder} is not empty and holds no {holds}; name another folder")
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        if not missing and {path.name for path in folder.iterdir()} - {LOCK, *leftovers}:
+            raise UsageError(
+                f"--out: {folder} is not empty and holds no {holds}; name another folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        remove(missing)
         raise UsageError(f"--out: cannot make {folder}: {error.strerror}") from None
-    return made
+    return missing
+
+
+def check(folder: Path) -> None:
+    """Raises UsageError for a path at which, or below which, the system can look up nothing."""
+    check_path(folder, "--out")
+    if len(os.fsencode(folder.absolute())) > LONGEST_PATH:
+        raise UsageError(
+            f"--out: expected a path of at most {LONGEST_PATH} bytes, got {shown(str(folder))}"
+        )
+
+
+def remove(made: Iterable[Path]) -> None:
+    """Removes the folders that `prepare` made; one that is not empty stays, and all around it."""
+    for folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def lock(folder: Path) -> TextIO | None:
@@ -42,9 +66,12 @@ def lock(folder: Path) -> TextIO | None:
     file = (folder / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         return None
+    except OSError:  # a file system without locks
+        file.close()
+        raise
     return file
 
 

@@ -5,12 +5,18 @@ All of them resume exactly.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dsr_kernels.rewiring import RewireReport
-from dsr_kernels.training.run.csv_files import CsvLog, read_csv
+from dsr_kernels.training.run.checkpoint import State
+from dsr_kernels.training.run.csv_files import CsvLog, read_csv, verify
+from dsr_kernels.training.run.files import naming
 
 METRICS = (
     *("epoch", "iteration", "lr", "train_loss", "train_accuracy"),
@@ -32,22 +38,40 @@ class Events:
         except ImportError:
             self.writer = None
             return
+        self.folder = folder
+        _hold_back_tracebacks()
         # purge_step hides what an earlier, killed process wrote from iteration `begin` on.
-        self.writer = SummaryWriter(str(folder), purge_step=begin)
+        with naming(folder):
+            self.writer = SummaryWriter(str(folder), purge_step=begin)
 
     def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
         if self.writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self.writer.add_scalar(name, value, iteration)
+            with naming(self.folder):
+                for name, value in values.items():
+                    if value is not None:
+                        self.writer.add_scalar(name, value, iteration)
 
     def flush(self) -> None:
         if self.writer is not None:
-            self.writer.flush()
+            with naming(self.folder):
+                self.writer.flush()
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with naming(self.folder):
+                self.writer.close()
+
+
+@functools.cache
+def _hold_back_tracebacks() -> None:
+    """Once: of TensorBoard's thread, whose errors the next call of its writer raises again."""
+    usual = threading.excepthook
+
+    def on_error(error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            usual(error)
+
+    threading.excepthook = on_error
 
 
 def _epoch_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -65,14 +89,21 @@ def _rewire_scalars(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 class Records:
-    """All records of one run. `lengths` is their state for the checkpoint."""
+    """All records of one run. `lengths` and `sums` are their state for the checkpoint.
+
+    saved: state of the checkpoint that the run goes on from; None for a new run.
+    iteration: that of the checkpoint.
+
+    A file that is gone begins anew; `begun` has the names of those that did. Raises UsageError, and
+    changes no file, where one is not what the checkpoint knows.
+    """
 
     def __init__(
         self,
         folder: Path,
         layers: list[str],
-        lengths: Mapping[str, int] | None = None,
-        resumed_at: int | None = None,
+        saved: State | None = None,
+        iteration: int = 0,
         exploration: bool = False,
         top5: bool = False,
     ) -> None:
@@ -82,13 +113,18 @@ class Records:
             "timings": TIMINGS,
             "rewires": REWIRES + ("exploration",) * exploration + layer_columns,
         }
+        lengths = {} if saved is None else dict(saved["lengths"])
+        for name in [] if saved is None else check(folder, saved):
+            print(f"{folder / name}.csv is gone: it begins anew, its former rows are lost")
+            del lengths[name]
+        self.begun = [name for name in columns if name not in lengths]
         self.logs = {
-            name: CsvLog(folder / f"{name}.csv", names, None if lengths is None else lengths[name])
+            name: CsvLog(folder / f"{name}.csv", names, lengths.get(name))
             for name, names in columns.items()
         }
-        self.events = Events(folder / "tensorboard", resumed_at or 0)
-        if resumed_at is not None:
-            self._repeat_events(folder, resumed_at)
+        self.events = Events(folder / "tensorboard", iteration)
+        if saved is not None:
+            self._repeat_events(folder, iteration)
 
     def _repeat_events(self, folder: Path, iteration: int) -> None:
         """Writes the events of the checkpoint's own iteration again, from the rows it holds.
@@ -109,6 +145,10 @@ class Records:
         """The length of each CSV file now, for the checkpoint. Events so far survive a kill."""
         self.events.flush()
         return {name: log.length() for name, log in self.logs.items()}
+
+    def sums(self) -> dict[str, torch.Tensor]:
+        """The `line_sums` of each CSV file now, for the checkpoint."""
+        return {name: torch.tensor(log.sums) for name, log in self.logs.items()}
 
     def epoch(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """Records a finished epoch. Timings are apart, as they alone differ between equal runs."""
@@ -137,3 +177,19 @@ class Records:
         for log in self.logs.values():
             log.close()
         self.events.close()
+
+
+def check(folder: Path, saved: State) -> list[str]:
+    """The names of the CSV files that are gone from a run's folder.
+
+    Raises UsageError, which names the file and the line, for one that is not what the checkpoint's
+    state `saved` knows of it.
+    """
+    if "sums" not in saved:
+        print(f"{folder}: an older version wrote the checkpoint, which has no checksums of tables")
+    sums = saved.get("sums", {})
+    return [
+        name
+        for name, length in saved["lengths"].items()
+        if not verify(folder / f"{name}.csv", length, sums.get(name))
+    ]

@@ -1,0 +1,268 @@
+"""Files that claim or hold too much, or are of another kind: one sentence, and nothing is read."""
+
+import gzip
+import io
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from helpers.image_sets import add, idx, write_cifar, write_folders, write_idx_set, write_shards
+from helpers.small_runs import refused
+from PIL import Image
+
+from dsr_kernels.errors import UsageError
+from dsr_kernels.training.data import limits, readers
+from dsr_kernels.training.data import sets as datasets
+from dsr_kernels.training.recipe.schema import Data
+
+GIB = 2**30
+
+
+def expect(message, name, folder):
+    augment = "resized_crop_flip" if name == "imagenet" else "none"
+    chosen = Data(name=name, validation=0, augment=augment, workers=0)
+    with pytest.raises(UsageError, match=message) as caught:
+        data = datasets.load(chosen, folder)
+        list(data.train.eval_batches(64))
+    assert "\n" not in str(caught.value)
+
+
+def header(*shape):
+    return bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+
+
+def test_a_zipped_file_is_read_no_further_than_its_header_says(tmp_path):
+    """What lies behind cannot even be unzipped, so reading it would be another error."""
+    write_idx_set(tmp_path, compress=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    bomb = gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2**24))
+    path.write_bytes(bomb[:-1000])
+    expect("holds more bytes, expected 31376 for shape", "mnist", tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_header_that_claims_more_than_the_file_can_hold_is_refused(tmp_path, zipped):
+    write_idx_set(tmp_path, compress=zipped)
+    path = tmp_path / ("train-images-idx3-ubyte" + ".gz" * zipped)
+    raw = header(2**31, 28, 28) + bytes(100)
+    path.write_bytes(gzip.compress(raw) if zipped else raw)
+    expect(r"train-images.*bytes, too few for shape \(2147483648, 28, 28\)", "mnist", tmp_path)
+
+
+def test_what_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, monkeypatch, capsys):
+    write_idx_set(tmp_path, compress=False)
+    monkeypatch.setattr(limits, "memory_bytes", lambda: 31_000)
+    expect(r"an array of shape \(40, 28, 28\) takes at least .* GiB", "mnist", tmp_path)
+    message = refused(capsys, "train", "--set", "data.image_size=40", "--out", str(tmp_path / "r"))
+    assert "data.image_size: 1797 digits of 40x40 takes at least" in message
+
+
+def test_all_memory_is_what_the_machine_and_its_limits_leave(tmp_path, monkeypatch):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda kind: (2**30, -1))
+    (tmp_path / "max").write_text("max\n")
+    monkeypatch.setattr(limits, "CONTROL_GROUPS", (tmp_path / "none", tmp_path / "max"))
+    assert limits.memory_bytes() == min(machine, 2**30)
+    (tmp_path / "max").write_text("123456\n")
+    assert limits.memory_bytes() == 123456
+
+
+def test_test_images_of_another_size_are_refused(tmp_path):
+    write_idx_set(tmp_path, compress=False)
+    path = tmp_path / "t10k-images-idx3-ubyte"
+    path.write_bytes(idx(np.zeros((20, 28, 27))))
+    expect("t10k-images.* holds images of 28x27, those to train on are 28x28", "mnist", tmp_path)
+    path.write_bytes(idx(np.zeros((20, 0, 28))))
+    expect(r"t10k-images.* holds images \(20, 0, 28\)", "mnist", tmp_path)
+
+
+LABELS = {
+    "text": ["cat"] * 20,
+    "nan": [float("nan")] * 20,
+    "fractions": [0.7] * 20,
+    "truth": [True] * 20,
+    "nothing": [None] * 20,
+    "lists": [[1]] * 20,
+    "an array of fractions": np.full(20, 0.7),
+    "an array of objects": np.array([object] * 20).astype(str).astype(object),
+    "ten": [10] * 20,
+    "negative": [-1] * 20,
+    "huge": [2**70] * 20,
+    "an array of huge ones": np.full(20, 2**63, np.uint64),
+    "too few": [1] * 19,
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_that_are_not_of_the_ten_classes_are_refused(tmp_path, kind):
+    write_cifar(tmp_path)
+    path = tmp_path / readers.CIFAR_FOLDER / "data_batch_2"
+    batch = {b"data": np.zeros((20, 3072), np.uint8), b"labels": LABELS[kind]}
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    expect("data_batch_2: holds labels", "cifar10", tmp_path)
+
+
+def test_labels_in_an_array_are_read(tmp_path):
+    write_cifar(tmp_path)
+    path = tmp_path / readers.CIFAR_FOLDER / "test_batch"
+    batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": np.array([3, 9], np.int16)}
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    assert readers.cifar10(tmp_path)[1][1].tolist() == [3, 9]
+
+
+@pytest.mark.parametrize("data", [[[0] * 3072] * 20, "text", np.zeros((20, 3072), np.int16)])
+def test_data_that_is_no_array_of_bytes_is_refused(tmp_path, data):
+    write_cifar(tmp_path)
+    path = tmp_path / readers.CIFAR_FOLDER / "test_batch"
+    path.write_bytes(pickle.dumps({b"data": data, b"labels": [0] * 20}, protocol=2))
+    expect("test_batch: holds data", "cifar10", tmp_path)
+
+
+def archive(folder, *members, compress=True):
+    """CIFAR's archive with the real batches, and behind them members of these names and fields."""
+    write_cifar(folder)
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as file:
+        file.add(folder / readers.CIFAR_FOLDER, readers.CIFAR_FOLDER)
+        for name, fields in members:
+            member = tarfile.TarInfo(f"{readers.CIFAR_FOLDER}/{name}")
+            for field, value in fields.items():
+                setattr(member, field, value)
+            file.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))
+    for path in (folder / readers.CIFAR_FOLDER).iterdir():
+        path.unlink()
+    content = raw.getvalue()
+    path = folder / readers.CIFAR_ARCHIVE
+    path.write_bytes(gzip.compress(content, 1) if compress else content)
+
+
+BATCH = f"{readers.CIFAR_FOLDER}/data_batch_1"
+MEMBERS = {
+    "a link to itself": ({"type": tarfile.SYMTYPE, "linkname": "data_batch_1"}, "no|not a plain"),
+    "a hard link to itself": ({"type": tarfile.LNKTYPE, "linkname": BATCH}, "not a plain file"),
+    "a folder": ({"type": tarfile.DIRTYPE}, "not a plain file"),
+    "a fifo": ({"type": tarfile.FIFOTYPE}, "not a plain file"),
+    "a device": ({"type": tarfile.CHRTYPE}, "not a plain file"),
+    "eight gigabytes": ({"size": 8 * GIB}, "has 8,589,934,592 bytes, expected at most"),
+    "fewer than no bytes": ({"size": -512}, "has -512 bytes"),
+    "a header of eight gigabytes": (
+        {"type": tarfile.XHDTYPE, "size": 8 * GIB},
+        "a header of 8,589",
+    ),
+    "a name of eight gigabytes": (
+        {"type": tarfile.GNUTYPE_LONGNAME, "size": 8 * GIB},
+        "a header of 8,589",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_a_member_that_is_no_plain_file_or_claims_too_much_is_refused(tmp_path, kind):
+    fields, message = MEMBERS[kind]
+    archive(tmp_path, ("data_batch_1", fields))
+    expect(rf"cifar-10-python\.tar\.gz.*{message}", "cifar10", tmp_path)
+
+
+def test_two_links_to_each_other_are_refused(tmp_path):
+    links = (("data_batch_1", "data_batch_2"), ("data_batch_2", "data_batch_1"))
+    members = ((name, {"type": tarfile.SYMTYPE, "linkname": to}) for name, to in links)
+    archive(tmp_path, *members)
+    expect("data_batch_1: is not a plain file but a folder, a link", "cifar10", tmp_path)
+
+
+def test_an_archive_is_read_no_further_than_cifars_goes(tmp_path, monkeypatch):
+    archive(tmp_path)
+    monkeypatch.setattr(readers, "MOST_ARCHIVE_BYTES", 100_000)
+    expect(r"tar\.gz: has .* bytes, expected at most 100,000", "cifar10", tmp_path)
+
+
+def test_a_batch_that_is_missing_from_the_archive_is_named(tmp_path):
+    write_cifar(tmp_path)
+    with tarfile.open(tmp_path / readers.CIFAR_ARCHIVE, "w:gz") as file:
+        for name in readers.CIFAR_TRAIN:
+            file.add(
+                tmp_path / BATCH.replace("data_batch_1", name), f"{readers.CIFAR_FOLDER}/{name}"
+            )
+    for path in (tmp_path / readers.CIFAR_FOLDER).iterdir():
+        path.unlink()
+    expect("holds no cifar-10-batches-py/test_batch", "cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("ending,message", [("cls", "expected at most 1,024"), ("jpg", "at most")])
+def test_a_shard_whose_member_claims_eight_gigabytes_is_refused(tmp_path, ending, message):
+    write_shards(tmp_path)
+    path = tmp_path / "train-003.tar"
+    member = tarfile.TarInfo(f"huge.{ending}")
+    member.size = 8 * GIB - 512
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT))
+    expect(
+        rf"train-003\.tar:huge\.{ending}: has 8,589,934,080 bytes, .*{message}",
+        "imagenet",
+        tmp_path,
+    )
+
+
+def test_links_folders_and_fifos_in_a_shard_are_no_images(tmp_path):
+    write_shards(tmp_path)
+    with tarfile.open(tmp_path / "train-000.tar", "a") as file:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(f"new{number}.jpg")
+            member.type, member.linkname = kind, member.name
+            file.addfile(member)
+    data = datasets.load(Data(name="imagenet", validation=0), tmp_path)
+    assert len(data.train) == 36
+    with tarfile.open(tmp_path / "train-000.tar", "a") as file:
+        add(file, "new1.cls", b"3")
+    expect("holds a label of the key new1 but no image", "imagenet", tmp_path)
+
+
+def test_more_classes_than_images_are_refused(tmp_path):
+    write_shards(tmp_path)
+    with tarfile.open(tmp_path / "train-000.tar", "a") as file:
+        add(file, "new.jpg", b"x")
+        add(file, "new.cls", b"999999999")
+    message = (
+        r"new\.jpg has the label 999999999, expected less than the number of training images, 37"
+    )
+    expect(message, "imagenet", tmp_path)
+
+
+def test_what_is_no_plain_file_in_a_folder_of_images_is_named(tmp_path):
+    root = write_folders(tmp_path)
+    path = root / "train/n03/new.jpg"
+    os.mkfifo(path)
+    expect(r"n03/new\.jpg: expected an image, got no plain file", "imagenet", root)
+    path.unlink()
+    path.symlink_to("nowhere.jpg")
+    expect(r"n03/new\.jpg: expected an image, got no plain file", "imagenet", root)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(8 * GIB)  # a hole: takes no room
+    expect(r"n03/new\.jpg: has 8,589,934,592 bytes", "imagenet", root)
+    path.unlink()
+    (root / "train/n03/loop").symlink_to("..")
+    expect(r"n03/loop/n03: a link to a folder that it lies in", "imagenet", root)
+
+
+def test_pictures_of_too_many_pixels_are_refused(tmp_path):
+    root = write_folders(tmp_path)
+    path = root / "train/n03/new.png"
+    Image.new("L", (30_000, 1)).save(path)
+    expect(r"new\.png: 30000 x 1 pixels are too narrow", "imagenet", root)
+    Image.new("1", (10_000, 10_000)).save(path)
+    expect(r"new\.png: cannot be decoded \(Image size \(100000000 pixels\)", "imagenet", root)
+
+
+def test_a_data_dir_that_cannot_be_looked_up_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    for wrong in ("x" * 300, str(tmp_path / "file/below"), str(tmp_path / "loop"), "a\0b"):
+        command = ("train", "--recipe", "lenet300-mnist", "--data-dir", wrong)
+        message = refused(capsys, *command, "--out", str(tmp_path / "run"))
+        assert message.startswith("dsr: --data-dir: ")
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "train").write_text("")
+    (tmp_path / "val").mkdir()
+    expect("data set imagenet: .*train: Not a directory", "imagenet", tmp_path)
