@@ -20,29 +20,41 @@ Slot = tuple[dict[str, Any], str]  # where a tensor is held: the dict, and its k
 class KeptPattern:
     """The pattern that a module had at one moment. It takes no memory before that changes.
 
-    By itself it is an object to compare; a copy or a pickle knows it by what it holds.
+    By itself it is an object to compare; a copy or a pickle knows it by what it holds. Raises
+    RuntimeError where something else than the module has written to its index tensors.
     """
 
     def __init__(self, module: SparseModule) -> None:
-        self._keep(module.pattern())
+        self._pattern: FrozenPattern | None = None
+        self.indices: Pattern = module.crow_indices, module.col_indices
+        if not self._is_none():
+            self._keep(module.pattern())
 
     def _keep(self, pattern: FrozenPattern) -> None:
-        self._pattern: FrozenPattern | None = pattern
-        self._indices = pattern.crow_indices, pattern.col_indices
+        self._pattern = pattern
+        self.indices = pattern.crow_indices, pattern.col_indices
+
+    def _is_none(self) -> bool:
+        """On meta there is no pattern yet."""
+        return self.indices[1].is_meta
 
     def is_of(self, module: SparseModule) -> bool:
-        """Whether the module's non-zeros are there now, perhaps on another device."""
+        """Whether the module's non-zeros are there now, perhaps on another device; on meta nothing
+        tells that they are not.
+        """
+        if self._is_none() or module.col_indices.is_meta:
+            return True
         now = module.pattern()
         if now is self._pattern:
             return True
-        pairs = zip(self._indices, (now.crow_indices, now.col_indices), strict=True)
+        pairs = zip(self.indices, (now.crow_indices, now.col_indices), strict=True)
         same = all(torch.equal(kept.to(index.device), index) for kept, index in pairs)
         if same:
             self._keep(now)
         return same
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_pattern": None, "_indices": self._indices}
+        return {"_pattern": None, "indices": self.indices}
 
 
 @dataclass

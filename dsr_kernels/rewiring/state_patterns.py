@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dsr_kernels.nn import SparseModule
 from dsr_kernels.rewiring.entry_state import EntryState, Factor, Holder, Remembered
-from dsr_kernels.rewiring.layers import Pattern, SparseLayer
+from dsr_kernels.rewiring.layers import KeptPattern, SparseLayer
 from dsr_kernels.rewiring.nested import nested_optimizers
 from dsr_kernels.topology import Topology
 
@@ -28,7 +28,7 @@ class _Known:
     name: str
     module: SparseModule
     parameter: nn.Parameter
-    pattern: Pattern  # the state belongs to it
+    pattern: KeptPattern  # the state belongs to it
     col: Tensor  # the module's buffer
     version: int
     holders: list[Holder] = field(default_factory=list)  # the dicts that held the state
@@ -100,7 +100,7 @@ class StatePatterns:
         for layer in new:
             module, col = layer.module, layer.module.col_indices
             self._known[id(layer.weight_values)] = _Known(
-                layer.name, module, layer.weight_values, _held(module), col, _version(col)
+                layer.name, module, layer.weight_values, KeptPattern(module), col, _version(col)
             )
         if new:
             self._looks = 2
@@ -157,7 +157,7 @@ class StatePatterns:
         changes: list[Change] = []
         factors: list[Factor] = []
         for known in self._used():
-            if _changed(known) and not _same(known.pattern, _held(known.module)):
+            if _changed(known) and not known.pattern.is_of(known.module):
                 moved, state = self._move(known, remembered, loaded)
                 changes += moved
                 factors += state.factors
@@ -191,7 +191,7 @@ class StatePatterns:
         name, parameter, nnz = known.name, known.parameter, known.module.nnz
         remembered.of(name, parameter, nnz, lambda holder: not stayed(holder))
         try:
-            old = remembered.of(name, parameter, known.pattern[1].numel(), stayed)
+            old = remembered.of(name, parameter, known.pattern.indices[1].numel(), stayed)
         except ValueError:
             # Whoever changed the pattern may have moved the state, which then has the new size.
             remembered.of(name, parameter, nnz)
@@ -208,7 +208,7 @@ class StatePatterns:
         """The state of these layers belongs to their present patterns."""
         for known in settled:
             if _changed(known):
-                known.pattern = _held(known.module)
+                known.pattern = KeptPattern(known.module)
                 known.col = known.module.col_indices
                 known.version = _version(known.col)
         self._seen = [(known.module._buffers, known.col, known.version) for known in self._used()]
@@ -219,7 +219,7 @@ class _Where:
 
     def __init__(self, known: _Known) -> None:
         shape, device = known.module.weight_shape, known.module.col_indices.device
-        old = Topology(shape, *(t.to(device) for t in known.pattern)).linear_positions()
+        old = Topology(shape, *(t.to(device) for t in known.pattern.indices)).linear_positions()
         new = known.module.topology.linear_positions()
         self.source = torch.searchsorted(old, new).clamp_(max=max(old.numel() - 1, 0))
         if old.numel():
@@ -256,17 +256,3 @@ def _changed(known: _Known) -> bool:
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
-
-
-def _held(module: SparseModule) -> Pattern:
-    """The present pattern, to be kept. Raises RuntimeError where another has written to it."""
-    if module.col_indices.is_meta:
-        return module.crow_indices, module.col_indices
-    pattern = module.pattern()
-    return pattern.crow_indices, pattern.col_indices
-
-
-def _same(a: Pattern, b: Pattern) -> bool:
-    if a[1].is_meta or b[1].is_meta:  # there was none yet, nor any state of it
-        return True
-    return all(torch.equal(x.to(y.device), y) for x, y in zip(a, b, strict=True))
