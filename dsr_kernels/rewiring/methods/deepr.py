@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dsr_kernels.rewiring.layers import KeptPattern, Slot, SparseLayer
 from dsr_kernels.rewiring.names import match_names, under_names
+from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import STOP_EPOCH, Arguments, Key, MethodRecipe
 from dsr_kernels.rewiring.report import LayerReport, RewireReport
@@ -29,7 +30,8 @@ class DeepR(Rewirer):
     Args:
         model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
             False) are left alone.
-        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors. A
+            list of several, too, see `Rewirer`.
         l1: pull towards 0 (the paper's alpha).
         eta: learning rate of pull and noise, apart from the optimizer's.
         temperature: T at the start; it falls exponentially to `final_temperature`.
@@ -55,7 +57,7 @@ class DeepR(Rewirer):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: OneOrMore,
         *,
         l1: float = 1e-5,
         eta: float = 0.01,

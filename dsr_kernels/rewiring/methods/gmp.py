@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from dsr_kernels.choices import check_choice
 from dsr_kernels.distribution import budget, exact_fraction
 from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.names import under_names
+from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import EVERY, STOP_EPOCH, Arguments, Key, MethodRecipe
 from dsr_kernels.rewiring.rewirer import Rewirer, State
@@ -33,7 +33,8 @@ class GMP(Rewirer):
     Args:
         model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
             False) are left alone.
-        optimizer: holds their values; its state (momentum, moments) moves with the survivors.
+        optimizer: holds their values; its state (momentum, moments) moves with the survivors. A
+            list of several, too, see `Rewirer`.
         final_sparsity: at `end`, each layer has floor((1 - final_sparsity) N_l) non-zeros, at
             least 1; with scope "global", the layers together have the sum of these.
         scope: "layer": all layers have the same density, if they began with the same. "global": one
@@ -59,7 +60,7 @@ class GMP(Rewirer):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: OneOrMore,
         *,
         final_sparsity: float,
         end: int,
