@@ -138,6 +138,7 @@ class Patterns:
         self._owned: dict[tuple, weakref.ref[Pattern]] = {}
         self._loose: OrderedDict[tuple, Pattern] = OrderedDict()
         self._lock = threading.RLock()
+        self.changes = 0  # how often an owner has taken on a pattern, perhaps the one it had
 
     # --- plans ---
 
@@ -195,6 +196,7 @@ class Patterns:
         Only the owner may change these tensors, as long as it keeps the Pattern.
         """
         with self._lock:
+            self.changes += 1
             if known is not None and known.equals(crow_indices, col_indices):
                 pattern = known
                 self._frozen.pop(pattern.place, None)

@@ -80,9 +80,9 @@ class Remembered:
         name: str,
         parameter: nn.Parameter,
         nnz: int,
-        among: Callable[[Holder], bool] | None = None,
+        among: Callable[[Holder, Any], bool] | None = None,
     ) -> EntryState:
-        """All that is held of the entries of a layer; `among` chooses among the dicts that hold it.
+        """All that is held of the entries of a layer; `among` chooses by dict and key.
 
         Scalars such as Adam's `step` belong to no entry and are left out. Raises ValueError for a
         state tensor that is neither, that does not fit `nnz` entries, or that is not kept under
@@ -91,8 +91,8 @@ class Remembered:
         self._refuse_hidden(name, parameter, nnz)
         found = EntryState()
         for table, holder, keys in self._holders(parameter):
-            if among is not None and not among(holder):
-                continue
+            if among is not None:
+                keys = [key for key in keys if among(holder, key)]
             inner = holder is not table.content
             whose = _Whose(name, table.owner)
             keys = [
@@ -106,25 +106,25 @@ class Remembered:
                 found.factors += [
                     Factor(holder, key, row)
                     for key, row in FACTORS.items()
-                    if key in holder and row in holder
+                    if key in holder and row in keys
                 ]
         return found
 
     def check_sizes(self, name: str, parameter: nn.Parameter) -> None:
-        """Raises ValueError for state of the parameter's dimensions, but with another number of
-        entries: a fused step would write beyond its end.
+        """Raises ValueError for state of another size than the parameter: a fused step would write
+        beyond its end. Under a fused optimizer nothing but `step` may have one number for all.
         """
+        _, group = self.held.get(id(parameter), (None, None))
         for table, holder, keys in self._holders(parameter):
+            whose = _Whose(name, table.owner, "cannot make a step of")
             for key in keys:
                 value = holder[key]
-                if (
-                    isinstance(value, Tensor)
-                    and value.dim() == parameter.dim()
-                    and value.shape[1:] == parameter.shape[1:]
-                    and value.shape != parameter.shape
-                ):
-                    whose = _Whose(name, table.owner, "cannot make a step of")
-                    _per_entry(whose, key, value, parameter, parameter.shape[0])
+                if not isinstance(value, Tensor) or key in FACTORS:
+                    continue
+                if group is not None and group.get("fused") and key != "step":
+                    whose.check_shape(key, value, parameter.shape, [parameter.shape])
+                elif value.dim():
+                    _fits(whose, key, value, parameter, parameter.shape[0])
 
     def holders(self, parameter: nn.Parameter) -> list[Holder]:
         """The dicts that hold what is remembered of a parameter."""
@@ -174,6 +174,14 @@ class _Whose(NamedTuple):
             f"{type(self.optimizer).__name__}{cure}"
         )
 
+    def check_shape(self, key: Any, value: Tensor, expected: Any, right: Any) -> None:
+        if value.shape not in right:
+            self.refuse(
+                key,
+                f"has shape {tuple(value.shape)}, expected {tuple(expected)}",
+                "; load model and optimizer from the same checkpoint, or build the optimizer anew",
+            )
+
     @property
     def may_share(self) -> bool:
         """Whether a tensor of one number may stand for all entries: torch's have no other than the
@@ -188,21 +196,23 @@ def _per_entry(whose: _Whose, key: Any, value: Any, parameter: nn.Parameter, nnz
         if _holds_tensors(value):
             whose.refuse(key, f"is a {type(value).__name__} of tensors, expected a tensor")
         return False
-    if value.dim() == 0:
+    if value.dim() == 0 or not _fits(whose, key, value, parameter, nnz):
         return False
-    expected = (nnz, *parameter.shape[1:])
-    if key in FACTORS or (value.numel() == 1 and nnz > 1 and whose.may_share):
-        return False
-    if value.shape not in (expected, expected[:1]):
-        whose.refuse(
-            key,
-            f"has shape {tuple(value.shape)}, expected {expected}",
-            "; load model and optimizer from the same checkpoint, or build the optimizer anew",
-        )
     if type(value) not in (Tensor, nn.Parameter):
         whose.refuse(key, f"is a {type(value).__name__}, expected a plain tensor")
     if value.device != parameter.device:
         whose.refuse(key, f"is on {value.device}, expected {parameter.device}")
+    return True
+
+
+def _fits(whose: _Whose, key: Any, value: Tensor, parameter: nn.Parameter, nnz: int) -> bool:
+    """Whether a tensor with dimensions has a number per entry; False: one for all. Raises
+    ValueError for any other shape.
+    """
+    if key in FACTORS or (value.numel() == 1 and nnz > 1 and whose.may_share):
+        return False
+    expected = (nnz, *parameter.shape[1:])
+    whose.check_shape(key, value, expected, (expected, expected[:1]))
     return True
 
 

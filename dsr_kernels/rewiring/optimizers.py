@@ -31,7 +31,7 @@ class Optimizers:
         self.given = _as_list(given)
         self._patterns: list[StatePatterns] = []  # of each of them
         self.check(layers)
-        self.settle()
+        self.settle(is_step=False)
         self.state_of(layers)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -68,8 +68,8 @@ class Optimizers:
         refuse_matrix_rules(self.all, {layer.weight_values: layer.name for layer in layers})
         known = [*self._patterns, *([None] * (len(self.given) - len(self._patterns)))]
         self._patterns = [StatePatterns.of(*pair) for pair in zip(self.given, known, strict=True)]
-        for patterns, holds in zip(self._patterns, held, strict=True):
-            patterns.know([layer for layer in layers if id(layer.weight_values) in holds])
+        for patterns in self._patterns:
+            patterns.know(layers)  # those it does not hold, too: add_param_group may come
 
     def _check_held_once(self, layer: SparseLayer, held: list[dict[int, Any]]) -> None:
         holding = [
@@ -89,13 +89,13 @@ class Optimizers:
                 f"{' and '.join(holding)} do; give the parameter to one of them only"
             )
 
-    def settle(self) -> None:
+    def settle(self, *, is_step: bool = True) -> None:
         """Moves state to patterns that the model was given beside the optimizer; see
         `StatePatterns.settle`.
         """
         for patterns in self._patterns:
             if patterns.unsettled():
-                patterns.settle()
+                patterns.settle(is_step=is_step)
 
     def state_of(self, layers: list[SparseLayer]) -> list[EntryState]:
         """What is held of each layer's entries. Raises ValueError where that could not move."""
