@@ -15,6 +15,7 @@ from dsr_kernels.rewiring.nested import (
     held_parameters,
     hidden_tensors,
     nested_optimizers,
+    state_tensors,
     tables,
 )
 
@@ -72,6 +73,14 @@ class Remembered:
             for optimizer in self.optimizers
             for attribute, tensor in hidden_tensors(optimizer)
             if id(tensor) not in own
+        ]
+        self._sizes = {id(one): _size(one) for one in self.optimizers}
+        # Of each optimizer: what is under another parameter or name in its state, in one dimension.
+        self._flat = [
+            (optimizer, parameter, key, tensor)
+            for optimizer in self.optimizers
+            for parameter, key, tensor in state_tensors(optimizer)
+            if tensor.dim() == 1
         ]
         self._around = {id(one) for one in self.optimizers if len(nested_optimizers(one)) > 1}
 
@@ -149,16 +158,45 @@ class Remembered:
         return fresh_values(table.owner, group, parameter)
 
     def _refuse_hidden(self, name: str, parameter: nn.Parameter, nnz: int) -> None:
-        """Raises ValueError for tensors of the values' shape that no parameter is the key of."""
-        shape = (nnz, *parameter.shape[1:])
+        """Raises ValueError for tensors of the values' shape that no parameter is the key of, and
+        for those with the entries of all parameters in one.
+        """
+        shape, grows = (nnz, *parameter.shape[1:]), nnz - parameter.shape[0]
         for optimizer, attribute, tensor in self._hidden:
-            if nnz > 1 and tensor.shape == shape:
-                raise ValueError(
-                    f"optimizer: {type(optimizer).__name__} keeps a tensor of shape {shape}, which "
-                    f"is that of the values of layer {name!r}, in its attribute {attribute!r}, "
-                    "where it cannot be told whose it is, nor moved in a rewire; keep it in a dict "
-                    "that has the parameters as keys, as `state` has"
+            where = f"in its attribute {attribute!r}"
+            if nnz > 1 and tensor.shape in (shape, shape[:1]):
+                _refuse_tensor(
+                    optimizer,
+                    f"a tensor of shape {tuple(tensor.shape)}, which has an entry for each of the "
+                    f"values of layer {name!r}, {where}",
                 )
+            if tensor.dim() == 1 and tensor.numel() == self._total(optimizer, parameter, grows):
+                _refuse_tensor(optimizer, f"one tensor of all parameters, {where}", name)
+        for optimizer, other, key, tensor in self._flat:
+            total = self._total(optimizer, parameter, grows)
+            if other is not parameter and tensor.numel() == total:
+                _refuse_tensor(optimizer, f"one tensor of all parameters, in state {key!r}", name)
+
+    def _total(self, optimizer: Any, parameter: nn.Parameter, grows: int) -> int:
+        """How many numbers the parameters of an optimizer have, with a layer that grows; -1 where
+        it does not hold the layer, or nothing else.
+        """
+        own, total = self._sizes[id(optimizer)]
+        return total + grows if id(parameter) in own and len(own) > 1 else -1
+
+
+def _size(optimizer: Any) -> tuple[set[int], int]:
+    """The ids of its parameters, and how many numbers they have together."""
+    parameters = [p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]]
+    return {id(p) for p in parameters}, sum(p.numel() for p in parameters)
+
+
+def _refuse_tensor(optimizer: Any, what: str, layer: str = "") -> NoReturn:
+    raise ValueError(
+        f"optimizer: {type(optimizer).__name__} keeps {what}, where it cannot be told "
+        f"{f'which part belongs to layer {layer!r}' if layer else 'whose it is'}, nor moved in a "
+        "rewire; keep it in a dict that has the parameters as keys, as `state` has"
+    )
 
 
 class _Whose(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, MutableMapping
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.optim import Optimizer
 CONTAINERS = (list, tuple, set, frozenset, deque)
 # Attributes of an optimizer that `tables` and `Optimizer` itself care for.
 OWN = ("state", "param_groups", "defaults")
+# ZeroRedundancyOptimizer's: the states of all processes, gathered to be saved. Nothing reads them.
+COPIES = ("_all_state_dicts",)
 
 
 class Table(NamedTuple):
@@ -33,7 +36,8 @@ def nested_optimizers(*given: Any) -> list[Any]:
     """`given` and every optimizer reached from there, each once, the outer ones first.
 
     An optimizer is a torch.optim.Optimizer or, as schedule-free's wrapper, another object with
-    param_groups and a step. They are found in attributes, also in lists, tuples, dicts and sets.
+    param_groups and a step. They are found in attributes, also in lists, tuples, dicts and sets, in
+    the attributes of plain objects there, and behind their bound methods.
     """
     found: dict[int, Any] = {}
     waiting = deque(given)
@@ -43,9 +47,20 @@ def nested_optimizers(*given: Any) -> list[Any]:
             continue
         found[id(optimizer)] = optimizer
         for name, value in _attributes(optimizer):
-            if name not in OWN:
-                waiting += [one for one in _leaves(value, set()) if is_optimizer(one)]
+            if name not in OWN and not name.endswith("_hooks"):
+                leaves = list(_leaves(value, set()))
+                waiting += [one for leaf in leaves for one in _behind(leaf) if is_optimizer(one)]
     return list(found.values())
+
+
+def _behind(value: Any) -> Iterator[Any]:
+    """It, whose method it is, and what it has in its attributes."""
+    yield value
+    if isinstance(value, MethodType):
+        yield value.__self__
+    elif not isinstance(value, type | Tensor | nn.Module | ModuleType | FunctionType):
+        for _, held in _attributes(value):
+            yield from _leaves(held, set())
 
 
 def is_optimizer(value: Any) -> bool:
@@ -88,6 +103,16 @@ def hidden_tensors(optimizer: Any) -> Iterator[tuple[str, Tensor]]:
                 yield name, leaf
 
 
+def state_tensors(optimizer: Any) -> Iterator[tuple[Any, Any, Tensor]]:
+    """(parameter, key, tensor) of all in its state, also in lists."""
+    state = getattr(optimizer, "state", None)
+    for parameter, held in list(state.items()) if isinstance(state, Mapping) else ():
+        for key, value in held.items() if isinstance(held, Mapping) else ():
+            for leaf in _leaves(value, set()):
+                if isinstance(leaf, Tensor):
+                    yield parameter, key, leaf
+
+
 def held_parameters(optimizers: list[Any]) -> dict[int, tuple[Any, dict[str, Any]]]:
     """Parameter's id -> the optimizer that holds it, the innermost one, and its group there."""
     return {
@@ -99,7 +124,8 @@ def held_parameters(optimizers: list[Any]) -> dict[int, tuple[Any, dict[str, Any
 
 
 def _attributes(optimizer: Any) -> list[tuple[str, Any]]:
-    return list(getattr(optimizer, "__dict__", {}).items())
+    held = getattr(optimizer, "__dict__", {})
+    return [(name, value) for name, value in held.items() if name not in COPIES]
 
 
 def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:

@@ -227,22 +227,28 @@ class DeepR(Rewirer):
 
     # ---- details ------------------------------------------------------------------------------
 
-    def _learn_signs(self, layer: SparseLayer) -> None:
+    def _learn_signs(self, layer: SparseLayer, before: Tensor | None = None) -> None:
+        """before: the signs until now, for weights of 0; None: these are positive."""
         values = layer.weight_values.detach()
-        self.signs[layer.name] = torch.where(values < 0, -1, 1).to(torch.int8)
+        signs = torch.where(values < 0, -1, 1).to(torch.int8)
+        if before is not None:
+            signs = torch.where(values == 0, before.to(signs.device), signs)
+        self.signs[layer.name] = signs
         self._remember(layer)
 
     def _remember(self, layer: SparseLayer) -> None:
         self._known[layer.name] = KeptPattern(layer.module), layer.module.times_given
 
     def _signs_of(self, layer: SparseLayer) -> Tensor:
-        """The layer's signs. They are learned anew after the model was loaded, and follow it to
-        another device.
+        """The layer's signs. They are learned anew after the model was loaded, but for weights of 0
+        of the same pattern, and follow it to another device.
         """
         signs, device = self.signs[layer.name], layer.weight_values.device
         pattern, times_given = self._known[layer.name]
-        if layer.module.times_given != times_given or not pattern.is_of(layer.module):
+        if not pattern.is_of(layer.module):
             self._learn_signs(layer)
+        elif layer.module.times_given != times_given:
+            self._learn_signs(layer, signs)
         elif signs.device != device:
             self.signs[layer.name] = signs.to(device)
         return self.signs[layer.name]

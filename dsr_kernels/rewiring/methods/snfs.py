@@ -24,7 +24,8 @@ class SNFS(LayerwiseRewirer):
     largest, so that nothing is ever dense.
 
     Raises what `LayerwiseRewirer` raises, and ValueError for an optimizer without momentum. A
-    rewire raises ValueError where momentum is not finite.
+    rewire raises ValueError where momentum is not finite, or has another name in the state than
+    SGD's or Adam's.
     """
 
     FRACTION_SCHEDULE = "cosine"
@@ -43,6 +44,7 @@ class SNFS(LayerwiseRewirer):
 
     def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
         for layer in layers:  # not in `_grown_counts`: a backward pass may be calling that
+            self._check_momentum(layer)
             if not math.isfinite(self._mean_momentum(layer)):
                 raise ValueError(f"optimizer: the momentum of layer {layer.name!r} is not finite")
         return super()._prune(plan, layers)
@@ -57,6 +59,22 @@ class SNFS(LayerwiseRewirer):
         if not any(weights):  # before the first step
             weights = [Fraction(count) for count in pruned]
         return share_growth(sum(pruned), weights, survivors, capacities)
+
+    def _check_momentum(self, layer: SparseLayer) -> None:
+        """Raises ValueError where there is state of the layer, and no momentum among it."""
+        states = list(self._optimizers.remembered_of(layer.weight_values))
+        keys = {
+            key: value
+            for state in states
+            for key, value in state.items()
+            if isinstance(key, str) and isinstance(value, Tensor) and value.dim()
+        }
+        if keys and not any(key in keys for key in MOMENTA):
+            raise ValueError(
+                f"optimizer: SNFS knows momentum as {' or '.join(MOMENTA)}, expected one of these "
+                f"in the state of layer {layer.name!r}, got {', '.join(keys)}; use another "
+                "optimizer or method"
+            )
 
     def _mean_momentum(self, layer: SparseLayer) -> float:
         for state in self._optimizers.remembered_of(layer.weight_values):
