@@ -11,11 +11,13 @@ import weakref
 from collections.abc import Iterable, MutableMapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dsr_kernels.nn import SparseModule
 from dsr_kernels.rewiring.entry_state import Holder
 from dsr_kernels.rewiring.layers import KeptPattern, SparseLayer
+from dsr_kernels.topology import Topology
 
 
 class _Noted(NamedTuple):
@@ -125,6 +127,25 @@ class KnownLayer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_module": weakref.ref(state["_module"])}
+
+
+class Where:
+    """Where the entries of a new pattern were in the old one."""
+
+    def __init__(self, known: KnownLayer) -> None:
+        shape, device = known.module.weight_shape, known.module.col_indices.device
+        old = Topology(shape, *(t.to(device) for t in known.pattern.indices)).linear_positions()
+        new = known.module.topology.linear_positions()
+        self.source = torch.searchsorted(old, new).clamp_(max=max(old.numel() - 1, 0))
+        if old.numel():
+            self.survived = old[self.source] == new
+        else:
+            self.survived = torch.zeros_like(new, dtype=torch.bool)
+
+    def move(self, tensor: Tensor, fresh: float) -> Tensor:
+        moved = tensor.new_full((self.source.numel(), *tensor.shape[1:]), fresh)
+        moved[self.survived] = tensor[self.source[self.survived]]
+        return moved
 
 
 def _version(tensor: Tensor) -> int:

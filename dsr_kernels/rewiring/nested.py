@@ -6,8 +6,10 @@ optimizers, which hold the state. So everything reached from the given optimizer
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -56,7 +58,9 @@ def nested_optimizers(*given: Any) -> list[Any]:
 def _behind(value: Any) -> Iterator[Any]:
     """It, whose method it is, and what it has in its attributes."""
     yield value
-    if isinstance(value, MethodType):
+    if isinstance(value, partial):
+        yield from _behind(value.func)
+    elif isinstance(value, MethodType):
         yield value.__self__
     elif not isinstance(value, type | Tensor | nn.Module | ModuleType | FunctionType):
         for _, held in _attributes(value):
@@ -121,6 +125,27 @@ def held_parameters(optimizers: list[Any]) -> dict[int, tuple[Any, dict[str, Any
         for group in getattr(optimizer, "param_groups", ())
         for parameter in group["params"]
     }
+
+
+def weakly(value: Any) -> Callable[[], Any]:
+    """A reference that does not keep it alive, where it has such."""
+    try:
+        return weakref.ref(value)
+    except TypeError:  # it has slots
+        return lambda: value
+
+
+def own_state(optimizer: Any) -> Any:
+    """Its own: a wrapper may show another's, or make one up at each access."""
+    return getattr(optimizer, "__dict__", {}).get("state")
+
+
+def was_loaded(optimizer: Any) -> bool:
+    """Whether it once loaded a state, as far as can be told from outside: `state_dict` packs a
+    group's parameters last, and the groups that are loaded stay in this order.
+    """
+    groups = getattr(optimizer, "param_groups", ())
+    return bool(own_state(optimizer)) and any(list(group)[-1] == "params" for group in groups)
 
 
 def _attributes(optimizer: Any) -> list[tuple[str, Any]]:

@@ -110,6 +110,13 @@ class Optimizers:
         for patterns in self._patterns:
             patterns.rewired(layers)
 
+    def tell(self, onlooker: Any) -> None:
+        """Has its `weights_given` called before a step where a layer may have been given weights.
+        Does not keep it alive; a copy says so again.
+        """
+        for patterns in self._patterns:
+            patterns.onlookers.add(onlooker)
+
     def remembered_of(self, parameter: nn.Parameter) -> Iterator[Any]:
         """Each dict that holds state of the parameter."""
         yield from self._remembered().holders(parameter)

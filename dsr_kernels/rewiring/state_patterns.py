@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.rewiring.entry_state import EntryState, Factor, Holder, Remembered
-from dsr_kernels.rewiring.known_layer import KnownLayer
+from dsr_kernels.rewiring.known_layer import KnownLayer, Where
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.nested import nested_optimizers
-from dsr_kernels.topology import Topology
+from dsr_kernels.rewiring.nested import nested_optimizers, own_state, was_loaded, weakly
 
 LOOKS = 2  # steps that are looked at, to learn what they make; nested optimizers count their own
 # Of state that moves: the dict, its key, and the tensor to be put there.
@@ -37,6 +36,7 @@ class StatePatterns:
     """
 
     def __init__(self) -> None:
+        self.onlookers: weakref.WeakSet[Any] = weakref.WeakSet()  # see `__call__`
         self._roots: list[Callable[[], Any]] = []  # what rewirers were given
         self._known: dict[int, KnownLayer] = {}  # by the id of the parameter
         # Each optimizer's state when last looked at: one that loads gets another dict.
@@ -53,13 +53,15 @@ class StatePatterns:
         roots = [root() for root in self._roots]
         states = [(one(), state) for one, state in self._states]
         own = {"_roots": roots, "_states": states, "_known": self._used(), "_turns": []}
+        own["onlookers"] = None  # they come again
         return self.__dict__ | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy has other parameters."""
         self.__dict__.update(state)
-        self._roots = [_weak(one) for one in state["_roots"] if one is not None]
-        self._states = [(_weak(one), held) for one, held in state["_states"] if one is not None]
+        self.onlookers = weakref.WeakSet()
+        self._roots = [weakly(one) for one in state["_roots"] if one is not None]
+        self._states = [(weakly(one), held) for one, held in state["_states"] if one is not None]
         self._known = {id(known.parameter): known for known in state["_known"]}
         self._changes = -1
 
@@ -78,7 +80,7 @@ class StatePatterns:
         for other in found:
             first._take_over(other)
         if all(one() is not root for one in first._roots):
-            first._roots.append(_weak(root))
+            first._roots.append(weakly(root))
         for optimizer in nested_optimizers(*first.roots):
             first._hook_into(optimizer)
         return first
@@ -96,8 +98,11 @@ class StatePatterns:
         self._roots += [one for one in other._roots if all(one() is not root for root in own)]
         self._known = other._known | self._known
         self._states += other._states
-        self._tables += [one for one in other._tables if all(one is not own for own in self._tables)]
+        self._tables += [
+            one for one in other._tables if all(one is not own for own in self._tables)
+        ]
         self._rebound |= other._rebound
+        self.onlookers |= other.onlookers
         self._steps = max(self._steps, other._steps)
         self._looks, self._changes = LOOKS, -1
 
@@ -107,8 +112,8 @@ class StatePatterns:
             optimizer.register_step_pre_hook(self)
             optimizer.register_step_post_hook(self.stepped)
         if all(optimizer is not one() for one, _ in self._states):
-            state = None if _was_loaded(optimizer) else _state(optimizer)
-            self._states.append((_weak(optimizer), state))
+            state = None if was_loaded(optimizer) else own_state(optimizer)
+            self._states.append((weakly(optimizer), state))
 
     def know(self, layers: list[SparseLayer]) -> None:
         """From now on knows these layers, too; their state belongs to their present patterns,
@@ -139,8 +144,15 @@ class StatePatterns:
     # ---- hooks ----------------------------------------------------------------------------------
 
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """Before each step of each of the optimizers. Raises what `settle` raises."""
+        """Before each step of each of the optimizers. Raises what `settle` raises.
+
+        Where a layer may have been given weights, onlookers learn it before the step changes them:
+        their `weights_given` is called.
+        """
         self._looking = False
+        if self._changes != patterns.changes:
+            for onlooker in list(self.onlookers):
+                onlooker.weights_given()
         if self._looks or self.unsettled():
             self.settle()
             self._looking, self._looks = True, max(0, self._looks - 1)
@@ -175,7 +187,7 @@ class StatePatterns:
         """
         for reference, state in self._states:
             optimizer = reference()
-            if optimizer is not None and _state(optimizer) is not state:
+            if optimizer is not None and own_state(optimizer) is not state:
                 return True
         return False
 
@@ -221,7 +233,7 @@ class StatePatterns:
             if is_step:
                 self._note_state(known)
         if is_step:
-            self._states = [(_weak(one), _state(one)) for one in remembered.optimizers]
+            self._states = [(weakly(one), own_state(one)) for one in remembered.optimizers]
             if loaded:
                 self._looks = LOOKS
         self._changes = all_changes
@@ -250,32 +262,13 @@ class StatePatterns:
             # Whoever changed the pattern may have moved the state, which then has the new size.
             remembered.of(name, parameter, nnz)
             return [], EntryState()
-        where = _Where(known)
+        where = Where(known)
         moved: dict[int, Tensor] = {}  # a tensor may be held twice
         for holder, key, fresh in old.slots:
             tensor = holder[key]
             if id(tensor) not in moved:
                 moved[id(tensor)] = where.move(tensor, fresh)
         return [(holder, key, moved[id(holder[key])]) for holder, key, _ in old.slots], old
-
-
-class _Where:
-    """Where the entries of a new pattern were in the old one."""
-
-    def __init__(self, known: KnownLayer) -> None:
-        shape, device = known.module.weight_shape, known.module.col_indices.device
-        old = Topology(shape, *(t.to(device) for t in known.pattern.indices)).linear_positions()
-        new = known.module.topology.linear_positions()
-        self.source = torch.searchsorted(old, new).clamp_(max=max(old.numel() - 1, 0))
-        if old.numel():
-            self.survived = old[self.source] == new
-        else:
-            self.survived = torch.zeros_like(new, dtype=torch.bool)
-
-    def move(self, tensor: Tensor, fresh: float) -> Tensor:
-        moved = tensor.new_full((self.source.numel(), *tensor.shape[1:]), fresh)
-        moved[self.survived] = tensor[self.source[self.survived]]
-        return moved
 
 
 STEP_HOOKS, AFTER_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
@@ -287,27 +280,6 @@ def _hooks(optimizer: Any) -> dict[int, Any]:
 
 def _self(hook: Any) -> Any:
     return getattr(hook, "__self__", None)
-
-
-def _weak(value: Any) -> Callable[[], Any]:
-    """A reference that does not keep it alive, where it has such."""
-    try:
-        return weakref.ref(value)
-    except TypeError:  # it has slots
-        return lambda: value
-
-
-def _state(optimizer: Any) -> Any:
-    """Its own: a wrapper may show another's, or make one up at each access."""
-    return getattr(optimizer, "__dict__", {}).get("state")
-
-
-def _was_loaded(optimizer: Any) -> bool:
-    """Whether it once loaded a state, as far as can be told from outside: `state_dict` packs a
-    group's parameters last, and the groups that are loaded stay in this order.
-    """
-    groups = getattr(optimizer, "param_groups", ())
-    return bool(_state(optimizer)) and any(list(group)[-1] == "params" for group in groups)
 
 
 def _is_ours(hook: Any) -> bool:

@@ -6,7 +6,10 @@ import pytest
 import torch
 from helpers.optimizer_cases import AFTER, WRAPPERS, Planned, RMSpropTF, small_layer
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from dsr_kernels import sparsify
 from dsr_kernels.rewiring import DSR
@@ -212,3 +215,75 @@ def test_a_class_that_cannot_be_tried_out_starts_at_0():
     weight = nn.Parameter(torch.ones(4, 1))
     optimizer = Wants([weight], "more")
     assert fresh_values(optimizer, optimizer.param_groups[0], weight) == {}
+
+
+# ---- classes that do not name what they take ----------------------------------------------------
+
+
+class AnyAdagrad(torch.optim.Adagrad):
+    def __init__(self, params, **arguments):
+        super().__init__(params, **arguments)
+
+
+class AnyRprop(torch.optim.Rprop):
+    def __init__(self, params, *arguments, **more):
+        super().__init__(params, *arguments, **more)
+
+
+class Renamed(torch.optim.Rprop):
+    """Tried out, it has another learning rate than its groups."""
+
+    def __init__(self, params, speed=0.3):
+        super().__init__(params, lr=speed)
+
+
+class Attribute(torch.optim.Optimizer):
+    """What its state starts at is in no group, and its step wants a closure."""
+
+    def __init__(self, params, start=0.1):
+        super().__init__(params, {})
+        self.start = start
+
+    @torch.no_grad()
+    def step(self, closure):
+        closure()
+        for p in self.param_groups[0]["params"]:
+            if not self.state[p]:
+                self.state[p]["sum"] = torch.full_like(p, self.start)
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (lambda p: AnyAdagrad(p, initial_accumulator_value=0.2), {"sum": 0.2}),
+        (lambda p: AnyRprop(p, lr=0.5), {"step_size": 0.5}),
+        (lambda p: Renamed(p, speed=0.7), {"step_size": 0.7}),
+        (lambda p: Attribute(p, 0.6), {"sum": 0.6}),
+    ],
+)
+def test_classes_that_do_not_name_what_they_take(make, expected):
+    weight = nn.Parameter(torch.zeros(6, 1))
+    optimizer = make([weight])
+    found = fresh_values(optimizer, optimizer.param_groups[0], weight)
+    assert found == pytest.approx(expected)
+
+
+class Calling(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_no_hook_learns_of_the_step_that_is_tried_out():
+    weight = nn.Parameter(torch.zeros(6, 1))
+    optimizer = Calling([weight], lr=0.1, momentum=0.9)
+    calls = []
+    before = register_optimizer_step_pre_hook(lambda *arguments: calls.append(1))
+    after = register_optimizer_step_post_hook(lambda *arguments: calls.append(1))
+    try:
+        fresh_values(optimizer, optimizer.param_groups[0], weight)
+        assert not calls
+        optimizer.step()
+        assert calls
+    finally:
+        before.remove()
+        after.remove()

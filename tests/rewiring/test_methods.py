@@ -240,3 +240,28 @@ def test_bad_arguments_are_named(arguments, message):
     fine = {"optimizer": torch.optim.SGD(layer.parameters(), lr=0.1), "stop": 10}
     with pytest.raises(ValueError, match=message):
         RigL(layer, **{**fine, **arguments})
+
+
+class NamedOtherwise(torch.optim.Optimizer):
+    """Momentum, under a name that is neither SGD's nor Adam's."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"betas": (0.9, 0.99)})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            if p.grad is not None:
+                self.state[p]["m"] = p.grad.clone()
+
+
+def test_snfs_refuses_momentum_that_it_does_not_find():
+    layer = SparseLinear(6, 4, nnz=8)
+    optimizer = NamedOtherwise(layer.parameters())
+    rewirer = SNFS(layer, optimizer, every=1, stop=9)
+    layer(torch.randn(3, 6)).square().sum().backward()
+    optimizer.step()
+    before = layer.col_indices.clone()
+    with pytest.raises(ValueError, match=r"as momentum_buffer or exp_avg, .* layer '', got m;"):
+        rewirer.step()
+    assert torch.equal(layer.col_indices, before) and rewirer.iteration == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,3 +228,67 @@ def test_a_copy_moves_its_own_state(copied):
     assert momentum(optimizer2, layer2) == MOVED
     assert momentum(optimizer, layer) == MOMENTUM
     assert rewirer2.nnz == 6
+
+
+# ---- what is not plain to see -------------------------------------------------------------------
+
+
+class Aside:
+    """A plain object, or one of its methods, is all that leads to the inner optimizer."""
+
+    def __init__(self, inner, how):
+        self.param_groups = inner.param_groups
+        if how == "object":
+            self.held = SimpleNamespace(base=inner)
+        else:
+            self.held = inner.step if how == "method" else partial(inner.step)
+
+    def step(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("how", ["object", "method", "partial"])
+def test_an_inner_optimizer_behind_an_object_or_a_method_is_found(how):
+    layer = small_layer()
+    inner = sgd(layer)
+    fill(inner, layer)
+    Planned(layer, Aside(inner, how)).rewire()
+    assert momentum(inner, layer) == MOVED
+
+
+class Flat(torch.optim.Optimizer):
+    """Keeps something of all parameters in one tensor, as copies of LBFGS do."""
+
+    def __init__(self, parameters, where):
+        super().__init__(parameters, {})
+        flat = torch.cat([p.detach().flatten() for p in self.param_groups[0]["params"]])
+        if where == "attribute":
+            self.buffer = flat
+        elif where == "global_state":
+            self.state["global_state"]["d"] = flat
+        elif where == "old_dirs":
+            self.state[self.param_groups[0]["params"][0]]["old_dirs"] = [flat]
+        else:
+            self.by_id = {id(p): p.detach().flatten() for p in self.param_groups[0]["params"]}
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("attribute", r"one tensor of all parameters, in its attribute 'buffer'.* layer '1'"),
+        ("global_state", r"one tensor of all parameters, in its attribute 'state'.* layer '1'"),
+        ("old_dirs", r"one tensor of all parameters, in state 'old_dirs'.* layer '1'"),
+        ("by id", r"shape \(6,\), .* of the values of layer '1', in its attribute 'by_id'"),
+    ],
+)
+def test_flat_state_of_all_parameters_is_refused(where, message):
+    model = nn.Sequential(nn.Linear(5, 6), small_layer())
+    with pytest.raises(ValueError, match=message):
+        Static(model, Flat(model.parameters(), where))
+
+
+def test_a_tensor_of_another_length_is_nobodys():
+    model = nn.Sequential(nn.Linear(5, 6), small_layer())
+    optimizer = sgd(model)
+    optimizer.losses = torch.zeros(41)
+    Static(model, optimizer)

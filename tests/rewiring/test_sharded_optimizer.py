@@ -37,6 +37,7 @@ def train(rank: int, file: str) -> None:
             state = optimizer.state_dict()["state"]
             found = [state[i]["momentum_buffer"].flatten().tolist() for i in range(2)]
             assert found == [MOVED, MOVED] and MOVED != MOMENTUM
+        Planned(model, optimizer)  # what was gathered to be saved is nobody's state
     finally:
         distributed.destroy_process_group()
 

@@ -92,12 +92,14 @@ class DeepR(Rewirer):
         self._sum: RewireReport | None = None  # of the iterations since the last report
         for layer in self._layers:
             self._learn_signs(layer)
+        self._optimizers.tell(self)
 
     def step(self) -> RewireReport | None:
         """Counts a finished iteration (call it after `optimizer.step()`), moves the weights and
         replaces those that changed sign. Returns a report every `report_every` iterations and at
         `stop`, None where nothing has happened since the last one.
         """
+        self._optimizers.tell(self)
         if self.due(self.iteration + 1):
             layers = self._live_layers()
             before = [layer.weight_values.detach().clone() for layer in layers]
@@ -252,6 +254,11 @@ class DeepR(Rewirer):
         elif signs.device != device:
             self.signs[layer.name] = signs.to(device)
         return self.signs[layer.name]
+
+    def weights_given(self) -> None:
+        """Learns signs of weights that were loaded, before the optimizer's step may flip them."""
+        for layer in self._layers:
+            self._signs_of(layer)
 
     def _signed(self, layer: SparseLayer) -> Tensor:
         """[nnz, 1], w * s of a layer: below 0 where a weight has the wrong sign."""
