@@ -70,10 +70,11 @@ def _arguments(optimizer: Any, group: Mapping[str, Any]) -> dict[str, Any]:
     """
     names: list[str] = []
     for kind in type(optimizer).__mro__:
-        if "__init__" not in vars(kind):
+        made_by = vars(kind).get("__init__")
+        if made_by is None:
             continue
         try:
-            parameters = inspect.signature(kind.__init__).parameters.values()
+            parameters = inspect.signature(made_by).parameters.values()
         except (TypeError, ValueError):
             return {}
         names += [p.name for p in list(parameters)[2:] if p.kind not in VARIADIC]

@@ -53,8 +53,7 @@ class StatePatterns:
         roots = [root() for root in self._roots]
         states = [(one(), state) for one, state in self._states]
         own = {"_roots": roots, "_states": states, "_known": self._used(), "_turns": []}
-        own["onlookers"] = None  # they come again
-        return self.__dict__ | own
+        return self.__dict__ | own | {"onlookers": None}  # they come again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy has other parameters."""
