@@ -275,6 +275,7 @@ class Calling(torch.optim.SGD):
 
 def test_no_hook_learns_of_the_step_that_is_tried_out():
     weight = nn.Parameter(torch.zeros(6, 1))
+    torch.optim.SGD([weight])  # from now on its class's step calls hooks, too
     optimizer = Calling([weight], lr=0.1, momentum=0.9)
     calls = []
     before = register_optimizer_step_pre_hook(lambda *arguments: calls.append(1))
