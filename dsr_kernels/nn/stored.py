@@ -16,7 +16,7 @@ from dsr_kernels.backends.retired import retire
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.leaf import set_data
 from dsr_kernels.nn.pattern_owner import PatternOwner
-from dsr_kernels.nn.resized import resized
+from dsr_kernels.nn.step_check import loaded, resized
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
@@ -64,7 +64,7 @@ class StoredWeight(PatternOwner):
         of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
         self.know_name(prefix[:-1])
-        alike = self._alike()
+        alike, before = self._alike(), self._owned
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
         except ValueError as error:
@@ -79,6 +79,7 @@ class StoredWeight(PatternOwner):
         )
         if not self._pattern_pending:
             self._own()
+            loaded(self, before)
             self._left_behind = None
             self._tell_copies(alike)
 
@@ -129,7 +130,7 @@ class StoredWeight(PatternOwner):
         with torch.inference_mode(False):
             index, values = self.col_indices, self.weight_values
             retire(values)
-            resized(values, index.numel(), self.label())
+            resized()
             if not values.is_inference():
                 torch.autograd.graph.increment_version([values])
             set_data(values, values.new_empty(nnz, 1))
