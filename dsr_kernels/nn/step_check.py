@@ -146,12 +146,18 @@ class _Whose:
             if shape in fitting:
                 if moved_away:
                     self._refuse_pattern(key)
-            elif self.fused or shape in {(last,), (last, 1)}:
+            elif self.fused or self._is_of_another_size(shape, last, sizes):
                 self._refuse_size(key, shape)
-            # What other packages keep of these dimensions may be a projection or the like. One
-            # number is for all entries, as a column factor is.
-            elif shape[1:] == (1,) and shape[0] != 1 and (self._is_torchs() or shape[0] in sizes):
-                self._refuse_size(key, shape)
+
+    def _is_of_another_size(
+        self, shape: tuple[int, ...], last: int | None, sizes: Iterable[int]
+    ) -> bool:
+        """Whether a shape that does not fit was meant for a number per entry. One number is for all
+        of them, as a column factor is. What other packages keep may be a projection or the like.
+        """
+        if shape in {(last,), (last, 1)}:
+            return True
+        return shape[1:] == (1,) and shape[0] != 1 and (self._is_torchs() or shape[0] in sizes)
 
     def _is_another(self, before: Any) -> bool:
         """Whether the layer's pattern is another of as many non-zeros. Of another number, whoever
