@@ -81,11 +81,19 @@ def _values(layer: PatternOwner) -> list[nn.Parameter]:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Raises RuntimeError for state of a sparse layer's values that cannot be theirs."""
-    if torch.compiler.is_compiling():
-        return
+    if torch.compiler.is_compiling():  # a trace would take what is so now for always
+        _eagerly(optimizer)
+    else:
+        _look_if_due(optimizer)
+
+
+def _look_if_due(optimizer: Optimizer) -> None:
     last, state = _looks.get(optimizer), optimizer.__dict__.get("state")  # wrappers show another's
     if last is None or last.again or last.state is not state or last.resizes != _resizes:
         _looks[optimizer] = _look(optimizer, state, last)
+
+
+_eagerly = torch._disable_dynamo(_look_if_due)
 
 
 def _look(optimizer: Optimizer, state: Any, last: _Look | None) -> _Look:

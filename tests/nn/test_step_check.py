@@ -166,6 +166,16 @@ def test_what_other_packages_keep_is_refused_where_it_is_of_another_layer_or_siz
         optimizer.step()
 
 
+def test_a_compiled_step_is_looked_at():
+    layer, optimizer = live(adamw)
+    compiled = torch.compile(lambda: optimizer.step(), backend="eager")
+    compiled()
+    optimizer.state[layer.weight_values]["exp_avg"] = torch.zeros(7, 1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(RuntimeError, match=r"has shape \(7, 1\), but"):
+        compiled()
+
+
 # ---- another pattern of as many non-zeros -------------------------------------------------------
 
 ANOTHER = "of SparseLinear of .* belongs to the pattern that it had before"
@@ -218,7 +228,7 @@ def test_model_and_optimizer_loaded_in_either_order(make, order):
     place(other, AFTER, torch.ones(6))
     loads = [
         lambda: layer.load_state_dict(other.state_dict()),
-        lambda: optimizer.load_state_dict(its.state_dict()),
+        lambda: optimizer.load_state_dict(copy.deepcopy(its.state_dict())),
     ]
     for load in loads if order == "model first" else loads[::-1]:
         load()
@@ -279,7 +289,7 @@ ORDINARY = {
 }
 
 
-@pytest.mark.parametrize("nnz", [0, 1, 5])
+@pytest.mark.parametrize("nnz", [1, 5])
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_training_and_resuming_are_not_refused(name, nnz):
     def build():
@@ -294,7 +304,7 @@ def test_ordinary_training_and_resuming_are_not_refused(name, nnz):
     for _ in range(2):
         resumed, its = build()
         resumed.load_state_dict(model.state_dict())
-        its.load_state_dict(optimizer.state_dict())
+        its.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         for _ in range(3):
             step(resumed, its)
         model.load_state_dict(resumed.state_dict())
@@ -302,17 +312,17 @@ def test_ordinary_training_and_resuming_are_not_refused(name, nnz):
         step(model, optimizer)
 
 
-@pytest.mark.parametrize("method", [SET, DSR])
-def test_rewirers_are_not_refused(method):
+@pytest.mark.parametrize(("method", "prune"), [(SET, "fraction"), (DSR, "prune_fraction")])
+def test_rewirers_are_not_refused(method, prune):
     model = two("ab")
     optimizer = adamw(model.parameters())
-    rewirer = method(model, optimizer, prune_fraction=0.3, every=2)
+    rewirer = method(model, optimizer, **{prune: 0.3}, every=2)
     for _ in range(6):
         step(model, optimizer)
         rewirer.step()
 
 
-def test_a_scaler_and_a_compiled_step():
+def test_a_scaler_is_no_concern():
     layer, optimizer = live()
     scaler = torch.amp.GradScaler("cpu")
     for _ in range(3):
@@ -320,7 +330,6 @@ def test_a_scaler_and_a_compiled_step():
         scaler.scale(layer.weight_values.sum()).backward()
         scaler.step(optimizer)
         scaler.update()
-    torch.compile(optimizer.step, fullgraph=True, backend="eager")()
 
 
 # ---- how it looks -------------------------------------------------------------------------------
@@ -336,7 +345,7 @@ def test_steps_look_only_where_something_has_changed(monkeypatch):
     changes = [
         lambda: optimizer.load_state_dict(optimizer.state_dict()),
         lambda: place(at(BEFORE), [1, 2, 3], torch.ones(3)),  # another layer
-        lambda: optimizer.state.clear() or layer.load_state_dict(at(AFTER).state_dict()),
+        lambda: [layer.load_state_dict(at(p).state_dict()) for p in (AFTER, BEFORE)],
     ]
     for count, change in enumerate(changes, 1):
         change()
