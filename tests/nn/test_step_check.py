@@ -7,7 +7,7 @@ import io
 
 import pytest
 import torch
-from helpers.optimizer_cases import SAM, place
+from helpers.optimizer_cases import AFTER, BEFORE, SAM, place
 from torch import nn
 from torch.nn.utils import prune
 
@@ -15,7 +15,6 @@ from dsr_kernels.nn import SparseLinear, step_check
 from dsr_kernels.rewiring import DSR, SET, Static
 
 SIZES = {"a": 60, "b": 90}
-BEFORE, AFTER = [0, 1, 2, 8, 9, 10], [0, 1, 2, 5, 7, 9]
 
 
 def adamw(parameters):
