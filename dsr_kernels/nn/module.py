@@ -26,7 +26,7 @@ from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.leaf import mode_of, ordinary, set_data
 from dsr_kernels.nn.normalized import refuse_normalized
-from dsr_kernels.nn.resized import resized
+from dsr_kernels.nn.step_check import resized, watch
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
@@ -47,6 +47,7 @@ class SparseModule(StoredWeight):
     ) -> None:
         super().__init__()
         let_nnz_vary()
+        watch(self)
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPE_CODES:
             raise TypeError(
@@ -81,6 +82,7 @@ class SparseModule(StoredWeight):
                 "dsr_kernels that made it, and load that"
             )
         let_nnz_vary()
+        watch(self)
 
     # --- the weight ---
 
@@ -214,7 +216,7 @@ class SparseModule(StoredWeight):
                 values = ordinary(values)
             before = parameter.detach()
             if nnz != self.nnz:
-                resized(parameter, self.nnz, self.label())
+                resized()
             # Graphs recorded so far saved it: a newer version makes their backward refuse.
             if not parameter.is_inference():
                 torch.autograd.graph.increment_version([parameter])

@@ -17,7 +17,7 @@ from dsr_kernels.backends.retired import retire, revive
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.leaf import mode_of, set_data
 from dsr_kernels.nn.pattern_owner import PatternOwner
-from dsr_kernels.nn.resized import resized
+from dsr_kernels.nn.step_check import loaded, resized
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
@@ -65,7 +65,7 @@ class StoredWeight(PatternOwner):
         of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
         self.know_name(prefix[:-1])
-        alike, source = self._alike(), _source(state_dict, prefix)
+        alike, source, before = self._alike(), _source(state_dict, prefix), self._owned
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
         except (ValueError, RuntimeError) as error:
@@ -81,6 +81,7 @@ class StoredWeight(PatternOwner):
         )
         if not self._pattern_pending:
             self._own()
+            loaded(self, before)
             self._leave_behind(None)
             self._tell_copies(alike)
             self._join(source)
@@ -134,7 +135,7 @@ class StoredWeight(PatternOwner):
         with mode_of(self.weight_values):
             index, values = self.col_indices, self.weight_values
             retire(values)
-            resized(values, index.numel(), self.label())
+            resized()
             if not values.is_inference():
                 torch.autograd.graph.increment_version([values])
             set_data(values, values.new_empty(nnz, 1))
