@@ -11,6 +11,8 @@ or copied as long as nobody writes.
 
 Some memory cannot be shared in this way: that of other processes, of NumPy arrays, and memory to
 which something may still hold an address. There the Pattern has a copy, and every call compares.
+What torch does not know of stays unseen: an address that somebody keeps as a number and, of index
+tensors without an owner, a DLPack capsule or a collective that is still under way.
 
 A pattern may have an owner, a sparse layer. Its values belong to its pattern, so the kernels refuse
 index tensors of it that something else has written to.
@@ -20,123 +22,41 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from dsr_kernels.backends.address import address_to_read, is_shared, storage_address
+from dsr_kernels.backends.address import address_to_read, is_shared
+from dsr_kernels.backends.pattern import (
+    KeptPlan,
+    Owner,
+    Pattern,
+    Place,
+    Plan,
+    capturing,
+    place_of,
+    tensors_of,
+)
 
-MAX_PLANS = 64  # of one pattern: one for each direction and input size
-MAX_PATTERNS = 256  # without an owner
-
-
-class Plan(Protocol):
-    """A native plan of the CPU, or what another backend derives from a pattern."""
-
-    @property
-    def bytes(self) -> int: ...
-
-
-class Owner(Protocol):
-    """A sparse layer."""
-
-    def label(self) -> str:
-        """Its full name, as far as it is known, and its kind."""
-
+MAX_PLANS = 1024  # of all patterns: one for each pattern, direction and input size
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 Key = TypeVar("Key", bound=Hashable)
-Place = tuple[int | torch.SymInt, ...]
-
-
-class Pattern:
-    """What a pair of index tensors held at one moment, and the plans made of it."""
-
-    def __init__(self, crow_indices: Tensor, col_indices: Tensor, owner: Owner | None) -> None:
-        self.plans: OrderedDict[tuple, Plan] = OrderedDict()
-        self.owner = None if owner is None else weakref.ref(owner)
-        self.hold(crow_indices, col_indices)
-
-    def hold(self, crow_indices: Tensor, col_indices: Tensor) -> None:
-        """Shares the memory of these tensors, which hold this pattern."""
-        self.tensors = _tensors(crow_indices, col_indices)
-        # As long as these references live, no other storage is given the address of one that died.
-        self.storages = tuple(
-            StorageWeakRef(index.untyped_storage()) for index in (crow_indices, col_indices)
-        )
-        # Never handed out: what is written to must not be these.
-        self._crow, crow_shared = _share(crow_indices)
-        self._col, col_shared = _share(col_indices)
-        self.shared = crow_shared and col_shared
-
-    @property
-    def place(self) -> Place:
-        """Where it lies: no other contents can, as long as this object lives."""
-        return _place(self._crow, self._col)
-
-    @property
-    def crow_indices(self) -> Tensor:
-        """[O + 1] int32, for the caller to keep."""
-        return torch._lazy_clone(self._crow)
-
-    @property
-    def col_indices(self) -> Tensor:
-        """[nnz] int32, for the caller to keep."""
-        return torch._lazy_clone(self._col)
-
-    def equals(self, crow_indices: Tensor, col_indices: Tensor) -> bool:
-        """Whether these tensors hold this pattern, by reading them."""
-        if crow_indices.is_cuda and torch.cuda.is_current_stream_capturing():
-            return True  # nothing can be read, and a graph would not see later writes either
-        pairs = (self._crow, crow_indices), (self._col, col_indices)
-        return all(held.device == now.device and torch.equal(held, now) for held, now in pairs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
-        return self  # it never changes
-
-    def __reduce__(self) -> tuple:
-        raise TypeError("a Pattern belongs to its process; keep its index tensors instead")
-
-
-def _share(index: Tensor) -> tuple[Tensor, bool]:
-    """(a tensor that keeps what `index` holds, whether its memory is shared copy-on-write)."""
-    if is_shared(index) or _is_alone(index):
-        try:
-            return torch._lazy_clone(index), True
-        except RuntimeError:  # not memory of torch's own
-            pass
-    return index.clone(), False
-
-
-def _is_alone(index: Tensor) -> bool:
-    """Whether nothing else refers to the tensor's memory, as views of it do, NumPy's too."""
-    storage = index.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata) <= 2  # the tensor, and `storage`
-
-
-def _place(crow_indices: Tensor, col_indices: Tensor) -> Place:
-    return (
-        storage_address(crow_indices),
-        storage_address(col_indices),
-        crow_indices.storage_offset(),
-        col_indices.storage_offset(),
-        crow_indices.numel(),
-        col_indices.numel(),
-    )
 
 
 class Patterns:
     """All patterns that are in use."""
 
-    def __init__(self, max_plans: int = MAX_PLANS, max_patterns: int = MAX_PATTERNS) -> None:
-        self._max_plans, self._max_patterns = max_plans, max_patterns
+    def __init__(self, max_plans: int = MAX_PLANS) -> None:
+        self._max_plans = max_plans
+        self._clock = 0
         self._frozen: dict[Place, weakref.ref[Pattern]] = {}
-        self._owned: dict[tuple, weakref.ref[Pattern]] = {}
-        self._loose: OrderedDict[tuple, Pattern] = OrderedDict()
+        # Those with an owner: by the pair of tensors, and by the storage of each of the two.
+        self._owned: dict[tuple, weakref.WeakSet[Pattern]] = {}
+        self._in_storage: dict[int, weakref.WeakSet[Pattern]] = {}
+        self._loose: dict[tuple, Pattern] = {}  # those without, by the pair of tensors
+        self._purge_at = 64
         self._lock = threading.RLock()
         self.changes = 0  # how often an owner has taken on a pattern, perhaps the one it had
 
@@ -155,36 +75,46 @@ class Patterns:
         something else has written to.
         """
         pattern = self.find(crow_indices, col_indices)
-        plans, place = pattern.plans, (build, key)
-        with self._lock:
-            plan = plans.get(place)
-            if plan is not None:
-                plans.move_to_end(place)
-                return plan  # type: ignore[return-value]  # `build`, a part of place, made it
+        if pattern.guard is not None and (look := pattern.guard()) is not None:
+            look()
+        kept = pattern.plans.get((build, key))
+        self._clock += 1
+        if kept is not None:
+            kept.used = self._clock
+            return kept.plan  # type: ignore[return-value]  # `build`, a part of the key, made it
         built = build(crow_indices, col_indices, key)
         with self._lock:
-            plans[place] = built
-            while len(plans) > self._max_plans:
-                plans.popitem(last=False)
+            pattern.plans[build, key] = KeptPlan(built, self._clock)
+            self._drop_the_oldest()
         return built
 
     def plans(self) -> list[Plan]:
         """Every plan there is."""
         with self._lock:
             self._purge()
-            patterns = {id(p): p for p in [*self._loose.values(), *self._living()]}
-            return [plan for pattern in patterns.values() for plan in pattern.plans.values()]
+            return [k.plan for pattern in self._all() for k in pattern.plans.values()]
 
     def clear(self) -> None:
         """Drops every plan."""
         with self._lock:
-            for pattern in [*self._loose.values(), *self._living()]:
+            for pattern in self._all():
                 pattern.plans.clear()
             self._loose.clear()
 
-    def _living(self) -> list[Pattern]:
-        found = [reference() for reference in self._owned.values()]
-        return [pattern for pattern in found if pattern is not None]
+    def _all(self) -> list[Pattern]:
+        owned = [pattern for together in list(self._owned.values()) for pattern in together]
+        return list({id(p): p for p in [*self._loose.values(), *owned]}.values())
+
+    def _drop_the_oldest(self) -> None:
+        everything = self._all()
+        excess = sum(len(pattern.plans) for pattern in everything) - self._max_plans
+        if excess <= 0:
+            return
+        ages = [(kept.used, p, key) for p in everything for key, kept in p.plans.items()]
+        for _, pattern, key in sorted(ages, key=lambda age: age[0])[:excess]:
+            del pattern.plans[key]
+        for tensors in [t for t, pattern in self._loose.items() if not pattern.plans]:
+            del self._loose[tensors]
 
     # --- patterns ---
 
@@ -199,18 +129,33 @@ class Patterns:
             self.changes += 1
             if known is not None and known.equals(crow_indices, col_indices):
                 pattern = known
-                self._frozen.pop(pattern.place, None)
-                self._owned.pop(pattern.tensors, None)
+                self._forget(pattern)
                 pattern.hold(crow_indices, col_indices)
             else:
                 pattern = Pattern(crow_indices, col_indices, owner)
-            self._owned[pattern.tensors] = self._weak(pattern, self._owned, pattern.tensors)
+            if len(self._owned) > self._purge_at:
+                self._purge()
+            self._owned.setdefault(pattern.tensors, weakref.WeakSet()).add(pattern)
+            for storage in pattern.tensors[:2]:
+                self._in_storage.setdefault(storage, weakref.WeakSet()).add(pattern)
             self._freeze(pattern)
         return pattern
 
+    def is_shared_by_others(self, index: Tensor, pattern: Pattern | None) -> bool:
+        """Whether another owner's pattern than this one lies in the tensor's memory."""
+        others = self._in_storage.get(index.untyped_storage()._cdata, ())
+        return any(other is not pattern and not other.expired() for other in others)
+
+    def owner_of(self, crow_indices: Tensor, col_indices: Tensor) -> Owner | None:
+        """Whose index tensors these are, or share the memory of."""
+        for pattern in self._owned.get(tensors_of(crow_indices, col_indices), ()):
+            if not pattern.expired() and pattern.owner is not None:
+                return pattern.owner()
+        return None
+
     def find(self, crow_indices: Tensor, col_indices: Tensor) -> Pattern:
         """The pattern that the tensors hold. Raises RuntimeError as `plan` does."""
-        reference = self._frozen.get(_place(crow_indices, col_indices))
+        reference = self._frozen.get(place_of(crow_indices, col_indices))
         if reference is not None and is_shared(crow_indices) and is_shared(col_indices):
             pattern = reference()
             if pattern is not None:
@@ -222,66 +167,61 @@ class Patterns:
         """`find` for tensors that are not shared, or no longer: by what they hold."""
         for index in (crow_indices, col_indices):
             address_to_read(index)  # refuses those without memory
-        tensors = _tensors(crow_indices, col_indices)
-        reference = self._owned.get(tensors)
-        owned = None if reference is None else reference()
-        if owned is not None and not any(storage.expired() for storage in owned.storages):
-            if not owned.equals(crow_indices, col_indices):
-                raise RuntimeError(written_by_another(owned))
-            return self._hold(owned, crow_indices, col_indices)
+        tensors = tensors_of(crow_indices, col_indices)
+        owned = [p for p in self._owned.get(tensors, ()) if not p.expired()]
+        for pattern in owned:
+            if not pattern.equals(crow_indices, col_indices):
+                raise RuntimeError(written_by_another(pattern))
+        if owned:
+            return self._hold(owned[0], crow_indices, col_indices)
         loose = self._loose.get(tensors)
         if loose is not None and loose.equals(crow_indices, col_indices):
-            self._loose.move_to_end(tensors)
             return self._hold(loose, crow_indices, col_indices)
-        self._purge()
+        for gone in [t for t, pattern in self._loose.items() if pattern.expired()]:
+            del self._loose[gone]
         pattern = self._loose[tensors] = Pattern(crow_indices, col_indices, None)
-        while len(self._loose) > self._max_patterns:
-            self._loose.popitem(last=False)
         self._freeze(pattern)
         return pattern
 
     def _hold(self, pattern: Pattern, crow_indices: Tensor, col_indices: Tensor) -> Pattern:
         """Shares the tensors' memory again, where it can be."""
-        if not pattern.shared and not (_is_alone(crow_indices) and _is_alone(col_indices)):
-            return pattern
-        self._frozen.pop(pattern.place, None)
-        pattern.hold(crow_indices, col_indices)
-        self._freeze(pattern)
+        if capturing(crow_indices):
+            return pattern  # a graph relies on the addresses that it has seen
+        if pattern.shared or pattern.can_share(crow_indices, col_indices):
+            self._thaw(pattern)
+            pattern.hold(crow_indices, col_indices)
+            self._freeze(pattern)
         return pattern
 
     def _freeze(self, pattern: Pattern) -> None:
-        if pattern.shared:
-            place = pattern.place
-            self._frozen[place] = self._weak(pattern, self._frozen, place)
-
-    @staticmethod
-    def _weak(pattern: Pattern, held_in: dict, key: tuple) -> weakref.ref[Pattern]:
-        """A reference that leaves the dict when the pattern dies."""
+        if not pattern.shared:
+            return
+        place = pattern.place
 
         def gone(reference: weakref.ref[Pattern]) -> None:
-            if held_in.get(key) is reference:
-                held_in.pop(key, None)
+            if self._frozen.get(place) is reference:
+                self._frozen.pop(place, None)
 
-        return weakref.ref(pattern, gone)
+        self._frozen[place] = weakref.ref(pattern, gone)
+
+    def _thaw(self, pattern: Pattern) -> None:
+        reference = self._frozen.get(pattern.place)
+        if reference is not None and reference() is pattern:
+            del self._frozen[pattern.place]
+
+    def _forget(self, pattern: Pattern) -> None:
+        self._thaw(pattern)
+        self._owned.get(pattern.tensors, weakref.WeakSet()).discard(pattern)
+        for storage in pattern.tensors[:2]:
+            self._in_storage.get(storage, weakref.WeakSet()).discard(pattern)
 
     def _purge(self) -> None:
-        dead = [
-            tensors
-            for tensors, pattern in self._loose.items()
-            if any(storage.expired() for storage in pattern.storages)
-        ]
-        for tensors in dead:
-            del self._loose[tensors]
-
-
-def _tensors(crow_indices: Tensor, col_indices: Tensor) -> tuple:
-    """What tells a pair of tensors from another that lives at the same time."""
-    return (
-        crow_indices.untyped_storage()._cdata,
-        col_indices.untyped_storage()._cdata,
-        crow_indices.storage_offset(),
-        col_indices.storage_offset(),
-    )
+        """Leaves out what is gone."""
+        loose = self._loose.items()
+        self._loose = {tensors: pattern for tensors, pattern in loose if not pattern.expired()}
+        self._owned = {tensors: found for tensors, found in self._owned.items() if found}
+        self._in_storage = {place: found for place, found in self._in_storage.items() if found}
+        self._purge_at = 64 + 2 * len(self._owned)
 
 
 def written_by_another(pattern: Pattern) -> str:

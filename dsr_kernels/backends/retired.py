@@ -6,30 +6,45 @@ the new pattern they would be other weights; where their number stays, nothing w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-# By address of the storage. A weak reference keeps that address from being given to another one.
-_retired: dict[int, StorageWeakRef] = {}
+# By where they begin. A weak reference keeps a storage's address from being given to another one.
+_retired: dict[tuple[int, int], StorageWeakRef] = {}
+# What else may know that values are somebody's.
+_claims: list[Callable[[tuple[int, int]], bool]] = []
+
+
+def claim(knows: Callable[[tuple[int, int]], bool]) -> None:
+    """`knows` tells whether the present values of a layer begin at a place: two may share them."""
+    _claims.append(knows)
 
 
 def retire(values: Tensor) -> None:
-    """From now on no op takes values in this memory."""
+    """From now on no op takes values that begin here."""
     for place in [place for place, storage in _retired.items() if storage.expired()]:
         _retired.pop(place, None)
-    storage = values.untyped_storage()
-    _retired[storage._cdata] = StorageWeakRef(storage)
+    _retired[place_of(values)] = StorageWeakRef(values.untyped_storage())
 
 
 def revive(values: Tensor) -> None:
-    """Takes `retire` back."""
-    _retired.pop(values.untyped_storage()._cdata, None)
+    """Takes `retire` back: these are a layer's present values."""
+    if _retired:
+        _retired.pop(place_of(values), None)
 
 
 def refuse_retired(values: Tensor) -> None:
     """Raises RuntimeError for values that `retire` was given, or that share their memory."""
-    if _retired and values.untyped_storage()._cdata in _retired:
+    if not _retired or place_of(values) not in _retired:
+        return
+    if not any(claimed(place_of(values)) for claimed in _claims):
         raise RuntimeError(
             "sparse_conv2d: these values belong to a pattern that a layer had before a rewire or a "
             "load; take them from the model again (such as dict(model.named_parameters()))"
         )
+
+
+def place_of(values: Tensor) -> tuple[int, int]:
+    return values.untyped_storage()._cdata, int(values.storage_offset())

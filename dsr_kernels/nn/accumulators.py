@@ -16,14 +16,22 @@ import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from dsr_kernels.nn.pattern_owner import PatternOwner
 
 _parallel: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def _remember(module: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Notes each DistributedDataParallel: it holds nodes where Python cannot see them."""
-    if name == "module" and type(module).__name__ == "DistributedDataParallel":
+    """Notes each DistributedDataParallel: it holds nodes where Python cannot see them. It is about
+    to send its first process's tensors, values and indices, to all others.
+    """
+    if name == "module" and child is not None and isinstance(module, DistributedDataParallel):
         _parallel.add(module)
+        for owner in child.modules():
+            if isinstance(owner, PatternOwner):
+                owner.expect_broadcast()
 
 
 register_module_module_registration_hook(_remember)
@@ -31,7 +39,7 @@ register_module_module_registration_hook(_remember)
 
 def refuse_held(parameter: nn.Parameter, size: int, label: str) -> None:
     """Raises RuntimeError if a change of the parameter's length would leave somebody behind."""
-    if size == parameter.shape[0] or not parameter.requires_grad:
+    if size == parameter.shape[0] or not parameter.requires_grad or parameter.is_inference():
         return
     change = f"{label}: its number of non-zeros cannot change from {parameter.shape[0]} to {size}"
     if any(parameter is held for ddp in list(_parallel) for held in ddp.parameters()):

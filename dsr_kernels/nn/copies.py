@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.backends.pattern import is_alone
+
 
 class Lineage:
     """A layer and the copies that were made of it, and of these."""
@@ -30,16 +32,20 @@ class Lineage:
 
 def keep(values: Tensor) -> Tensor:
     """A copy of the values; where it can be, it takes memory only once they are written to."""
-    try:
-        return torch._lazy_clone(values.detach())
-    except RuntimeError:  # not memory of torch's own
-        return values.detach().clone()
+    if is_alone(values):
+        try:
+            return torch._lazy_clone(values.detach())
+        except RuntimeError:  # not memory of torch's own
+            pass
+    return values.detach().clone()
 
 
 def written_to(kept: Tensor, values: Tensor) -> bool:
     """Whether the values are no longer those that were kept."""
-    same = kept.shape == values.shape and kept.dtype == values.dtype
-    return not same or not torch.equal(kept.to(values.device), values.detach())
+    if kept.shape != values.shape or kept.dtype != values.dtype:
+        return True
+    before, now = kept.to(values.device), values.detach()
+    return not bool(((before == now) | (before.isnan() & now.isnan())).all())
 
 
 def left_behind(label: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.backends.patterns import Pattern
+from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.nn.copies import Lineage
 
 CONTAINERS: tuple[type[Any], ...] = (list, tuple, set, frozenset, deque, dict, partial)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
+
+
+def mode_of(parameter: nn.Parameter) -> AbstractContextManager[None]:
+    """The mode in which its data may change: one made under inference_mode stays so, any other is
+    to be trained afterwards.
+    """
+    return nullcontext() if parameter.is_inference() else torch.inference_mode(False)
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.native import DTYPE_CODES
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.retired import retire, revive
 from dsr_kernels.distribution import budget
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
-from dsr_kernels.nn.leaf import ordinary, set_data
+from dsr_kernels.nn.leaf import mode_of, ordinary, set_data
 from dsr_kernels.nn.normalized import refuse_normalized
-from dsr_kernels.nn.resized import resized
+from dsr_kernels.nn.step_check import resized, watch
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
@@ -45,6 +47,7 @@ class SparseModule(StoredWeight):
     ) -> None:
         super().__init__()
         let_nnz_vary()
+        watch(self)
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPE_CODES:
             raise TypeError(
@@ -66,6 +69,7 @@ class SparseModule(StoredWeight):
         self._pattern_pending = self.weight_values.is_meta
         if not self._pattern_pending:
             self._own()
+        self._is_living()
         self._draw_parameters(generator)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -78,6 +82,7 @@ class SparseModule(StoredWeight):
                 "dsr_kernels that made it, and load that"
             )
         let_nnz_vary()
+        watch(self)
 
     # --- the weight ---
 
@@ -139,8 +144,13 @@ class SparseModule(StoredWeight):
         """Raises, before a forward pass, where the values no longer are the layer's weight."""
         if "weight_values" not in self._parameters:
             refuse_normalized(self)
-        if self._left_behind is not None and not torch.compiler.is_compiling():
-            self._verify_copy()
+        if torch.compiler.is_compiling():
+            return
+        if self._expects_broadcast:
+            self._take_broadcast()
+        owned = self._owned
+        if owned is not None and not owned.shared and not is_in_torch_dispatch_mode():
+            patterns.find(self.crow_indices, self.col_indices)  # which shares where it can again
 
     # --- its dense twin, which each layer has of its own kind ---
 
@@ -195,20 +205,29 @@ class SparseModule(StoredWeight):
         if validate:
             check_pattern(self.weight_shape, crow_indices, col_indices)
         refuse_held(parameter, nnz, self.label())
-        with torch.inference_mode(False):
-            crow_indices, col_indices, values = map(ordinary, (crow_indices, col_indices, values))
-            retire(parameter)
+        if parameter.is_cpu and parameter.is_shared():
+            raise RuntimeError(
+                f"{self.label()}: its tensors are in shared memory, and other processes would keep "
+                "the old ones; change it before share_memory(), or change a copy.deepcopy of it"
+            )
+        with mode_of(parameter):
+            if not parameter.is_inference():
+                crow_indices, col_indices = ordinary(crow_indices), ordinary(col_indices)
+                values = ordinary(values)
+            before = parameter.detach()
             if nnz != self.nnz:
-                resized(parameter, self.nnz, self.label())
+                resized()
             # Graphs recorded so far saved it: a newer version makes their backward refuse.
             if not parameter.is_inference():
                 torch.autograd.graph.increment_version([parameter])
             set_data(parameter, values.detach().contiguous().view(nnz, 1))
+            retire(before)
             revive(parameter)
             alike = self._alike()
             self._exchange_pattern(crow_indices, col_indices)
             self._tell_copies(alike)
-        self._pattern_pending, self._left_behind = False, None
+        self._pattern_pending = False
+        self._leave_behind(None)
         self.times_given += 1
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

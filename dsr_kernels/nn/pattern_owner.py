@@ -11,13 +11,17 @@ the module's tensors, such as a trace, has either all of the old pattern or all 
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.backends.patterns import Pattern, patterns
+from dsr_kernels.backends import retired
+from dsr_kernels.backends.pattern import Pattern
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.nn import copies
 from dsr_kernels.topology import check_pattern
 
@@ -38,6 +42,7 @@ class PatternOwner(nn.Module):
     _name: str = ""  # in its model, as far as it is known
     _lineage: copies.Lineage | None = None  # once it has been copied
     _left_behind: Tensor | None = None  # of a frozen copy: its values when the original was rewired
+    _expects_broadcast: bool = False
 
     def label(self) -> str:
         """What an error message calls this layer: its full name where that is known."""
@@ -61,7 +66,9 @@ class PatternOwner(nn.Module):
         if not (_is_plain(crow) and _is_plain(col)):
             raise ValueError(f"{self.label()}: it has no pattern, its tensors are on {crow.device}")
         found = patterns.find(crow, col)
-        return found if found is self._owned else self.adopt_pattern()
+        if self._owned is not None and found.same_as(self._owned):
+            return self._owned
+        return self.adopt_pattern()
 
     def adopt_pattern(self) -> Pattern:
         """Declares that the values belong to what the index tensors hold now.
@@ -77,8 +84,12 @@ class PatternOwner(nn.Module):
             check_pattern(self.weight_shape, self.crow_indices, self.col_indices)
         except ValueError as error:
             raise ValueError(f"{self.label()}: {error}") from None
+        # Graphs recorded before see new versions.
+        indices = [t for t in (self.crow_indices, self.col_indices) if not t.is_inference()]
+        torch.autograd.graph.increment_version(indices)
         self._own()
-        self._pattern_pending, self._left_behind = False, None
+        self._pattern_pending = False
+        self._leave_behind(None)
         assert self._owned is not None
         return self._owned
 
@@ -89,6 +100,19 @@ class PatternOwner(nn.Module):
         if plain and self.dense_shape.is_meta:  # built there, and given tensors since
             self._set_dense_shape()
         self._owned = patterns.own(crow, col, self, self._owned) if plain else None
+
+    def _unshare(self) -> None:
+        """Gives the layer index tensors of its own where another layer has the same ones."""
+        for name in ("crow_indices", "col_indices"):
+            index = self._buffers[name]
+            if index is None or not _is_plain(index):
+                continue
+            others = (o._buffers for o in list(_living) if o._buffers is not self._buffers)
+            if patterns.is_shared_by_others(index, self._owned) or (
+                sys.getrefcount(index) > 3  # this function's, the dict's and the call's own
+                and any(buffers.get(name) is index for buffers in others)
+            ):
+                self._buffers[name] = index.clone()
 
     @torch.no_grad()
     def _vacate(self) -> None:
@@ -114,10 +138,19 @@ class PatternOwner(nn.Module):
     def _verify_copy(self) -> None:
         """Raises RuntimeError for a copy that goes on as an average of a model rewired since."""
         values = self._parameters.get("weight_values")
-        if self._left_behind is None or values is None or values.requires_grad:
+        if self._left_behind is None or values is None:
             return
-        if copies.written_to(self._left_behind, values):
+        if values.requires_grad:  # it trains by itself
+            self._leave_behind(None)
+        elif copies.written_to(self._left_behind, values):
             raise RuntimeError(copies.left_behind(self.label()))
+
+    def _leave_behind(self, values: Tensor | None) -> None:
+        """Keeps the values that a frozen copy had when its original was rewired; None: forgets."""
+        self._left_behind = None if values is None else copies.keep(values)
+        if self._owned is not None:  # the kernels are to ask, whoever calls them
+            ask = None if values is None else weakref.WeakMethod(self._verify_copy)
+            self._owned.guard = ask
 
     def _alike(self) -> list[PatternOwner]:
         """The frozen copies of this layer that have its pattern: snapshots and averages."""
@@ -136,10 +169,31 @@ class PatternOwner(nn.Module):
         for copied in before:
             values = copied._parameters["weight_values"]
             if copied not in alike and copied._left_behind is None and values is not None:
-                copied._left_behind = copies.keep(values)
+                copied._leave_behind(values)
                 copied._name = copied._name or self._name
         for copied in alike:  # a rewire that failed has been taken back
-            copied._left_behind = None
+            values, kept = copied._parameters["weight_values"], copied._left_behind
+            if kept is not None and values is not None and not copies.written_to(kept, values):
+                copied._leave_behind(None)
+
+    def _join(self, other: object) -> None:
+        """Is a copy of the other layer from now on, for it was loaded from that one's tensors."""
+        if isinstance(other, PatternOwner) and other is not self:
+            other._lineage = self._lineage = other._lineage or copies.Lineage()
+            self._lineage.members.update((self, other))
+
+    # --- broadcasts ---
+
+    def expect_broadcast(self) -> None:
+        """Before the next forward pass all tensors may be written to, values and indices."""
+        self._expects_broadcast = True
+
+    def _take_broadcast(self) -> None:
+        self._expects_broadcast = False
+        pattern = self.crow_indices, self.col_indices
+        known = self._owned is not None and all(map(_is_plain, pattern))
+        if known and not self._owned.equals(*pattern):  # type: ignore[union-attr]
+            self.adopt_pattern()
 
     def _has_pattern_of(self, copied: PatternOwner) -> bool:
         pairs = (
@@ -150,6 +204,7 @@ class PatternOwner(nn.Module):
 
     def _exchange_pattern(self, crow_indices: Tensor, col_indices: Tensor) -> None:
         """Gives the index tensors the data of others. Graphs recorded before see new versions."""
+        self._unshare()
         for name, data in (("crow_indices", crow_indices), ("col_indices", col_indices)):
             index = self._buffers[name]
             assert index is not None
@@ -178,6 +233,8 @@ class PatternOwner(nn.Module):
                 self._vacate()
             elif not self._pattern_pending:
                 self._own()
+                if self._left_behind is not None:
+                    self._leave_behind(self._parameters["weight_values"])
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,8 +243,7 @@ class PatternOwner(nn.Module):
             self._lineage = copies.Lineage()
         self._lineage.members.add(self)
         state = self.__dict__.copy()
-        for own in ("_owned", "_left_behind"):
-            state.pop(own, None)
+        state.pop("_owned", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -196,6 +252,26 @@ class PatternOwner(nn.Module):
             self._lineage.members.add(self)
         if not self._pattern_pending:
             self._own()
+        if self._left_behind is not None:
+            self._leave_behind(self._left_behind)
+        self._is_living()
+
+    def _is_living(self) -> None:
+        _living.add(self)
+
+
+# Every layer there is, also those that share the memory of another one's values.
+_living: weakref.WeakSet[PatternOwner] = weakref.WeakSet()
+
+
+def _is_a_layers(place: tuple[int, int]) -> bool:
+    """Whether a layer has its values there; what functional_call lends it is no Parameter."""
+    values = (owner._parameters.get("weight_values") for owner in list(_living))
+    own = (v for v in values if type(v) is nn.Parameter and not v.is_meta)
+    return any(retired.place_of(v) == place for v in own)
+
+
+retired.claim(_is_a_layers)
 
 
 def adopt_patterns(model: nn.Module) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.backends.retired import retire
+from dsr_kernels.backends.patterns import patterns
+from dsr_kernels.backends.retired import retire, revive
 from dsr_kernels.nn.accumulators import refuse_held
-from dsr_kernels.nn.leaf import set_data
+from dsr_kernels.nn.leaf import mode_of, set_data
 from dsr_kernels.nn.pattern_owner import PatternOwner
-from dsr_kernels.nn.resized import resized
+from dsr_kernels.nn.step_check import loaded, resized
 from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology, check_pattern
 
@@ -64,23 +65,28 @@ class StoredWeight(PatternOwner):
         of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
         self.know_name(prefix[:-1])
-        alike = self._alike()
+        alike, source, before = self._alike(), _source(state_dict, prefix), self._owned
         try:
             state_dict = self._fit_to(state_dict, prefix, local_metadata)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             message = f"{prefix[:-1] or type(self).__name__}: {error}"
             if str(error) == RENAMED:  # true of every layer
                 message = RENAMED
             if message not in error_msgs:
                 error_msgs.append(message)
             return
+        self._unshare()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if not self._pattern_pending:
             self._own()
-            self._left_behind = None
+            loaded(self, before)
+            self._leave_behind(None)
             self._tell_copies(alike)
+            self._join(source)
+            if self._parameters.get("weight_values") is not None:
+                revive(self.weight_values)
 
     def _fit_to(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
@@ -126,15 +132,22 @@ class StoredWeight(PatternOwner):
     @torch.no_grad()
     def _resize(self, nnz: int) -> None:
         """Makes room for another number of non-zeros, about to be copied in."""
-        with torch.inference_mode(False):
+        with mode_of(self.weight_values):
             index, values = self.col_indices, self.weight_values
             retire(values)
-            resized(values, index.numel(), self.label())
+            resized()
             if not values.is_inference():
                 torch.autograd.graph.increment_version([values])
             set_data(values, values.new_empty(nnz, 1))
             crow = self.crow_indices.detach().clone()
             self._exchange_pattern(crow, index.new_empty(nnz))
+
+
+def _source(state_dict: Mapping[str, Any], prefix: str) -> object:
+    """The layer whose tensors these are: a state_dict shares the memory of the model."""
+    crow, col = (state_dict.get(prefix + part) for part in PARTS[1:])
+    held = all(type(t) is Tensor and not t.is_meta for t in (crow, col))
+    return patterns.owner_of(crow, col) if held else None  # type: ignore[arg-type]
 
 
 def read_weight(

@@ -151,7 +151,7 @@ class SparseConv(torch.autograd.Function):
         # it is still what this graph was recorded with.
         kept = x if ctx.needs_input_grad[2] else None
         ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
-        keep_pattern(ctx, crow_indices, col_indices)
+        keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d)
         ctx.shape, ctx.input_size = shape, x.shape[1:]
         ctx.channels_last = library.channels_last(x)
         if watch.watchers and _are_plain((values,)):
@@ -195,7 +195,7 @@ class SparseConvGradInput(torch.autograd.Function):
     ) -> Tensor:
         kept = grad if ctx.needs_input_grad[2] else None
         ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
-        keep_pattern(ctx, crow_indices, col_indices)
+        keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d_grad_input)
         ctx.shape = shape
         return kernel(grad, values, crow_indices, col_indices, input_size, shape, channels_last)
 
@@ -226,7 +226,7 @@ class SparseConvGradWeight(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(x, grad)
-        keep_pattern(ctx, crow_indices, col_indices)
+        keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d_grad_weight)
         ctx.shape = shape
         return kernel(x, grad, crow_indices, col_indices, shape, dtype)
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.pattern import Pattern
+from dsr_kernels.backends.patterns import patterns
 
 STALE = (
     "sparse_conv2d: the values or the pattern of a sparse layer, or its input, changed between "
@@ -21,6 +23,7 @@ class Context(FunctionCtx):
     needs_input_grad: tuple[bool, ...]
     saved_tensors: tuple[Tensor, ...]
     pattern: tuple[Tensor, Tensor]  # crow_indices, col_indices
+    found: Pattern | None  # what they held
     pattern_version: tuple[int, int] | None
     shape: ConvShape
     input_size: torch.Size  # (C, H, W)
@@ -32,12 +35,21 @@ class Context(FunctionCtx):
 Gradients = tuple[Tensor | None, ...]  # one for each argument of a Function
 
 
-def keep_pattern(ctx: Context, crow_indices: Tensor, col_indices: Tensor) -> None:
+def keep_pattern(ctx: Context, crow_indices: Tensor, col_indices: Tensor, plain: bool) -> None:
     """Keeps the pattern past hooks on saved tensors: a copy, as torch.autograd.graph.save_on_cpu
     makes them, would not tell that the layer has been rewired.
+
+    Of plain tensors it is known by what they hold, for not every write counts a version.
     """
     ctx.pattern = crow_indices, col_indices
-    ctx.pattern_version = _version(ctx.pattern)
+    ctx.found = patterns.find(crow_indices, col_indices) if plain else None
+    ctx.pattern_version = None if plain else _version(ctx.pattern)
+
+
+def _is_the_same(ctx: Context) -> bool:
+    if ctx.found is None:
+        return _version(ctx.pattern) == ctx.pattern_version
+    return patterns.find(*ctx.pattern).same_as(ctx.found)
 
 
 def _version(pattern: tuple[Tensor, Tensor]) -> tuple[int, int] | None:
@@ -49,7 +61,7 @@ def _version(pattern: tuple[Tensor, Tensor]) -> tuple[int, int] | None:
 
 def saved(ctx: Context) -> tuple[Tensor, ...]:
     """The saved tensors; an activation that no wanted gradient needs is None."""
-    if _version(ctx.pattern) != ctx.pattern_version:
+    if not _is_the_same(ctx):
         raise RuntimeError(STALE)
     try:
         return ctx.saved_tensors

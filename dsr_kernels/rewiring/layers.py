@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.address import address_to_read
-from dsr_kernels.backends.patterns import Pattern as FrozenPattern
+from dsr_kernels.backends.pattern import Pattern as FrozenPattern
 from dsr_kernels.nn import SparseModule
 from dsr_kernels.rewiring.names import named_layers
 
@@ -106,15 +106,15 @@ class SparseLayer:
         others = self.sharers + self.followers
         for name, module in [(self.name, self.module), *others]:
             for tensor in (module.weight_values, module.crow_indices, module.col_indices):
-                try:
-                    address_to_read(tensor)
-                except TypeError as error:  # a DTensor, say, or another wrapper subclass
-                    raise ValueError(f"layer {name!r}: {error}") from None
                 if tensor.device != device:
                     raise ValueError(
                         f"layer {name!r}: expected values and indices on {device}, got one on "
                         f"{tensor.device}"
                     )
+                try:
+                    address_to_read(tensor)
+                except TypeError as error:  # a DTensor, say, or another wrapper subclass
+                    raise ValueError(f"layer {name!r}: {error}") from None
                 if not tensor.is_contiguous():
                     raise ValueError(
                         f"layer {name!r}: expected contiguous tensors, got stride {tensor.stride()}"

@@ -137,7 +137,7 @@ class StatePatterns:
                 self._note_state(known)
 
     def moved_parameters(self) -> list[nn.Parameter]:
-        """Those whose state it moves, which dsr_kernels.nn.resized then need not refuse."""
+        """Those whose state it moves, which dsr_kernels.nn.step_check then need not refuse."""
         return [known.parameter for known in self._known.values()]
 
     # ---- hooks ----------------------------------------------------------------------------------

@@ -211,3 +211,72 @@ def test_adopting_refuses_what_is_no_pattern_and_names_the_layer() -> None:
     model[0].col_indices.data.fill_(3)
     sparse_nn.adopt_patterns(model)
     assert model(X).item() == 1000
+
+
+def test_a_capsule_that_was_taken_after_a_forward_pass_is_seen() -> None:
+    layer = one_weight()
+    assert layer(X).item() == 1
+    view = torch.from_dlpack(layer.col_indices)
+    assert layer(X).item() == 1
+    view[0] = 3
+    with pytest.raises(RuntimeError, match="written"):
+        layer(X)
+    view[0] = 0
+    assert layer(X).item() == 1
+    del view
+    layer(X)
+    assert torch._C._is_cow_tensor(layer.col_indices)  # shared again
+
+
+def test_layers_that_share_index_tensors_part_when_one_changes() -> None:
+    one, other = one_weight(), one_weight()
+    other.crow_indices, other.col_indices = one.crow_indices, one.col_indices
+    both = copy.deepcopy(torch.nn.ModuleList([one, other]))  # which go on sharing
+    for first, second in ((one, other), both):
+        first.replace_topology(index(0, 1), index(3), torch.ones(1))
+        assert first(X).item() == 1000 and second(X).item() == 1
+    state = one_weight().state_dict()
+    both[0].load_state_dict(state, assign=True)
+    both[1].load_state_dict(state, assign=True)
+    both[0].load_state_dict(one.state_dict())
+    assert both[0](X).item() == 1000 and both[1].col_indices.tolist() == [0]
+
+
+def test_a_pattern_stays_owned_when_another_owner_of_its_tensors_dies() -> None:
+    layer = one_weight()
+    shallow = copy.copy(layer)
+    assert shallow(X).item() == 1
+    del shallow
+    gc.collect()
+    layer.col_indices.data.fill_(3)
+    with pytest.raises(RuntimeError, match="written"):
+        layer(X)
+
+
+@pytest.mark.parametrize("write", ["data =", "data", "adopted", "functional"])
+def test_a_backward_with_another_pattern_raises(write: str) -> None:
+    layer = one_weight()
+    if write == "functional":
+        crow, col, values = index(0, 1), index(0), torch.ones(1, requires_grad=True)
+        y = functional.sparse_linear(X, values, None, crow, col, (1, 4))
+        col.data.fill_(3)
+    else:
+        y = layer(X)
+        WRITES["data" if write == "adopted" else write](layer.col_indices)
+        if write == "adopted":
+            layer.adopt_pattern()
+    with pytest.raises(RuntimeError, match=r"written|changed between forward and backward"):
+        y.sum().backward()
+
+
+def test_a_backward_after_the_same_indices_were_written_again_goes_on() -> None:
+    layer = one_weight()
+    y = layer(X)
+    layer.col_indices.copy_(layer.col_indices.clone())
+    y.sum().backward()
+    assert layer.weight_values.grad.item() == 1
+
+
+def test_a_layers_dict_can_be_pickled() -> None:
+    found = pickle.loads(pickle.dumps(one_weight().__dict__))
+    assert found["_owned"] is None

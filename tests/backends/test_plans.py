@@ -14,7 +14,12 @@ from dsr_kernels.topology import Topology
 
 
 class Counted:
-    bytes = 1
+    bytes, made = 1, 0
+
+
+def counted(crow_indices: torch.Tensor, col_indices: torch.Tensor, key: str) -> Counted:
+    Counted.made += 1
+    return Counted()
 
 
 def test_a_plan_is_built_once_per_pattern_and_geometry():
@@ -39,25 +44,21 @@ def test_plans_of_dead_patterns_are_dropped():
     assert len(patterns.plans()) <= 2
 
 
-def test_the_plans_of_a_pattern_are_bounded():
+def test_the_plans_are_bounded_and_the_oldest_go():
     few = Patterns(max_plans=3)
+    drawn = [Topology.random((6, 4), 7) for _ in range(8)]
+    for topology in drawn:
+        few.plan(topology.crow_indices, topology.col_indices, "key", counted)
+    assert len(few.plans()) == 3
     topology = Topology.random((6, 4, 3, 3), 20)
+    pattern = topology.crow_indices, topology.col_indices
     shape = ConvShape((6, 4, 3, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     for size in range(5, 12):
         sizes = (4, size, size), (6, size - 2, size - 2)
-        geometry = cpu.Geometry(*sizes, shape, torch.float32)
-        few.plan(topology.crow_indices, topology.col_indices, geometry, cpu.build_plan)
+        few.plan(*pattern, cpu.Geometry(*sizes, shape, torch.float32), cpu.build_plan)
+        few.plan(*pattern, "used all along", counted)
     assert len(few.plans()) == 3
-
-
-def test_patterns_without_an_owner_are_bounded():
-    few = Patterns(max_patterns=3)
-    drawn = [Topology.random((6, 4), 7) for _ in range(8)]
-    for topology in drawn:
-        few.plan(
-            topology.crow_indices, topology.col_indices, "key", lambda crow, col, key: Counted()
-        )
-    assert len(few.plans()) == 3
+    assert Counted.made == 9  # eight patterns, and one that stayed
 
 
 def test_a_reused_address_never_finds_a_stale_plan():

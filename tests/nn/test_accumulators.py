@@ -118,6 +118,31 @@ def test_inside_distributed_data_parallel(group) -> None:
     rewire(model[0], 3)
 
 
+class Wrapped(DistributedDataParallel):
+    pass
+
+
+def test_inside_a_subclass_of_distributed_data_parallel(group) -> None:
+    layer = two_weights()
+    ddp = Wrapped(layer)
+    with pytest.raises(RuntimeError, match="inside a DistributedDataParallel"):
+        rewire(layer, 3)
+    del ddp
+
+
+def test_what_distributed_data_parallel_sends_at_its_construction_is_taken(group) -> None:
+    """All tensors of the first process: here another layer's stand for them."""
+    layer, first = two_weights(), two_weights()
+    rewire(first, 2)
+    ddp = DistributedDataParallel(layer)
+    for mine, theirs in zip(layer.state_dict().values(), first.state_dict().values(), strict=True):
+        mine.data.copy_(theirs)
+    assert ddp(X).item() == 11
+    layer.col_indices.data.copy_(index(0, 2))
+    with pytest.raises(RuntimeError, match="written"):
+        ddp(X)
+
+
 def _done(buffer: Tensor) -> torch.futures.Future:
     future: torch.futures.Future = torch.futures.Future()
     future.set_result(buffer)

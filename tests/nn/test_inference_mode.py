@@ -43,3 +43,11 @@ def test_a_change_under_inference_mode_leaves_a_layer_that_trains(change) -> Non
     assert not any(t.is_inference() for t in layer.state_dict(keep_vars=True).values())
     layer.load_state_dict(SparseLinear(4, 3, nnz=2).state_dict())
     layer(X).sum().backward()
+
+
+def test_a_layer_made_under_inference_mode_can_be_changed_there() -> None:
+    with torch.inference_mode():
+        layer = SparseLinear(4, 3, nnz=5)
+        for change in (replace, load_of_another_nnz, load_of_the_same_nnz, dense_load):
+            change(layer)
+            torch.testing.assert_close(layer(X), X @ layer.to_dense().T + layer.bias)

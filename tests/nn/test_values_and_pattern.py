@@ -169,3 +169,29 @@ def test_a_checkpoint_without_the_shape_still_loads() -> None:
 def test_a_layer_moved_from_meta_has_its_shape_again() -> None:
     layer = SparseLinear(4, 1, nnz=2, device="meta").to_empty(device="cpu")
     assert layer.dense_shape.tolist() == [1, 4]
+
+
+def test_a_state_dict_of_before_a_rewire_can_be_assigned_back() -> None:
+    layer, other = two_weights(), two_weights()
+    state = layer.state_dict()
+    rewire(layer)
+    other.load_state_dict(state, assign=True)
+    layer.load_state_dict(state, assign=True)
+    assert layer(X).item() == other(X).item() == 201
+    rewire(other)  # whose values lie where the layer's do
+    assert layer(X).item() == 201 and other(X).item() == 21
+
+
+def test_flat_parameters_survive_the_rewire_of_one_layer() -> None:
+    model = nn.ModuleList([two_weights(), two_weights()])
+    flat = nn.utils.parameters_to_vector(model.parameters()).detach()
+    nn.utils.vector_to_parameters(flat, model.parameters())
+    rewire(model[0])
+    assert model[0](X).item() == 21 and model[1](X).item() == 201
+
+
+def test_a_layer_in_shared_memory_keeps_its_pattern() -> None:
+    layer = two_weights().share_memory()
+    with pytest.raises(RuntimeError, match="its tensors are in shared memory"):
+        rewire(layer)
+    assert layer.weight_values.is_shared() and layer(X).item() == 201

@@ -165,6 +165,62 @@ def test_a_frozen_copy_that_follows_is_averaged(update):
     assert average[0].to_dense().tolist() == [[0.0, 8.0, 0.0, 0.0]]
 
 
+def loaded_copy(model: nn.Module) -> nn.Module:
+    """As MoCo makes its key encoder."""
+    made = nn.Sequential(SparseLinear(4, 1, bias=False, nnz=2))
+    made.load_state_dict(model.state_dict())
+    return made.requires_grad_(False)
+
+
+def compiled(average: nn.Module):
+    return torch.compile(average, backend="eager")
+
+
+def traced(average: nn.Module):
+    return torch.jit.trace(average, torch.ones(1, 4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [frozen_copy, loaded_copy])
+@pytest.mark.parametrize("use", [lambda average: average, compiled, traced, copy.deepcopy])
+def test_a_frozen_copy_left_behind_is_refused_however_it_is_used(make, use):
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
+    average = make(model)
+    call = use(average)
+    assert call(torch.ones(1, 4)).item() == 12
+    ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1)).rewire()
+    call = use(average) if use is copy.deepcopy else call
+    assert call(torch.ones(1, 4)).item() == 12
+    freely(call if use is copy.deepcopy else average, model)
+    with pytest.raises(RuntimeError, match="its values were changed"):
+        call(torch.ones(1, 4))
+
+
+def test_a_snapshot_may_change_its_dtype_and_train_again():
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: float("nan")}))
+    snapshot = frozen_copy(model)
+    with torch.no_grad():
+        model[0].weight_values[1] = 8.0
+    ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1)).rewire()
+    assert snapshot.double()(torch.ones(1, 4).double()).isnan()
+    snapshot.requires_grad_(True)
+    snapshot.float()(torch.ones(1, 4)).sum().backward()
+    with torch.no_grad():
+        snapshot[0].weight_values.fill_(1.0)
+    assert snapshot.requires_grad_(False)(torch.ones(1, 4)).item() == 2
+
+
+def test_an_average_that_was_mixed_stays_refused_when_the_rewire_is_taken_back():
+    model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
+    average, layer = frozen_copy(model), model[0]
+    before = layer.pattern(), layer.weight_values.detach().clone()
+    ToTheLast(model, torch.optim.SGD(model.parameters(), lr=0.1)).rewire()
+    in_place(average, model)
+    layer.replace_topology(before[0].crow_indices, before[0].col_indices, before[1])
+    with pytest.raises(RuntimeError, match="its values were changed"):
+        average(torch.ones(1, 4))
+
+
 def test_copies_that_train_by_themselves_and_unpickled_ones_are_free():
     model = nn.Sequential(make_layer(4, {0: 4.0, 1: 8.0}))
     fork, other = copy.deepcopy(model), pickle.loads(pickle.dumps(model)).requires_grad_(False)

@@ -174,3 +174,11 @@ def test_sums_tell_the_first_line_that_differs(tmp_path):
     path.write_bytes(raw[:-1])
     with pytest.raises(UsageError, match=r"does not belong to the checkpoint \(15 bytes"):
         verify(path, len(raw), sums)
+
+
+def test_a_checksum_whose_name_is_damaged_is_seen(runs, tmp_path):
+    run = copy(runs, "whole", tmp_path)
+    text = (run / "run.json").read_text()
+    (run / "run.json").write_text(text.replace('"sha256"', '"sha257"'))
+    with pytest.raises(UsageError, match="damaged"):
+        Run.open(run).read_json("run.json")

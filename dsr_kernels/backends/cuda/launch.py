@@ -1,6 +1,6 @@
 """The CUDA kernels' native calls: ops.library has checked every argument and allocated `out`.
 
-A call looks up two things: the list of the pattern's non-zeros in kernel order (PlanCache, made by
+A call looks up two things: the list of the pattern's non-zeros in kernel order (`patterns`, made by
 torch on the device) and the pass, which depends on sizes and strides alone. Work goes to torch's
 current stream; workspaces are torch's, so memory counters are honest and CUDA graphs can capture.
 """

@@ -28,7 +28,7 @@ LANES_PER_WARP = 128
 
 
 class Tables(tuple[Tensor, ...]):
-    """Index tensors derived from a pattern, as the plan cache keeps them."""
+    """Index tensors derived from a pattern, as they are kept with it."""
 
     @property
     def bytes(self) -> int:

@@ -155,7 +155,9 @@ class Run:
             expected = content.pop(CHECKSUM, None)
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise UsageError(f"{path}: not valid JSON: {error}; {way_out}") from None
-        if expected not in (None, _checksum(content)):
+        others = {key: value for key, value in content.items() if not _is_sum(value)}
+        misnamed = expected is None and _checksum(others) in content.values()
+        if misnamed or expected not in (None, _checksum(content)):
             raise UsageError(
                 f"{path}: damaged, or changed by hand: it does not match its {CHECKSUM}; {way_out}"
             )
@@ -193,6 +195,10 @@ class Run:
         if not steps:
             return f"{self.folder} keeps the recipe, there is no checkpoint yet"
         return f"{self.folder} keeps the checkpoint {steps[-1].name}"
+
+
+def _is_sum(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64
 
 
 def _checksum(content: Json) -> str:
