@@ -148,6 +148,12 @@ class StatePatterns:
         Where a layer may have been given weights, onlookers learn it before the step changes them:
         their `weights_given` is called.
         """
+        if torch.compiler.is_compiling():  # a trace would take what is so now for always
+            _eagerly(StatePatterns._before_step, self)
+        else:
+            self._before_step()
+
+    def _before_step(self) -> None:
         self._looking = False
         if self._changes != patterns.changes:
             for onlooker in list(self.onlookers):
@@ -161,6 +167,12 @@ class StatePatterns:
 
     def stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """After each step."""
+        if torch.compiler.is_compiling():
+            _eagerly(StatePatterns._after_step, self)
+        else:
+            self._after_step()
+
+    def _after_step(self) -> None:
         if self._looking:
             for known in self._used():
                 self._rebound |= known.replaced_keys()
@@ -270,6 +282,7 @@ class StatePatterns:
         return [(holder, key, moved[id(holder[key])]) for holder, key, _ in old.slots], old
 
 
+_eagerly = torch._disable_dynamo(lambda method, patterns: method(patterns))
 STEP_HOOKS, AFTER_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 
 
