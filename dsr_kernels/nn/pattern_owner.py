@@ -11,7 +11,6 @@ the module's tensors, such as a trace, has either all of the old pattern or all 
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +26,7 @@ from dsr_kernels.topology import check_pattern
 
 
 class PatternOwner(nn.Module):
-    """Holds `crow_indices` [O + 1], `col_indices` [nnz] (int32), `dense_shape` [2, 3 or 4] (int64)
-    and what it knows of them.
-    """
+    """Holds crow_indices [O + 1], col_indices [nnz] (int32) and dense_shape [2, 3 or 4] (int64)."""
 
     weight_shape: tuple[int, ...]
     crow_indices: Tensor
@@ -100,6 +97,7 @@ class PatternOwner(nn.Module):
         if plain and self.dense_shape.is_meta:  # built there, and given tensors since
             self._set_dense_shape()
         self._owned = patterns.own(crow, col, self, self._owned) if plain else None
+        _assigned.discard(self)
 
     def _unshare(self) -> None:
         """Gives the layer index tensors of its own where another layer has the same ones."""
@@ -107,10 +105,9 @@ class PatternOwner(nn.Module):
             index = self._buffers[name]
             if index is None or not _is_plain(index):
                 continue
-            others = (o._buffers for o in list(_living) if o._buffers is not self._buffers)
-            if patterns.is_shared_by_others(index, self._owned) or (
-                sys.getrefcount(index) > 3  # this function's, the dict's and the call's own
-                and any(buffers.get(name) is index for buffers in others)
+            others = (o._buffers for o in list(_assigned) if o._buffers is not self._buffers)
+            if patterns.is_shared_by_others(index, self._owned) or any(
+                buffers.get(name) is index for buffers in others
             ):
                 self._buffers[name] = index.clone()
 
@@ -256,10 +253,17 @@ class PatternOwner(nn.Module):
             self._leave_behind(self._left_behind)
         self._is_living()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("crow_indices", "col_indices"):
+            _assigned.add(self)
+
     def _is_living(self) -> None:
         _living.add(self)
 
 
+# Those that were given index tensors as attributes, and do not own them yet.
+_assigned: weakref.WeakSet[PatternOwner] = weakref.WeakSet()
 # Every layer there is, also those that share the memory of another one's values.
 _living: weakref.WeakSet[PatternOwner] = weakref.WeakSet()
 

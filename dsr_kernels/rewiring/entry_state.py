@@ -66,8 +66,8 @@ class Remembered:
         self.optimizers = nested_optimizers(*given)
         self.tables = tables(self.optimizers)
         self.held = held_parameters(self.optimizers)
-        groups = (group["params"] for _, group in self.held.values())
-        own = self.held.keys() | {id(p.grad) for group in groups for p in group}
+        groups = {id(group): group["params"] for _, group in self.held.values()}
+        own = self.held.keys() | {id(p.grad) for group in groups.values() for p in group}
         self._hidden = [
             (optimizer, attribute, tensor)
             for optimizer in self.optimizers
@@ -162,6 +162,7 @@ class Remembered:
         for those with the entries of all parameters in one.
         """
         shape, grows = (nnz, *parameter.shape[1:]), nnz - parameter.shape[0]
+        totals = {id(one): self._total(one, parameter, grows) for one in self.optimizers}
         for optimizer, attribute, tensor in self._hidden:
             where = f"in its attribute {attribute!r}"
             if nnz > 1 and tensor.shape in (shape, shape[:1]):
@@ -170,11 +171,10 @@ class Remembered:
                     f"a tensor of shape {tuple(tensor.shape)}, which has an entry for each of the "
                     f"values of layer {name!r}, {where}",
                 )
-            if tensor.dim() == 1 and tensor.numel() == self._total(optimizer, parameter, grows):
+            if tensor.dim() == 1 and tensor.numel() == totals[id(optimizer)]:
                 _refuse_tensor(optimizer, f"one tensor of all parameters, {where}", name)
         for optimizer, other, key, tensor in self._flat:
-            total = self._total(optimizer, parameter, grows)
-            if other is not parameter and tensor.numel() == total:
+            if tensor.numel() == totals[id(optimizer)] and other is not parameter:
                 _refuse_tensor(optimizer, f"one tensor of all parameters, in state {key!r}", name)
 
     def _total(self, optimizer: Any, parameter: nn.Parameter, grows: int) -> int:
