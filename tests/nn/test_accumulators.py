@@ -5,22 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.one_row import X, index, two_weights
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dsr_kernels import SparseLinear
-
-X = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
-
-
-def index(*numbers: int) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int32)
-
-
-def two_weights() -> SparseLinear:
-    layer = SparseLinear(4, 1, bias=False, nnz=2)
-    layer.replace_topology(index(0, 2), index(0, 2), torch.tensor([1.0, 2.0]))
-    return layer
 
 
 def rewire(layer: SparseLinear, nnz: int) -> None:

@@ -7,23 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.one_row import X, index, two_weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from dsr_kernels import SparseConv2d, SparseLinear
-
-X = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
-
-
-def index(*numbers: int) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int32)
-
-
-def two_weights() -> SparseLinear:
-    """SparseLinear(4, 1), weights 1 and 2 at columns 0 and 2: 201 for X."""
-    layer = SparseLinear(4, 1, bias=False, nnz=2)
-    layer.replace_topology(index(0, 2), index(0, 2), torch.tensor([1.0, 2.0]))
-    return layer
 
 
 def rewire(layer: SparseLinear, nnz: int = 2) -> None:
