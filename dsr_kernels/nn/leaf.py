@@ -20,6 +20,21 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def why_fixed(tensor: Tensor) -> str | None:
+    """Who else would go on with the memory that a tensor has now; None: nobody that can be seen."""
+    if tensor.is_cpu and tensor.is_shared():
+        return (
+            "its tensors are in shared memory, and other processes would keep the old ones; change "
+            "it before share_memory(), or change a copy.deepcopy of it"
+        )
+    if getattr(tensor, "_fsdp_flattened", False):
+        return (
+            "its values are a view of a parameter of FullyShardedDataParallel, which would keep "
+            "the old ones; use DistributedDataParallel"
+        )
+    return None
+
+
 def set_data(parameter: nn.Parameter, data: Tensor) -> None:
     """Gives a leaf other data, perhaps of another size, and drops its grad.
 

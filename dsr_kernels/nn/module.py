@@ -24,7 +24,7 @@ from dsr_kernels.backends.retired import retire, revive
 from dsr_kernels.distribution import budget
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
-from dsr_kernels.nn.leaf import mode_of, ordinary, set_data
+from dsr_kernels.nn.leaf import mode_of, ordinary, set_data, why_fixed
 from dsr_kernels.nn.normalized import refuse_normalized
 from dsr_kernels.nn.step_check import resized, watch
 from dsr_kernels.nn.stored import StoredWeight
@@ -187,7 +187,8 @@ class SparseModule(StoredWeight):
 
         Raises ValueError for a pattern that is not sorted, unique and in range; `validate=False`
         skips that O(nnz) check. Raises RuntimeError where weight_values is parametrized or pruned,
-        and where something holds autograd's accumulator of its gradient and its length changes.
+        where its memory belongs to others, too (share_memory, FSDP), and where something holds
+        autograd's accumulator of its gradient and its length changes.
         """
         parameter = self._parameters.get("weight_values")
         if parameter is None:
@@ -205,11 +206,8 @@ class SparseModule(StoredWeight):
         if validate:
             check_pattern(self.weight_shape, crow_indices, col_indices)
         refuse_held(parameter, nnz, self.label())
-        if parameter.is_cpu and parameter.is_shared():
-            raise RuntimeError(
-                f"{self.label()}: its tensors are in shared memory, and other processes would keep "
-                "the old ones; change it before share_memory(), or change a copy.deepcopy of it"
-            )
+        if reason := why_fixed(parameter):
+            raise RuntimeError(f"{self.label()}: {reason}")
         with mode_of(parameter):
             if not parameter.is_inference():
                 crow_indices, col_indices = ordinary(crow_indices), ordinary(col_indices)

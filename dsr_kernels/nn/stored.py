@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.retired import retire, revive
 from dsr_kernels.nn.accumulators import refuse_held
-from dsr_kernels.nn.leaf import mode_of, set_data
+from dsr_kernels.nn.leaf import mode_of, set_data, why_fixed
 from dsr_kernels.nn.pattern_owner import PatternOwner
 from dsr_kernels.nn.step_check import loaded, resized
 from dsr_kernels.ops.reference import at_pattern
@@ -110,6 +110,8 @@ class StoredWeight(PatternOwner):
         nnz = weight["weight_values"].shape[0]
         refuse_held(self.weight_values, nnz, self.label())
         if nnz != self.col_indices.numel():
+            if reason := why_fixed(self.weight_values):
+                raise RuntimeError(reason)
             self._resize(nnz)
         self._pattern_pending = False
         self.times_given += 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.address import address_to_read
 from dsr_kernels.backends.pattern import Pattern as FrozenPattern
 from dsr_kernels.nn import SparseModule
+from dsr_kernels.nn.leaf import why_fixed
 from dsr_kernels.rewiring.names import named_layers
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices [O + 1], col_indices [nnz]
@@ -127,17 +128,11 @@ class SparseLayer:
         self._check_blocks()
 
     def _check_memory(self) -> None:
-        """A rewire makes new tensors, of another size perhaps. Another process would go on with the
-        old ones and nobody would tell it.
-        """
+        """A rewire makes new tensors. Whoever else has the old ones would go on with them."""
         for name, module in [(self.name, self.module), *self.sharers, *self.followers]:
             for tensor in (module.weight_values, module.crow_indices, module.col_indices):
-                if tensor.is_cpu and tensor.is_shared():
-                    raise ValueError(
-                        f"layer {name!r}: its tensors are in shared memory, and other processes "
-                        "would keep the old ones: expected a model of this process alone; rewire "
-                        "before share_memory(), or train a copy.deepcopy of the model"
-                    )
+                if reason := why_fixed(tensor):
+                    raise ValueError(f"layer {name!r}: {reason}")
 
     def _check_blocks(self) -> None:
         if self.block == 1:
@@ -170,12 +165,25 @@ def find_layers(model: nn.Module) -> list[SparseLayer]:
             layers[id(shared)] = SparseLayer(name, len(layers), module)
         else:
             layer.sharers.append((name, module))
+    _refuse_sharded(model)
     if not layers:
         raise ValueError(
             f"model: expected at least one sparse module, {type(model).__name__} has none; "
             "convert it with dsr_kernels.sparsify or build it from dsr_kernels.nn"
         )
     return list(layers.values())
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """FSDP keeps parameters in parts of its own: a rewire would not reach them."""
+    for module in model.modules():
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        if sharded := kinds & {"FullyShardedDataParallel", "FSDPModule"}:
+            for name, _ in named_layers(module):
+                raise ValueError(
+                    f"layer {name!r}: {min(sharded)} keeps its values in parts, which a rewire "
+                    "would not reach; use DistributedDataParallel"
+                )
 
 
 def check_same_pattern(name: str, module: SparseModule, other: str, twin: SparseModule) -> None:
