@@ -26,7 +26,8 @@ from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.leaf import mode_of, ordinary, set_data, why_fixed
 from dsr_kernels.nn.normalized import refuse_normalized
-from dsr_kernels.nn.step_check import resized, watch
+from dsr_kernels.nn.pattern_owner import living
+from dsr_kernels.nn.step_check import install, resized
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
@@ -47,7 +48,7 @@ class SparseModule(StoredWeight):
     ) -> None:
         super().__init__()
         let_nnz_vary()
-        watch(self)
+        install()
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPE_CODES:
             raise TypeError(
@@ -69,7 +70,7 @@ class SparseModule(StoredWeight):
         self._pattern_pending = self.weight_values.is_meta
         if not self._pattern_pending:
             self._own()
-        self._is_living()
+        living.add(self)
         self._draw_parameters(generator)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -82,7 +83,7 @@ class SparseModule(StoredWeight):
                 "dsr_kernels that made it, and load that"
             )
         let_nnz_vary()
-        watch(self)
+        install()
 
     # --- the weight ---
 

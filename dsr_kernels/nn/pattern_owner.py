@@ -173,6 +173,13 @@ class PatternOwner(nn.Module):
             if kept is not None and values is not None and not copies.written_to(kept, values):
                 copied._leave_behind(None)
 
+    def _has_pattern_of(self, copied: PatternOwner) -> bool:
+        pairs = (
+            (self.crow_indices, copied.crow_indices),
+            (self.col_indices, copied.col_indices),
+        )
+        return all(_is_plain(theirs) and _equal(own, theirs) for own, theirs in pairs)
+
     def _join(self, other: object) -> None:
         """Is a copy of the other layer from now on, for it was loaded from that one's tensors."""
         if isinstance(other, PatternOwner) and other is not self:
@@ -191,13 +198,6 @@ class PatternOwner(nn.Module):
         known = self._owned is not None and all(map(_is_plain, pattern))
         if known and not self._owned.equals(*pattern):  # type: ignore[union-attr]
             self.adopt_pattern()
-
-    def _has_pattern_of(self, copied: PatternOwner) -> bool:
-        pairs = (
-            (self.crow_indices, copied.crow_indices),
-            (self.col_indices, copied.col_indices),
-        )
-        return all(_is_plain(theirs) and _equal(own, theirs) for own, theirs in pairs)
 
     def _exchange_pattern(self, crow_indices: Tensor, col_indices: Tensor) -> None:
         """Gives the index tensors the data of others. Graphs recorded before see new versions."""
@@ -251,26 +251,23 @@ class PatternOwner(nn.Module):
             self._own()
         if self._left_behind is not None:
             self._leave_behind(self._left_behind)
-        self._is_living()
+        living.add(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in ("crow_indices", "col_indices"):
             _assigned.add(self)
 
-    def _is_living(self) -> None:
-        _living.add(self)
-
 
 # Those that were given index tensors as attributes, and do not own them yet.
 _assigned: weakref.WeakSet[PatternOwner] = weakref.WeakSet()
-# Every layer there is, also those that share the memory of another one's values.
-_living: weakref.WeakSet[PatternOwner] = weakref.WeakSet()
+# Every layer there is.
+living: weakref.WeakSet[PatternOwner] = weakref.WeakSet()
 
 
 def _is_a_layers(place: tuple[int, int]) -> bool:
     """Whether a layer has its values there; what functional_call lends it is no Parameter."""
-    values = (owner._parameters.get("weight_values") for owner in list(_living))
+    values = (owner._parameters.get("weight_values") for owner in list(living))
     own = (v for v in values if type(v) is nn.Parameter and not v.is_meta)
     return any(retired.place_of(v) == place for v in own)
 

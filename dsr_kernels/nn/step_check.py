@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from dsr_kernels.nn.pattern_owner import PatternOwner
+from dsr_kernels.nn.pattern_owner import PatternOwner, living
 
-# Of a living layer. No reference to a parameter is kept: torch.utils.swap_tensors refuses those.
-_living: weakref.WeakValueDictionary[int, PatternOwner] = weakref.WeakValueDictionary()
+# No reference to a parameter is kept: torch.utils.swap_tensors refuses those.
 _looks: weakref.WeakKeyDictionary[Optimizer, _Look] = weakref.WeakKeyDictionary()
 _resizes = 0  # so far
 
@@ -43,14 +42,9 @@ class _Look:
 
 
 @functools.cache
-def _install() -> None:
+def install() -> None:
+    """From now on no optimizer steps a living layer with state that cannot be its own."""
     register_optimizer_step_pre_hook(_before_step)
-
-
-def watch(layer: PatternOwner) -> None:
-    """From now on no optimizer steps this layer with state that cannot be its own."""
-    _install()
-    _living[id(layer)] = layer
 
 
 def resized() -> None:
@@ -119,8 +113,7 @@ def _look(optimizer: Optimizer, state: Any, last: _Look | None) -> _Look:
 
 def _used(optimizer: Optimizer) -> Iterator[tuple[PatternOwner, nn.Parameter, dict[str, Any]]]:
     """The living sparse layers that the optimizer steps: (layer, its values, their group)."""
-    layers = [layer for reference in _living.valuerefs() if (layer := reference()) is not None]
-    owners = {id(values): layer for layer in layers for values in _values(layer)}
+    owners = {id(values): layer for layer in list(living) for values in _values(layer)}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if id(parameter) in owners:

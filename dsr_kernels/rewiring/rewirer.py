@@ -93,7 +93,9 @@ class Rewirer(FromRecipe):
 
         Raises ValueError, naming the layer, for NaN or infinite weights and for tensors that cannot
         be moved: optimizer state of another shape, tensors on several devices, averages with
-        another pattern. Raises NotImplementedError on a GPU where this build has no CUDA kernels.
+        another pattern. Raises RuntimeError where something else than the layer has written to its
+        index tensors, or holds the accumulator of a gradient whose length would change, and
+        NotImplementedError on a GPU where this build has no CUDA kernels.
         """
         start = time.perf_counter()
         layers = self._live_layers()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from dsr_kernels.nn import SparseLinear, step_check
+from dsr_kernels.nn.pattern_owner import living
 from dsr_kernels.rewiring import DSR, SET, Static
 
 SIZES = {"a": 60, "b": 90}
@@ -119,7 +120,7 @@ def test_an_unpickled_layer_is_looked_at():
     file = io.BytesIO()
     torch.save((layer, optimizer), file)
     file.seek(0)
-    step_check._living.clear()  # as in a process that has built no layer
+    living.clear()  # as in a process that has built no layer
     layer, optimizer = torch.load(file, weights_only=False)
     step(layer, optimizer)
     optimizer.state[layer.weight_values]["exp_avg"] = torch.zeros(7, 1)
