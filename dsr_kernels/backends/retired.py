@@ -23,16 +23,10 @@ def claim(knows: Callable[[tuple[int, int]], bool]) -> None:
 
 
 def retire(values: Tensor) -> None:
-    """From now on no op takes values that begin here."""
+    """From now on no op takes values that begin here, unless a layer has its own there."""
     for place in [place for place, storage in _retired.items() if storage.expired()]:
         _retired.pop(place, None)
     _retired[place_of(values)] = StorageWeakRef(values.untyped_storage())
-
-
-def revive(values: Tensor) -> None:
-    """Takes `retire` back: these are a layer's present values."""
-    if _retired:
-        _retired.pop(place_of(values), None)
 
 
 def refuse_retired(values: Tensor) -> None:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.backends.retired import retire, revive
+from dsr_kernels.backends.retired import retire
 from dsr_kernels.distribution import budget
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
@@ -221,7 +221,6 @@ class SparseModule(StoredWeight):
                 torch.autograd.graph.increment_version([parameter])
             set_data(parameter, values.detach().contiguous().view(nnz, 1))
             retire(before)
-            revive(parameter)
             alike = self._alike()
             self._exchange_pattern(crow_indices, col_indices)
             self._tell_copies(alike)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.backends.retired import retire, revive
+from dsr_kernels.backends.retired import retire
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.leaf import mode_of, set_data, why_fixed
 from dsr_kernels.nn.pattern_owner import PatternOwner
@@ -85,8 +85,6 @@ class StoredWeight(PatternOwner):
             self._leave_behind(None)
             self._tell_copies(alike)
             self._join(source)
-            if self._parameters.get("weight_values") is not None:
-                revive(self.weight_values)
 
     def _fit_to(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]

@@ -174,7 +174,10 @@ def test_flat_parameters_survive_the_rewire_of_one_layer() -> None:
     model = nn.ModuleList([two_weights(), two_weights()])
     flat = nn.utils.parameters_to_vector(model.parameters()).detach()
     nn.utils.vector_to_parameters(flat, model.parameters())
+    held = {"weight_values": model[0].weight_values.detach()}
     rewire(model[0])
+    with pytest.raises(RuntimeError, match="pattern that a layer had before a rewire"):
+        functional_call(model[0], held, (X,))
     assert model[0](X).item() == 21 and model[1](X).item() == 201
 
 
