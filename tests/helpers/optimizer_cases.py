@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.nn import SparseLinear
-from dsr_kernels.rewiring import Rewirer
+from dsr_kernels.rewiring import Rewirer, Static
 from dsr_kernels.topology import Topology
 
 BEFORE, AFTER = [0, 1, 2, 8, 9, 10], [0, 1, 2, 5, 7, 9]
@@ -160,3 +160,31 @@ class RMSpropTF(torch.optim.Optimizer):
                 square = state["square_avg"]
                 square.add_(p.grad.square() - square, alpha=1 - group["alpha"])
                 p.addcdiv_(p.grad, (square + group["eps"]).sqrt(), value=-group["lr"])
+
+
+def parts(method=Static, wrap=lambda inner: inner):
+    """A layer at BEFORE, SGD whose momentum stays as it is, and a rewirer."""
+    layer = small_layer()
+    optimizer = sgd(layer)
+    optimizer.param_groups[0]["momentum"] = 1.0
+    fill(optimizer, layer)
+    return layer, optimizer, method(layer, wrap(optimizer))
+
+
+def idle_step(optimizer, layer) -> None:
+    layer.weight_values.grad = torch.zeros_like(layer.weight_values)
+    optimizer.step()
+
+
+def another(positions) -> dict:
+    """The state_dict of a layer with weights at these positions."""
+    layer = SparseLinear(6, 2, nnz=len(positions), bias=False)
+    return place(layer, positions, torch.ones(len(positions))).state_dict()
+
+
+def load(layer, positions) -> None:
+    layer.load_state_dict(another(positions))
+
+
+def replace(layer, positions) -> None:
+    place(layer, positions, torch.ones(len(positions)))

@@ -17,15 +17,15 @@ from helpers.optimizer_cases import (
     SAM,
     Container,
     fill,
+    idle_step,
+    load,
     momentum,
-    place,
     sgd,
     small_layer,
 )
 from helpers.rewire_models import make_model, train
 from torch import nn
 
-from dsr_kernels.nn import SparseLinear
 from dsr_kernels.rewiring import DSR, SET, DeepR, Static
 
 PIECES = ("model", "optimizer", "rewirer built", "rewirer loaded")
@@ -64,16 +64,6 @@ def test_a_run_resumes_bit_for_bit_in_any_order(order, adam):
     train(resumed, its, built, 3, start=3)
     for one, other in zip(model.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
-
-
-def idle_step(optimizer, layer) -> None:
-    layer.weight_values.grad = torch.zeros_like(layer.weight_values)
-    optimizer.step()
-
-
-def load(layer, positions) -> None:
-    other = SparseLinear(6, 2, nnz=len(positions), bias=False)
-    layer.load_state_dict(place(other, positions, torch.ones(len(positions))).state_dict())
 
 
 def live(steps, wrap=lambda inner: inner):
