@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dsr_kernels.backends import cpu, native
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad
 
 
 class Backend(Protocol):
@@ -60,6 +61,50 @@ class Backend(Protocol):
         """out = grad summed over batch and image."""
 
 
+class FusedBackend(Protocol):
+    """The launchers of one kind of device that take batch norm, ReLU and additions in."""
+
+    def sparse_conv2d_fused(
+        self,
+        out: Tensor,  # [N, O, P, Q]
+        x: Tensor,  # [N, C, H, W]
+        prologue: Prologue,
+        values: Tensor,  # [nnz, 1] or [nnz]
+        bias: Tensor | None,  # [O]
+        crow_indices: Tensor,  # [O + 1] int32
+        col_indices: Tensor,  # [nnz] int32
+        epilogue: Epilogue,
+        shape: ConvShape,
+    ) -> Tensor:
+        """out = relu(conv2d(pad(z), W) * scale + bias + residual); fills its statistics, too."""
+
+    def sparse_conv2d_fused_grad_input(
+        self,
+        out: Tensor,  # [N, C, H, W]
+        grad: Tensor,  # [N, O, P, Q]
+        by_statistics: StatisticsGrad | None,
+        values: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        store: InputGrad,
+        shape: ConvShape,
+    ) -> Tensor:
+        """out = the gradient of x; fills the sums of `store`, too."""
+
+    def sparse_conv2d_fused_grad_weight(
+        self,
+        out: Tensor,  # [nnz]
+        x: Tensor,  # [N, C, H, W]
+        prologue: Prologue,
+        grad: Tensor,  # [N, O, P, Q]
+        by_statistics: StatisticsGrad | None,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        shape: ConvShape,
+    ) -> Tensor:
+        """out = the dense weight's gradient at the non-zeros, by z and g (see backends.fused)."""
+
+
 CPU: Backend = cpu  # so that mypy holds it against the protocol; callers name `cpu` itself
 
 
@@ -86,3 +131,8 @@ def gpu_backend(device: torch.device) -> Backend:
     from dsr_kernels.backends.triton import launch as triton
 
     return triton
+
+
+def fused_backend(device: torch.device) -> FusedBackend | None:
+    """The fused kernels of a device; None where it has none."""
+    return None

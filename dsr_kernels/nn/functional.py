@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
+from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.ops import autograd
+from dsr_kernels.ops.fused import autograd as fused
+from dsr_kernels.ops.fused.autograd import Fused
 from dsr_kernels.ops.library import check_tensors
 
 
@@ -94,6 +97,66 @@ def sparse_conv2d(
     shape = conv_shape(weight_shape, stride, padding, dilation, groups)
     y = autograd.sparse_conv2d(image, values, bias, crow_indices, col_indices, shape)
     return y if batched else y.squeeze(0)
+
+
+def sparse_conv2d_fused(
+    x: Tensor,  # [N, C, H, W], any strides
+    prologue: Prologue,
+    values: Tensor,  # [nnz, 1] or [nnz]
+    bias: Tensor | None,  # [O]
+    crow_indices: Tensor,  # [O + 1] int32
+    col_indices: Tensor,  # [nnz] int32
+    weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),  # top, bottom, left, right
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    *,
+    residual: Tensor | None = None,  # [N, O, P, Q]
+    statistics: bool = False,
+) -> Fused:
+    """y = F.conv2d(z, W, bias, ...) + residual, where z = relu((x - center) * scale + shift).
+
+    `prologue` holds center, scale and shift ([C], of the values' dtype; or None) and whether there
+    is a ReLU. With `statistics`, the result has y's mean and biased variance [O], too, as autograd
+    sees them. z is never stored. Padding is of z, so it is zero. Autocast is as in sparse_conv2d.
+    Raises ValueError (shapes), TypeError (dtypes) or NotImplementedError (device).
+    """
+    if x.dim() != 4:
+        raise ValueError(f"SparseConv2d: expected a 4-D input, got shape {tuple(x.shape)}")
+    x, residual = _autocast(x), None if residual is None else _autocast(residual)
+    shape = conv_shape(weight_shape, stride, padding, dilation, groups)
+    weight = values, bias, crow_indices, col_indices
+    return fused.sparse_conv2d_fused(x, prologue, *weight, residual, statistics, shape)
+
+
+def sparse_conv2d_folded(
+    x: Tensor,  # [N, C, H, W], any strides
+    prologue: Prologue,
+    values: Tensor,  # [nnz, 1] or [nnz]
+    crow_indices: Tensor,  # [O + 1] int32
+    col_indices: Tensor,  # [nnz] int32
+    weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),  # top, bottom, left, right
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    *,
+    scale: Tensor,  # [O]
+    shift: Tensor,  # [O]
+    residual: Tensor | None = None,  # [N, O, P, Q]
+    relu: bool = False,
+) -> Tensor:
+    """relu(F.conv2d(z, W, ...) * scale + shift + residual): inference, with batch norm folded in.
+
+    As sparse_conv2d_fused otherwise. Raises RuntimeError where autograd is to record it.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"SparseConv2d: expected a 4-D input, got shape {tuple(x.shape)}")
+    x, residual = _autocast(x), None if residual is None else _autocast(residual)
+    shape = conv_shape(weight_shape, stride, padding, dilation, groups)
+    weight, out = (values, crow_indices, col_indices), (scale, shift)
+    return fused.sparse_conv2d_folded(x, prologue, *weight, *out, residual, relu, shape)
 
 
 def sparse_linear(

@@ -39,7 +39,7 @@ def sparse_conv2d(
     shape: ConvShape,
 ) -> Tensor:
     """y [N, O, P, Q] = conv2d(pad(x), W) + bias."""
-    if not _are_plain((x, values, bias, crow_indices, col_indices)):
+    if not are_plain((x, values, bias, crow_indices, col_indices)):
         return OPS.sparse_conv2d.default(x, values, bias, crow_indices, col_indices, *shape)
     if is_recorded((x, values, bias)):
         kernel = library.sparse_conv2d
@@ -57,7 +57,7 @@ def sparse_conv2d_grad_input(
     channels_last: bool,  # the memory format of the result
 ) -> Tensor:
     """gx [N, C, H, W] = conv_transpose2d(grad, W), without the padding's share."""
-    if not _are_plain((grad, values, crow_indices, col_indices)):
+    if not are_plain((grad, values, crow_indices, col_indices)):
         return OPS.sparse_conv2d_grad_input.default(
             grad, values, crow_indices, col_indices, input_size, *shape, channels_last
         )
@@ -80,7 +80,7 @@ def sparse_conv2d_grad_weight(
     dtype: torch.dtype,  # of the result: the values'
 ) -> Tensor:
     """gvalues [nnz] = the dense weight's gradient at the non-zeros."""
-    if not _are_plain((x, grad, crow_indices, col_indices)):
+    if not are_plain((x, grad, crow_indices, col_indices)):
         return OPS.sparse_conv2d_grad_weight.default(
             x, grad, crow_indices, col_indices, *shape, dtype
         )
@@ -95,7 +95,7 @@ def sparse_conv2d_grad_bias(
     dtype: torch.dtype,  # of the result: the values'
 ) -> Tensor:
     """gbias [O] = grad summed over batch and image."""
-    if not _are_plain((grad,)):
+    if not are_plain((grad,)):
         return OPS.sparse_conv2d_grad_bias.default(grad, dtype)
     if is_recorded((grad,)):
         return SparseConvGradBias.apply(library.sparse_conv2d_grad_bias, grad, dtype)
@@ -107,7 +107,7 @@ def is_recorded(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _are_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+def are_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether a kernel may read the memory of every tensor as it stands, unseen by any mode."""
     if torch.compiler.is_compiling():
         return False
@@ -154,7 +154,7 @@ class SparseConv(torch.autograd.Function):
         keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d)
         ctx.shape, ctx.input_size = shape, x.shape[1:]
         ctx.channels_last = library.channels_last(x)
-        if watch.watchers and _are_plain((values,)):
+        if watch.watchers and are_plain((values,)):
             for watcher in watch.living():
                 watcher.used(values)
         return kernel(x, values, bias, crow_indices, col_indices, shape)
@@ -172,7 +172,7 @@ class SparseConv(torch.autograd.Function):
         if wants_values:
             gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)
             gvalues = gvalues.view(values.shape)
-            if watch.watchers and _are_plain((values, x, grad)):
+            if watch.watchers and are_plain((values, x, grad)):
                 for watcher in watch.living():
                     watcher.passed(values.detach(), x.detach(), grad.detach(), shape)
         if wants_bias:

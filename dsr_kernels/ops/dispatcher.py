@@ -101,16 +101,16 @@ def _with_derivative(function: type[torch.autograd.Function], overload: Op) -> O
         tensors = tuple(a for a in args if isinstance(a, Tensor))
         if is_in_torch_dispatch_mode():
             flops.tell_counters()
-        _refuse_tangents(tensors)
+        refuse_tangents(tensors)
         if autograd.is_recorded(tensors):
-            _refuse_functorch()
+            refuse_functorch()
             return function.apply(below, *args)
         return below(*args)
 
     return call
 
 
-def _refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
+def refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
     if forward_ad._current_level < 0:
         return
     for tensor in tensors:
@@ -121,7 +121,7 @@ def _refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
             )
 
 
-def _refuse_functorch() -> None:
+def refuse_functorch() -> None:
     """vmap alone is torch's to unroll, and does not come here."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(

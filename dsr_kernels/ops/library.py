@@ -24,16 +24,17 @@ from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.backends.retired import refuse_retired
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-_SHAPE = "int[4] weight_shape, int[2] stride, int[4] padding, int[2] dilation, int groups"
-_PATTERN = "Tensor crow_indices, Tensor col_indices"
+SHAPE_SCHEMA = "int[4] weight_shape, int[2] stride, int[4] padding, int[2] dilation, int groups"
+PATTERN_SCHEMA = "Tensor crow_indices, Tensor col_indices"
 
 NAMESPACE = torch.library.Library("dsr_kernels", "DEF")
 for _schema in (
-    f"sparse_conv2d(Tensor x, Tensor values, Tensor? bias, {_PATTERN}, {_SHAPE}) -> Tensor",
-    f"sparse_conv2d_grad_input(Tensor grad, Tensor values, {_PATTERN}, SymInt[3] input_size,"
-    f" {_SHAPE}, bool channels_last) -> Tensor",
-    f"sparse_conv2d_grad_weight(Tensor x, Tensor grad, {_PATTERN}, {_SHAPE}, ScalarType dtype)"
+    f"sparse_conv2d(Tensor x, Tensor values, Tensor? bias, {PATTERN_SCHEMA}, {SHAPE_SCHEMA})"
     " -> Tensor",
+    f"sparse_conv2d_grad_input(Tensor grad, Tensor values, {PATTERN_SCHEMA}, SymInt[3] input_size,"
+    f" {SHAPE_SCHEMA}, bool channels_last) -> Tensor",
+    f"sparse_conv2d_grad_weight(Tensor x, Tensor grad, {PATTERN_SCHEMA}, {SHAPE_SCHEMA},"
+    " ScalarType dtype) -> Tensor",
     "sparse_conv2d_grad_bias(Tensor grad, ScalarType dtype) -> Tensor",
 ):
     NAMESPACE.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

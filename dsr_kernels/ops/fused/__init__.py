@@ -1,0 +1,1 @@
+"""Convolutions with batch norm, ReLU and additions inside: checks, derivatives, meaning."""
