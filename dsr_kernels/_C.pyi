@@ -67,8 +67,11 @@ class ConvPlan:
     @property
     def bytes(self) -> int: ...
     def describe(self) -> PlanDescription: ...
-    def workspace_bytes(self, op: str, n: int, threads: int) -> int:
-        """Bytes that `op` ("forward", "grad_input" or "grad_weight") of n images needs."""
+    def workspace_bytes(self, op: str, n: int, threads: int, sums: bool = False) -> int:
+        """Bytes that `op` ("forward", "grad_input" or "grad_weight") of n images needs.
+
+        `sums` says whether a fused call is to fill sums of channels.
+        """
 
     def sparse_conv2d(
         self,
@@ -99,6 +102,33 @@ class ConvPlan:
         workspace: _Address,
     ) -> None: ...
 
+_Affine = tuple[_Address, _Address, _Address]  # center, scale, shift [C]; 0: absent
+_Operand = tuple[_Activation, _Affine, bool, _Address]  # then ReLU, and what is added (or 0)
+# affine, ReLU, what is added, x (0: an output is stored), the two results [C]; 0: absent
+_Finish = tuple[_Affine, bool, _Address, _Address, tuple[_Address, _Address]]
+
+def sparse_conv2d_fused(
+    plan: ConvPlan,
+    n: int,
+    x: _Operand,  # [N, C, H, W]; of a transposed plan, the gradient of y
+    values: _Address,  # [nnz]
+    bias: _Address,  # [O], or 0
+    y: _Activation,  # [N, O, P, Q], written; of a transposed plan, the gradient of x
+    finish: _Finish,
+    threads: int,
+    workspace: _Address,
+) -> None:
+    """csrc/cpu/conv/fused.h says what an operand and a finish do."""
+
+def sparse_conv2d_fused_grad_weight(
+    plan: ConvPlan,
+    n: int,
+    x: _Operand,
+    grad_y: _Operand,
+    grad_values: _Address,  # [nnz], written
+    threads: int,
+    workspace: _Address,
+) -> None: ...
 def choose_lanes(
     n: int,  # images
     contiguous_rows: bool,  # of both activations

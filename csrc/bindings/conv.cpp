@@ -1,37 +1,13 @@
 // Convolutions: plans, their launches, and the instruction set that runs them.
-#include <array>
 #include <cstdint>
 #include <memory>
-#include <tuple>
-#include <type_traits>
 
-#include "bindings/common.h"
+#include "bindings/conv.h"
 #include "cpu/conv/channel_sum.h"
-#include "cpu/conv/conv_plan.h"
 #include "cpu/conv/tiling.h"
-#include "cpu/dispatch.h"
 
 namespace dsr::bindings {
 namespace {
-
-using cpu::ConvPlan;
-using Pair = std::array<int64_t, 2>;
-using Quad = std::array<int64_t, 4>;
-
-Strides4 strides4(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s[3]}; }
-
-// Calls launch with a typed null pointer that carries the plan's dtype.
-template <class Launch>
-void with_dtype(const ConvPlan& plan, Launch launch) {
-  std::string isa;
-  require_ok(cpu::active_isa(&isa));
-  py::gil_scoped_release release;
-  if (plan.element_size() == 4) {
-    launch(static_cast<float*>(nullptr));
-  } else {
-    launch(static_cast<double*>(nullptr));
-  }
-}
 
 cpu::Lanes lanes_named(const std::string& name) {
   if (name == "plane") return cpu::Lanes::kPlane;
@@ -116,33 +92,14 @@ std::string lanes_reason(int64_t n, bool contiguous_rows, int64_t width, int64_t
   return reason;
 }
 
-// address, whether it holds bfloat16, strides
-using ActivationTuple = std::tuple<uintptr_t, bool, Quad>;
-
-void require_direction(const ConvPlan& plan, cpu::Direction wanted) {
-  if (plan.direction() != wanted)
-    throw std::invalid_argument(
-        "ConvPlan.sparse_conv2d_grad_input needs a plan made with transposed=True; sparse_conv2d "
-        "and sparse_conv2d_grad_weight need one made without");
-}
-
-cpu::Activation activation(const ConvPlan& plan, const ActivationTuple& tuple) {
-  using cpu::Element;
-  const auto& [address, low, strides] = tuple;
-  const Element full = plan.element_size() == 4 ? Element::kFloat32 : Element::kFloat64;
-  if (low && full == Element::kFloat64)
-    throw std::invalid_argument("bfloat16 activations need float32 values");
-  return {pointer<void>(address), low ? Element::kBFloat16 : full, strides4(strides)};
-}
-
 void sparse_conv2d(const ConvPlan& plan, int64_t n, const ActivationTuple& x, uintptr_t values,
                    uintptr_t bias, const ActivationTuple& y, int threads, uintptr_t workspace) {
   require_direction(plan, cpu::Direction::kForward);
   const auto from = activation(plan, x), to = activation(plan, y);
   with_dtype(plan, [&](auto* typed) {
     using S = std::remove_pointer_t<decltype(typed)>;
-    plan.sparse_conv2d<S>(n, from, pointer<S>(values), pointer<S>(bias), to, threads,
-                          pointer<char>(workspace));
+    plan.sparse_conv2d<S>(n, operand<S>(from), pointer<S>(values), pointer<S>(bias), to, {},
+                          threads, pointer<char>(workspace));
   });
 }
 
@@ -153,7 +110,7 @@ void sparse_conv2d_grad_input(const ConvPlan& plan, int64_t n, const ActivationT
   const auto from = activation(plan, grad_y), to = activation(plan, grad_x);
   with_dtype(plan, [&](auto* typed) {
     using S = std::remove_pointer_t<decltype(typed)>;
-    plan.sparse_conv2d_grad_input<S>(n, from, pointer<S>(values), to, threads,
+    plan.sparse_conv2d_grad_input<S>(n, operand<S>(from), pointer<S>(values), to, {}, threads,
                                      pointer<char>(workspace));
   });
 }
@@ -165,8 +122,8 @@ void sparse_conv2d_grad_weight(const ConvPlan& plan, int64_t n, const Activation
   const auto source = activation(plan, x), grad = activation(plan, grad_y);
   with_dtype(plan, [&](auto* typed) {
     using S = std::remove_pointer_t<decltype(typed)>;
-    plan.sparse_conv2d_grad_weight<S>(n, source, grad, pointer<S>(grad_values), threads,
-                                      pointer<char>(workspace));
+    plan.sparse_conv2d_grad_weight<S>(n, operand<S>(source), operand<S>(grad),
+                                      pointer<S>(grad_values), threads, pointer<char>(workspace));
   });
 }
 
@@ -195,8 +152,9 @@ py::dict plan_describe(const ConvPlan& plan) {
       "cycles_per_fma"_a = p.cycles_per_fma);
 }
 
-int64_t plan_workspace_bytes(const ConvPlan& plan, const std::string& op, int64_t n, int threads) {
-  return plan.workspace_bytes(op_named(op), n, threads);
+int64_t plan_workspace_bytes(const ConvPlan& plan, const std::string& op, int64_t n, int threads,
+                             bool sums) {
+  return plan.workspace_bytes(op_named(op), n, threads, sums);
 }
 
 template <class S>
@@ -235,7 +193,7 @@ void bind_conv(py::module_& m) {
                              [](const ConvPlan& plan) { return plan.gather_plan().bytes(); })
       .def("describe", &plan_describe)
       .def("workspace_bytes", &plan_workspace_bytes, py::arg("op"), py::arg("n"),
-           py::arg("threads"))
+           py::arg("threads"), py::arg("sums") = false)
       .def("sparse_conv2d", &sparse_conv2d, py::arg("n"), py::arg("x"), py::arg("values"),
            py::arg("bias"), py::arg("y"), py::arg("threads"), py::arg("workspace"))
       .def("sparse_conv2d_grad_input", &sparse_conv2d_grad_input, py::arg("n"), py::arg("grad_y"),

@@ -75,15 +75,15 @@ def sparse_conv2d(
     x, values, y = _readable(x, dtype), values.contiguous(), _writable(out, dtype)
     bias = None if bias is None else bias.contiguous()
     threads = torch.get_num_threads()
-    scratch = _workspace(plan, "forward", n, threads)
+    workspace = _workspace(plan, "forward", n, threads)
     plan.sparse_conv2d(
         n,
-        _activation(x, g),
+        activation(x, g),
         address(values),
         0 if bias is None else address(bias),
-        _activation(y, g),
+        activation(y, g),
         threads,
-        address(scratch),
+        address(workspace),
     )
     return out if y is out else out.copy_(y)
 
@@ -106,9 +106,9 @@ def sparse_conv2d_grad_input(
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     grad, values, gx = _readable(grad, dtype), values.contiguous(), _writable(out, dtype)
     threads = torch.get_num_threads()
-    scratch = _workspace(plan, "grad_input", n, threads)
+    workspace = _workspace(plan, "grad_input", n, threads)
     plan.sparse_conv2d_grad_input(
-        n, _activation(grad, g), address(values), _activation(gx, g), threads, address(scratch)
+        n, activation(grad, g), address(values), activation(gx, g), threads, address(workspace)
     )
     return out if gx is out else out.copy_(gx)
 
@@ -131,9 +131,9 @@ def sparse_conv2d_grad_weight(
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     x, grad = _readable(x, dtype), _readable(grad, dtype)
     threads = torch.get_num_threads()
-    scratch = _workspace(plan, "grad_weight", n, threads)
+    workspace = _workspace(plan, "grad_weight", n, threads)
     plan.sparse_conv2d_grad_weight(
-        n, _activation(x, g), _activation(grad, g), address(out), threads, address(scratch)
+        n, activation(x, g), activation(grad, g), address(out), threads, address(workspace)
     )
     return out
 
@@ -142,7 +142,7 @@ def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     """out [O] = grad summed over batch and image, the same bits for any number of threads."""
     grad = grad if grad.dtype == out.dtype else grad.to(out.dtype)
     n, channels, height, width = grad.shape
-    scratch = _scratch(_C.sparse_conv2d_grad_bias_workspace(n, channels))
+    workspace = scratch(_C.sparse_conv2d_grad_bias_workspace(n, channels))
     _C.sparse_conv2d_grad_bias(
         DTYPE_CODES[out.dtype],
         (n, channels, height, width),
@@ -150,13 +150,13 @@ def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
         grad.stride(),
         address(out),
         torch.get_num_threads(),
-        address(scratch),
+        address(workspace),
     )
     return out
 
 
 def _workspace(plan: _C.ConvPlan, op: str, n: int, threads: int) -> Tensor:
-    return _scratch(plan.workspace_bytes(op, n, threads))
+    return scratch(plan.workspace_bytes(op, n, threads))
 
 
 # Kept from call to call: freed in between, it would leave a hole behind every output, and its pages
@@ -165,7 +165,7 @@ _kept = threading.local()
 KEPT_BYTES = 64 << 20
 
 
-def _scratch(size: int) -> Tensor:
+def scratch(size: int) -> Tensor:
     """At least `size` bytes for one call, from torch; more than KEPT_BYTES is not kept."""
     if size > KEPT_BYTES:
         return torch.empty(size, dtype=torch.uint8)
@@ -176,7 +176,7 @@ def _scratch(size: int) -> Tensor:
     return kept
 
 
-def _activation(x: Tensor, g: Geometry) -> tuple[int, bool, tuple[int, ...]]:
+def activation(x: Tensor, g: Geometry) -> tuple[int, bool, tuple[int, ...]]:
     """Address, whether it holds bfloat16, and strides. Where the geometry views an image as longer
     rows, so does the stride of a row.
     """

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import cpu, native
+from dsr_kernels.backends import cpu, cpu_fused, native
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad
 
@@ -63,6 +63,9 @@ class Backend(Protocol):
 
 class FusedBackend(Protocol):
     """The launchers of one kind of device that take batch norm, ReLU and additions in."""
+
+    def takes(self, activation: Tensor, values_dtype: torch.dtype) -> bool:
+        """Whether the kernels compute activations like this one."""
 
     def sparse_conv2d_fused(
         self,
@@ -133,6 +136,9 @@ def gpu_backend(device: torch.device) -> Backend:
     return triton
 
 
+FUSED_CPU: FusedBackend = cpu_fused
+
+
 def fused_backend(device: torch.device) -> FusedBackend | None:
     """The fused kernels of a device; None where it has none."""
-    return None
+    return cpu_fused if device.type == "cpu" else None

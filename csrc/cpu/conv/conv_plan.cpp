@@ -132,12 +132,13 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
   });
 }
 
-int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads) const {
+int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads, bool sums) const {
   const int size = element_size_;
   if (op == Op::kGradWeight)
     return kAlignment + slices(n) * nnz_ * size +
            threads * grad_weight_bytes(gather_, grad_layout_, size);
-  return kAlignment + part_bytes(nnz_ * size) + threads * gather_bytes(gather_, size);
+  return kAlignment + part_bytes(nnz_ * size) + threads * gather_bytes(gather_, size) +
+         (sums ? partial_sums_bytes(gather_, n, size) : 0);
 }
 
 // The values in the order of the plan, copied to the workspace.
@@ -153,45 +154,46 @@ const S* ConvPlan::ordered(const S* values, int threads, char** workspace) const
 // kernels_ holds the kernels of the plan's instruction set: kernels_->gather() is gather() in
 // cpu/isa/gather.cpp, kernels_->grad_weight() is grad_weight() in cpu/isa/grad_weight.cpp.
 template <typename S>
-void ConvPlan::sparse_conv2d(int64_t n, const Activation& x, const S* values, const S* bias,
-                             const Activation& y, int threads, char* workspace) const {
+void ConvPlan::sparse_conv2d(int64_t n, const Operand<S>& x, const S* values, const S* bias,
+                             const Activation& y, const Finish<S>& finish, int threads,
+                             char* workspace) const {
   char* parts = align_up(workspace);
   values = ordered(values, threads, &parts);
-  kernels_->gather(GatherArgs<S>{.plan = &gather_,
-                                 .n = n,
-                                 .source = x.data,
-                                 .source_strides = x.strides,
-                                 .source_element = x.element,
-                                 .values = values,
-                                 .bias = bias,
-                                 .destination = y.data,
-                                 .destination_strides = y.strides,
-                                 .destination_element = y.element,
-                                 .threads = threads,
-                                 .workspace = parts});
-  drop_guards(workspace, workspace_bytes(Op::kForward, n, threads));
+  GatherArgs<S> args{.plan = &gather_,
+                     .n = n,
+                     .source = x,
+                     .values = values,
+                     .bias = bias,
+                     .destination = y.data,
+                     .destination_strides = y.strides,
+                     .destination_element = y.element,
+                     .finish = finish,
+                     .threads = threads,
+                     .workspace = parts};
+  const bool sums = finish.sums.first != nullptr;
+  if (sums)
+    args.finish.sums.partial =
+        reinterpret_cast<S*>(parts + threads * gather_bytes(gather_, element_size_));
+  kernels_->gather(args);
+  drop_guards(workspace, workspace_bytes(Op::kForward, n, threads, sums));
 }
 
 // Every pass but grad-weight is a gather: on a transposed plan, of the output's gradient.
 template <typename S>
-void ConvPlan::sparse_conv2d_grad_input(int64_t n, const Activation& grad_y, const S* values,
-                                        const Activation& grad_x, int threads,
-                                        char* workspace) const {
-  sparse_conv2d<S>(n, grad_y, values, nullptr, grad_x, threads, workspace);
+void ConvPlan::sparse_conv2d_grad_input(int64_t n, const Operand<S>& grad_y, const S* values,
+                                        const Activation& grad_x, const Finish<S>& finish,
+                                        int threads, char* workspace) const {
+  sparse_conv2d<S>(n, grad_y, values, nullptr, grad_x, finish, threads, workspace);
 }
 
 template <typename S>
-void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Activation& x, const Activation& grad_y,
+void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Operand<S>& x, const Operand<S>& grad_y,
                                          S* grad_values, int threads, char* workspace) const {
   kernels_->grad_weight(GradWeightArgs<S>{.plan = &gather_,
                                           .grad_layout = &grad_layout_,
                                           .n = n,
-                                          .x = x.data,
-                                          .x_strides = x.strides,
-                                          .x_element = x.element,
-                                          .grad = grad_y.data,
-                                          .grad_strides = grad_y.strides,
-                                          .grad_element = grad_y.element,
+                                          .x = x,
+                                          .grad = grad_y,
                                           .grad_values = grad_values,
                                           .slices = slices(n),
                                           .threads = threads,
@@ -199,13 +201,14 @@ void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Activation& x, const A
   drop_guards(workspace, workspace_bytes(Op::kGradWeight, n, threads));
 }
 
-#define DSR_INSTANTIATE(S)                                                                  \
-  template void ConvPlan::sparse_conv2d<S>(int64_t, const Activation&, const S*, const S*,  \
-                                           const Activation&, int, char*) const;            \
-  template void ConvPlan::sparse_conv2d_grad_input<S>(int64_t, const Activation&, const S*, \
-                                                      const Activation&, int, char*) const; \
-  template void ConvPlan::sparse_conv2d_grad_weight<S>(int64_t, const Activation&,          \
-                                                       const Activation&, S*, int, char*) const;
+#define DSR_INSTANTIATE(S)                                                                         \
+  template void ConvPlan::sparse_conv2d<S>(int64_t, const Operand<S>&, const S*, const S*,         \
+                                           const Activation&, const Finish<S>&, int, char*) const; \
+  template void ConvPlan::sparse_conv2d_grad_input<S>(                                             \
+      int64_t, const Operand<S>&, const S*, const Activation&, const Finish<S>&, int, char*)       \
+      const;                                                                                       \
+  template void ConvPlan::sparse_conv2d_grad_weight<S>(int64_t, const Operand<S>&,                 \
+                                                       const Operand<S>&, S*, int, char*) const;
 DSR_INSTANTIATE(float)
 DSR_INSTANTIATE(double)
 

@@ -27,7 +27,8 @@ class ConvPlan {
                      Lanes lanes, Direction direction, ConvPlan* plan);
 
   // Bytes of workspace that a launch needs. The address need not be aligned.
-  int64_t workspace_bytes(Op op, int64_t n, int threads) const;
+  // `sums` says whether Finish::sums are asked for.
+  int64_t workspace_bytes(Op op, int64_t n, int threads, bool sums = false) const;
   int element_size() const { return element_size_; }
   Direction direction() const { return direction_; }
   const GatherPlan& gather_plan() const { return gather_; }
@@ -35,15 +36,17 @@ class ConvPlan {
   // sparse_conv2d and sparse_conv2d_grad_weight take a plan of Direction::kForward,
   // sparse_conv2d_grad_input one of kGradInput; S must have the plan's element size.
 
-  // y = conv2d(x, w) + bias
+  // y = finish(conv2d(x, w) + bias)
   template <typename S>
-  void sparse_conv2d(int64_t n, const Activation& x, const S* values, const S* bias,
-                     const Activation& y, int threads, char* workspace) const;
+  void sparse_conv2d(int64_t n, const Operand<S>& x, const S* values, const S* bias,
+                     const Activation& y, const Finish<S>& finish, int threads,
+                     char* workspace) const;
   template <typename S>
-  void sparse_conv2d_grad_input(int64_t n, const Activation& grad_y, const S* values,
-                                const Activation& grad_x, int threads, char* workspace) const;
+  void sparse_conv2d_grad_input(int64_t n, const Operand<S>& grad_y, const S* values,
+                                const Activation& grad_x, const Finish<S>& finish, int threads,
+                                char* workspace) const;
   template <typename S>
-  void sparse_conv2d_grad_weight(int64_t n, const Activation& x, const Activation& grad_y,
+  void sparse_conv2d_grad_weight(int64_t n, const Operand<S>& x, const Operand<S>& grad_y,
                                  S* grad_values,  // [nnz]
                                  int threads, char* workspace) const;
 

@@ -4,27 +4,24 @@
 #include <cstdint>
 
 #include "common/conv_shape.h"
+#include "cpu/conv/fused.h"
 #include "cpu/conv/gather_plan.h"
 #include "cpu/isa/limits.h"
 
 namespace dsr::cpu {
-
-// What activations are stored as; they are computed in the type of the values.
-enum class Element { kFloat32, kFloat64, kBFloat16 };
 
 // y = gather(x): forward, or grad-input on the transposed plan.
 template <typename S>
 struct GatherArgs {
   const GatherPlan* plan;
   int64_t n;
-  const void* source;  // [N, source channels, ...] of source_element
-  Strides4 source_strides;
-  Element source_element;
+  Operand<S> source;  // [N, source channels, ...]
   const S* values;    // [nnz], in the order of plan->offsets
   const S* bias;      // [destination channels] or null
   void* destination;  // [N, destination channels, ...] of destination_element, fully overwritten
   Strides4 destination_strides;
   Element destination_element;
+  Finish<S> finish;
   int threads;
   char* workspace;  // threads * gather_bytes(), 64-byte aligned
 };
@@ -36,14 +33,10 @@ struct GradWeightArgs {
   const GatherPlan* plan;
   const PackLayout* grad_layout;
   int64_t n;
-  const void* x;  // [N, C, H, W]
-  Strides4 x_strides;
-  Element x_element;
-  const void* grad;  // [N, O, P, Q]
-  Strides4 grad_strides;
-  Element grad_element;
-  S* grad_values;  // [nnz], fully overwritten
-  int64_t slices;  // the batch is summed in this many parts, whatever the number of threads
+  Operand<S> x;     // [N, C, H, W]
+  Operand<S> grad;  // [N, O, P, Q]
+  S* grad_values;   // [nnz], fully overwritten
+  int64_t slices;   // the batch is summed in this many parts, whatever the number of threads
   int threads;
   char* workspace;  // threads * grad_weight_bytes(), then [slices][nnz] sums
 };

@@ -78,9 +78,17 @@ inline int64_t accumulator_bytes(const GatherPlan& plan, int element_size) {
                               : strip_elements(plan) * plan.batch.lane_images;
   return part_bytes(plan.strip.channels * scalars * element_size);
 }
+// A thread's sums of one unit by channel (isa/channel_sums.h), and what all units leave.
+inline int64_t unit_sums_bytes(const GatherPlan& plan, int element_size) {
+  const int64_t channels = plan.destination.channels;
+  return part_bytes((4 * (channels + kMaxLanes) + 2 * channels * kMaxLanes) * element_size);
+}
+inline int64_t partial_sums_bytes(const GatherPlan& plan, int64_t n, int element_size) {
+  return part_bytes(3 * plan.units(n) * plan.destination.channels * element_size);
+}
 inline int64_t gather_bytes(const GatherPlan& plan, int element_size) {
   return packed_bytes(plan, plan.source, element_size) + accumulator_bytes(plan, element_size) +
-         pixel_map_bytes(plan, plan.source);
+         pixel_map_bytes(plan, plan.source) + unit_sums_bytes(plan, element_size);
 }
 inline int64_t grad_weight_bytes(const GatherPlan& plan, const PackLayout& grad, int element_size) {
   return packed_bytes(plan, plan.source, element_size) + packed_bytes(plan, grad, element_size) +

@@ -9,9 +9,11 @@ class Ahead {
  public:
   Ahead() = default;
 
-  // The source rows of `unit`, spread over `steps` calls of step().
-  template <typename E>
-  Ahead(const E* source, const Strides4& s, const PackLayout& l, const Unit& unit, int64_t steps) {
+  // The operand's rows of `unit`, spread over `steps` calls of step().
+  template <typename S>
+  Ahead(const Operand<S>& operand, const PackLayout& l, const Unit& unit, int64_t steps) {
+    const Strides4& s = operand.strides;
+    const int64_t size = operand.element == Element::kBFloat16 ? 2 : sizeof(S);
     const int64_t first = most(0, (l.first_row + unit.row) * l.step_h);
     const int64_t last =
         least(l.height, (l.first_row + unit.row + unit.rows + l.halo_rows) * l.step_h);
@@ -19,14 +21,16 @@ class Ahead {
     const int64_t rows = (last - first) * l.width;
     const int64_t pixels = s.c == 1 ? rows * l.channels : rows;  // adjacent in memory
     chunks_ = s.c == 1 ? 1 : l.channels;
-    length_ = pixels * static_cast<int64_t>(sizeof(E));
-    stride_ = s.c * static_cast<int64_t>(sizeof(E));
+    length_ = pixels * size;
+    stride_ = s.c * size;
     if (stride_ == length_) {
       length_ *= chunks_;
       chunks_ = 1;
     }
-    image_ = reinterpret_cast<const char*>(source + unit.image * s.n + first * s.h);
-    image_stride_ = s.n * static_cast<int64_t>(sizeof(E));
+    image_ = static_cast<const char*>(operand.data) + (unit.image * s.n + first * s.h) * size;
+    if (operand.other)
+      other_ = static_cast<const char*>(operand.other) - static_cast<const char*>(operand.data);
+    image_stride_ = s.n * size;
     images_ = unit.images;
     // Steps do not cross chunks, so that each takes a whole number of them.
     const int64_t chunk_lines = ceil_div(length_, kLine), chunks = images_ * chunks_;
@@ -41,7 +45,10 @@ class Ahead {
     const char* stop = at_ + lines_ * kLine;
     if (stop > end_) stop = end_;
 #pragma GCC unroll 1
-    for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, 2);
+    for (; at_ < stop; at_ += kLine) {
+      __builtin_prefetch(at_, 0, 2);
+      if (other_) __builtin_prefetch(at_ + other_, 0, 2);
+    }
     if (at_ >= end_ && lines_ > 0) next_chunk();
   }
 
@@ -64,6 +71,7 @@ class Ahead {
   int64_t length_ = 0, chunk_ = 0, chunks_ = 0, stride_ = 0;
   int64_t images_ = 0, image_stride_ = 0;
   int64_t lines_ = 0;  // a step
+  int64_t other_ = 0;  // bytes from an element to the one that is added to it
 };
 
 }  // namespace dsr::cpu::DSR_ISA

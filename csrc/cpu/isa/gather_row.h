@@ -4,7 +4,9 @@
 #pragma once
 
 #include "cpu/isa/ahead.h"
-#include "cpu/isa/pack_row.h"
+#include "cpu/isa/pack.h"
+#include "cpu/isa/sink.h"
+#include "cpu/isa/store_row.h"
 #include "cpu/isa/tile_table.h"
 #include "cpu/isa/turn.h"
 
@@ -80,11 +82,16 @@ struct RowTiles {
 constexpr auto kRowTiles = RowTileTable<RowTileFunction>::of<RowTiles::Kernel>();
 
 // The work of one unit, lanes along rows.
-template <typename Source, typename Destination>
+template <typename Sink>
 class GatherRow {
+  using Destination = typename Sink::Destination;
+
  public:
   GatherRow(const GatherArgs<float>& args, char* workspace)
-      : args_(args), plan_(*args.plan), streams_(passes_caches(args)) {
+      : args_(args),
+        plan_(*args.plan),
+        streams_(passes_caches(args)),
+        sink_(args, cut_part(&workspace, unit_sums_bytes(plan_, sizeof(float)))) {
     constexpr int size = sizeof(float);
     packed_ =
         reinterpret_cast<float*>(cut_part(&workspace, packed_bytes(plan_, plan_.source, size)));
@@ -97,13 +104,13 @@ class GatherRow {
   // Destination channels [first, last) of one unit.
   void run(const Unit& unit, const Ahead& next, int64_t first, int64_t last) {
     ahead_ = next;
-    pack_rows(static_cast<const Source*>(args_.source), args_.source_strides, plan_, plan_.source,
-              unit, packed_);
+    pack(args_.source, plan_, plan_.source, unit, nullptr, packed_);
     const int64_t down = ceil_div(unit.rows, plan_.tile.rows);
     for (int64_t i = 0; i < down; ++i) {
       const int64_t row = boundary(unit.rows, i, down);
       tile(unit, row, boundary(unit.rows, i + 1, down) - row, first, last);
     }
+    sink_.end_unit(unit.index, first, last);
   }
 
  private:
@@ -130,9 +137,9 @@ class GatherRow {
   // Whether a tile's rows are whole vectors, one after the other, in the destination too.
   bool stores_directly() const {
     const Strides4& s = args_.destination_strides;
-    return std::is_same_v<Destination, float> && plan_.destination.classes.size() == 1 &&
-           plan_.unit.images == 1 && s.w == 1 && plan_.destination.width == plan_.source.pitch &&
-           s.h == plan_.source.pitch;
+    return Sink::kPlain && std::is_same_v<Destination, float> &&
+           plan_.destination.classes.size() == 1 && plan_.unit.images == 1 && s.w == 1 &&
+           plan_.destination.width == plan_.source.pitch && s.h == plan_.source.pitch;
   }
   int64_t class_rows(const DestinationClass& k, const Unit& unit, int64_t row, int64_t rows) const {
     return most(0, least(rows, k.rows - unit.row - row));
@@ -193,22 +200,25 @@ class GatherRow {
       const float* odd = together ? accumulators(index + 1, d, origin, rows) : nullptr;
       Destination* to = static_cast<Destination*>(args_.destination) + unit.image * s.n + d * s.c +
                         (k.row0 + (unit.row + row) * plan_.destination.step_h) * s.h + k.col0 * s.w;
+      auto lanes = sink_.of_channel(d);
       int64_t done = 0;
       if (halved) {
-        drain_halves(from, odd, plan_, rows, plan_.destination.step_h * s.h, s.n, streams_, to);
+        drain_halves(from, odd, plan_, rows, plan_.destination.step_h * s.h, s.n, streams_, to,
+                     lanes);
         done = rows;
       }
       if (grouped && plan_.row.slot_lanes == V / 2)
-        done = drain_groups<V / 2>(from, plan_.row.vectors, rows, s.n, streams_, to);
+        done = drain_groups<V / 2>(from, plan_.row.vectors, rows, s.n, streams_, to, lanes);
       if (grouped && plan_.row.slot_lanes == V / 4)
-        done = drain_groups<V / 4>(from, plan_.row.vectors, rows, s.n, streams_, to);
-      drain_rows(k, unit, from, odd, done, rows, to);
+        done = drain_groups<V / 4>(from, plan_.row.vectors, rows, s.n, streams_, to, lanes);
+      drain_rows(k, unit, from, odd, done, rows, to, lanes);
+      lanes.done();
     }
   }
 
   // Rows [first, rows), slot by slot.
   void drain_rows(const DestinationClass& k, const Unit& unit, const float* from, const float* odd,
-                  int64_t first, int64_t rows, Destination* to) const {
+                  int64_t first, int64_t rows, Destination* to, typename Sink::Lanes& lanes) const {
     const Strides4& s = args_.destination_strides;
     const int64_t row_stride = plan_.destination.step_h * s.h,
                   n = odd ? plan_.destination.width : k.cols;
@@ -217,10 +227,10 @@ class GatherRow {
       int64_t lane = g * plan_.row.slot_lanes + first * plan_.row.vectors * V;
       for (int64_t r = first; r < rows; ++r, at += row_stride, lane += plan_.row.vectors * V) {
         if (odd || (s.w == 1 && plan_.destination.step_w == 1)) {
-          drain_slot(from + lane, odd ? odd + lane : nullptr, n, at);
+          drain_slot(from + lane, odd ? odd + lane : nullptr, n, at, lanes);
         } else {
           for (int64_t q = 0; q < n; ++q)
-            at[q * plan_.destination.step_w * s.w] = element_of<float, Destination>(from[lane + q]);
+            lanes.put_one(at + q * plan_.destination.step_w * s.w, from[lane + q]);
         }
       }
     }
@@ -230,6 +240,7 @@ class GatherRow {
   const GatherArgs<float>& args_;
   const GatherPlan& plan_;
   const bool streams_;
+  Sink sink_;
   Ahead ahead_;
   float* packed_;
   float* accumulators_;

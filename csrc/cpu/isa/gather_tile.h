@@ -80,4 +80,10 @@ struct GatherTiles {
   };
 };
 
+// The inner loop for every size of a tile.
+template <typename S>
+constexpr auto kGatherTiles =
+    TileTable<TileFunction<S>,
+              kLimits.tile_vectors>::template of<GatherTiles<S>::template Kernel>();
+
 }  // namespace dsr::cpu::DSR_ISA

@@ -11,9 +11,7 @@
 #include "cpu/isa/ahead.h"
 #include "cpu/isa/entry.h"
 #include "cpu/isa/grad_tile.h"
-#include "cpu/isa/pack_batch.h"
-#include "cpu/isa/pack_plane.h"
-#include "cpu/isa/pack_row.h"
+#include "cpu/isa/pack.h"
 
 namespace dsr::cpu::DSR_ISA {
 namespace {
@@ -48,14 +46,13 @@ class GradWeight {
   // `next` is the unit after this one, to be fetched ahead, or null.
   void run(const Unit& unit, const Unit* next, int64_t first, int64_t last, S* sums) {
     look_ahead(next);
-    pack(args_.x, args_.x_element, args_.x_strides, plan_.source, unit, map_memory_, packed_);
+    pack(args_.x, plan_, plan_.source, unit, map_memory_, packed_);
     if (grad_needs_no_packing()) {
-      const Strides4& s = args_.grad_strides;
-      grad_ = static_cast<const S*>(args_.grad) + unit.image * s.n + unit.row * s.h;
+      const Strides4& s = args_.grad.strides;
+      grad_ = static_cast<const S*>(args_.grad.data) + unit.image * s.n + unit.row * s.h;
       grad_channel_ = s.c;
     } else {
-      pack(args_.grad, args_.grad_element, args_.grad_strides, grad_layout_, unit, grad_map_memory_,
-           packed_grad_);
+      pack(args_.grad, plan_, grad_layout_, unit, grad_map_memory_, packed_grad_);
       grad_ = packed_grad_;
       grad_channel_ = grad_layout_.plane * plan_.batch.lane_images;
     }
@@ -84,9 +81,9 @@ class GradWeight {
  private:
   // Rows of one image that are whole vectors, one after the other, are read where they are.
   bool grad_needs_no_packing() const {
-    const Strides4& s = args_.grad_strides;
+    const Strides4& s = args_.grad.strides;
     const int64_t width = grad_layout_.width;
-    return args_.grad_element == (sizeof(S) == 4 ? Element::kFloat32 : Element::kFloat64) &&
+    return args_.grad.is_plain() && args_.grad.element != Element::kBFloat16 &&
            plan_.lanes != Lanes::kBatch && plan_.unit.images == 1 && s.w == 1 && s.h == width &&
            grad_layout_.pitch == width && width % kLanes<S> == 0;
   }
@@ -96,42 +93,8 @@ class GradWeight {
     if (!next) return;
     const int64_t steps =
         tiles_of_a_unit(plan_, kLanes<S>) * plan_.block.count * plan_.destination.channels;
-    ahead_ = of_element(args_.x_element, args_.x, [&](const auto* x) {
-      return Ahead(x, args_.x_strides, plan_.source, *next, steps);
-    });
-    ahead_grad_ = of_element(args_.grad_element, args_.grad, [&](const auto* grad) {
-      return Ahead(grad, args_.grad_strides, grad_layout_, *next, steps);
-    });
-  }
-
-  // Calls use(source) with the type that `element` names.
-  template <typename Use>
-  static auto of_element(Element element, const void* source, Use use) {
-    if constexpr (std::is_same_v<S, float>) {
-      if (element == Element::kBFloat16) return use(static_cast<const BFloat16*>(source));
-    }
-    return use(static_cast<const S*>(source));
-  }
-
-  void pack(const void* source, Element element, const Strides4& strides, const PackLayout& layout,
-            const Unit& unit, char* map_memory, S* packed) {
-    of_element(element, source, [&](const auto* typed) {
-      pack_from(typed, strides, layout, unit, map_memory, packed);
-    });
-  }
-
-  template <typename E>
-  void pack_from(const E* source, const Strides4& strides, const PackLayout& layout,
-                 const Unit& unit, char* map_memory, S* packed) {
-    if constexpr (std::is_same_v<S, float>) {
-      if (plan_.lanes == Lanes::kRow)
-        return pack_rows(source, strides, plan_, layout, unit, packed);
-    }
-    if (plan_.lanes == Lanes::kBatch) {
-      pack_batch(source, strides, layout, unit, map_memory, packed);
-    } else {
-      pack_plane(source, strides, layout, unit, packed);
-    }
+    ahead_ = Ahead(args_.x, plan_.source, *next, steps);
+    ahead_grad_ = Ahead(args_.grad, grad_layout_, *next, steps);
   }
 
   void row_tile(int64_t row, int64_t rows, int64_t first, int64_t last, S* sums) {

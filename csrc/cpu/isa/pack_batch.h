@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/isa/shuffle.h"
+#include "cpu/isa/source.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
@@ -53,8 +54,8 @@ static PixelMap map_pixels(const PackLayout& l, const Unit& unit, char* memory) 
 }
 
 // Up to V scalars of up to V images as vectors, zero where there is no more.
-template <typename S, typename E>
-DSR_INLINE void load_square(const E* from, int64_t image_stride, int64_t images, int64_t count,
+template <typename S, typename From>
+DSR_INLINE void load_square(From from, int64_t image_stride, int64_t images, int64_t count,
                             Vec<S>* square) {
   constexpr int V = kLanes<S>;
   if (images == V && count == V) {
@@ -73,8 +74,8 @@ DSR_INLINE void load_square(const E* from, int64_t image_stride, int64_t images,
 }
 
 // Pixels adjacent in memory: V of one channel at a time. `stretch` pixels lie together.
-template <typename S, typename E>
-static void pack_pixels(const E* source, const Strides4& s, const PackLayout& l, const Unit& unit,
+template <typename S, typename From>
+static void pack_pixels(From source, const Strides4& s, const PackLayout& l, const Unit& unit,
                         const PixelMap& map, S* packed) {
   constexpr int V = kLanes<S>;
   const bool joined = s.h == l.width;
@@ -83,14 +84,14 @@ static void pack_pixels(const E* source, const Strides4& s, const PackLayout& l,
     S* plane = packed + c * l.channel_stride() * V;
     const int64_t ahead = c + 1 < l.channels ? s.c : 0;
     for (int64_t r = 0; r < rows; ++r) {
-      const E* from = source + c * s.c + r * s.h;
+      const From from = of_channel(source + (c * s.c + r * s.h), c);
       const int32_t* target = map.target + r * l.width;
       for (int64_t j = 0; j < stretch; j += V) {
         const int64_t count = least(V, stretch - j);
         Vec<S> square[V];
         load_square<S>(from + j, s.n, unit.images, count, square);
         for (int64_t i = 0; i < unit.images; ++i)
-          __builtin_prefetch(from + j + i * s.n + ahead, 0, 2);
+          __builtin_prefetch(address_of(from) + j + i * s.n + ahead, 0, 2);
         transpose<S>(square);
         if (count == V) {
           DSR_UNROLL for (int e = 0; e < V; ++e) store(plane + target[j + e] * V, square[e]);
@@ -102,9 +103,20 @@ static void pack_pixels(const E* source, const Strides4& s, const PackLayout& l,
   }
 }
 
+// The same where the scalars are fewer than V channels from `first` on.
+template <typename S, typename From>
+DSR_INLINE void load_last_channels(From from, int64_t first, int64_t image_stride, int64_t images,
+                                   int64_t count, Vec<S>* square) {
+  for (int i = 0; i < kLanes<S>; ++i) square[i] = Vec<S>{};
+  for (int64_t e = 0; e < count; ++e) {
+    const From channel = of_channel(from + e, first + e);
+    for (int64_t i = 0; i < images; ++i) square[i][e] = value_of<S>(channel[i * image_stride]);
+  }
+}
+
 // Channels adjacent in memory: V of one pixel at a time.
-template <typename S, typename E>
-static void pack_channels(const E* source, const Strides4& s, const PackLayout& l, const Unit& unit,
+template <typename S, typename From>
+static void pack_channels(From source, const Strides4& s, const PackLayout& l, const Unit& unit,
                           const PixelMap& map, S* packed) {
   constexpr int V = kLanes<S>;
   const int64_t stride = l.channel_stride() * V;
@@ -112,11 +124,15 @@ static void pack_channels(const E* source, const Strides4& s, const PackLayout& 
     for (int64_t w = 0; w < l.width; ++w) {
       const int64_t target = map.target[r * l.width + w];
       if (target == l.plane - 1) continue;
-      const E* from = source + r * s.h + w * s.w;
+      const From from = source + (r * s.h + w * s.w);
       for (int64_t c = 0; c < l.channels; c += V) {
         const int64_t count = least(V, l.channels - c);
         Vec<S> square[V];
-        load_square<S>(from + c, s.n, unit.images, count, square);
+        if (count == V) {
+          load_square<S>(of_channels(from + c, c), s.n, unit.images, count, square);
+        } else {
+          load_last_channels<S>(from + c, c, s.n, unit.images, count, square);
+        }
         transpose<S>(square);
         for (int64_t e = 0; e < count; ++e)
           store(packed + (c + e) * stride + target * V, square[e]);
@@ -126,8 +142,8 @@ static void pack_channels(const E* source, const Strides4& s, const PackLayout& 
 }
 
 // Any strides: one scalar at a time.
-template <typename S, typename E>
-static void pack_scalars(const E* source, const Strides4& s, const PackLayout& l, const Unit& unit,
+template <typename S, typename From>
+static void pack_scalars(From source, const Strides4& s, const PackLayout& l, const Unit& unit,
                          const PixelMap& map, S* packed) {
   constexpr int V = kLanes<S>;
   for (int64_t c = 0; c < l.channels; ++c) {
@@ -135,7 +151,7 @@ static void pack_scalars(const E* source, const Strides4& s, const PackLayout& l
     for (int64_t r = 0; r < map.rows; ++r) {
       for (int64_t w = 0; w < l.width; ++w) {
         S* to = plane + map.target[r * l.width + w] * V;
-        const E* from = source + c * s.c + r * s.h + w * s.w;
+        const From from = of_channel(source + (c * s.c + r * s.h + w * s.w), c);
         for (int64_t i = 0; i < V; ++i) to[i] = i < unit.images ? value_of<S>(from[i * s.n]) : S{0};
       }
     }
@@ -143,9 +159,9 @@ static void pack_scalars(const E* source, const Strides4& s, const PackLayout& l
 }
 
 // Fills the packed buffer with one unit; `map_memory` holds pixel_map_bytes().
-template <typename S, typename E>
-static void pack_batch(const E* source, const Strides4& strides, const PackLayout& l,
-                       const Unit& unit, char* map_memory, S* packed) {
+template <typename S, typename From>
+static void pack_batch(From source, const Strides4& strides, const PackLayout& l, const Unit& unit,
+                       char* map_memory, S* packed) {
   const PixelMap map = map_pixels(l, unit, map_memory);
   constexpr int V = kLanes<S>;
   for (int64_t c = 0; c < l.channels; ++c)

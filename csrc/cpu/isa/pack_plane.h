@@ -1,16 +1,16 @@
-// Packing a unit whose lanes run along the plane: a step of its own, so that whatever is to happen
-// to the input on the way in never touches the inner loops.
+// Packing a unit whose lanes run along the plane.
 #pragma once
 
 #include "cpu/isa/shuffle.h"
+#include "cpu/isa/source.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
 
 // One row of one channel: [margin] data [margin], `pitch` elements.
-template <typename S, typename E>
-DSR_INLINE void pack_row(const E* __restrict from, int64_t stride, int64_t lead, int64_t n,
-                         int64_t pitch, S* __restrict to) {
+template <typename S, typename From>
+DSR_INLINE void pack_row(From from, int64_t stride, int64_t lead, int64_t n, int64_t pitch,
+                         S* __restrict to) {
   for (int64_t j = 0; j < lead; ++j) to[j] = 0;
   if (stride == 1) {
     copy_in(to + lead, from, n);
@@ -22,12 +22,12 @@ DSR_INLINE void pack_row(const E* __restrict from, int64_t stride, int64_t lead,
   for (int64_t j = lead + n; j < pitch; ++j) to[j] = 0;
 }
 
-// The same row of `channels` channels that are adjacent in the source (channels_last, linear
-// layers): squares of vectors are transposed.
-template <typename S, typename E>
-DSR_INLINE void pack_row_of_channels(const E* from, int64_t stride, int64_t lead, int64_t n,
-                                     int64_t pitch, int64_t channels, int64_t channel_stride,
-                                     S* to) {
+// The same row of `channels` channels from `first` on, which are adjacent in the source
+// (channels_last, linear layers): squares of vectors are transposed. `from` is at channel `first`.
+template <typename S, typename From>
+DSR_INLINE void pack_row_of_channels(From from, int64_t stride, int64_t lead, int64_t n,
+                                     int64_t pitch, int64_t first, int64_t channels,
+                                     int64_t channel_stride, S* to) {
   constexpr int V = kLanes<S>;
   for (int64_t c = 0; c < channels; ++c) {
     S* row = to + c * channel_stride;
@@ -39,39 +39,43 @@ DSR_INLINE void pack_row_of_channels(const E* from, int64_t stride, int64_t lead
     for (int64_t c = 0; c < channels; c += V) {
       const int64_t pixels = least(V, n - j), count = least(V, channels - c);
       if (pixels == V && count == V) {
+        const From pixels_from = of_channels(from + (j * stride + c), first + c);
         Vec<S> square[V];
-        DSR_UNROLL for (int i = 0; i < V; ++i) square[i] = load_as<S>(from + (j + i) * stride + c);
+        DSR_UNROLL for (int i = 0; i < V; ++i) square[i] = load_as<S>(pixels_from + i * stride);
         transpose<S>(square);
         DSR_UNROLL for (int i = 0; i < V; ++i) store(to + (c + i) * channel_stride + j, square[i]);
       } else {
-        for (int64_t i = 0; i < pixels; ++i)
-          for (int64_t k = 0; k < count; ++k)
-            to[(c + k) * channel_stride + j + i] = value_of<S>(from[(j + i) * stride + c + k]);
+        for (int64_t k = 0; k < count; ++k) {
+          const From channel = of_channel(from + (j * stride + c + k), first + c + k);
+          for (int64_t i = 0; i < pixels; ++i)
+            to[(c + k) * channel_stride + j + i] = value_of<S>(channel[i * stride]);
+        }
       }
     }
   }
 }
 
-// One phase of channels [channel, channel + count), from their first row on.
-template <typename S, typename E>
-static void pack_phase(const E* source, const Strides4& strides, const PackLayout& l,
-                       const PackLayout::Phase& phase, const Unit& unit, int64_t count,
-                       int64_t channel_stride, S* plane) {
+// One phase of channels [first, first + count), from their first row on; `source` is at the first.
+template <typename S, typename From>
+static void pack_phase(From source, const Strides4& strides, const PackLayout& l,
+                       const PackLayout::Phase& phase, const Unit& unit, int64_t first,
+                       int64_t count, int64_t channel_stride, S* plane) {
   const int64_t stored_rows = unit.rows + l.halo_rows, step = l.step_w * strides.w;
   const int64_t lead = least(most(-l.first_col, 0), l.pitch), skip = most(l.first_col, 0);
   const int64_t n = most(0, least(phase.width - skip, l.pitch - lead));
   for (int64_t g = 0; g < unit.images; ++g) {
-    const E* image = source + (unit.image + g) * strides.n + phase.row * strides.h +
-                     (phase.col + skip * l.step_w) * strides.w;
+    const From image = source + ((unit.image + g) * strides.n + phase.row * strides.h +
+                                 (phase.col + skip * l.step_w) * strides.w);
     for (int64_t r = 0; r < stored_rows; ++r) {
       const int64_t row = unit.row + l.first_row + r;
       const bool inside = row >= 0 && row < phase.height;
-      const E* from = image + (inside ? row * l.step_h * strides.h : 0);
+      const From from = image + (inside ? row * l.step_h * strides.h : 0);
       S* to = plane + (g * l.image_rows + r) * l.pitch;
       if (count > 1) {
-        pack_row_of_channels(from, step, lead, inside ? n : 0, l.pitch, count, channel_stride, to);
+        pack_row_of_channels(from, step, lead, inside ? n : 0, l.pitch, first, count,
+                             channel_stride, to);
       } else if (inside) {
-        pack_row(from, step, lead, n, l.pitch, to);
+        pack_row(of_channel(from, first), step, lead, n, l.pitch, to);
       } else {
         zero(to, l.pitch);
       }
@@ -92,9 +96,9 @@ DSR_INLINE bool is_one_row(const Strides4& s, const PackLayout& l, const Unit& u
 
 // Fills the packed buffer with one unit: its rows, and the zeros behind the last one that its taps
 // and the lanes of the last vector reach (less than a row, and a vector).
-template <typename S, typename E>
-static void pack_plane(const E* source, const Strides4& strides, const PackLayout& l,
-                       const Unit& unit, S* packed) {
+template <typename S, typename From>
+static void pack_plane(From source, const Strides4& strides, const PackLayout& l, const Unit& unit,
+                       S* packed) {
   const int64_t phases = static_cast<int64_t>(l.phases.size());
   const int64_t channel_stride = phases * l.plane;
   const int64_t end = ((unit.images - 1) * l.image_rows + unit.rows + l.halo_rows) * l.pitch;
@@ -107,16 +111,16 @@ static void pack_plane(const E* source, const Strides4& strides, const PackLayou
   for (int64_t c = 0; c < l.channels; c += block) {
     const int64_t count = least(block, l.channels - c);
     if (one_row) {
-      const E* from = source + unit.image * strides.n + unit.row * strides.h + c * strides.c;
+      const From from = source + (unit.image * strides.n + unit.row * strides.h + c * strides.c);
       S* to = packed + c * channel_stride;
       if (count > 1) {
-        pack_row_of_channels(from, row_step, 0, end, end, count, channel_stride, to);
+        pack_row_of_channels(from, row_step, 0, end, end, c, count, channel_stride, to);
       } else {
-        pack_row(from, row_step, 0, end, end, to);
+        pack_row(of_channel(from, c), row_step, 0, end, end, to);
       }
     } else {
       for (int64_t f = 0; f < phases; ++f)
-        pack_phase(source + c * strides.c, strides, l, l.phases[f], unit, count, channel_stride,
+        pack_phase(source + c * strides.c, strides, l, l.phases[f], unit, c, count, channel_stride,
                    packed + c * channel_stride + f * l.plane);
     }
     for (int64_t plane = c * phases; plane < (c + count) * phases; ++plane)

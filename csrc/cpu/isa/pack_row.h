@@ -1,35 +1,23 @@
-// Packing and storing where lanes run along rows: every row of an image takes whole vectors, or a
+// Packing where lanes run along rows: every row of an image takes whole vectors, or a
 // power-of-two share of one, zero beyond the image.
 #pragma once
 
 #include "cpu/isa/shuffle.h"
+#include "cpu/isa/source.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
-
-// A whole vector of the destination, past the caches if it `streams`.
-template <typename E>
-DSR_INLINE void put(E* p, Vec<float> v, bool streams) {
-  if constexpr (std::is_same_v<E, float>) {
-    if (streams) return stream(p, v);
-  }
-  store_as<float>(p, v);
-}
 
 template <int First, int... J>
 DSR_INLINE Vec<float> every_second(Vec<float> a, Vec<float> b, std::integer_sequence<int, J...>) {
   return __builtin_shufflevector(a, b, (First + 2 * J)...);
 }
-template <int First, int... J>
-DSR_INLINE Vec<float> interleaved(Vec<float> a, Vec<float> b, std::integer_sequence<int, J...>) {
-  return __builtin_shufflevector(a, b, ((First + J) / 2 + (J % 2 ? kLanes<float> : 0))...);
-}
 using RowLanes = std::make_integer_sequence<int, kLanes<float>>;
 
 // n source pixels, `step` (1 or 2) elements apart, to a slot of `lanes` lanes. Whole vectors are
 // written: zeros behind a narrow slot, where what comes next is yet to be written.
-template <typename E>
-DSR_INLINE void fill_slot(const E* from, int64_t step, int64_t n, int64_t lanes, float* to) {
+template <typename From>
+DSR_INLINE void fill_slot(From from, int64_t step, int64_t n, int64_t lanes, float* to) {
   constexpr int V = kLanes<float>;
   for (int64_t j = 0; j < lanes; j += V) {
     const int64_t count = most(0, least(V, n - j));
@@ -47,8 +35,8 @@ DSR_INLINE void fill_slot(const E* from, int64_t step, int64_t n, int64_t lanes,
 }
 
 // Packed rows [0, rows): the slots of the unit's images, one after the other.
-template <typename E>
-static void fill_rows(const E* from, int64_t row_stride, const Strides4& s, int64_t step, int64_t n,
+template <typename From>
+static void fill_rows(From from, int64_t row_stride, const Strides4& s, int64_t step, int64_t n,
                       const GatherPlan& plan, const Unit& unit, int64_t pitch, int64_t rows,
                       float* to) {
   const int64_t slots = plan.unit.images, lanes = plan.row.slot_lanes;
@@ -69,8 +57,8 @@ static void fill_rows(const E* from, int64_t row_stride, const Strides4& s, int6
 
 // Rows [0, rows) of images that fill their slots, V / L rows of V / L images at a time. Returns how
 // many rows that was.
-template <int L, typename E>
-static int64_t fill_groups(const E* from, int64_t image_stride, int64_t vectors, int64_t pitch,
+template <int L, typename From>
+static int64_t fill_groups(From from, int64_t image_stride, int64_t vectors, int64_t pitch,
                            int64_t rows, float* to) {
   constexpr int V = kLanes<float>, K = V / L;
   int64_t r = 0;
@@ -78,7 +66,7 @@ static int64_t fill_groups(const E* from, int64_t image_stride, int64_t vectors,
     for (int64_t v = 0; v < vectors; ++v) {
       Vec<float> square[K];
       DSR_UNROLL for (int i = 0; i < K; ++i) square[i] =
-          load_as<float>(from + (v * K + i) * image_stride + r * L);
+          load_as<float>(from + ((v * K + i) * image_stride + r * L));
       transpose_groups<L, V / 2, float>(square);
       DSR_UNROLL for (int i = 0; i < K; ++i) store(to + (r + i) * pitch + v * V, square[i]);
     }
@@ -88,9 +76,9 @@ static int64_t fill_groups(const E* from, int64_t image_stride, int64_t vectors,
 
 // One column phase of step 2, of images twice as wide as their slots: a packed vector takes every
 // second element of two source vectors, of one image or (slots of half a vector) of two.
-template <int First, typename E>
-static void fill_halves(const E* from, int64_t row_stride, int64_t image_stride,
-                        const GatherPlan& plan, int64_t pitch, int64_t rows, float* to) {
+template <int First, typename From>
+static void fill_halves(From from, int64_t row_stride, int64_t image_stride, const GatherPlan& plan,
+                        int64_t pitch, int64_t rows, float* to) {
   constexpr int V = kLanes<float>;
   const bool two_images = plan.row.slot_lanes < V;
   const int64_t slot_vectors = two_images ? 1 : plan.row.slot_lanes / V;
@@ -98,34 +86,16 @@ static void fill_halves(const E* from, int64_t row_stride, int64_t image_stride,
   for (int64_t r = 0; r < rows; ++r, from += row_stride, to += pitch) {
     for (int64_t v = 0; v < plan.row.vectors; ++v) {
       const int64_t image = two_images ? 2 * v : v / slot_vectors;
-      const E* at = from + image * image_stride + v % slot_vectors * 2 * V;
+      const From at = from + (image * image_stride + v % slot_vectors * 2 * V);
       store(to + v * V,
             every_second<First>(load_as<float>(at), load_as<float>(at + apart), RowLanes{}));
     }
   }
 }
 
-// The reverse of fill_groups, for the destination.
-template <int L, typename E>
-static int64_t drain_groups(const float* from, int64_t vectors, int64_t rows, int64_t image_stride,
-                            bool streams, E* to) {
-  constexpr int V = kLanes<float>, K = V / L;
-  int64_t r = 0;
-  for (; r + K <= rows; r += K) {
-    for (int64_t v = 0; v < vectors; ++v) {
-      Vec<float> square[K];
-      DSR_UNROLL for (int i = 0; i < K; ++i) square[i] = load(from + ((r + i) * vectors + v) * V);
-      transpose_groups<L, V / 2, float>(square);
-      DSR_UNROLL for (int i = 0; i < K; ++i)
-          put(to + (v * K + i) * image_stride + r * L, square[i], streams);
-    }
-  }
-  return r;
-}
-
-template <typename E>
-static void pack_rows(const E* source, const Strides4& s, const GatherPlan& plan,
-                      const PackLayout& l, const Unit& unit, float* packed) {
+template <typename From>
+static void pack_rows(From source, const Strides4& s, const GatherPlan& plan, const PackLayout& l,
+                      const Unit& unit, float* packed) {
   const int64_t stored_rows = unit.rows + l.halo_rows,
                 phases = static_cast<int64_t>(l.phases.size());
   constexpr int V = kLanes<float>;
@@ -137,13 +107,14 @@ static void pack_rows(const E* source, const Strides4& s, const GatherPlan& plan
   for (int64_t c = 0; c < l.channels; ++c) {
     for (int64_t f = 0; f < phases; ++f) {
       const PackLayout::Phase& phase = l.phases[f];
-      const E* image = source + unit.image * s.n + c * s.c + phase.row * s.h + phase.col * s.w;
+      const From image =
+          of_channel(source + (unit.image * s.n + c * s.c + phase.row * s.h + phase.col * s.w), c);
       float* plane = packed + (c * phases + f) * l.plane;
       const int64_t top = l.first_row + unit.row;
       const int64_t from = least(stored_rows, most(0, -top));
       const int64_t to = most(from, least(stored_rows, phase.height - top));
       zero(plane, from * l.pitch);
-      const E* source_rows = image + (top + from) * l.step_h * s.h;
+      const From source_rows = image + (top + from) * l.step_h * s.h;
       float* packed_rows = plane + from * l.pitch;
       if (whole) {
         copy_in(packed_rows, source_rows, (to - from) * l.pitch);
@@ -156,7 +127,7 @@ static void pack_rows(const E* source, const Strides4& s, const GatherPlan& plan
           done = fill_groups<V / 4>(source_rows, s.n, plan.row.vectors, l.pitch, to - from,
                                     packed_rows);
         if (halved) {
-          const auto fill = phase.col == 0 ? fill_halves<0, E> : fill_halves<1, E>;
+          const auto fill = phase.col == 0 ? fill_halves<0, From> : fill_halves<1, From>;
           fill(source_rows - phase.col, l.step_h * s.h, s.n, plan, l.pitch, to - from, packed_rows);
           done = to - from;
         }
@@ -165,40 +136,6 @@ static void pack_rows(const E* source, const Strides4& s, const GatherPlan& plan
       }
       zero(plane + to * l.pitch, (stored_rows - to) * l.pitch);
     }
-  }
-}
-
-// Two column classes of rows twice as wide as their slots, interleaved: the reverse of fill_halves.
-template <typename E>
-static void drain_halves(const float* even, const float* odd, const GatherPlan& plan, int64_t rows,
-                         int64_t row_stride, int64_t image_stride, bool streams, E* to) {
-  constexpr int V = kLanes<float>;
-  const bool two_images = plan.row.slot_lanes < V;
-  const int64_t slot_vectors = two_images ? 1 : plan.row.slot_lanes / V;
-  const int64_t apart = two_images ? image_stride : V;
-  for (int64_t r = 0; r < rows; ++r, to += row_stride) {
-    for (int64_t v = 0; v < plan.row.vectors; ++v, even += V, odd += V) {
-      const Vec<float> a = load(even), b = load(odd);
-      const int64_t image = two_images ? 2 * v : v / slot_vectors;
-      E* at = to + image * image_stride + v % slot_vectors * 2 * V;
-      put(at, interleaved<0>(a, b, RowLanes{}), streams);
-      put(at + apart, interleaved<V>(a, b, RowLanes{}), streams);
-    }
-  }
-}
-
-// n destination pixels of a slot. Two column classes are interleaved (`odd` is null for one).
-template <typename E>
-DSR_INLINE void drain_slot(const float* even, const float* odd, int64_t n, E* to) {
-  constexpr int V = kLanes<float>;
-  if (!odd) {
-    for (int64_t j = 0; j < n; j += V) store_first(to + j, load(even + j), least(V, n - j));
-    return;
-  }
-  for (int64_t j = 0; j < n; j += 2 * V) {
-    const Vec<float> a = load(even + j / 2), b = load(odd + j / 2);
-    store_first(to + j, interleaved<0>(a, b, RowLanes{}), least(V, n - j));
-    if (n - j > V) store_first(to + j + V, interleaved<V>(a, b, RowLanes{}), least(V, n - j - V));
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -125,29 +126,30 @@ DSR_INLINE E element_of(S s) {
   }
 }
 
+// The larger one of two lanes; b where either is NaN.
+template <typename S>
+DSR_INLINE Vec<S> larger(Vec<S> a, Vec<S> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) return (Vec<S>)_mm512_max_ps((__m512)a, (__m512)b);
+  return (Vec<S>)_mm512_max_pd((__m512d)a, (__m512d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 DSR_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 DSR_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 DSR_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // n elements, converted from one type to the other; vectors overlap at the end.
-template <typename S, typename E>
-DSR_INLINE void copy_in(S* to, const E* from, int64_t n) {
+template <typename S, typename From>
+DSR_INLINE void copy_in(S* to, From from, int64_t n) {
   constexpr int V = kLanes<S>;
   if (n >= V) {
     for (int64_t i = 0; i + V < n; i += V) store(to + i, load_as<S>(from + i));
     store(to + n - V, load_as<S>(from + n - V));
   } else {
     for (int64_t i = 0; i < n; ++i) to[i] = value_of<S>(from[i]);
-  }
-}
-template <typename S, typename E>
-DSR_INLINE void copy_out(E* to, const S* from, int64_t n) {
-  constexpr int V = kLanes<S>;
-  if (n >= V) {
-    for (int64_t i = 0; i + V < n; i += V) store_as<S>(to + i, load(from + i));
-    store_as<S>(to + n - V, load(from + n - V));
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = element_of<S, E>(from[i]);
   }
 }
 template <typename S>
@@ -195,6 +197,27 @@ DSR_INLINE void store_first(E* p, Vec<float> v, int64_t n) {
   if (n == V) return store_as<float>(p, v);
   for (int64_t j = 0; j < n; ++j) p[j] = element_of<float, E>(v[j]);
 #endif
+}
+
+// Lanes [0, n) of v; the others are zero.
+template <typename S>
+DSR_INLINE Vec<S> keep_head(Vec<S> v, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4)
+    return (Vec<S>)_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+  return (Vec<S>)_mm512_maskz_mov_pd(static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+#else
+  for (int64_t j = n; j < kLanes<S>; ++j) v[j] = 0;
+  return v;
+#endif
+}
+// The first n <= V numbers, of either type; the other lanes are zero.
+template <typename S>
+DSR_INLINE Vec<S> load_head(const S* p, int64_t n) {
+  if (n == kLanes<S>) return load(p);
+  Vec<S> v{};
+  for (int64_t j = 0; j < n; ++j) v[j] = p[j];
+  return v;
 }
 
 // Which lanes of a float vector take part.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/isa/shuffle.h"
+#include "cpu/isa/sink.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
@@ -11,37 +12,39 @@ template <typename S>
 struct Strip {
   const S* accumulators;
   int64_t channel_step;  // scalars from one channel to the next
-  int64_t channels, rows, cols;
+  int64_t first_channel, channels, rows, cols;
   int64_t row_step;  // scalars from one row to the next
   int64_t images;
 };
 
-template <typename S, typename E>
+// V pixels of up to V images, or `count` < V of them.
+template <typename S, typename E, typename Lanes>
 DSR_INLINE void store_square(const Vec<S>* square, int64_t count, int64_t images, E* to,
-                             int64_t image_stride) {
+                             int64_t image_stride, Lanes& lanes) {
   constexpr int V = kLanes<S>;
   if (images == V && count == V) {
-    DSR_UNROLL for (int i = 0; i < V; ++i) store_as<S>(to + i * image_stride, square[i]);
+    DSR_UNROLL for (int i = 0; i < V; ++i) lanes.put(to + i * image_stride, square[i]);
     return;
   }
   for (int64_t i = 0; i < images; ++i) {
     if (count == V) {
-      store_as<S>(to + i * image_stride, square[i]);
+      lanes.put(to + i * image_stride, square[i]);
     } else {
-      for (int64_t e = 0; e < count; ++e) to[i * image_stride + e] = element_of<S, E>(square[i][e]);
+      lanes.put_head(to + i * image_stride, square[i], count);
     }
   }
 }
 
 // Pixels adjacent in memory. `destination` is the rectangle's first pixel of the first image.
-template <typename S, typename E>
-static void store_pixels(const Strip<S>& strip, const Strides4& s, E* destination) {
+template <typename S, typename E, typename Sink>
+static void store_pixels(const Strip<S>& strip, const Strides4& s, E* destination, Sink& sink) {
   constexpr int V = kLanes<S>;
   const bool joined = s.h == strip.cols && strip.row_step == strip.cols * V;
   const int64_t rows = joined ? 1 : strip.rows;
   const int64_t stretch = joined ? strip.rows * strip.cols : strip.cols;
   for (int64_t o = 0; o < strip.channels; ++o) {
     const int64_t ahead = o + 1 < strip.channels ? s.c : 0;
+    auto lanes = sink.of_channel(strip.first_channel + o);
     for (int64_t r = 0; r < rows; ++r) {
       const S* from = strip.accumulators + o * strip.channel_step + r * strip.row_step;
       E* to = destination + o * s.c + r * s.h;
@@ -53,15 +56,16 @@ static void store_pixels(const Strip<S>& strip, const Strides4& s, E* destinatio
         DSR_UNROLL for (int e = 0; e < V; ++e) square[e] =
             e < count ? load(from + (j + e) * V) : Vec<S>{};
         transpose<S>(square);
-        store_square<S>(square, count, strip.images, to + j, s.n);
+        store_square<S>(square, count, strip.images, to + j, s.n, lanes);
       }
     }
+    lanes.done();
   }
 }
 
 // Channels adjacent in memory.
-template <typename S, typename E>
-static void store_channels(const Strip<S>& strip, const Strides4& s, E* destination) {
+template <typename S, typename E, typename Sink>
+static void store_channels(const Strip<S>& strip, const Strides4& s, E* destination, Sink& sink) {
   constexpr int V = kLanes<S>;
   for (int64_t r = 0; r < strip.rows; ++r) {
     for (int64_t w = 0; w < strip.cols; ++w) {
@@ -73,26 +77,28 @@ static void store_channels(const Strip<S>& strip, const Strides4& s, E* destinat
         DSR_UNROLL for (int e = 0; e < V; ++e) square[e] =
             e < count ? load(from + (o + e) * strip.channel_step) : Vec<S>{};
         transpose<S>(square);
-        store_square<S>(square, count, strip.images, to + o, s.n);
+        auto lanes = sink.of_channels(strip.first_channel + o, count);
+        store_square<S>(square, count, strip.images, to + o, s.n, lanes);
+        lanes.done();
       }
     }
   }
 }
 
-template <typename S, typename E>
-static void store_batch(const Strip<S>& strip, const Strides4& s, E* destination) {
+template <typename S, typename E, typename Sink>
+static void store_batch(const Strip<S>& strip, const Strides4& s, E* destination, Sink& sink) {
   constexpr int V = kLanes<S>;
-  if (s.c == 1 && strip.channels >= V / 2) {
-    store_channels(strip, s, destination);
-  } else if (s.w == 1) {
-    store_pixels(strip, s, destination);
-  } else {
-    for (int64_t o = 0; o < strip.channels; ++o)
-      for (int64_t r = 0; r < strip.rows; ++r)
-        for (int64_t w = 0; w < strip.cols; ++w)
-          for (int64_t i = 0; i < strip.images; ++i)
-            destination[i * s.n + o * s.c + r * s.h + w * s.w] = element_of<S, E>(
-                strip.accumulators[o * strip.channel_step + r * strip.row_step + w * V + i]);
+  if (s.c == 1 && strip.channels >= V / 2) return store_channels(strip, s, destination, sink);
+  if (s.w == 1) return store_pixels(strip, s, destination, sink);
+  for (int64_t o = 0; o < strip.channels; ++o) {
+    auto lanes = sink.of_channel(strip.first_channel + o);
+    for (int64_t r = 0; r < strip.rows; ++r)
+      for (int64_t w = 0; w < strip.cols; ++w)
+        for (int64_t i = 0; i < strip.images; ++i)
+          lanes.put_one(
+              destination + i * s.n + o * s.c + r * s.h + w * s.w,
+              strip.accumulators[o * strip.channel_step + r * strip.row_step + w * V + i]);
+    lanes.done();
   }
 }
 

@@ -1,8 +1,8 @@
-// Storing a tile of the destination: a step of its own, so that whatever is to happen to the output
-// on the way out never touches the inner loops.
+// Storing a tile of the destination, lanes along the plane.
 #pragma once
 
 #include "cpu/isa/shuffle.h"
+#include "cpu/isa/sink.h"
 #include "cpu/isa/unit.h"
 
 namespace dsr::cpu::DSR_ISA {
@@ -46,11 +46,11 @@ static int find_runs(const GatherPlan& plan, const DestinationClass& k, const Un
   return found;
 }
 
-// The pixels of a run for channels that are adjacent in the destination: squares of vectors are
-// transposed.
-template <typename S, typename E>
-static void store_run_of_channels(const S* accumulators, int64_t stride, int64_t channels,
-                                  const Run& run, E* destination) {
+// The pixels of a run for channels that are adjacent in the destination, from `first` on: squares
+// of vectors are transposed.
+template <typename S, typename E, typename Sink>
+static void store_run_of_channels(const S* accumulators, int64_t stride, int64_t first,
+                                  int64_t channels, const Run& run, E* destination, Sink& sink) {
   constexpr int V = kLanes<S>;
   for (int64_t j = 0; j < run.length; j += V) {
     for (int64_t o = 0; o < channels; o += V) {
@@ -61,35 +61,44 @@ static void store_run_of_channels(const S* accumulators, int64_t stride, int64_t
         Vec<S> square[V];
         DSR_UNROLL for (int i = 0; i < V; ++i) square[i] = load(from + i * stride);
         transpose<S>(square);
-        DSR_UNROLL for (int i = 0; i < V; ++i) store_as<S>(to + i * run.step, square[i]);
+        auto lanes = sink.of_channels(first + o, V);
+        DSR_UNROLL for (int i = 0; i < V; ++i) lanes.put(to + i * run.step, square[i]);
+        lanes.done();
       } else {
-        for (int64_t i = 0; i < pixels; ++i)
-          for (int64_t k = 0; k < count; ++k)
-            to[i * run.step + k] = element_of<S, E>(from[k * stride + i]);
+        for (int64_t k = 0; k < count; ++k) {
+          auto lanes = sink.of_channel(first + o + k);
+          for (int64_t i = 0; i < pixels; ++i)
+            lanes.put_one(to + i * run.step + k, from[k * stride + i]);
+          lanes.done();
+        }
       }
     }
   }
 }
 
-// `channels` rows of accumulators, `stride` elements apart, to the destination.
-template <typename S, typename E>
-static void store_plane(const S* accumulators, int64_t stride, int64_t channels, const Run* runs,
-                        int count, E* destination, int64_t channel_stride) {
+// `channels` rows of accumulators from channel `first` on, `stride` elements apart, to the
+// destination.
+template <typename S, typename E, typename Sink>
+static void store_plane(const S* accumulators, int64_t stride, int64_t first, int64_t channels,
+                        const Run* runs, int count, E* destination, int64_t channel_stride,
+                        Sink& sink) {
   if (channel_stride == 1 && channels > 1) {
     for (int i = 0; i < count; ++i)
-      store_run_of_channels(accumulators, stride, channels, runs[i], destination);
+      store_run_of_channels(accumulators, stride, first, channels, runs[i], destination, sink);
     return;
   }
   for (int64_t o = 0; o < channels; ++o, accumulators += stride, destination += channel_stride) {
+    auto lanes = sink.of_channel(first + o);
     for (int i = 0; i < count; ++i) {
       const Run& run = runs[i];
       if (run.step == 1) {
-        copy_out(destination + run.to, accumulators + run.from, run.length);
+        put_run(lanes, destination + run.to, accumulators + run.from, run.length);
       } else {
         for (int64_t j = 0; j < run.length; ++j)
-          destination[run.to + j * run.step] = element_of<S, E>(accumulators[run.from + j]);
+          lanes.put_one(destination + run.to + j * run.step, accumulators[run.from + j]);
       }
     }
+    lanes.done();
   }
 }
 

@@ -11,6 +11,7 @@ namespace dsr::cpu::DSR_ISA {
 struct Unit {
   int64_t image, images;
   int64_t row, rows;
+  int64_t index;
 };
 
 DSR_INLINE Unit unit_at(const GatherPlan& plan, int64_t n, int64_t index) {
@@ -18,7 +19,7 @@ DSR_INLINE Unit unit_at(const GatherPlan& plan, int64_t n, int64_t index) {
                 image = index / plan.unit.bands * most;
   const int64_t row = index % plan.unit.bands * plan.unit.band_rows;
   return {image, least(most, n - image), row,
-          least(plan.unit.band_rows, plan.destination.classes[0].rows - row)};
+          least(plan.unit.band_rows, plan.destination.classes[0].rows - row), index};
 }
 
 // Where part i begins, and part i - 1 ends, when [0, total) is cut into `count` even parts.

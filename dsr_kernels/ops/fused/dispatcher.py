@@ -1,4 +1,4 @@
-"""The fused operations as torch's dispatcher calls them, with flat arguments: see ops.dispatcher."""
+"""The fused operations as torch's dispatcher calls them: see ops.dispatcher."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends.conv_shape import conv_shape
+from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.ops import library as plain
 from dsr_kernels.ops.autograd import is_recorded
@@ -123,22 +123,48 @@ def _flat_folded(op: Callable[..., Any]) -> Callable[..., Any]:
 # --- at the Autograd key --------------------------------------------------------------------------
 
 
-def _recorded_fused(*args: Any) -> Triple:
-    def below(x: Tensor, prologue: Prologue, *rest: Any) -> Triple:
-        *middle, shape = rest
-        numbers = (*autograd.flat(prologue.affine), prologue.relu)
-        with torch._C._AutoDispatchBelowAutograd():
-            return autograd.OPS.sparse_conv2d_fused.default(x, *numbers, *middle, *shape)
-
-    tensors = tuple(a for a in args if isinstance(a, Tensor))
+def _recorded_fused(
+    x: Tensor,
+    prologue: Prologue,
+    values: Tensor,
+    bias: MaybeTensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    residual: MaybeTensor,
+    statistics: bool,
+    shape: ConvShape,
+) -> Triple:
+    numbers = (*autograd.flat(prologue.affine), prologue.relu)
+    weight = values, bias, crow_indices, col_indices
+    tensors = tuple(
+        t for t in (x, *autograd.flat(prologue.affine), *weight, residual) if t is not None
+    )
     refuse_tangents(tensors)
     if is_recorded(tensors):
         refuse_functorch()
-        *flat, weight_shape, stride, padding, dilation, groups = args
-        shape = conv_shape(weight_shape, stride, padding, dilation, groups)
-        return autograd.SparseConvFused.apply(below, *flat, shape)[:3]
+        return autograd.SparseConvFused.apply(
+            _below, x, *numbers, *weight, residual, statistics, shape
+        )[:3]
+    return _below(x, prologue, *weight, residual, statistics, shape)
+
+
+def _below(
+    x: Tensor,
+    prologue: Prologue,
+    values: Tensor,
+    bias: MaybeTensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    residual: MaybeTensor,
+    statistics: bool,
+    shape: ConvShape,
+) -> Triple:
+    numbers = (*autograd.flat(prologue.affine), prologue.relu)
+    weight = values, bias, crow_indices, col_indices
     with torch._C._AutoDispatchBelowAutograd():
-        return autograd.OPS.sparse_conv2d_fused.default(*args)
+        return autograd.OPS.sparse_conv2d_fused.default(
+            x, *numbers, *weight, residual, statistics, *shape
+        )
 
 
 def _without_derivative(name: str) -> Callable[..., Any]:
@@ -196,5 +222,5 @@ _register(
     _flat_fused,
     library.sparse_conv2d_fused,
     library.fused_result,
-    _recorded_fused,
+    _flat_fused(_recorded_fused),
 )

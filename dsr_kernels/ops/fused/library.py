@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import dispatch
+from dsr_kernels.backends import dispatch, live_taps
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.fused import Affine, Epilogue, InputGrad, Prologue, StatisticsGrad
 from dsr_kernels.backends.retired import refuse_retired
@@ -191,8 +191,15 @@ def folded_result(
 # --- kernels: results, filled by the backend of their device --------------------------------------
 
 
-def _backend(out: Tensor) -> dispatch.FusedBackend:
-    return dispatch.fused_backend(out.device) or composed
+def _backend(x: Tensor, y: Tensor, values: Tensor, shape: ConvShape) -> dispatch.FusedBackend:
+    """`composed` where there is no fused kernel, and where taps meet nothing but padding."""
+    backend = dispatch.fused_backend(x.device)
+    if backend is None or not backend.takes(x, values.dtype):
+        return composed
+    sizes = x.shape[2:], y.shape[2:]
+    if any(live_taps.parts_of(*sizes, shape, transposed) for transposed in (False, True)):
+        return composed
+    return backend
 
 
 def sparse_conv2d_fused(
@@ -210,7 +217,7 @@ def sparse_conv2d_fused(
     out, mean, variance = fused_result(x, prologue, *weight, residual, statistics, shape)
     refuse_retired(values)
     epilogue = Epilogue(residual=residual, statistics=(mean, variance) if statistics else None)
-    backend = _backend(out)
+    backend = _backend(x, out, values, shape)
     backend.sparse_conv2d_fused(out, x, prologue, *weight, epilogue, shape)
     return out, mean, variance
 
@@ -232,7 +239,7 @@ def sparse_conv2d_fused_grad_input(
     )
     refuse_retired(values)
     sums = None if prologue.affine is None else (gscale, gshift)
-    backend = _backend(out)
+    backend = _backend(out, grad, values, shape)
     store = InputGrad(x, prologue, passed, sums)
     backend.sparse_conv2d_fused_grad_input(out, grad, by_statistics, *weight, store, shape)
     return out, gscale, gshift
@@ -250,7 +257,7 @@ def sparse_conv2d_fused_grad_weight(
 ) -> Tensor:
     operands, pattern = (x, prologue, grad, by_statistics), (crow_indices, col_indices)
     out = fused_grad_weight_result(*operands, *pattern, shape, dtype)
-    backend = _backend(out)
+    backend = _backend(x, grad, out, shape)
     return backend.sparse_conv2d_fused_grad_weight(out, *operands, *pattern, shape)
 
 
@@ -272,7 +279,7 @@ def sparse_conv2d_folded(
     )
     refuse_retired(values)
     epilogue = Epilogue(scale=out_scale, residual=residual, relu=out_relu)
-    backend = _backend(out)
+    backend = _backend(x, out, values, shape)
     return backend.sparse_conv2d_fused(
         out, x, prologue, values, out_shift, *pattern, epilogue, shape
     )

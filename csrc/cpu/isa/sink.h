@@ -1,0 +1,218 @@
+// What store steps write through: a sink finishes the sums of the inner loops on the way out.
+//
+// A store step asks the sink for the lanes of a channel (lanes along pixels) or of up to a vector
+// of channels, puts vectors or single elements through them, and says when it is done with them.
+#pragma once
+
+#include "cpu/isa/channel_sums.h"
+#include "cpu/isa/source.h"
+#include "cpu/isa/unit.h"
+
+namespace dsr::cpu::DSR_ISA {
+
+// A whole vector, past the caches if it `streams`.
+template <typename S, typename E>
+DSR_INLINE void put(E* p, Vec<S> v, bool streams) {
+  if constexpr (std::is_same_v<S, E>) {
+    if (streams) return stream(p, v);
+  }
+  store_as<S>(p, v);
+}
+// The first n elements.
+template <typename S, typename E>
+DSR_INLINE void put_head(E* p, Vec<S> v, int64_t n) {
+  if (n == kLanes<S>) return store_as<S>(p, v);
+  if constexpr (std::is_same_v<S, float>) {
+    store_first(p, v, n);
+  } else {
+    for (int64_t j = 0; j < n; ++j) p[j] = element_of<S, E>(v[j]);
+  }
+}
+template <typename S, typename E>
+DSR_INLINE Vec<S> take_head(const E* p, int64_t n) {
+  if (n == kLanes<S>) return load_as<S>(p);
+  if constexpr (std::is_same_v<S, float>) {
+    return load_first(p, n);
+  } else {
+    return load_head<S>(p, n);
+  }
+}
+
+// Stores the sums as they are.
+template <typename S, typename E>
+class PlainSink {
+ public:
+  using Scalar = S;
+  using Destination = E;
+  static constexpr bool kPlain = true;
+
+  struct Lanes {
+    static constexpr bool kMayRepeat = true;  // elements may be put twice
+    DSR_INLINE_MEMBER void put(E* to, Vec<S> v, bool streams = false) {
+      DSR_ISA::put<S>(to, v, streams);
+    }
+    DSR_INLINE_MEMBER void put_head(E* to, Vec<S> v, int64_t n) { DSR_ISA::put_head<S>(to, v, n); }
+    DSR_INLINE_MEMBER void put_one(E* to, S s) { *to = element_of<S, E>(s); }
+    DSR_INLINE_MEMBER void done() {}
+  };
+
+  PlainSink(const GatherArgs<S>&, char*) {}
+  DSR_INLINE_MEMBER Lanes of_channel(int64_t) { return {}; }
+  DSR_INLINE_MEMBER Lanes of_channels(int64_t, int64_t) { return {}; }
+  void end_unit(int64_t, int64_t, int64_t) {}
+};
+
+// What sinks that compute share: elements that lie where the destination's do.
+template <typename S, typename E>
+class Beside {
+ public:
+  Beside(const GatherArgs<S>& args, const void* other)
+      : base_(static_cast<const E*>(args.destination)), other_(static_cast<const E*>(other)) {}
+  DSR_INLINE_MEMBER bool is_there() const { return other_ != nullptr; }
+  DSR_INLINE_MEMBER Vec<S> at(const E* to, int64_t n) const {
+    return take_head<S>(other_ + (to - base_), n);
+  }
+
+ private:
+  const E* base_;
+  const E* other_;
+};
+
+// Finish::kOutput.
+template <typename S, typename E>
+class OutputSink {
+ public:
+  using Scalar = S;
+  using Destination = E;
+  static constexpr bool kPlain = false;
+
+  struct Lanes {
+    static constexpr bool kMayRepeat = false;
+    const OutputSink& sink;
+    AffineLanes<S> affine;
+    MomentLanes<S> moments;
+
+    DSR_INLINE_MEMBER void put(E* to, Vec<S> v, bool streams = false) {
+      v = finished(to, v, kLanes<S>);
+      DSR_ISA::put<S>(to, v, streams);
+      if (moments.asked()) moments.add(as_stored(to, v, kLanes<S>));
+    }
+    DSR_INLINE_MEMBER void put_head(E* to, Vec<S> v, int64_t n) {
+      v = finished(to, v, n);
+      DSR_ISA::put_head<S>(to, v, n);
+      if (moments.asked()) moments.add_head(as_stored(to, v, n), n);
+    }
+    DSR_INLINE_MEMBER void put_one(E* to, S s) { put_head(to, broadcast(s), 1); }
+    DSR_INLINE_MEMBER void done() {
+      if (moments.asked()) moments.keep();
+    }
+
+   private:
+    DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n) const {
+      v = v * affine.scale + affine.shift;
+      if (sink.residual_.is_there()) v += sink.residual_.at(to, n);
+      return larger<S>(sink.floor_, v);
+    }
+    // What a reader of the destination finds.
+    DSR_INLINE_MEMBER Vec<S> as_stored(const E* to, Vec<S> v, int64_t n) const {
+      if constexpr (std::is_same_v<S, E>) return v;
+      return take_head<S>(to, n);
+    }
+  };
+
+  OutputSink(const GatherArgs<S>& args, char* memory)
+      : args_(args),
+        residual_(args, args.finish.companion),
+        floor_(broadcast(args.finish.relu ? S{0} : -std::numeric_limits<S>::infinity())),
+        sums_(args, memory) {}
+  DSR_INLINE_MEMBER Lanes of_channel(int64_t d) {
+    return {*this, lanes_of_channel(args_.finish.affine, d), sums_.moments_of_channel(d)};
+  }
+  DSR_INLINE_MEMBER Lanes of_channels(int64_t d, int64_t count) {
+    return {*this, lanes_of_channels(args_.finish.affine, d, count), sums_.moments_of_channels(d)};
+  }
+  // The sums of destination channels [first, last) belong to this unit and begin anew.
+  void end_unit(int64_t unit, int64_t first, int64_t last) { sums_.end_unit(unit, first, last); }
+
+ private:
+  const GatherArgs<S>& args_;
+  Beside<S, E> residual_;
+  Vec<S> floor_;
+  UnitSums<S> sums_;
+};
+
+// Finish::kInputGrad.
+template <typename S, typename E>
+class InputGradSink {
+ public:
+  using Scalar = S;
+  using Destination = E;
+  static constexpr bool kPlain = false;
+
+  struct Lanes {
+    static constexpr bool kMayRepeat = false;
+    const InputGradSink& sink;
+    AffineLanes<S> affine;
+    SumLanes<S> sums;
+
+    DSR_INLINE_MEMBER void put(E* to, Vec<S> v, bool streams = false) {
+      DSR_ISA::put<S>(to, finished(to, v, kLanes<S>), streams);
+    }
+    DSR_INLINE_MEMBER void put_head(E* to, Vec<S> v, int64_t n) {
+      DSR_ISA::put_head<S>(to, finished(to, keep_head<S>(v, n), n), n);
+    }
+    DSR_INLINE_MEMBER void put_one(E* to, S s) { put_head(to, broadcast(s), 1); }
+    DSR_INLINE_MEMBER void done() {
+      if (sums.asked()) sums.keep();
+    }
+
+   private:
+    DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n) {
+      const Vec<S> x = sink.x_.at(to, n) - affine.center;
+      v = x * affine.scale + affine.shift <= sink.threshold_ ? Vec<S>{} : v;
+      if (sums.asked()) sums.add(v, v * x);
+      v = v * affine.scale;
+      return sink.passed_.is_there() ? v + sink.passed_.at(to, n) : v;
+    }
+  };
+
+  InputGradSink(const GatherArgs<S>& args, char* memory)
+      : args_(args),
+        x_(args, args.finish.x),
+        passed_(args, args.finish.companion),
+        threshold_(broadcast(args.finish.relu ? S{0} : std::numeric_limits<S>::quiet_NaN())),
+        sums_(args, memory) {}
+  DSR_INLINE_MEMBER Lanes of_channel(int64_t d) {
+    return {*this, lanes_of_channel(args_.finish.affine, d), sums_.sums_of_channel(d)};
+  }
+  DSR_INLINE_MEMBER Lanes of_channels(int64_t d, int64_t count) {
+    return {*this, lanes_of_channels(args_.finish.affine, d, count), sums_.sums_of_channels(d)};
+  }
+  void end_unit(int64_t unit, int64_t first, int64_t last) { sums_.end_unit(unit, first, last); }
+
+ private:
+  const GatherArgs<S>& args_;
+  Beside<S, E> x_, passed_;
+  Vec<S> threshold_;  // of z, where its gradient ends; NaN where it never does
+  UnitSums<S> sums_;
+};
+
+// n elements of a channel, or of adjacent channels, that lie together.
+template <typename Lanes, typename S, typename E>
+DSR_INLINE void put_run(Lanes& lanes, E* to, const S* from, int64_t n) {
+  constexpr int V = kLanes<S>;
+  if constexpr (Lanes::kMayRepeat) {  // then vectors overlap at the end
+    if (n >= V) {
+      for (int64_t i = 0; i + V < n; i += V) lanes.put(to + i, load(from + i));
+      lanes.put(to + n - V, load(from + n - V));
+    } else {
+      for (int64_t i = 0; i < n; ++i) lanes.put_one(to + i, from[i]);
+    }
+  } else {
+    int64_t i = 0;
+    for (; i + V <= n; i += V) lanes.put(to + i, load(from + i));
+    if (i < n) lanes.put_head(to + i, take_head<S>(from + i, n - i), n - i);
+  }
+}
+
+}  // namespace dsr::cpu::DSR_ISA
