@@ -50,7 +50,11 @@ def sum_over_images(x: Tensor) -> Tensor:
     return x.sum((0, 2, 3))
 
 
-# --- as backends.dispatch.Backend -----------------------------------------------------------------
+# --- as backends.dispatch.FusedBackend ------------------------------------------------------------
+
+
+def takes(activation: Tensor, values_dtype: torch.dtype) -> bool:
+    return True
 
 
 def sparse_conv2d_fused(
