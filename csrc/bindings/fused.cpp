@@ -36,7 +36,9 @@ cpu::Finish<S> finish_of(const FinishTuple& tuple) {
   using cpu::Finish;
   const auto& [affine, relu, companion, x, results] = tuple;
   const bool nothing = !std::get<1>(affine) && !relu && !companion && !std::get<0>(results);
-  return {.kind = x ? Finish<S>::kInputGrad : nothing ? Finish<S>::kNothing : Finish<S>::kOutput,
+  return {.kind = x         ? Finish<S>::kInputGrad
+                  : nothing ? Finish<S>::kNothing
+                            : Finish<S>::kOutput,
           .affine = affine_of<S>(affine),
           .relu = relu,
           .companion = pointer<void>(companion),

@@ -60,15 +60,16 @@ class MomentLanes {
   DSR_INLINE_MEMBER bool asked() const { return sums_.asked(); }
   DSR_INLINE_MEMBER void add(Vec<S> y) { add_head(y, kLanes<S>); }
   DSR_INLINE_MEMBER void add_head(Vec<S> y, int64_t n) {
-    if (!chosen_) choose_pivot(y);
+    choose_pivot(y);
     Vec<S> d = y - pivot_;
     if (n != kLanes<S>) d = keep_head<S>(d, n);
     sums_.add(d, d * d);
   }
   DSR_INLINE_MEMBER void keep() { sums_.keep(); }
 
- private:
+  // From the channel's first values, once.
   DSR_INLINE_MEMBER void choose_pivot(Vec<S> y) {
+    if (chosen_) return;
     chosen_ = true;
     const Vec<S> finite = y - y == Vec<S>{} ? y : Vec<S>{};  // inf - inf is NaN
     if (along_channels_) {
@@ -84,7 +85,13 @@ class MomentLanes {
     }
     pivot_ = broadcast(*pivot_at_);
   }
+  // Of a vector after that.
+  DSR_INLINE_MEMBER void add_to_pivot(Vec<S> y) {
+    const Vec<S> d = y - pivot_;
+    sums_.add(d, d * d);
+  }
 
+ private:
   SumLanes<S> sums_;
   S* pivot_at_ = nullptr;
   S* has_pivot_ = nullptr;

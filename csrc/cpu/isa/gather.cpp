@@ -54,7 +54,7 @@ void run_units(const GatherArgs<S>& args) {
     for (int64_t item = 0; item < units * parts; ++item) {
       Ahead next;
       if (parts == 1 && item + 1 < units)
-        next = Ahead(args.source, plan.source, unit_at(plan, args.n, item + 1), steps);
+        next = Ahead(args, unit_at(plan, args.n, item + 1), steps);
       worker.run(unit_at(plan, args.n, item / parts), next, boundary(channels, item % parts, parts),
                  boundary(channels, item % parts + 1, parts));
     }

@@ -135,11 +135,14 @@ class GatherRow {
   }
 
   // Whether a tile's rows are whole vectors, one after the other, in the destination too.
-  bool stores_directly() const {
+  bool is_one_run() const {
     const Strides4& s = args_.destination_strides;
-    return Sink::kPlain && std::is_same_v<Destination, float> &&
-           plan_.destination.classes.size() == 1 && plan_.unit.images == 1 && s.w == 1 &&
+    return plan_.destination.classes.size() == 1 && plan_.unit.images == 1 && s.w == 1 &&
            plan_.destination.width == plan_.source.pitch && s.h == plan_.source.pitch;
+  }
+  // Then registers go straight there, if nothing is to be done to them.
+  bool stores_directly() const {
+    return Sink::kPlain && std::is_same_v<Destination, float> && is_one_run();
   }
   int64_t class_rows(const DestinationClass& k, const Unit& unit, int64_t row, int64_t rows) const {
     return most(0, least(rows, k.rows - unit.row - row));
@@ -195,12 +198,18 @@ class GatherRow {
                          unit.images == plan_.unit.images;
     const bool halved = together && plan_.destination.width == 2 * plan_.row.slot_lanes &&
                         2 * plan_.row.slot_lanes >= V && unit.images == plan_.unit.images;
+    const bool one_run = is_one_run();
     for (int64_t d = begin; d < end; ++d) {
       const float* from = accumulators(index, d, origin, rows);
       const float* odd = together ? accumulators(index + 1, d, origin, rows) : nullptr;
       Destination* to = static_cast<Destination*>(args_.destination) + unit.image * s.n + d * s.c +
                         (k.row0 + (unit.row + row) * plan_.destination.step_h) * s.h + k.col0 * s.w;
       auto lanes = sink_.of_channel(d);
+      if (one_run) {
+        lanes.put_run(to, from, rows * s.h, streams_);
+        lanes.done();
+        continue;
+      }
       int64_t done = 0;
       if (halved) {
         drain_halves(from, odd, plan_, rows, plan_.destination.step_h * s.h, s.n, streams_, to,
@@ -217,8 +226,9 @@ class GatherRow {
   }
 
   // Rows [first, rows), slot by slot.
-  void drain_rows(const DestinationClass& k, const Unit& unit, const float* from, const float* odd,
-                  int64_t first, int64_t rows, Destination* to, typename Sink::Lanes& lanes) const {
+  DSR_INLINE_MEMBER void drain_rows(const DestinationClass& k, const Unit& unit, const float* from,
+                                    const float* odd, int64_t first, int64_t rows, Destination* to,
+                                    typename Sink::Lanes& lanes) const {
     const Strides4& s = args_.destination_strides;
     const int64_t row_stride = plan_.destination.step_h * s.h,
                   n = odd ? plan_.destination.width : k.cols;

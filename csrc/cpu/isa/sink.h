@@ -47,12 +47,21 @@ class PlainSink {
   static constexpr bool kPlain = true;
 
   struct Lanes {
-    static constexpr bool kMayRepeat = true;  // elements may be put twice
     DSR_INLINE_MEMBER void put(E* to, Vec<S> v, bool streams = false) {
       DSR_ISA::put<S>(to, v, streams);
     }
     DSR_INLINE_MEMBER void put_head(E* to, Vec<S> v, int64_t n) { DSR_ISA::put_head<S>(to, v, n); }
     DSR_INLINE_MEMBER void put_one(E* to, S s) { *to = element_of<S, E>(s); }
+    // Vectors overlap at the end.
+    DSR_INLINE_MEMBER void put_run(E* to, const S* from, int64_t n, bool streams = false) {
+      constexpr int V = kLanes<S>;
+      if (n >= V) {
+        for (int64_t i = 0; i + V < n; i += V) put(to + i, load(from + i), streams);
+        put(to + n - V, load(from + n - V));
+      } else {
+        for (int64_t i = 0; i < n; ++i) put_one(to + i, from[i]);
+      }
+    }
     DSR_INLINE_MEMBER void done() {}
   };
 
@@ -87,7 +96,6 @@ class OutputSink {
   static constexpr bool kPlain = false;
 
   struct Lanes {
-    static constexpr bool kMayRepeat = false;
     const OutputSink& sink;
     AffineLanes<S> affine;
     MomentLanes<S> moments;
@@ -103,11 +111,39 @@ class OutputSink {
       if (moments.asked()) moments.add_head(as_stored(to, v, n), n);
     }
     DSR_INLINE_MEMBER void put_one(E* to, S s) { put_head(to, broadcast(s), 1); }
+    DSR_INLINE_MEMBER void put_run(E* to, const S* from, int64_t n, bool streams = false) {
+      const int64_t whole = n / kLanes<S> * kLanes<S>;
+      const bool adds = sink.residual_.is_there();
+      if (moments.asked()) {
+        adds ? vectors<true, true>(to, from, whole, streams)
+             : vectors<false, true>(to, from, whole, streams);
+      } else {
+        adds ? vectors<true, false>(to, from, whole, streams)
+             : vectors<false, false>(to, from, whole, streams);
+      }
+      if (whole < n) put_head(to + whole, take_head<S>(from + whole, n - whole), n - whole);
+    }
     DSR_INLINE_MEMBER void done() {
       if (moments.asked()) moments.keep();
     }
 
    private:
+    // n elements, whole vectors: what is asked for is known outside the loop.
+    template <bool kAdds, bool kSums>
+    DSR_INLINE_MEMBER void vectors(E* to, const S* from, int64_t n, bool streams) {
+      const Vec<S> floor = sink.floor_;
+      for (int64_t i = 0; i < n; i += kLanes<S>) {
+        Vec<S> v = load(from + i) * affine.scale + affine.shift;
+        if constexpr (kAdds) v += sink.residual_.at(to + i, kLanes<S>);
+        v = larger<S>(floor, v);
+        DSR_ISA::put<S>(to + i, v, streams);
+        if constexpr (kSums) {
+          v = as_stored(to + i, v, kLanes<S>);
+          if (i == 0) moments.choose_pivot(v);
+          moments.add_to_pivot(v);
+        }
+      }
+    }
     DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n) const {
       v = v * affine.scale + affine.shift;
       if (sink.residual_.is_there()) v += sink.residual_.at(to, n);
@@ -150,7 +186,6 @@ class InputGradSink {
   static constexpr bool kPlain = false;
 
   struct Lanes {
-    static constexpr bool kMayRepeat = false;
     const InputGradSink& sink;
     AffineLanes<S> affine;
     SumLanes<S> sums;
@@ -162,11 +197,34 @@ class InputGradSink {
       DSR_ISA::put_head<S>(to, finished(to, keep_head<S>(v, n), n), n);
     }
     DSR_INLINE_MEMBER void put_one(E* to, S s) { put_head(to, broadcast(s), 1); }
+    DSR_INLINE_MEMBER void put_run(E* to, const S* from, int64_t n, bool streams = false) {
+      const int64_t whole = n / kLanes<S> * kLanes<S>;
+      if (sink.passed_.is_there()) {
+        vectors<true>(to, from, whole, streams);
+      } else {
+        vectors<false>(to, from, whole, streams);
+      }
+      if (whole < n) put_head(to + whole, take_head<S>(from + whole, n - whole), n - whole);
+    }
     DSR_INLINE_MEMBER void done() {
       if (sums.asked()) sums.keep();
     }
 
    private:
+    // n elements, whole vectors. (Sums that nobody asked for cost next to nothing here.)
+    template <bool kAdds>
+    DSR_INLINE_MEMBER void vectors(E* to, const S* from, int64_t n, bool streams) {
+      const Vec<S> threshold = sink.threshold_;
+      for (int64_t i = 0; i < n; i += kLanes<S>) {
+        const Vec<S> x = sink.x_.at(to + i, kLanes<S>) - affine.center;
+        Vec<S> v = load(from + i);
+        v = x * affine.scale + affine.shift <= threshold ? Vec<S>{} : v;
+        sums.add(v, v * x);
+        v = v * affine.scale;
+        if constexpr (kAdds) v += sink.passed_.at(to + i, kLanes<S>);
+        DSR_ISA::put<S>(to + i, v, streams);
+      }
+    }
     DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n) {
       const Vec<S> x = sink.x_.at(to, n) - affine.center;
       v = x * affine.scale + affine.shift <= sink.threshold_ ? Vec<S>{} : v;
@@ -196,23 +254,5 @@ class InputGradSink {
   Vec<S> threshold_;  // of z, where its gradient ends; NaN where it never does
   UnitSums<S> sums_;
 };
-
-// n elements of a channel, or of adjacent channels, that lie together.
-template <typename Lanes, typename S, typename E>
-DSR_INLINE void put_run(Lanes& lanes, E* to, const S* from, int64_t n) {
-  constexpr int V = kLanes<S>;
-  if constexpr (Lanes::kMayRepeat) {  // then vectors overlap at the end
-    if (n >= V) {
-      for (int64_t i = 0; i + V < n; i += V) lanes.put(to + i, load(from + i));
-      lanes.put(to + n - V, load(from + n - V));
-    } else {
-      for (int64_t i = 0; i < n; ++i) lanes.put_one(to + i, from[i]);
-    }
-  } else {
-    int64_t i = 0;
-    for (; i + V <= n; i += V) lanes.put(to + i, load(from + i));
-    if (i < n) lanes.put_head(to + i, take_head<S>(from + i, n - i), n - i);
-  }
-}
 
 }  // namespace dsr::cpu::DSR_ISA

@@ -92,7 +92,7 @@ static void store_plane(const S* accumulators, int64_t stride, int64_t first, in
     for (int i = 0; i < count; ++i) {
       const Run& run = runs[i];
       if (run.step == 1) {
-        put_run(lanes, destination + run.to, accumulators + run.from, run.length);
+        lanes.put_run(destination + run.to, accumulators + run.from, run.length);
       } else {
         for (int64_t j = 0; j < run.length; ++j)
           lanes.put_one(destination + run.to + j * run.step, accumulators[run.from + j]);

@@ -13,8 +13,8 @@ DSR_INLINE Vec<float> interleaved(Vec<float> a, Vec<float> b, std::integer_seque
 
 // The reverse of fill_groups, for the destination.
 template <int L, typename E, typename Lanes>
-static int64_t drain_groups(const float* from, int64_t vectors, int64_t rows, int64_t image_stride,
-                            bool streams, E* to, Lanes& lanes) {
+DSR_INLINE int64_t drain_groups(const float* from, int64_t vectors, int64_t rows,
+                                int64_t image_stride, bool streams, E* to, Lanes& lanes) {
   constexpr int V = kLanes<float>, K = V / L;
   int64_t r = 0;
   for (; r + K <= rows; r += K) {
@@ -31,9 +31,9 @@ static int64_t drain_groups(const float* from, int64_t vectors, int64_t rows, in
 
 // Two column classes of rows twice as wide as their slots, interleaved: the reverse of fill_halves.
 template <typename E, typename Lanes>
-static void drain_halves(const float* even, const float* odd, const GatherPlan& plan, int64_t rows,
-                         int64_t row_stride, int64_t image_stride, bool streams, E* to,
-                         Lanes& lanes) {
+DSR_INLINE void drain_halves(const float* even, const float* odd, const GatherPlan& plan,
+                             int64_t rows, int64_t row_stride, int64_t image_stride, bool streams,
+                             E* to, Lanes& lanes) {
   constexpr int V = kLanes<float>;
   const bool two_images = plan.row.slot_lanes < V;
   const int64_t slot_vectors = two_images ? 1 : plan.row.slot_lanes / V;
