@@ -170,7 +170,6 @@ def sparse_conv2d_grad_bias_workspace(n: int, channels: int) -> int:
     """Bytes of workspace that sparse_conv2d_grad_bias needs."""
 
 _Size = Sequence[int]  # n, channels, pixels
-_Affine = Sequence[_Address]  # center, scale, shift [C]; 0 where there is none
 
 # Elementwise passes, csrc/cpu/elementwise. `element` is what activations are stored as: "float32",
 # "float64" or "bfloat16". All of a call are dense, [N, C, pixels] or [N, pixels, C]. Numbers of
