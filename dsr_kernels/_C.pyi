@@ -169,6 +169,54 @@ def sparse_conv2d_grad_bias(
 def sparse_conv2d_grad_bias_workspace(n: int, channels: int) -> int:
     """Bytes of workspace that sparse_conv2d_grad_bias needs."""
 
+_Size = Sequence[int]  # n, channels, pixels
+
+# Elementwise passes, csrc/cpu/elementwise. `element` is what activations are stored as: "float32",
+# "float64" or "bfloat16". All of a call are dense, [N, C, pixels] or [N, pixels, C]. Numbers of
+# channels are float64 beside float64 activations, else float32.
+
+def channel_sums_workspace(size: _Size, channels_last: bool, sums: int) -> int:
+    """Bytes of workspace for that many sums per channel."""
+
+def channel_moments(
+    element: str,
+    size: _Size,
+    channels_last: bool,
+    x: _Address,
+    mean: _Address,  # [C], written
+    variance: _Address,  # [C], written
+    threads: int,
+    workspace: _Address,  # of 2 sums
+) -> None: ...
+def channel_affine(
+    element: str,
+    size: _Size,
+    channels_last: bool,
+    x: _Address,
+    by: _Affine,
+    relu: bool,
+    other: _Address,  # or 0
+    other_by: _Affine,
+    out: _Address,  # written
+    threads: int,
+) -> None: ...
+def channel_affine_grad(
+    element: str,
+    size: _Size,
+    channels_last: bool,
+    grad: _Address,
+    x: _Address,
+    by: _Affine,
+    relu: bool,
+    other: _Address,  # or 0; only with other_by
+    other_by: _Affine,
+    out: _Address,  # or 0; only with ReLU and without other
+    grad_x: _Address,  # written
+    grad_other: _Address,  # written where other or out is given
+    sums: _Address,  # [3, C] with other, else [2, C], written
+    threads: int,
+    workspace: _Address,  # of as many sums
+) -> None: ...
 def isa() -> str:
     """The instruction set in use, such as "avx512"."""
 

@@ -33,6 +33,7 @@ inline int element_size(const std::string& dtype) {
 void bind_conv(py::module_& m);
 void bind_fused(py::module_& m);
 void bind_grad_bias(py::module_& m);
+void bind_elementwise(py::module_& m);
 void bind_rewire(py::module_& m);
 void bind_cuda_limits(py::module_& m);
 

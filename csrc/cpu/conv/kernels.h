@@ -6,6 +6,7 @@
 #include "common/conv_shape.h"
 #include "cpu/conv/fused.h"
 #include "cpu/conv/gather_plan.h"
+#include "cpu/elementwise/elementwise.h"
 #include "cpu/isa/limits.h"
 
 namespace dsr::cpu {
@@ -49,12 +50,25 @@ struct KernelTable {
   void (*gather_f64)(const GatherArgs<double>&);
   void (*grad_weight_f32)(const GradWeightArgs<float>&);  // isa/grad_weight.cpp
   void (*grad_weight_f64)(const GradWeightArgs<double>&);
+  void (*channel_moments)(const MomentsArgs&);           // isa/channel_moments.cpp
+  void (*channel_affine_f32)(const AffineArgs<float>&);  // isa/channel_affine.cpp
+  void (*channel_affine_f64)(const AffineArgs<double>&);
+  void (*channel_affine_grad_f32)(const AffineGradArgs<float>&);  // isa/channel_affine_grad.cpp
+  void (*channel_affine_grad_f64)(const AffineGradArgs<double>&);
   double (*peak_gflops)(int threads, double seconds);  // float32, from registers, as measured
 
   void gather(const GatherArgs<float>& args) const { gather_f32(args); }
   void gather(const GatherArgs<double>& args) const { gather_f64(args); }
   void grad_weight(const GradWeightArgs<float>& args) const { grad_weight_f32(args); }
   void grad_weight(const GradWeightArgs<double>& args) const { grad_weight_f64(args); }
+  void channel_affine(const AffineArgs<float>& args) const { channel_affine_f32(args); }
+  void channel_affine(const AffineArgs<double>& args) const { channel_affine_f64(args); }
+  void channel_affine_grad(const AffineGradArgs<float>& args) const {
+    channel_affine_grad_f32(args);
+  }
+  void channel_affine_grad(const AffineGradArgs<double>& args) const {
+    channel_affine_grad_f64(args);
+  }
 };
 
 }  // namespace dsr::cpu

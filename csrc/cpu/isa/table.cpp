@@ -14,6 +14,11 @@ const KernelTable table = {.name = DSR_STRING(DSR_ISA),
                            .gather_f64 = gather<double>,
                            .grad_weight_f32 = grad_weight<float>,
                            .grad_weight_f64 = grad_weight<double>,
+                           .channel_moments = channel_moments,
+                           .channel_affine_f32 = channel_affine<float>,
+                           .channel_affine_f64 = channel_affine<double>,
+                           .channel_affine_grad_f32 = channel_affine_grad<float>,
+                           .channel_affine_grad_f64 = channel_affine_grad<double>,
                            .peak_gflops = peak_gflops};
 
 }  // namespace dsr::cpu::DSR_ISA
