@@ -21,6 +21,7 @@ from dsr_kernels.topology import Topology
 
 OPERATIONS = ("forward", "grad_input", "grad_weight", "module")
 DENSE = ("dense NCHW", "dense channels_last")
+DENSE_BF16 = ("dense bf16 NCHW", "dense bf16 channels_last")
 LAST = {"memory_format": torch.channels_last}
 IMAGES = 2  # that are computed again in float64
 
@@ -91,7 +92,7 @@ class Problem:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.layer, self.device, self.dtype = layer, torch.device(device), dtype
+        self.layer, self.device, self.dtype, self.seed = layer, torch.device(device), dtype, seed
         self.generator = torch.Generator(self.device).manual_seed(seed)
         n = layer.batch
         self.x = self._randn(n, layer.in_channels, *layer.size).to(dtype)
@@ -101,6 +102,10 @@ class Problem:
         self.mask = (drawn < 0.1).to(dtype)
         self.sparse = {sparsity: self._sparse(sparsity) for sparsity in sparsities}
         self._errors: dict[tuple[str, float], float] = {}
+
+    def in_bfloat16(self) -> Problem:
+        """The same numbers and patterns, activations and the dense weight rounded to bfloat16."""
+        return Problem(self.layer, [*self.sparse], self.seed, self.device, torch.bfloat16)
 
     def _randn(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self.generator, device=self.device)
@@ -217,8 +222,9 @@ class Problem:
 
     def dense_runs(self, operation: str) -> dict[str, Callable]:
         """The dense implementations by name, without a mask; a linear layer has one."""
-        formats = DENSE[:1] if self.layer.linear else DENSE
-        return {name: self.dense(operation, last=name == DENSE[1]) for name in formats}
+        names = DENSE_BF16 if self.dtype == torch.bfloat16 else DENSE
+        formats = names[:1] if self.layer.linear else names
+        return {name: self.dense(operation, last=name == names[1]) for name in formats}
 
     def masked_run(self, operation: str, like: str) -> Callable:
         """Dense with the mask multiplied in at each call, in the memory format of run `like`."""
