@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 from bench_rewire import resnet50_layers
-from bench_training_step import Training
+from whole_models.training import Training
 from torch import nn
 from torch.nn import functional as F
 
