@@ -1,4 +1,4 @@
-"""Measures the peak memory of training, each model in a process of its own. Run with `make bench`."""
+"""Measures peaks of training, each variant in a process of its own. Run with `make bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What whole models measured, as docs/performance.md shows it, from kept JSONs of measure_models.py.
+"""What whole models measured, as docs/performance.md shows it, from JSONs of measure_models.py.
 
 python benchmarks/model_tables.py [KEPT.json ...] docs/performance.md
 
@@ -164,7 +164,7 @@ def machine_words(kept: dict) -> str:
 
 
 def rival_table(every: Sequence[dict]) -> str:
-    """Markdown: each model's fastest dense and ours in each precision, and ours against the best."""
+    """Markdown: each model's fastest dense and ours in each precision; ours over the best."""
     rows = []
     for kept in every:
         for section, what in (("training", "step"), ("inference", "inference")):

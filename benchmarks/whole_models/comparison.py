@@ -10,12 +10,12 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
-from whole_models.training import Training, share_outside
-from whole_models.variants import Case, Variant, dense, ours
 
 from dsr_kernels.bench.problem import LAST
 from dsr_kernels.bench.rivals import PRECISIONS, fastest, verdict
 from dsr_kernels.bench.timing import Alternation
+from whole_models.training import Training, share_outside
+from whole_models.variants import Case, Variant, dense, ours
 
 Run = Callable[[], object]
 Repeat = Callable[[Run, int], None]
@@ -54,9 +54,7 @@ def training_records(
         held = {side: facts.pop(f"held {side}") for side in ("ours", "dense")}
         assert held["ours"] < held["dense"]
         assert all(torch.isfinite(p).all() for each in at.values() for p in each.model.parameters())
-        records.append(
-            _record(case, sparsity, ms, left_out, rounds) | facts | {"held bytes": held}
-        )
+        records.append(_record(case, sparsity, ms, left_out, rounds) | facts | {"held bytes": held})
     return records
 
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dsr_kernels.bench.rivals import PRECISIONS, fastest, short
 from whole_models.training import Training
 from whole_models.variants import RESNET, WRN, Case, Variant, dense, ours
-
-from dsr_kernels.bench.rivals import PRECISIONS, fastest, short
 
 STEPS = 5
 AT = 0.9  # the sparsity
