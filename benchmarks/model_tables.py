@@ -2,7 +2,8 @@
 
 python benchmarks/model_tables.py [KEPT.json ...] docs/performance.md
 
-writes two tables between two marks of the page: the targets, then every model beside its rivals.
+writes tables between two marks of the page: the targets, then every model beside its rivals, in
+time and in memory.
 Numbers in italics are of cases in which dense is faster, or takes less memory. Without a JSON the
 tables say that nothing was measured.
 """
@@ -195,6 +196,30 @@ def _ratio(number: float | None) -> str:
     return f"*{times(number)}*" if number < 1 else times(number)
 
 
+def memory_table(every: Sequence[dict]) -> str:
+    """Markdown: peaks of whole training processes in MiB, each side's lowest in each precision."""
+    rows = []
+    for kept in every:
+        for record in kept["memory"]:
+            cells = [f"{record['model']}, N={record['batch']}, {percent(record['sparsity'])}"]
+            for precision in PRECISIONS:
+                cells += _peaks(record, precision)
+            rows.append([*cells, machine_words(kept)])
+    header = ["peak of a training process, MiB", *("dense fp32", "ours fp32", "of dense")]
+    return markdown([*header, *("dense bf16", "ours bf16", "of dense"), "machine"], rows)
+
+
+def _peaks(record: dict, precision: str) -> list[str]:
+    """Dense, ours and their ratio. `fastest` is the lowest of what it is given."""
+    peaks = {name: {"min": peak} for name, peak in record["process peak bytes"].items()}
+    names = [fastest(peaks, side, precision) for side in ("dense", "ours")]
+    if None in names:
+        return [NOT_MEASURED] * 3
+    share = record["of dense"][precision]
+    shown = f"*{percent(share)}*" if share > 1 else percent(share)
+    return [*(f"{peaks[name]['min'] / 2**20:.0f} ({words(name)})" for name in names), shown]
+
+
 def left_out(every: Sequence[dict]) -> list[str]:
     """A sentence for each run that could not be timed, with torch's reason."""
     records = [r for kept in every for section in ("training", "inference") for r in kept[section]]
@@ -204,8 +229,10 @@ def left_out(every: Sequence[dict]) -> list[str]:
 
 def tables(every: Sequence[dict]) -> str:
     parts = [target_table(every)]
-    if every:
+    if any(kept["training"] or kept["inference"] for kept in every):
         parts += [rival_table(every), *left_out(every)]
+    if any(kept["memory"] for kept in every):
+        parts.append(memory_table(every))
     return "\n\n".join(parts)
 
 

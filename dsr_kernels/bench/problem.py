@@ -21,7 +21,6 @@ from dsr_kernels.topology import Topology
 
 OPERATIONS = ("forward", "grad_input", "grad_weight", "module")
 DENSE = ("dense NCHW", "dense channels_last")
-DENSE_BF16 = ("dense bf16 NCHW", "dense bf16 channels_last")
 LAST = {"memory_format": torch.channels_last}
 IMAGES = 2  # that are computed again in float64
 
@@ -222,9 +221,8 @@ class Problem:
 
     def dense_runs(self, operation: str) -> dict[str, Callable]:
         """The dense implementations by name, without a mask; a linear layer has one."""
-        names = DENSE_BF16 if self.dtype == torch.bfloat16 else DENSE
-        formats = names[:1] if self.layer.linear else names
-        return {name: self.dense(operation, last=name == names[1]) for name in formats}
+        formats = DENSE[:1] if self.layer.linear else DENSE
+        return {name: self.dense(operation, last=name == DENSE[1]) for name in formats}
 
     def masked_run(self, operation: str, like: str) -> Callable:
         """Dense with the mask multiplied in at each call, in the memory format of run `like`."""

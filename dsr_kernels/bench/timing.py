@@ -126,7 +126,7 @@ def compare(
     dense = with_mask(problem, operation)
     sparse = {("ours", s): problem.ours(operation, s) for s in problem.sparse}
     if low is not None:
-        dense |= low.dense_runs(operation)
+        dense |= {_in_bf16(name): run for name, run in low.dense_runs(operation).items()}
         sparse |= {("ours bf16", s): low.ours(operation, s) for s in low.sparse}
     sparse |= {(name, s): run for name, by in (peers or {}).items() for s, run in by.items()}
     alternation = Alternation(dense | sparse)
@@ -144,6 +144,11 @@ def compare(
         for each in filter(None, (problem, low)):
             _check(each, operation, sparsity)
     return records
+
+
+def _in_bf16(name: str) -> str:
+    """The name of a dense run in bfloat16, as `rivals` reads it."""
+    return name.replace("dense", "dense bf16", 1)
 
 
 def _check(problem: Problem, operation: str, sparsity: float) -> None:
