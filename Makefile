@@ -4,7 +4,9 @@
 # make cuda-table: what the compiled GPU kernels take, written into docs/cuda.md
 # make cuda-model: what the cost model expects of them on GPUs that are not here, written there too
 # make gpu-tables: what the kept JSON of an H200 says, written into docs/measured.md and docs/cuda.md
+# make bench-models: whole models alone, ours beside every dense rival: build/models.json, tables
 # make cpu-tables: what the kept JSON of a CPU says, written into docs/measured.md
+# make model-tables: what the kept JSONs of whole models say, written into docs/performance.md
 # make readme-table: the few lines of both that README.md shows, written there
 # make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
 # make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
@@ -19,10 +21,12 @@ SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find cs
 # What was measured and kept.
 CPU_RESULTS = benchmarks/results/xeon-avx512-2cores.json
 GPU_RESULTS = benchmarks/results/h200.json
+MODEL_RESULTS = $(sort $(wildcard benchmarks/results/*-models.json))
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test lint bench cuda-table cuda-model gpu-tables cpu-tables readme-table \
+.PHONY: demo test lint bench bench-models cuda-table cuda-model gpu-tables cpu-tables model-tables \
+  readme-table \
   test-gpu test-gpu-sanitizer bench-gpu clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
@@ -52,17 +56,25 @@ gpu-tables: $(STAMP)
 cpu-tables: $(STAMP)
 	$(BIN)/python benchmarks/cpu_tables.py $(CPU_RESULTS) $(CPU_RESULTS:.json=-avx2.json) docs/measured.md
 
+model-tables: $(STAMP)
+	$(BIN)/python benchmarks/model_tables.py $(MODEL_RESULTS) docs/performance.md
+
 readme-table: $(STAMP)
-	$(BIN)/python benchmarks/readme_table.py $(CPU_RESULTS) $(GPU_RESULTS) README.md
+	$(BIN)/python benchmarks/readme_table.py $(CPU_RESULTS) $(GPU_RESULTS) $(MODEL_RESULTS) README.md
 
 # Memory stays with the process for both sides: glibc maps blocks of 32 MB and more afresh whatever
 # its threshold says, and so would charge dense and sparse for page faults on every large output.
+KEEP_FREED = MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_MAX_=0
+
 bench: $(STAMP)
 	mkdir -p build
-	MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_MAX_=0 \
-	  $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-json=build/bench.json
+	$(KEEP_FREED) $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-json=build/bench.json
 	$(BIN)/python benchmarks/summarize.py build/bench.json build/bench-kept.json
 	$(BIN)/python benchmarks/plots.py build/bench-kept.json build/bench-plots
+
+# MODELS names what to measure and how, as in make bench-models MODELS='-k WRN --rounds 15'.
+bench-models: $(STAMP)
+	$(KEEP_FREED) $(BIN)/python benchmarks/measure_models.py build/models.json $(MODELS)
 
 # $(call on_gpu,ARGUMENTS): Python with these. Nothing is installed over a Python that has torch with CUDA already.
 define on_gpu

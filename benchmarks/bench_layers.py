@@ -1,5 +1,7 @@
 """Times each operation of single layers, sparse at several sparsities and dense, in turn.
 
+Both sides run in float32 and, where oneDNN takes it, in bfloat16.
+
 Run with `make bench`. It records speed and asserts correctness. A benchmark's extra_info holds a
 record for each sparsity (dsr_kernels.bench.timing.record); its own time is that of a whole round.
 """
@@ -15,14 +17,17 @@ from layers import BREAK_EVEN, FAMILIES, SPARSITIES
 from peers import peer_runs
 
 from dsr_kernels.bench.problem import OPERATIONS, Layer, Problem
+from dsr_kernels.bench.rivals import bf16_here
 from dsr_kernels.bench.timing import compare
 
 CASES = [(family, layer) for family, layers in FAMILIES.items() for layer in layers]
 
 
 @functools.lru_cache(maxsize=1)  # a layer's operations follow each other
-def problem_of(layer: Layer, sparsities: tuple[float, ...]) -> Problem:
-    return Problem(layer, sparsities)
+def problems_of(layer: Layer, sparsities: tuple[float, ...]) -> tuple[Problem, Problem | None]:
+    """The layer in float32, and in bfloat16."""
+    problem = Problem(layer, sparsities)
+    return problem, problem.in_bfloat16() if bf16_here() else None
 
 
 def measure(
@@ -39,9 +44,9 @@ def measure(
     def repeat(run: Callable[[], None], count: int) -> None:
         benchmark.pedantic(run, rounds=count)
 
-    problem = problem_of(layer, sparsities)
+    problem, low = problems_of(layer, sparsities)
     peers = peer_runs(problem, operation) if sparsities == SPARSITIES else None
-    records = compare(problem, operation, rounds, peak, repeat, peers)
+    records = compare(problem, operation, rounds, peak, repeat, peers, low)
     benchmark.extra_info["records"] = [{"family": family, **each} for each in records]
     assert len(records) == len(sparsities)
 

@@ -15,13 +15,15 @@ import torch
 from peers import status
 
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.processor import processor_facts
+from dsr_kernels.bench.rivals import rival_sentence
 
 COPY_BYTES = 256 << 20
 
 
 @functools.cache
 def yardsticks() -> dict:
-    """Peak of multiply-adds in GF/s, a copy's traffic (read and written) in GB/s, and settings."""
+    """Peak of multiply-adds in GF/s, a copy's traffic in GB/s, the processor, and settings."""
     threads = torch.get_num_threads()
     source = torch.ones(COPY_BYTES // 4)
     target, taken = torch.empty_like(source), []
@@ -30,6 +32,7 @@ def yardsticks() -> dict:
         target.copy_(source)
         taken.append(time.perf_counter() - start)
     return {
+        **processor_facts(),
         "peak GF/s": round(max(_C.peak_gflops(threads, 0.3) for _ in range(3)), 1),
         "copy GB/s": round(2 * COPY_BYTES / min(taken) / 1e9, 2),
         "isa": _C.isa(),
@@ -51,7 +54,7 @@ def rounds() -> Callable[[int], int]:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return status()
+    return f"{status()}; {rival_sentence()}"
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from targets import RAW, break_even, speed_up
 
+from dsr_kernels.bench.rivals import fastest
 from dsr_kernels.training.report import style
 from dsr_kernels.training.report.style import BLUE, GREEN, GREY, ORANGE
 
@@ -141,24 +142,24 @@ def draw_roofline(kept: dict, sparsity: float = 0.9) -> Figure:
 
 
 def draw_training_step(kept: dict) -> Figure:
-    """Each step as a bar of kinds: dense, then ours at each sparsity."""
+    """Each step as a bar of kinds: dense, then ours at each sparsity; in bfloat16 too if known.
+
+    The bars are of eager steps. The ratio below ours is over the fastest dense of that precision,
+    compiled or not.
+    """
     models = list(dict.fromkeys(r["model"] for r in kept["training"]))
     width = 5.2 * max(len(models), 2)
     figure, panels = _figure("Training step by kind of work", kept, width, 4.4, len(models))
     for axes, model in zip(panels, models, strict=True):
         records = [r for r in kept["training"] if r["model"] == model]
-        bars = {"dense": records[0]["ms by kind"]["dense"]}
-        labels = ["dense"]
-        for record in records:
-            labels.append(f"{100 * record['sparsity']:g} %\n{record['speed-up']:.2f}x")
-            bars[labels[-1]] = record["ms by kind"]["ours"]
+        bars = _step_bars(records)
         for place, bar in enumerate(bars.values()):
             below = 0.0
             for kind, milliseconds in bar.items():
                 axes.bar(place, milliseconds, 0.62, below, color=KIND_COLORS[kind])
                 below += milliseconds
             axes.annotate(f"{below:.0f} ms", (place, below), ha="center", va="bottom", fontsize=9)
-        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xticks(range(len(bars)), list(bars), fontsize=9 if len(bars) < 6 else 7)
         axes.set_title(f"{model}, batch {records[0]['batch']}")
         axes.grid(axis="x", visible=False)
         axes.set_ylim(top=1.1 * max(sum(bar.values()) for bar in bars.values()))
@@ -168,23 +169,50 @@ def draw_training_step(kept: dict) -> Figure:
     return figure
 
 
+def _step_bars(records: list[dict]) -> dict[str, dict[str, float]]:
+    """Label -> milliseconds by kind, of one model's records, one per sparsity."""
+    bars = {}
+    for precision in ("", " bf16"):
+        if f"dense{precision}" not in records[0]["ms by kind"]:
+            continue
+        bars[f"dense{precision}".replace(" ", "\n")] = records[0]["ms by kind"][f"dense{precision}"]
+        for record in records:
+            by = record.get("speed-up by precision", {"fp32": record["speed-up"]})
+            ratio = f"{by[precision.strip() or 'fp32']:.2f}x"
+            words = [f"{100 * record['sparsity']:g} %", precision.strip(), ratio]
+            bars["\n".join(filter(None, words))] = record["ms by kind"][f"ours{precision}"]
+    return bars
+
+
 def draw_inference(kept: dict) -> Figure:
-    """One image at a time: both dense formats and ours."""
+    """A panel for each model and batch: what dense runs there are, or the fastest, and ours."""
     records = kept["inference"]
-    figure, panels = _figure("Inference of one image", kept, 9, 3.6, len(records))
+    width = 4.5 * max(len(records), 2)
+    figure, panels = _figure("Inference", kept, width, 3.6, len(records))
     for axes, record in zip(panels, records, strict=True):
-        names = list(record["ms"])
+        names = _inference_bars(record["ms"])
         times = [record["ms"][name]["min"] for name in names]
-        colors = [BLUE if name == "ours" else GREY for name in names]
+        colors = [BLUE if name.startswith("ours") else GREY for name in names]
         axes.bar_label(axes.bar(range(len(names)), times, 0.6, color=colors), fmt="%.1f ms")
-        axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+        labels = [name.replace(",", "").replace(" ", "\n") for name in names]
+        axes.set_xticks(range(len(names)), labels, fontsize=9)
         axes.set_title(
-            f"{record['model']}, {100 * record['sparsity']:g} % sparse: {record['speed-up']:.2f}x"
+            f"{record['model']}, batch {record['batch']}, {100 * record['sparsity']:g} % sparse: "
+            f"{record['speed-up']:.2f}x",
+            fontsize=10,
         )
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.15)
     panels[0].set_ylabel("ms, fastest round")
     return figure
+
+
+def _inference_bars(ms: dict) -> list[str]:
+    """All names where they are few, else the fastest of each side and precision."""
+    if len(ms) <= 4:
+        return list(ms)
+    pairs = [(side, p) for side in ("dense", "ours") for p in ("fp32", "bf16")]
+    return [name for name in (fastest(ms, *pair) for pair in pairs) if name is not None]
 
 
 def draw_memory(kept: dict) -> Figure:

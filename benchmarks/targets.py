@@ -28,10 +28,16 @@ SPARSEPROP, STEP = 7.0, 2.8  # forward + backward, and WRN-28-2's training step,
 MISSING = "not measured"
 
 
-def speed_up(layers: list[dict], sparsity: float, **fields: str) -> float | None:
-    """Geometric mean over the raw operations of the records with these fields."""
+def speed_up(
+    layers: list[dict], sparsity: float, over: str = "speed-up", **fields: str
+) -> float | None:
+    """Geometric mean over the raw operations of the records with these fields.
+
+    `over` names the ratio: "speed-up" over dense fp32, "over best dense". None where no record
+    has it, as in JSONs that were kept before dense ran in bfloat16.
+    """
     chosen = _chosen(layers, sparsity=sparsity, **fields)
-    ratios = [record["speed-up"] for record in chosen if record["operation"] in RAW]
+    ratios = [r[over] for r in chosen if r["operation"] in RAW and over in r]
     return geometric_mean(ratios) if ratios else None
 
 

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_experiment(commands)
     _add_bench(commands)
 
-    info = commands.add_parser("info", help="show version, instruction set, threads and devices")
+    info = commands.add_parser("info", help="show version, processor, kernels, threads, GPUs")
     info.set_defaults(run=_info)
     return parser
 

@@ -12,6 +12,7 @@ import torch
 from dsr_kernels.backends import native
 from dsr_kernels.backends.devices import cuda_names, why_no_cuda
 from dsr_kernels.backends.native import _C, triton_version
+from dsr_kernels.backends.processor import cpu_name, dense_bf16_words, processor_words
 from dsr_kernels.errors import UsageError
 
 
@@ -24,7 +25,9 @@ def version() -> str:
 
 
 def show_config() -> None:
-    """Prints version, instruction set, threads, what runs on GPUs and which GPUs torch sees.
+    """Prints version, processor, instruction set, threads, what runs on GPUs, and the GPUs.
+
+    What a dense model does in bfloat16 stands there too: it is the rival to measure against.
 
     Raises:
         ValueError: the environment variable DSR_CPU_ISA names an instruction set that this
@@ -32,6 +35,8 @@ def show_config() -> None:
     """
     print(f"dsr_kernels  {version()}")
     print(f"torch        {torch.__version__}")
+    print(f"processor    {processor_words()}")
+    print(f"dense bf16   {dense_bf16_words()}")
     print(f"CPU kernels  {_C.isa()} (available: {', '.join(_C.available_isas())})")
     print(f"threads      {torch.get_num_threads()} (torch.set_num_threads governs)")
     print(f"CUDA kernels {_gpu_kernels()}")
@@ -63,7 +68,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """The machine that a run was measured on, for its record."""
     return {
         **device_facts(device),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -72,17 +77,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "dsr_kernels": version(),
         "isa": _C.isa(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:

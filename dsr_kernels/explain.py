@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsr_kernels import text_table
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.processor import dense_bf16_by
 from dsr_kernels.nn.layers import named_sparse_modules
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.passes import passes
@@ -45,6 +47,7 @@ class LayerPass:
     variant: str
     reason: str
     expected_gflops: float  # useful ones, by the cost model
+    over_dense: float  # expected times as fast as dense float32 at the peak; inf: nothing to do
     values_bytes: int
     index_bytes: int
     plan_bytes: int
@@ -70,7 +73,22 @@ class Explanation:
             f"{self.isa}, {self.threads} threads, peak {self.peak_gflops:.0f} GF/s; GF/s are the "
             "cost model's, of multiply-adds at non-zeros; grad-weight runs on forward's plan"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._about_dense()])
+
+    def _about_dense(self) -> Iterator[str]:
+        """Where dense would probably be faster: known for float32, a warning for bfloat16.
+
+        A dense pass rarely reaches the peak, so in float32 this errs on the side of dense.
+        """
+        slower = [f"{row.layer} ({row.operation})" for row in self.rows if row.over_dense < 1]
+        named = ", ".join(slower) or "no pass"
+        yield f"dense float32, if it reached that peak, would be faster in: {named}"
+        by = dense_bf16_by()
+        if by in ("AMX", "AVX512-BF16"):
+            yield (
+                f"dense under bfloat16 autocast runs by {by} here, which that peak does not count, "
+                "and may be faster in more passes; `dsr bench` times a layer against both"
+            )
 
 
 def _cells(row: LayerPass) -> tuple[str, ...]:
@@ -219,7 +237,7 @@ def _rows(
 ) -> Iterator[LayerPass]:
     pattern = module.crow_indices, module.col_indices
     n, peak = call.x.shape[0], peak * 4 / module.weight_values.element_size()
-    values = module.weight_values
+    values, density = module.weight_values, module.nnz / math.prod(module.weight_shape)
     for operation, run in passes(call.x, call.y, values, *pattern, call.shape).items():
         shared = ["grad_weight"] if operation == "forward" else []
         needed = [run.workspace_bytes(op, n, threads) for op in (operation, *shared)]
@@ -235,6 +253,7 @@ def _rows(
             variant=run.variant,
             reason=run.reason,
             expected_gflops=peak * run.speed,
+            over_dense=run.speed / density if min(run.speed, density) > 0 else math.inf,
             values_bytes=module.weight_values.nbytes,
             index_bytes=sum(index.nbytes for index in pattern),
             plan_bytes=run.bytes,

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.models import lenet_300_100, wrn_28
 from dsr_kernels.nn import SparseConv2d, SparseLinear
+
+MODULE = sys.modules["dsr_kernels.explain"]  # dsr_kernels.explain is its function
 
 
 def small(padding_mode: str = "zeros") -> nn.Sequential:
@@ -25,7 +28,8 @@ def small(padding_mode: str = "zeros") -> nn.Sequential:
     )
 
 
-def test_a_row_for_each_layer_and_pass_in_order():
+def test_a_row_for_each_layer_and_pass_in_order(monkeypatch):
+    monkeypatch.setattr(MODULE, "dense_bf16_by", lambda: None)
     found = dsr_kernels.explain(small(), (4, 3, 8, 8))
     assert [(row.layer, row.operation) for row in found.rows] == [
         (name, operation) for name in "035" for operation in ("forward", "grad_input")
@@ -40,8 +44,31 @@ def test_a_row_for_each_layer_and_pass_in_order():
         assert min(row.values_bytes, row.index_bytes, row.plan_bytes, row.workspace_bytes) > 0
         assert row.variant.startswith(f"{row.lanes} {row.tile[0]}x{row.tile[1]}, ")
     lines = str(found).splitlines()
-    assert len(lines) == 2 + len(found.rows) + 1 and "expected" not in lines[0]
-    assert found.isa in lines[-1] and f"{found.threads} threads" in lines[-1]
+    assert len(lines) == 2 + len(found.rows) + 2 and "expected" not in lines[0]
+    assert found.isa in lines[-2] and f"{found.threads} threads" in lines[-2]
+
+
+@pytest.mark.parametrize("by", ["AMX", "AVX512-BF16", "fp32", None])
+def test_where_dense_would_probably_be_faster_is_said(monkeypatch, by):
+    monkeypatch.setattr(MODULE, "dense_bf16_by", lambda: by)
+    full = SparseConv2d(16, 16, 3, padding=1, sparsity=0.0)
+    thin = SparseConv2d(16, 16, 3, padding=1, sparsity=0.95)
+    empty = SparseConv2d(16, 4, 3, nnz=0)
+    found = dsr_kernels.explain(nn.Sequential(full, thin, empty), (64, 16, 16, 16))
+    lines = str(found).splitlines()
+    said = "dense float32, if it reached that peak, would be faster in: 0 (forward), 0 (grad_input)"
+    assert said in lines
+    for row in found.rows[:4]:
+        positions = 16 * 16 * 9
+        expected = row.expected_gflops / found.peak_gflops * positions / row.nnz
+        assert row.over_dense == pytest.approx(expected)
+    assert found.rows[-1].over_dense > 1
+    warned = [line for line in lines if "bfloat16" in line]
+    if by in ("AMX", "AVX512-BF16"):
+        assert len(warned) == 1 and f"runs by {by} here" in warned[0]
+    else:
+        assert not warned
+    assert "faster in: no pass" in str(dsr_kernels.explain(thin, (64, 16, 16, 16)))
 
 
 @pytest.mark.parametrize("mode", ["zeros", "circular"])

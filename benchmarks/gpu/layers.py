@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dsr_kernels.bench.problem import DENSE, Layer, Problem, float32_as
-from dsr_kernels.bench.timing import short
+from dsr_kernels.bench.rivals import short
 
 from .timing import Clock
 

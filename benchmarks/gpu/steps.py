@@ -10,9 +10,9 @@ from statistics import median
 
 import torch
 from bench_rewire import resnet50_layers
-from bench_training_step import Training
 from torch import nn
 from torch.nn import functional as F
+from whole_models.training import Training
 
 from dsr_kernels.bench.problem import LAST, float32_as
 from dsr_kernels.models import resnet50, wrn_28

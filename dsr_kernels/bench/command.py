@@ -12,8 +12,10 @@ import torch
 
 from dsr_kernels import text_table
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.processor import processor_facts
 from dsr_kernels.bench.problem import OPERATIONS, Layer, Problem
-from dsr_kernels.bench.timing import best_dense, compare
+from dsr_kernels.bench.rivals import bf16_here, fastest, rival_sentence, words
+from dsr_kernels.bench.timing import compare
 from dsr_kernels.environment import check_processor
 from dsr_kernels.errors import UsageError
 
@@ -35,10 +37,16 @@ def run(options: argparse.Namespace) -> int:
     _keep_freed_memory()
     peak = _C.peak_gflops(torch.get_num_threads())
     problem = Problem(layer, [options.sparsity])
-    records = [r for op in OPERATIONS for r in compare(problem, op, options.rounds, peak)]
+    low = problem.in_bfloat16() if bf16_here() else None
+    records = [r for op in OPERATIONS for r in compare(problem, op, options.rounds, peak, low=low)]
     print(table(records, peak))
     if options.json is not None:
-        kept = {"peak GF/s": round(peak, 1), "rounds": options.rounds, "records": records}
+        kept = {
+            "machine": processor_facts(),
+            "peak GF/s": round(peak, 1),
+            "rounds": options.rounds,
+            "records": records,
+        }
         options.json.write_text(json.dumps(kept, indent=1) + "\n")
     return 0
 
@@ -90,18 +98,42 @@ def _at_least(least: int, **options: int) -> None:
 
 
 def table(records: list[dict], peak: float) -> str:
-    """A row for each operation: its fastest rounds in ms, ratio, useful GF/s and what ran."""
+    """Two rows for each operation: in float32 and, where it was measured, in bfloat16.
+
+    A row has the fastest rounds in ms and their ratio, in one precision on both sides. The last
+    column sets ours of that row against the best dense of either precision. GF/s and the variant
+    are of ours in float32.
+    """
     first = records[0]
     measured = (
         f"{first['layer']}, batch {first['batch']}, {first['nnz']:,} non-zeros "
         f"({100 * first['sparsity']:g} % zeros), {first['isa']}, {first['threads']} threads, "
         f"peak {peak:.0f} GF/s"
     )
-    rows = [("", "dense ms", "ours ms", "ratio", "GF/s", "variant")]
+    rows = [("", "dense", "dense ms", "ours ms", "ratio", "over best dense", "GF/s", "variant")]
     for each in records:
-        times = best_dense(each["ms"]), each["ms"]["ours"]["min"]
-        ratio, speed = f"{each['speed-up']:.2f}x", f"{each['GF/s']:.1f}"
-        rows.append(
-            (each["operation"], *(f"{ms:.3f}" for ms in times), ratio, speed, each["variant"])
-        )
-    return "\n".join([measured, *text_table.columns(rows, left=(0, 5))])
+        for precision in each["speed-up by precision"]:
+            rows.append(_row(each, precision))
+    lines = [measured, *text_table.columns(rows, left=(0, 1, 7))]
+    best: dict[str, list[str]] = {}
+    for each in records:
+        best.setdefault(words(each["best dense"]), []).append(each["operation"])
+    named = "; ".join(f"{name} ({', '.join(operations)})" for name, operations in best.items())
+    return "\n".join([*lines, f"best dense of this machine: {named}", rival_sentence()])
+
+
+def _row(record: dict, precision: str) -> tuple[str, ...]:
+    taken = record["ms"]
+    dense, ours = (fastest(taken, side, precision) for side in ("dense", "ours"))
+    over = taken[record["best dense"]]["min"] / taken[ours]["min"]
+    plain = precision == "fp32"
+    return (
+        record["operation"] if plain else "",
+        words(dense),
+        f"{taken[dense]['min']:.3f}",
+        f"{taken[ours]['min']:.3f}",
+        f"{record['speed-up by precision'][precision]:.2f}x",
+        f"{over:.2f}x",
+        f"{record['GF/s']:.1f}" if plain else "",
+        record["variant"] if plain else "",
+    )

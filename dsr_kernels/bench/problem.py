@@ -91,7 +91,7 @@ class Problem:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.layer, self.device, self.dtype = layer, torch.device(device), dtype
+        self.layer, self.device, self.dtype, self.seed = layer, torch.device(device), dtype, seed
         self.generator = torch.Generator(self.device).manual_seed(seed)
         n = layer.batch
         self.x = self._randn(n, layer.in_channels, *layer.size).to(dtype)
@@ -101,6 +101,10 @@ class Problem:
         self.mask = (drawn < 0.1).to(dtype)
         self.sparse = {sparsity: self._sparse(sparsity) for sparsity in sparsities}
         self._errors: dict[tuple[str, float], float] = {}
+
+    def in_bfloat16(self) -> Problem:
+        """The same numbers and patterns, activations and the dense weight rounded to bfloat16."""
+        return Problem(self.layer, [*self.sparse], self.seed, self.device, torch.bfloat16)
 
     def _randn(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self.generator, device=self.device)

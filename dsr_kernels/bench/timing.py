@@ -1,7 +1,8 @@
 """Times one layer against dense. `dsr bench` prints the records, the benchmarks keep them.
 
 Implementations alternate within each round, so that a slow moment of the machine meets all of them
-alike. Ratios compare the fastest rounds. Convolutions and linear layers have no bias here.
+alike. Ratios compare the fastest rounds. Convolutions and linear layers have no bias here. In
+bfloat16 dense has its weight in bfloat16 already: no cast is timed. Ours keeps float32 values.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 
 from dsr_kernels.backends.native import _C
-from dsr_kernels.bench.problem import DENSE, OPERATIONS, Problem
+from dsr_kernels.bench.problem import OPERATIONS, Problem
+from dsr_kernels.bench.rivals import short, verdict
 
 MASKED = "dense + mask"
-WORST_ERROR = 1e-4  # of float32, relative to the largest element of the float64 result
+# Relative to the largest element of the float64 result. Rounding once to bfloat16 costs 2^-8.
+WORST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 
 
 class Alternation:
@@ -45,11 +48,6 @@ class Alternation:
         }
 
 
-def best_dense(milliseconds: Mapping[str, Mapping[str, float]]) -> float:
-    """The fastest round of dense in ms, in its faster memory format and without a mask."""
-    return min(milliseconds[name]["min"] for name in DENSE if name in milliseconds)
-
-
 def with_mask(problem: Problem, operation: str) -> dict[str, Callable]:
     """The dense runs, and one with a mask in the memory format that is faster without it."""
     plain = problem.dense_runs(operation)
@@ -67,10 +65,10 @@ def record(
     milliseconds: Mapping[str, Mapping[str, float]],
     peak: float,
 ) -> dict[str, Any]:
-    """The record of one comparison, as plain JSON.
+    """The record of one comparison, as plain JSON. `rivals.verdict` explains its ratios.
 
     Args:
-        milliseconds: the times of the dense runs and of "ours".
+        milliseconds: the times of the dense runs and of "ours", which GF/s, GB/s and bytes are of.
         peak: GF/s of multiply-adds from registers. GF/s and GB/s of a record are of `Problem.work`.
     """
     layer, ours = problem.layer, milliseconds["ours"]["min"]
@@ -93,7 +91,7 @@ def record(
         "sparsity": sparsity,
         "nnz": values.numel(),
         "ms": milliseconds,
-        "speed-up": short(best_dense(milliseconds) / ours),
+        **verdict(milliseconds),
         "GF/s": short(flops / ours / 1e6),
         "share of peak": short(flops / ours / 1e6 / peak),
         "GB/s": short(moved / ours / 1e6),
@@ -107,11 +105,6 @@ def record(
     }
 
 
-def short(number: float) -> float:
-    """The number with four digits, as records keep numbers."""
-    return float(f"{number:.4g}")
-
-
 def compare(
     problem: Problem,
     operation: str,
@@ -119,20 +112,24 @@ def compare(
     peak: float,
     repeat: Callable[[Callable[[], None], int], None] | None = None,
     peers: Mapping[str, Mapping[float, Callable]] | None = None,
+    low: Problem | None = None,
 ) -> list[dict[str, Any]]:
     """A record for each sparsity. All of them are timed in one alternation with dense.
 
     Args:
         repeat: runs the rounds, as in ``repeat(round, rounds)``; a plain loop if None.
         peers: further sparse implementations, name -> sparsity -> run.
+        low: ``problem.in_bfloat16()``, to time dense and ours in bfloat16 too.
 
     Raises AssertionError where a result is wrong.
     """
-    runs = with_mask(problem, operation)
-    dense = list(runs)
-    ours = {("ours", s): problem.ours(operation, s) for s in problem.sparse}
-    other = {(name, s): run for name, by in (peers or {}).items() for s, run in by.items()}
-    alternation = Alternation(runs | ours | other)
+    dense = with_mask(problem, operation)
+    sparse = {("ours", s): problem.ours(operation, s) for s in problem.sparse}
+    if low is not None:
+        dense |= {_in_bf16(name): run for name, run in low.dense_runs(operation).items()}
+        sparse |= {("ours bf16", s): low.ours(operation, s) for s in low.sparse}
+    sparse |= {(name, s): run for name, by in (peers or {}).items() for s, run in by.items()}
+    alternation = Alternation(dense | sparse)
     if repeat is None:
         for _ in range(rounds):
             alternation.round()
@@ -142,8 +139,19 @@ def compare(
     records = []
     for sparsity in problem.sparse:
         times = {name: taken[name] for name in dense}
-        times |= {name: taken[name, s] for name, s in (*ours, *other) if s == sparsity}
+        times |= {name: taken[name, s] for name, s in sparse if s == sparsity}
         records.append(record(problem, operation, sparsity, times, peak))
-        error = records[-1]["max error"]
-        assert error < WORST_ERROR, f"{problem.layer} {operation} at {sparsity}: error {error:.1e}"
+        for each in filter(None, (problem, low)):
+            _check(each, operation, sparsity)
     return records
+
+
+def _in_bf16(name: str) -> str:
+    """The name of a dense run in bfloat16, as `rivals` reads it."""
+    return name.replace("dense", "dense bf16", 1)
+
+
+def _check(problem: Problem, operation: str, sparsity: float) -> None:
+    error, worst = problem.error(operation, sparsity), WORST_ERROR[problem.dtype]
+    what = f"{problem.layer} {operation} at {sparsity} in {problem.dtype}"
+    assert error < worst, f"{what}: error {error:.1e}"

@@ -1,15 +1,16 @@
 """The timing core and `dsr bench`: structure and correctness, never speed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.small_runs import refused
 
-from dsr_kernels.bench import timing
+from dsr_kernels.bench import command, rivals, timing
 from dsr_kernels.bench.command import parse_layer
-from dsr_kernels.bench.problem import OPERATIONS, Layer, Problem
+from dsr_kernels.bench.problem import DENSE, OPERATIONS, Layer, Problem
 from dsr_kernels.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,38 @@ def test_dense_runs_compute_what_ours_do_with_the_same_weight(layer):
                 torch.testing.assert_close(mine, other.reshape(mine.shape), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_bfloat16_is_timed_beside_float32(layer, operation):
+    problem = Problem(layer, (0.5, 0.9))
+    low = problem.in_bfloat16()
+    records = timing.compare(problem, operation, 1, 100.0, low=low)
+    formats = DENSE[:1] if layer.linear else DENSE
+    low_formats = {name.replace("dense", "dense bf16") for name in formats}
+    for record in records:
+        assert set(record["ms"]) == {*formats, *low_formats, "dense + mask", "ours", "ours bf16"}
+        assert set(record["speed-up by precision"]) == {"fp32", "bf16"}
+        assert record["best dense"] in {*formats, *low_formats}
+        assert record["speed-up"] == record["speed-up by precision"]["fp32"]
+
+
+def test_bfloat16_has_the_same_numbers_and_patterns():
+    problem = Problem(LAYERS[0], (0.5, 0.9), seed=3)
+    low = problem.in_bfloat16()
+    for name in ("x", "grad", "weight"):
+        assert torch.equal(getattr(low, name), getattr(problem, name).bfloat16()), name
+    for sparsity, tensors in problem.sparse.items():
+        assert all(map(torch.equal, tensors, low.sparse[sparsity]))
+
+
+def test_a_wrong_result_in_bfloat16_is_an_error():
+    problem = Problem(LAYERS[0], [0.5])
+    low = problem.in_bfloat16()
+    low.error = lambda *_: 2**-7
+    with pytest.raises(AssertionError, match=r"bfloat16: error 7\.8e-03"):
+        timing.compare(problem, "forward", 1, 100.0, low=low)
+
+
 def test_a_wrong_result_is_an_error():
     problem = Problem(LAYERS[0], [0.5])
     problem.error = lambda *_: 1.0
@@ -87,15 +120,43 @@ def test_runs_alternate_and_peers_and_the_caller_s_loop_are_used():
     assert ["peer" in record["ms"] for record in records] == [False, True]
 
 
-def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
+def test_the_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(rivals, "dense_bf16_by", lambda: None)
     out = tmp_path / "bench.json"
     args = ["bench", "--layer", "6x5x3x3@9x8", "--batch", "3", "--rounds", "1", "--threads", "1"]
     assert main([*args, "--sparsity", ".8", "--json", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("5->6 3x3 @9x8, batch 3, 54 non-zeros (80 % zeros), ")
-    assert [line.split()[0] for line in lines[2:]] == list(OPERATIONS)
+    assert [line.split()[0] for line in lines[2:-2]] == list(OPERATIONS)
+    assert lines[-2].startswith("best dense of this machine: fp32 ")
+    assert lines[-1].startswith("dense bf16 was not measured: ")
     kept = json.loads(out.read_text())
+    assert set(kept["machine"]) == {"cpu", "instructions", "dense bf16 by"}
     assert [r["operation"] for r in kept["records"]] == list(OPERATIONS) and kept["rounds"] == 1
+
+
+def test_the_table_names_the_best_dense_and_ours_against_it(monkeypatch):
+    """Ours wins in float32 and loses to dense in bfloat16: both stand there."""
+    monkeypatch.setattr(rivals, "dense_bf16_by", lambda: "AMX")
+    times = {
+        "dense NCHW": 9.0,
+        "dense channels_last": 8.0,
+        "dense + mask": 1.0,
+        "ours": 4.0,
+        "dense bf16 NCHW": 3.0,
+        "dense bf16 channels_last": 2.0,
+        "ours bf16": 2.5,
+    }
+    ms = {name: {"min": each, "median": each} for name, each in times.items()}
+    record = timing.record(Problem(LAYERS[0], [0.5]), "forward", 0.5, ms, 100.0)
+    lines = command.table([record], 100.0).splitlines()
+    plain, low = (re.split(r"  +", line.strip()) for line in lines[2:4])
+    assert plain[:6] == ["forward", "fp32 channels_last", "8.000", "4.000", "2.00x", "0.50x"]
+    assert low == ["bf16 channels_last", "2.000", "2.500", "0.80x", "0.80x"]
+    assert lines[4:] == [
+        "best dense of this machine: bf16 channels_last (forward)",
+        "dense bf16 runs on this processor's matrix units (AMX)",
+    ]
 
 
 def test_layers_are_read():

@@ -73,7 +73,7 @@ def kept(tmp_path_factory):
         "benchmarks": [
             entry("test_layer[a]", {"records": layers}),
             entry("test_training_step[a]", {"records": [step]}),
-            entry("test_inference_of_one_image[a]", {"records": [step]}),
+            entry("test_inference[a]", {"records": [step]}),
             entry("test_peak_memory_of_training[a]", {"records": [memory]}),
             entry("test_rewire_resnet50[a]", {"nnz": 7}),
         ],

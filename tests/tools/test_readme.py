@@ -45,6 +45,7 @@ RESULTS = ROOT / "benchmarks/results"
 CPU, AVX2, GPU = (
     RESULTS / f"{name}.json" for name in ("xeon-avx512-2cores", "xeon-avx512-2cores-avx2", "h200")
 )
+MODELS = sorted(RESULTS.glob("*-models.json"))
 
 
 class Line(NamedTuple):
@@ -93,7 +94,7 @@ def test_the_readme_s_table_has_at_most_eight_rows_some_of_which_dense_wins():
     [
         (
             "readme_table.py",
-            (CPU, GPU),
+            (CPU, GPU, *MODELS),
             README,
             "<!-- measured: made by `make readme-table` -->",
             "<!-- end of measured -->",
@@ -104,6 +105,13 @@ def test_the_readme_s_table_has_at_most_eight_rows_some_of_which_dense_wins():
             "docs/measured.md",
             "<!-- measured on a CPU: made by `make cpu-tables` -->",
             "<!-- end of CPU -->",
+        ),
+        (
+            "model_tables.py",
+            MODELS,
+            "docs/performance.md",
+            "<!-- whole models: made by `make model-tables` -->",
+            "<!-- end of whole models -->",
         ),
     ],
 )
