@@ -17,7 +17,7 @@ from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.fused import Affine, Prologue, StatisticsGrad
 from dsr_kernels.ops import watch
 from dsr_kernels.ops.autograd import are_plain, is_recorded, sparse_conv2d_grad_bias
-from dsr_kernels.ops.fused import composed, library
+from dsr_kernels.ops.fused import composed, elementwise, library
 from dsr_kernels.ops.fused.composed import Grads, Wants
 from dsr_kernels.ops.saved import Context, Gradients, keep_pattern, saved
 
@@ -241,7 +241,7 @@ def _backward(
             gbias = gbias + by_statistics.affine.shift * (gy.numel() // gy.shape[1])
     watching = wants.values and watch.watchers and are_plain((values, x, gy))
     if by_statistics is not None and (wants.residual or watching):
-        gy, by_statistics = composed.whole_grad(gy, by_statistics), None
+        gy, by_statistics = elementwise.whole_grad(gy, by_statistics), None
     if wants.x or wants.affine:
         gx, gscale, gshift = sparse_conv2d_fused_grad_input(
             gy, by_statistics, values, *pattern, x, prologue, passed, shape
