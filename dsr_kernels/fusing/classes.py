@@ -36,6 +36,9 @@ class Spec(NamedTuple):
     version: int = VERSION
 
 
+# How an attribute is compared -> what it must not be.
+WRONG = {"is None": "is not None", "is not None": "is None", "is not True": "is True"}
+
 _classes: dict[type, list[tuple[Spec, type]]] = {}
 
 
@@ -185,7 +188,7 @@ def _holding(conditions: tuple[Condition, ...], file: str) -> Any:
         lines += _walk(path, known)
         here = known[path]
         scope[f"kind_{number}"] = kind
-        if path:  # hooks on the module itself run around its forward
+        if path and kind is not None:  # hooks on the module itself run around its forward
             lines.append(f"    if not is_as_written({here}, kind_{number}): return False")
         if keys is not None:
             lines.append(f"    if tuple({here}._modules) != {keys!r}: return False")
@@ -198,8 +201,7 @@ def _holding(conditions: tuple[Condition, ...], file: str) -> Any:
             elif how == "is":
                 lines.append(f"    if {read} is not {constant}: return False")
             else:
-                wrong = "is not None" if how == "is None" else "is None"
-                lines.append(f"    if {read} {wrong}: return False")
+                lines.append(f"    if {read} {WRONG[how]}: return False")
     lines.append("    return True")
     return _function("\n".join(lines) + "\n", scope, file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from torch import nn
@@ -91,8 +92,9 @@ def _give_forward(module: nn.Module, traces: list[Trace], plans: list[Plan]) -> 
     for each, plan in zip(traces, plans, strict=True):
         rewrite(each.graph, plan)
         code = each.graph.python_code("self")
-        names = tuple(encode(name, value) for name, value in code.globals.items())
-        variants.append(Variant(code.src, names, each.conditions, each.inputs))
+        words = set(re.findall(r"\w+", code.src))
+        names = [encode(name, value) for name, value in code.globals.items() if name in words]
+        variants.append(Variant(code.src, tuple(names), each.conditions, each.inputs))
     kind = fused_class(plain_class(type(module)), Spec(tuple(variants)))
     object.__setattr__(module, "__class__", kind)
 

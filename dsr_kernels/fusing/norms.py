@@ -95,8 +95,10 @@ def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, values: int) -
             momentum = 1.0 / float(norm.num_batches_tracked)
     momentum = 0.0 if momentum is None else momentum
     unbiased = variance.detach() * (values / (values - 1))
-    running = [t for t in (norm.running_mean, norm.running_var) if t is not None]
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    running = norm.running_mean, norm.running_var
     # torch's own update leaves the versions, too: earlier graphs that saved them may go backward.
-    with torch.autograd._unsafe_preserve_version_counter(tuple(running)):
+    with torch.autograd._unsafe_preserve_version_counter(running):
         for each, now in zip(running, (mean.detach(), unbiased), strict=True):
             each.mul_(1 - momentum).add_(now, alpha=momentum)

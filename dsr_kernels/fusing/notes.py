@@ -50,7 +50,7 @@ def _norm(start: str, node: fx.Node, plan: Plan) -> Row:
         end = next(iter(end.users))
         relu = relu or (" with ReLU" if plan.roles[end] == "relu" else "")
         plus = plus or (" and the sum" if plan.roles[end] == "add" else "")
-    if plan.how[end] == "takers":
+    if plan.how[end] == "takers" and not plus:
         names = ", ".join(_name(start, user) for user in plan.takers(end))
         return Row(_name(start, node), "BatchNorm2d", True, f"inside {names}{relu}; {taken}")
     name, note = _name(start, node), f"one pass{plus}{relu}; {taken}"

@@ -171,10 +171,26 @@ def rewrite(graph: fx.Graph, plan: Plan) -> None:
     for node in plan.nodes:
         if node not in plan.roles and len(node.users) > 1:
             _hold(graph, node, plan)
+    layers = _Layers(graph, plan)
     for node in plan.nodes:
         if node in plan.roles:
-            _replace(graph, node, plan)
+            _replace(graph, node, plan, layers)
     graph.lint()
+
+
+class _Layers:
+    """The layers that steps are called with: each is looked up once, before the first step."""
+
+    def __init__(self, graph: fx.Graph, plan: Plan) -> None:
+        self.graph, self.start = graph, _last_placeholder(plan)
+        self.known: dict[str, fx.Node] = {}
+
+    def __call__(self, target: object) -> fx.Node:
+        name = str(target)
+        if name not in self.known:
+            with self.graph.inserting_after(self.start):
+                self.known[name] = self.graph.get_attr(name)
+        return self.known[name]
 
 
 def _hold(graph: fx.Graph, node: fx.Node, plan: Plan) -> None:
@@ -196,12 +212,12 @@ def _last_placeholder(plan: Plan) -> fx.Node:
     return [node for node in plan.nodes if node.op == "placeholder"][-1]
 
 
-def _replace(graph: fx.Graph, node: fx.Node, plan: Plan) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, plan: Plan, layers: _Layers) -> None:
     role, how = plan.roles[node], plan.how[node]
     with graph.inserting_before(node):
         args: tuple[Any, ...] = (*node.args[: 2 if role == "add" else 1], how)
         if node.op == "call_module":
-            args = (graph.get_attr(str(node.target)), *args)
+            args = (layers(node.target), *args)
         elif role == "relu":
             args = (None, *args)
         others: Iterable[fx.Node] = ()
@@ -210,7 +226,7 @@ def _replace(graph: fx.Graph, node: fx.Node, plan: Plan) -> None:
         elif how == "takers":
             others = plan.takers(node)
         if names := list(dict.fromkeys(str(other.target) for other in others)):
-            args = (*args, tuple(graph.get_attr(name) for name in names))
+            args = (*args, tuple(map(layers, names)))
         new = graph.call_function(getattr(steps, role), args)
     new.name = node.name
     made = None

@@ -39,7 +39,7 @@ def conv(layer: nn.Module, value: Any, how: str, wanted: Modules = ()) -> Any:
     """A convolution. `wanted` are the norms that go on with its output, where it is made here."""
     value = _deferred(value)
     if not convolve.can_wait(layer):
-        return _settle(layer(whole(value)), how)
+        return _settle(_by_itself(layer, value), how)
     pending = Pending(layer, value)
     return pending if how == "later" else _settle(convolve.run(pending, wanted), how)
 
@@ -56,7 +56,7 @@ def norm(layer: nn.Module, value: Any, how: str, takers: Modules = ()) -> Any:
         value = convolve.run(value, (layer,))
     held = hold(value)
     if not norms.applies(layer, held.x):
-        return _settle(layer(held.given), how)
+        return _settle(_by_itself(layer, held), how)
     assert isinstance(layer, nn.BatchNorm2d)
     return _settle(Deferred(held, norms.affine(layer, held)), how, takers)
 
@@ -64,7 +64,7 @@ def norm(layer: nn.Module, value: Any, how: str, takers: Modules = ()) -> Any:
 def relu(layer: nn.Module | None, value: Any, how: str, takers: Modules = ()) -> Any:
     """ReLU, by a layer or (None) by a function."""
     if layer is not None and not is_plain(layer, nn.ReLU):
-        return _settle(layer(_made(value)), how)
+        return _settle(_by_itself(layer, value), how)
     if isinstance(value, Pending) and value.scale is not None:
         return _settle(convolve.run(value._replace(relu=True)), how)
     value = _deferred(value)
@@ -82,7 +82,7 @@ def skip(layer: nn.Module, value: Any, how: str, takers: Modules = ()) -> Any:
         (is_plain(layer, nn.Dropout) or is_plain(layer, nn.Dropout2d)) and not layer.training
     )
     if not idle:
-        return _settle(layer(_made(value)), how)
+        return _settle(_by_itself(layer, value), how)
     return value if how == "later" else _settle(_deferred(value), how, takers)
 
 
@@ -105,6 +105,14 @@ def add(one: Any, other: Any, how: str, wanted: Modules = ()) -> Any:
         if isinstance(first, Deferred) and (more := _other(first, second)) is not None:
             return _settle(first._replace(other=more), how)
     return _settle(_used(one) + _used(other), how)
+
+
+def _by_itself(layer: nn.Module, value: Any) -> Any:
+    """The layer's own output. It may have been exchanged for one that writes to its input."""
+    y = layer(_made(value))
+    if isinstance(value, Held):
+        value.mean = value.variance = None
+    return y
 
 
 def _other(first: Deferred, second: Any) -> Other | None:

@@ -35,7 +35,7 @@ class Condition(NamedTuple):
     """What a module that was traced through must be like. `path` is "" for the module itself."""
 
     path: str
-    kind: type  # its class, unfused
+    kind: type | None  # its class, unfused; None: any
     keys: tuple[str, ...] | None  # of its children, if it is a container of torch.nn
     reads: tuple[tuple[str, str, Any], ...]  # (attribute, how to compare it, with what)
 
@@ -89,7 +89,14 @@ def trace(module: nn.Module, opaque: set[nn.Module]) -> Trace:
         for path, each in through.items()
         if each in tracer.passed or reads[each]
     )
-    return Trace(graph, conditions, tracer.inputs)
+    return Trace(graph, conditions + _not_in_place(graph, module), tracer.inputs)
+
+
+def _not_in_place(graph: fx.Graph, module: nn.Module) -> tuple[Condition, ...]:
+    """That layers which leave their input as it is go on doing so."""
+    names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
+    kept = [n for n in names if getattr(module.get_submodule(n), "inplace", None) is False]
+    return tuple(Condition(name, None, None, (("inplace", "is not True", None),)) for name in kept)
 
 
 def modules_through(module: nn.Module, opaque: set[nn.Module]) -> dict[str, nn.Module]:
