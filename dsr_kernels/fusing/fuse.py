@@ -12,7 +12,14 @@ from dsr_kernels.fusing.notes import rows_of
 from dsr_kernels.fusing.plain import is_unhooked, plain_class
 from dsr_kernels.fusing.report import FuseReport
 from dsr_kernels.fusing.rewrite import Plan, rewrite
-from dsr_kernels.fusing.trace import NotTraceable, Trace, is_layer, modules_through, trace
+from dsr_kernels.fusing.trace import (
+    NotTraceable,
+    Trace,
+    has_forward,
+    is_layer,
+    modules_through,
+    trace,
+)
 
 
 def fuse(model: nn.Module, *, verbose: bool = True) -> FuseReport:
@@ -32,7 +39,7 @@ def fuse(model: nn.Module, *, verbose: bool = True) -> FuseReport:
     opaque: dict[nn.Module, str] = {}
     traces: dict[nn.Module, list[Trace]] = {}
     for module in reversed(list(model.modules())):  # what is inside comes first
-        if is_layer(module) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        if is_layer(module) or not has_forward(module):
             continue
         if not is_unhooked(module):
             opaque[module] = "is inside of hooks"

@@ -57,6 +57,11 @@ def is_layer(module: nn.Module) -> bool:
     return kind.__module__.startswith("torch.") and not issubclass(kind, KEYED)
 
 
+def has_forward(module: nn.Module) -> bool:
+    """Whether it can be called: nn.ModuleList and nn.ModuleDict cannot, but their subclasses."""
+    return getattr(type(module), "forward", None) is not nn.Module.forward
+
+
 def trace(module: nn.Module, opaque: set[nn.Module]) -> Trace:
     """The record of the forward of `module`; `opaque` are the modules not to be traced through.
 
@@ -64,9 +69,8 @@ def trace(module: nn.Module, opaque: set[nn.Module]) -> Trace:
     """
     through = modules_through(module, opaque)
     for each in through.values():
-        if not isinstance(each, (nn.ModuleList, nn.ModuleDict)):
-            if reason := reading.why_not(each):
-                raise NotTraceable(reason)
+        if has_forward(each) and (reason := reading.why_not(each)):
+            raise NotTraceable(reason)
     tracer = _Tracer(opaque)
     reads: dict[nn.Module, set[str]] = {each: set() for each in through.values()}
     before = {each: _plain_values(each) for each in reads}

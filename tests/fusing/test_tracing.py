@@ -224,7 +224,7 @@ class Calling(Base):
 
 
 NOT_TRACED = {
-    WithContext: "has a with statement",
+    WithContext: "switches gradients",
     Decorated: "has a with statement",
     Counting: "sets attributes",
     Random: "draws random numbers",

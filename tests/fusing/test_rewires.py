@@ -1,0 +1,61 @@
+"""200 iterations with rewires: fused and unfused go the same way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.fused_models import conv3x3, sparse_pair
+from torch import nn
+
+from dsr_kernels.models.wide_resnet import WideBlock
+from dsr_kernels.models.layers import LayerFactory
+from dsr_kernels.rewiring import DSR, RigL
+
+ITERATIONS = 200
+
+
+def small() -> nn.Module:
+    layers = LayerFactory(False, 0.0, None, None, None)
+    blocks = WideBlock(layers, 4, 6, 2), WideBlock(layers, 6, 6, 1)
+    model = nn.Sequential(conv3x3(3, 4), *blocks, nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten())
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, 0, 0.3)
+    return nn.Sequential(model, nn.Linear(6 * 16, 3))
+
+
+def rewirer(method: str, model: nn.Module, optimizer: torch.optim.Optimizer):
+    generator = torch.Generator().manual_seed(5)
+    if method == "dsr":
+        options = {"prune_count": 20, "every": 10, "initial_threshold": 1e-2}
+        return DSR(model, optimizer, generator=generator, **options)
+    return RigL(model, optimizer, every=10, stop=150, fraction=0.3, generator=generator)
+
+
+def train(model: nn.Module, method: str) -> list[torch.Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    moves = rewirer(method, model, optimizer)
+    losses, rewires = [], 0
+    for i in range(ITERATIONS):
+        generator = torch.Generator().manual_seed(i)
+        x = torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=generator)
+        y = torch.randint(3, (6,), generator=generator)
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rewires += moves.step() is not None
+        losses.append(loss.detach())
+    assert rewires >= 10
+    return losses
+
+
+@pytest.mark.parametrize("method", ["dsr", "rigl"])
+def test_two_hundred_iterations(method):
+    torch.manual_seed(0)
+    fused, plain = sparse_pair(small())
+    found, expected = train(fused, method), train(plain, method)
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-6, atol=1e-8)
+    state = plain.state_dict()
+    for name, tensor in fused.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=1e-5, atol=1e-7, msg=name)
