@@ -84,12 +84,12 @@ def _decode(name: Global) -> Any:
     return importlib.import_module(home) if what is None else _resolve(home, what)
 
 
-def _make(kind: type, spec: Spec, file: str) -> type:
+def _make(kind: Any, spec: Spec, file: str) -> type:
     runs = [_compiled(variant, f"{file[:-1]}.{i}>") for i, variant in enumerate(spec.variants)]
     forward = _forward(kind, spec.variants, runs, file)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        function, args, *rest = kind.__reduce_ex__(self, protocol)  # type: ignore[misc]
+        function, args, *rest = kind.__reduce_ex__(self, protocol)
         if args and args[0] is type(self):
             function, args = rebuild, (kind, spec, function, args[1:])
         return (function, args, *rest)
@@ -140,7 +140,10 @@ def _forward(
         scope[f"run_{index}"] = run
         scope[f"holds_{index}"] = _holding(variant.conditions, f"{file[:-1]}.holds.{index}>")
         inputs = ", ".join(variant.inputs)
-        lines += [f"        if holds_{index}(self):", f"            return run_{index}(self, {inputs})"]
+        lines += [
+            f"        if holds_{index}(self):",
+            f"            return run_{index}(self, {inputs})",
+        ]
     lines.append(f"    return written({passed})")
     return _function("\n".join(lines) + "\n", scope, file)
 
@@ -151,7 +154,7 @@ def _arguments(
     """(parameters, arguments that hand them on, when the recorded forward takes them)."""
     head, passed = [], []
     given = ["not others_look_on()", *(f"isinstance({name}, Tensor)" for name in inputs)]
-    itself, *others = signature.parameters.values()
+    _, *others = signature.parameters.values()
     head.append("self")
     passed.append("self")
     keyword = False

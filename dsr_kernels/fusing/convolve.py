@@ -24,8 +24,8 @@ def can_wait(layer: nn.Module) -> bool:
 def takes(layer: nn.Module, deferred: Deferred) -> bool:
     """Whether the layer computes `deferred` while it reads its input."""
     x, by = deferred.held.x, deferred.by
-    if deferred.other is not None or not _is_fused(layer, x):
-        return False
+    if deferred.other is not None or not _is_fused(layer, x) or x.dtype != _read_as(x):
+        return False  # batch norm would see x after autocast has rounded it
     return by is None or by.scale.dtype == _values_dtype(layer)
 
 
@@ -33,7 +33,8 @@ def run(pending: Pending, wanted: tuple[nn.Module, ...] = ()) -> Held:
     """The output of the convolution, with the statistics that the norms `wanted` need now."""
     if pending.scale is not None:
         return Held(_folded(pending))
-    layer, residual = pending.layer, pending.residual
+    layer: Any = pending.layer
+    residual = pending.residual
     held, prologue = _input(layer, pending.value)
     x = held.x
     if not _is_fused(layer, x):
@@ -46,7 +47,8 @@ def run(pending: Pending, wanted: tuple[nn.Module, ...] = ()) -> Held:
     if prologue.affine is None and not (prologue.relu or inside or statistics or shared):
         return Held(layer(x) if residual is None else layer(x) + residual.x)
     fused = _fused(layer, x, prologue, residual.x if inside and residual else None, statistics)
-    held.x = fused.x
+    if fused.x.dtype == x.dtype:  # autocast has not made another of it
+        held.x = fused.x
     if residual is not None and not inside:
         return Held(fused.y + residual.x)
     out = Held(fused.y)
@@ -80,7 +82,8 @@ def takes_residual(pending: Pending, other: Tensor) -> bool:
 
 
 def _folded(pending: Pending) -> Tensor:
-    layer, value, scale, shift, residual, relu = pending
+    layer: Any = pending.layer
+    _, value, scale, shift, residual, relu = pending
     assert scale is not None
     assert shift is not None
     if is_plain(layer, SparseConv2d):
@@ -121,15 +124,12 @@ def _is_fused(layer: nn.Module, x: Tensor) -> bool:
         return False
     if x.shape[1] != layer.in_channels:
         return False
-    values, low = _values_dtype(layer), _autocast_dtype(x)
-    if low is not None and x.dtype != low:
-        return False  # batch norm would see it before it is rounded
-    return (x.dtype == torch.float64) == (values == torch.float64)
+    return (x.dtype == torch.float64) == (_values_dtype(layer) == torch.float64)
 
 
 def _fits(layer: nn.Module, x: Tensor, other: Tensor) -> bool:
     """Whether `other` can be added to the output while it is stored."""
-    if other.dim() != 4 or other.dtype != x.dtype or other.device != x.device:
+    if other.dim() != 4 or other.dtype != _read_as(x) or other.device != x.device:
         return False
     return tuple(other.shape) == (x.shape[0], layer.out_channels, *_plane(layer, x))
 
@@ -150,9 +150,8 @@ def _values_dtype(layer: Any) -> torch.dtype:
     return weight.dtype
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of x on its way into a convolution; None if nothing."""
+def _read_as(x: Tensor) -> torch.dtype:
+    """What a convolution reads x as: autocast's dtype, or its own."""
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
-        return None
+        return x.dtype
     return torch.get_autocast_dtype(x.device.type)
-

@@ -37,9 +37,10 @@ def fused(
     crow, col = _pattern(rows, weight.numel() // rows, weight.device)
     values = weight.reshape(-1, 1)
     shape = tuple(weight.shape), layer.stride, sides(layer), layer.dilation, layer.groups
-    more = {"residual": residual, "statistics": statistics}
     return functional.sparse_conv2d_fused(
-        x, prologue, values, layer.bias, crow, col, *shape, **more
+        *(x, prologue, values, layer.bias, crow, col, *shape),
+        residual=residual,
+        statistics=statistics,
     )
 
 

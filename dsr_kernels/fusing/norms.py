@@ -31,7 +31,12 @@ def applies(norm: nn.Module, x: Tensor) -> bool:
 
     So it raises its own errors, for one value per channel, say.
     """
-    if not is_plain(norm, nn.BatchNorm2d) or not isinstance(x, Tensor) or x.dim() != 4 or x.device.type not in ("cpu", "cuda"):
+    if (
+        not is_plain(norm, nn.BatchNorm2d)
+        or not isinstance(x, Tensor)
+        or x.dim() != 4
+        or x.device.type not in ("cpu", "cuda")
+    ):
         return False
     if not x.is_floating_point() or x.shape[1] != norm.num_features:
         return False

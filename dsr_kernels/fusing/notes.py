@@ -83,7 +83,9 @@ def _add(start: str, node: fx.Node, plan: Plan) -> Row:
             return Row(node.name, "+", True, f"while {_name(start, operand)} stores")
         if plan.roles[operand] == "norm":
             return Row(node.name, "+", True, f"in the pass of {_name(start, operand)}")
-    return Row(node.name, "+", False, "neither of both comes from a convolution or batch norm alone")
+    return Row(
+        node.name, "+", False, "neither of both comes from a convolution or batch norm alone"
+    )
 
 
 def _conv(start: str, node: fx.Node, plan: Plan) -> Row | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import nn, overrides
 from torch.nn.modules import module as torch_module
 from torch.utils._device import DeviceContext
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def plain_class(kind: type) -> Any:
@@ -15,7 +17,7 @@ def plain_class(kind: type) -> Any:
     return getattr(kind, "plain_class", kind)
 
 
-def is_plain(module: Any, kind: type) -> bool:
+def is_plain(module: Any, kind: type[M]) -> TypeGuard[M]:
     """Whether `module` is of that very class, and has neither hooks nor a forward of its own."""
     return type(module) is kind and is_unhooked(module)
 
@@ -56,7 +58,6 @@ def others_look_on() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
         or not all(
-            isinstance(mode, DeviceContext)
-            for mode in overrides._get_current_function_mode_stack()
+            isinstance(mode, DeviceContext) for mode in overrides._get_current_function_mode_stack()
         )
     )

@@ -56,6 +56,7 @@ OPCODES = {
     "YIELD_VALUE": "is a generator",
     "GET_AWAITABLE": "is a coroutine",
 }
+NAMED = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_NAME")
 TYPES = ("type", "issubclass", "id", "callable")  # as globals; `x.type()` is a method
 
 
@@ -114,7 +115,6 @@ def _objection(code: CodeType) -> str | None:
                 return OPCODES[name]
             if name == "LOAD_GLOBAL" and value in TYPES:
                 return "asks what something is"
-            if name.startswith("LOAD_") and isinstance(value, str) and value in ASKED:
-                if "FAST" not in name and "CONST" not in name and "DEREF" not in name:
-                    return ASKED[value]
+            if name in NAMED and value in ASKED:
+                return ASKED[value]
     return None

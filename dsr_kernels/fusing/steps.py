@@ -147,10 +147,13 @@ def _settle(value: Any, how: str, takers: Modules = ()) -> Any:
     """The value, as far made as those who go on with it need."""
     if how == "later":
         return value
-    if how == "takers" and isinstance(value, Deferred):
-        if all(convolve.takes(layer, value) for layer in takers):
-            return value
+    if how == "takers" and isinstance(value, Deferred) and _taken(value, takers):
+        return value
     made = value if isinstance(value, Held) else whole(value)
     if how == "whole":
         return whole(made)
     return made if isinstance(made, Held) else keep(made)
+
+
+def _taken(value: Deferred, takers: Modules) -> bool:
+    return all(convolve.takes(layer, value) for layer in takers)

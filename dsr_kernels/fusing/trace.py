@@ -23,6 +23,10 @@ from dsr_kernels.fusing.plain import plain_class
 from dsr_kernels.nn.module import SparseModule
 
 BASICS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
+HANDED_ON = (
+    *(fx.Proxy, fx.Node, *BASICS, tuple, list, dict, slice, range),
+    *(torch.memory_format, torch.layout),
+)
 KEYED = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # code that walks them reads their keys
 MISSING = object()
 
@@ -161,9 +165,8 @@ class _Tracer(fx.Tracer):
             held = (*self.root.parameters(), *self.root.buffers())
             if not any(a is each for each in held):
                 raise NotTraceable("uses a tensor that is neither a parameter nor a buffer")
-        elif not isinstance(a, (fx.Proxy, fx.Node, *BASICS, tuple, list, dict, slice, range)):
-            if not isinstance(a, (torch.memory_format, torch.layout)) and a is not ...:
-                raise NotTraceable(f"hands on an object of type {type(a).__name__}")
+        elif not isinstance(a, HANDED_ON) and a is not ...:
+            raise NotTraceable(f"hands on an object of type {type(a).__name__}")
         return super().create_arg(a)
 
 
@@ -190,7 +193,7 @@ def _recording(reads: dict[nn.Module, set[str]]) -> Iterator[None]:
             object.__setattr__(module, "__class__", kind)
 
 
-def _noting(kind: type, reads: dict[nn.Module, set[str]]) -> type:
+def _noting(kind: Any, reads: dict[nn.Module, set[str]]) -> type:
     def note(self: nn.Module, name: str) -> Any:
         if not name.startswith("__") and self in reads:
             reads[self].add(name)

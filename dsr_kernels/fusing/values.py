@@ -1,8 +1,8 @@
 """What goes from step to step of a fused forward, in place of a tensor that is not made yet.
 
-    Held       a tensor, with its mean and variance if whoever stored it has taken them
-    Deferred   relu((x - center) * scale + shift + other): for a convolution's input, or one pass
-    Pending    a convolution that has yet to run, with what is to happen to its output
+Held       a tensor, with its mean and variance if whoever stored it has taken them
+Deferred   relu((x - center) * scale + shift + other): for a convolution's input, or one pass
+Pending    a convolution that has yet to run, with what is to happen to its output
 """
 
 from __future__ import annotations

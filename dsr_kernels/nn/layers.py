@@ -179,8 +179,9 @@ class SparseConv2d(SparseConvNd):
         """forward with more in it: see functional.sparse_conv2d_fused. Pads with zeros only."""
         self._check_use()
         weight = self.weight_values, self.bias, self.crow_indices, self.col_indices
-        more = {"residual": residual, "statistics": statistics}
-        return functional.sparse_conv2d_fused(x, prologue, *weight, *self._shape(), **more)
+        return functional.sparse_conv2d_fused(
+            x, prologue, *weight, *self._shape(), residual=residual, statistics=statistics
+        )
 
     def folded(
         self,
@@ -194,8 +195,13 @@ class SparseConv2d(SparseConvNd):
         """Inference, without the bias: see functional.sparse_conv2d_folded."""
         self._check_use()
         weight = self.weight_values, self.crow_indices, self.col_indices
-        more = {"scale": scale, "shift": shift, "residual": residual, "relu": relu}
-        return functional.sparse_conv2d_folded(x, prologue, *weight, *self._shape(), **more)
+        return functional.sparse_conv2d_folded(
+            *(x, prologue, *weight, *self._shape()),
+            scale=scale,
+            shift=shift,
+            residual=residual,
+            relu=relu,
+        )
 
     def _shape(self) -> tuple[Any, ...]:
         return self.weight_shape, self.stride, self._sides, self.dilation, self.groups

@@ -43,7 +43,9 @@ def test_hooks_fire_with_tensors(name):
         def back(module, grad_input, grad_output, calls=calls):
             calls.append(grad_output[0].detach().clone())
 
-        for relu in model.modules():  # torch's backward hooks and in-place layers do not go together
+        for (
+            relu
+        ) in model.modules():  # torch's backward hooks and in-place layers do not go together
             if isinstance(relu, nn.ReLU):
                 relu.inplace = False
         module.register_forward_pre_hook(before)

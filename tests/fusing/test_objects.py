@@ -12,6 +12,8 @@ import torch.multiprocessing
 from helpers.fused_models import MODELS, ResNet, check_same, images, sparse_pair, step
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import dsr_kernels
 from dsr_kernels import models
@@ -76,7 +78,7 @@ def sparse_pair_buffers():
 
 
 def test_a_pickle_of_another_version_comes_back_unfused(monkeypatch):
-    fused, plain = pair()
+    fused, _ = pair()
     pickled = pickle.dumps(fused)
     monkeypatch.setattr("dsr_kernels.fusing.classes.VERSION", 99)
     assert type(pickle.loads(pickled)) is ResNet
@@ -199,7 +201,7 @@ def test_checkpointing_of_a_fused_block(reentrant):
     for model in (fused, plain):
         x = torch.randn(2, 8, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         x.requires_grad_()
-        y = torch.utils.checkpoint.checkpoint(model.layer1, x, use_reentrant=reentrant)
+        y = checkpoint(model.layer1, x, use_reentrant=reentrant)
         y.square().sum().backward()
         found.append({"x": x.grad} | {n: b.clone() for n, b in model.named_buffers()})
     check_same(*found, 1e-8)
@@ -208,7 +210,7 @@ def test_checkpointing_of_a_fused_block(reentrant):
 def test_flops_are_counted_as_before():
     counts = []
     for model in pair():
-        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter:
             model(images()).sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0

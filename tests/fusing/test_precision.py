@@ -6,11 +6,18 @@ import copy
 
 import pytest
 import torch
-from helpers.fused_models import MODELS, ResNet, check_same, images, sparse_pair, step
+from helpers.fused_models import (
+    MODELS,
+    BasicBlock,
+    check_same,
+    conv3x3,
+    images,
+    sparse_pair,
+    step,
+)
 from torch import nn
 
 import dsr_kernels
-from dsr_kernels import models
 
 
 @pytest.mark.parametrize("name", ["resnet", "densenet", "vgg"])
@@ -54,7 +61,9 @@ def test_a_sum_of_two_dtypes_is_promoted_as_in_torch():
 
     fused, plain = sparse_pair(Promoting(), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        for one, other in zip(fused(images(torch.float32)), plain(images(torch.float32)), strict=True):
+        for one, other in zip(
+            fused(images(torch.float32)), plain(images(torch.float32)), strict=True
+        ):
             assert one.dtype == other.dtype == torch.float32
             torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
 
@@ -62,7 +71,7 @@ def test_a_sum_of_two_dtypes_is_promoted_as_in_torch():
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compile_in_one_graph(backend):
     torch.manual_seed(0)
-    fused, plain = sparse_pair(ResNet())
+    fused, plain = sparse_pair(nn.Sequential(conv3x3(3, 6), BasicBlock(6, 8, 2), nn.Flatten()))
     compiled = torch.compile(fused, fullgraph=True, backend=backend)
     for mode in (True, False):
         compiled.train(mode), plain.train(mode)
@@ -84,17 +93,17 @@ def test_compile_of_a_batch_norm_that_averages():
 
 def test_fusing_what_is_compiled():
     torch.manual_seed(0)
-    _, plain = sparse_pair(ResNet())
+    _, plain = sparse_pair(BasicBlock(3, 4))
     compiled = torch.compile(copy.deepcopy(plain), backend="eager")
     dsr_kernels.fuse(compiled, verbose=False)
-    assert type(compiled._orig_mod) is not ResNet
+    assert type(compiled._orig_mod) is not BasicBlock
     torch.testing.assert_close(compiled(images()), plain(images()), rtol=1e-8, atol=1e-8)
     torch._dynamo.reset()
 
 
 def test_export():
     torch.manual_seed(0)
-    fused, plain = sparse_pair(models.resnet18(0.0, width=0.125, num_classes=5))
+    fused, plain = sparse_pair(nn.Sequential(conv3x3(3, 6), BasicBlock(6, 8, 2)))
     program = torch.export.export(fused.eval(), (images(),))
     expected = plain.eval()(images())
     torch.testing.assert_close(program.module()(images()), expected, rtol=1e-8, atol=1e-8)

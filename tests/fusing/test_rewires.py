@@ -7,8 +7,8 @@ import torch
 from helpers.fused_models import conv3x3, sparse_pair
 from torch import nn
 
-from dsr_kernels.models.wide_resnet import WideBlock
 from dsr_kernels.models.layers import LayerFactory
+from dsr_kernels.models.wide_resnet import WideBlock
 from dsr_kernels.rewiring import DSR, RigL
 
 ITERATIONS = 200
@@ -25,11 +25,9 @@ def small() -> nn.Module:
 
 
 def rewirer(method: str, model: nn.Module, optimizer: torch.optim.Optimizer):
-    generator = torch.Generator().manual_seed(5)
     if method == "dsr":
-        options = {"prune_count": 20, "every": 10, "initial_threshold": 1e-2}
-        return DSR(model, optimizer, generator=generator, **options)
-    return RigL(model, optimizer, every=10, stop=150, fraction=0.3, generator=generator)
+        return DSR(model, optimizer, prune_count=20, initial_threshold=1e-2, every=10)
+    return RigL(model, optimizer, every=10, stop=150, fraction=0.3)
 
 
 def train(model: nn.Module, method: str) -> list[torch.Tensor]:

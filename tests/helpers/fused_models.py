@@ -77,7 +77,7 @@ class DenseLayer(nn.Module):
     def bn_function(self, inputs: list[Tensor]) -> Tensor:
         return self.conv1(self.relu1(self.norm1(torch.cat(inputs, 1))))
 
-    def forward(self, input: Tensor | list[Tensor]) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor | list[Tensor]) -> Tensor:
         prev_features = [input] if isinstance(input, Tensor) else input
         new = self.conv2(self.relu2(self.norm2(self.bn_function(prev_features))))
         if self.drop_rate > 0:
@@ -225,8 +225,9 @@ def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     model.zero_grad()
     outputs = tensors(model(x))
-    sum(y.float().square().sum() if y.dtype == torch.bfloat16 else y.square().sum()
-        for y in outputs).backward()
+    sum(
+        y.float().square().sum() if y.dtype == torch.bfloat16 else y.square().sum() for y in outputs
+    ).backward()
     found = {f"output {i}": y.detach() for i, y in enumerate(outputs)} | {"x": x.grad}
     found |= {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return found | {n: b.clone() for n, b in model.named_buffers()}
