@@ -57,7 +57,7 @@ def run(pending: Pending, wanted: tuple[nn.Module, ...] = ()) -> Held:
     return out
 
 
-def can_fold(layer: nn.Module, norm: nn.Module, value: Any) -> bool:
+def can_fold(layer: Any, norm: nn.Module, value: Any) -> bool:
     """Whether `norm` is but a factor and a summand of the output now, and nothing is recorded."""
     if torch.is_grad_enabled() or not can_wait(layer) or not is_plain(norm, nn.BatchNorm2d):
         return False
