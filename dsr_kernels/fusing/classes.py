@@ -13,9 +13,9 @@ import linecache
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from dsr_kernels.fusing.plain import is_as_written, others_look_on
+from dsr_kernels.fusing.plain import is_as_written, is_tensor, others_look_on
 from dsr_kernels.fusing.trace import Condition
 
 VERSION = 1  # of what the texts call; a pickle of another one comes back unfused
@@ -90,7 +90,7 @@ def _make(kind: Any, spec: Spec, file: str) -> type:
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         function, args, *rest = kind.__reduce_ex__(self, protocol)
-        if args and args[0] is type(self):
+        if type(self) is new and args and args[0] is new:
             function, args = rebuild, (kind, spec, function, args[1:])
         return (function, args, *rest)
 
@@ -103,7 +103,8 @@ def _make(kind: Any, spec: Spec, file: str) -> type:
         "plain_class": kind,
         "spec": spec,
     }
-    return type(kind)(kind.__name__, (kind,), namespace)
+    new: type = type(kind)(kind.__name__, (kind,), namespace)
+    return new
 
 
 def rebuild(kind: type, spec: Spec, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -129,7 +130,7 @@ def _forward(
     written = kind.forward  # type: ignore[attr-defined]
     scope: dict[str, Any] = {
         "written": written,
-        "Tensor": Tensor,
+        "is_tensor": is_tensor,
         "others_look_on": others_look_on,
         "is_as_written": is_as_written,
     }
@@ -153,7 +154,7 @@ def _arguments(
 ) -> tuple[str, str, str]:
     """(parameters, arguments that hand them on, when the recorded forward takes them)."""
     head, passed = [], []
-    given = ["not others_look_on()", *(f"isinstance({name}, Tensor)" for name in inputs)]
+    given = ["not others_look_on()", *(f"is_tensor({name})" for name in inputs)]
     _, *others = signature.parameters.values()
     head.append("self")
     passed.append("self")

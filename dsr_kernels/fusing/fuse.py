@@ -17,6 +17,7 @@ from dsr_kernels.fusing.trace import (
     Trace,
     has_forward,
     is_layer,
+    made_by_torch,
     modules_through,
     trace,
 )
@@ -43,6 +44,9 @@ def fuse(model: nn.Module, *, verbose: bool = True) -> FuseReport:
             continue
         if not is_unhooked(module):
             opaque[module] = "is inside of hooks"
+        if hasattr(type(module), "plain_class") or made_by_torch(type(module)):
+            opaque[module] = "is in a class that was made for it (parametrized, sharded)"
+            continue
         try:
             traces[module] = _traces(module, set(opaque))
         except NotTraceable as error:

@@ -14,7 +14,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def plain_class(kind: type) -> Any:
     """The class that was fused, of a fused class; else the class itself."""
-    return getattr(kind, "plain_class", kind)
+    return vars(kind).get("plain_class", kind)
 
 
 def is_plain(module: Any, kind: type[M]) -> TypeGuard[M]:
@@ -36,6 +36,11 @@ def is_unhooked(module: nn.Module) -> bool:
 def is_as_written(module: Any, kind: type) -> bool:
     """Whether a module that was traced through still is of that class, fused or not."""
     return module is not None and plain_class(type(module)) is kind and is_unhooked(module)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of torch's own class: others may mean other things by an addition."""
+    return type(value) is torch.Tensor or type(value) is nn.Parameter
 
 
 def hooks_on_all_modules() -> bool:

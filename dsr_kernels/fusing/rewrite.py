@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dsr_kernels.fusing import steps
 from dsr_kernels.fusing.plain import plain_class
+from dsr_kernels.fusing.trace import is_layer
 from dsr_kernels.nn.layers import SparseConv2d
 
 ROLES: dict[type, str] = {
@@ -92,9 +93,7 @@ class Plan:
         """Whether it writes to a tensor that is there already, as far as can be told."""
         if node.op == "call_module":
             module = self.module(node)
-            kind = plain_class(type(module))
-            known = kind.__module__.startswith("torch.nn.") or isinstance(module, SparseConv2d)
-            return bool(getattr(module, "inplace", False)) or not known
+            return bool(getattr(module, "inplace", False)) or not is_layer(module)
         if node.op == "call_method":
             name = str(node.target)
             return name.endswith("_") and not name.endswith("__")
@@ -145,11 +144,21 @@ class Plan:
             if once and not twice and self.roles.get(users[0]) in LATER[role]:
                 self.how[node], self._ends[node] = "later", end
                 return
-            if role in TAKEN and len(self.takers(node)) == len(users):
+            taken = len(self.takers(node)) == len(users) and self._may_be_taken(node)
+            if role in TAKEN and taken:
                 self.how[node], self._ends[node] = "takers", end
                 return
         aware = any(user in self.roles for user in users)
         self.how[node] = "held" if aware and len(users) > 1 else "whole"
+
+    def _may_be_taken(self, node: fx.Node) -> bool:
+        """A ReLU keeps its result for backward, and a convolution that computes it keeps its input,
+        to which others then may not write."""
+        source = self.operands(node)[0]
+        if self.roles[node] != "relu" or self.roles.get(source) in ("norm", "add"):
+            return True
+        later = any(barrier > self.place[node] for barrier in self._barriers)
+        return not later and source.op != "placeholder"
 
     def wanted(self, node: fx.Node) -> list[fx.Node]:
         """The norms that go on with a sum or a convolution as it is stored."""

@@ -58,7 +58,13 @@ def is_layer(module: nn.Module) -> bool:
     kind = plain_class(type(module))
     if isinstance(module, (SparseModule, torch.jit.ScriptModule)):
         return True
-    return kind.__module__.startswith("torch.") and not issubclass(kind, KEYED)
+    written = next(each for each in kind.__mro__ if not made_by_torch(each))
+    return written.__module__.startswith("torch.") and not issubclass(kind, KEYED)
+
+
+def made_by_torch(kind: type) -> bool:
+    """Whether torch made the class, for one module: a parametrized or a fully sharded one."""
+    return kind.__module__.startswith(("torch.nn.utils.parametrize", "torch.distributed.fsdp"))
 
 
 def has_forward(module: nn.Module) -> bool:

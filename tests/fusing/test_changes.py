@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from helpers.fused_models import (
     BasicBlock,
     Counts,
@@ -192,3 +193,48 @@ def test_a_part_of_a_fused_model_is_fused_too(monkeypatch):
     counts = Counts().install(monkeypatch)
     torch.testing.assert_close(fused.layer1(x), expected, rtol=1e-9, atol=1e-9)
     assert counts["sparse_conv2d_fused"] == 4
+
+
+def test_a_class_made_of_a_fused_one_is_said_and_kept():
+    model = nn.Sequential(ParametrizedBlock())
+    dsr_kernels.sparsify(model, 0.5, inplace=True)
+    dsr_kernels.fuse(model, verbose=False)
+    parametrize.register_parametrization(model[0], "factor", nn.Tanh())
+    expected = model(images(torch.float32))
+    kind = type(model[0])
+    report = dsr_kernels.fuse(model, verbose=False)
+    assert type(model[0]) is kind
+    assert "made for it (parametrized" in report.not_traced["0"]
+    torch.testing.assert_close(model(images(torch.float32)), expected)
+    parametrize.remove_parametrizations(model[0], "factor")
+    assert "spec" in vars(type(model[0]))  # the fused class once more
+    torch.testing.assert_close(model(images(torch.float32)), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fused_model_that_is_sharded_trains(tmp_path):
+    dist = torch.distributed
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        fused, plain = sparse_pair(ResNet(), torch.float32)
+        for model in (fused, plain):
+            dist.fsdp.fully_shard(model, mesh=mesh)
+        found = [model(images(torch.float32)) for model in (fused, plain)]
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+        for y in found:
+            y.square().sum().backward()
+        report = dsr_kernels.fuse(fused, verbose=False)
+        assert report.not_traced["the model"].startswith("is in a class that was made for it")
+    finally:
+        dist.destroy_process_group()
+
+
+class ParametrizedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) * self.factor

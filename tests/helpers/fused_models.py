@@ -156,6 +156,18 @@ def vgg() -> nn.Module:
     return nn.Sequential(*layers, nn.Identity(), nn.BatchNorm2d(12), nn.Flatten(), nn.LazyLinear(5))
 
 
+class Base(nn.Module):
+    """Layers whose forward a test writes; `chain` is most of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def chain(self, x):
+        return self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+
+
 class Branches(nn.Module):
     """A BN that two convolutions share, one whose result is used elsewhere too, all ways to add."""
 
