@@ -15,6 +15,8 @@ from dsr_kernels.fusing.values import Deferred, Held, Pending, hold, whole
 from dsr_kernels.nn.layers import SparseConv2d
 from dsr_kernels.ops.fused.autograd import Fused
 
+DTYPES = (torch.float32, torch.float64)  # of weights and of numbers of channels
+
 
 def can_wait(layer: nn.Module) -> bool:
     """Whether it may run where its output is used: nobody is told when it runs."""
@@ -66,6 +68,8 @@ def can_fold(layer: Any, norm: nn.Module, value: Any) -> bool:
         return False
     tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias, layer.bias)
     wanted = _values_dtype(layer)
+    if wanted not in DTYPES or x.device.type not in ("cpu", "cuda"):
+        return False
     if not all(t is None or (t.dtype == wanted and t.device == x.device) for t in tensors):
         return False
     if is_plain(layer, SparseConv2d):
@@ -124,7 +128,8 @@ def _is_fused(layer: nn.Module, x: Tensor) -> bool:
         return False
     if x.shape[1] != layer.in_channels:
         return False
-    return (x.dtype == torch.float64) == (_values_dtype(layer) == torch.float64)
+    values = _values_dtype(layer)
+    return values in DTYPES and (x.dtype == torch.float64) == (values == torch.float64)
 
 
 def _fits(layer: nn.Module, x: Tensor, other: Tensor) -> bool:

@@ -62,6 +62,8 @@ TYPES = ("type", "issubclass", "id", "callable")  # as globals; `x.type()` is a 
 
 def why_not(module: nn.Module) -> str | None:
     """Why the forward of `module` cannot be traced, if its code, or code it calls, says so."""
+    if not isinstance(inspect.getattr_static(type(module), "forward", None), FunctionType):
+        return "is not a plain function"
     for function in functions(module):
         if reason := _objection(function.__code__):
             return reason

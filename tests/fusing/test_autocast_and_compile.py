@@ -68,6 +68,22 @@ def test_a_sum_of_two_dtypes_is_promoted_as_in_torch():
             torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
 
 
+def test_dense_layers_in_bfloat16_compute_by_themselves():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    fused, plain = sparse_pair(model, torch.float32)
+    for each in (fused, plain):
+        each[3] = each[3].dense_module()
+        each[0] = each[0].dense_module()
+        each.bfloat16()
+    x = images(torch.bfloat16)
+    for mode in (True, False):
+        for each in (fused, plain):
+            each.train(mode)
+        with torch.no_grad():
+            assert torch.equal(fused(x), plain(x))
+        assert torch.equal(fused(x), plain(x))
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compile_in_one_graph(backend):
     torch.manual_seed(0)

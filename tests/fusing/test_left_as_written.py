@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -77,6 +78,10 @@ class Constant(Base):
         return self.chain(x) + self.constant
 
 
+class Partial(Base):
+    forward = functools.partialmethod(Base.chain)
+
+
 def helper(x):
     print("called")
     return x
@@ -99,6 +104,7 @@ NOT_TRACED = {
     Remembering: "changes attributes",
     Constant: "uses a tensor that is neither",
     Calling: "prints",
+    Partial: "is not a plain function",
 }
 
 
