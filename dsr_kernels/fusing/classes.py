@@ -36,9 +36,6 @@ class Spec(NamedTuple):
     version: int = VERSION
 
 
-# How an attribute is compared -> what it must not be.
-WRONG = {"is None": "is not None", "is not None": "is None", "is not True": "is True"}
-
 _classes: dict[type, list[tuple[Spec, type]]] = {}
 
 
@@ -204,8 +201,11 @@ def _holding(conditions: tuple[Condition, ...], file: str) -> Any:
                 lines.append(f"    if {read} != {constant}: return False")
             elif how == "is":
                 lines.append(f"    if {read} is not {constant}: return False")
+            elif how == "is not True":
+                lines.append(f"    if {read} is True: return False")
             else:
-                lines.append(f"    if {read} {WRONG[how]}: return False")
+                wrong = "is not None" if value else "is None"
+                lines.append(f"    if {here}.{how}.get({name!r}) {wrong}: return False")
     lines.append("    return True")
     return _function("\n".join(lines) + "\n", scope, file)
 

@@ -27,6 +27,7 @@ HANDED_ON = (
     *(fx.Proxy, fx.Node, *BASICS, tuple, list, dict, slice, range),
     *(torch.memory_format, torch.layout),
 )
+HELD_IN = ("_modules", "_parameters", "_buffers")
 KEYED = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # code that walks them reads their keys
 MISSING = object()
 
@@ -41,7 +42,9 @@ class Condition(NamedTuple):
     path: str
     kind: type | None  # its class, unfused; None: any
     keys: tuple[str, ...] | None  # of its children, if it is a container of torch.nn
-    reads: tuple[tuple[str, str, Any], ...]  # (attribute, how to compare it, with what)
+    # (attribute, how to compare it, with what): "==", "is" or "is not True"; or the dict of the
+    # module that has it, and whether it is None there.
+    reads: tuple[tuple[str, str, Any], ...]
 
 
 class Trace(NamedTuple):
@@ -277,9 +280,9 @@ def _conditions_on(module: nn.Module, names: set[str]) -> tuple[tuple[str, str, 
     for name in sorted(names):
         if name in machinery and name != "training":
             continue
-        if name in module._modules or name in module._parameters or name in module._buffers:
-            holder: Any = {**module._modules, **module._parameters, **module._buffers}
-            found.append((name, "is None" if holder[name] is None else "is not None", None))
+        held = [kind for kind in HELD_IN if name in getattr(module, kind)]
+        if held:
+            found.append((name, held[0], getattr(module, held[0])[name] is None))
             continue
         if name not in module.__dict__:
             member = inspect.getattr_static(type(module), name, MISSING)
