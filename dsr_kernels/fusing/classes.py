@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from dsr_kernels.fusing.conditions import Condition
 from dsr_kernels.fusing.plain import is_as_written, is_tensor, others_look_on
-from dsr_kernels.fusing.trace import Condition
 
 VERSION = 1  # of what the texts call; a pickle of another one comes back unfused
 Global = tuple[str, str | None, Any]  # name, module, and its attribute (None: the module itself)

@@ -8,10 +8,8 @@ for which one of them does not hold runs the forward as it was written.
 
 from __future__ import annotations
 
-import builtins
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,32 +17,23 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsr_kernels.fusing import reading
+from dsr_kernels.fusing.conditions import (
+    BASICS,
+    Condition,
+    NotTraceable,
+    asking_types,
+    conditions_on,
+    recording,
+    unchanged,
+)
 from dsr_kernels.fusing.plain import plain_class
 from dsr_kernels.nn.module import SparseModule
 
-BASICS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
 HANDED_ON = (
     *(fx.Proxy, fx.Node, *BASICS, tuple, list, dict, slice, range),
     *(torch.memory_format, torch.layout),
 )
-HELD_IN = ("_modules", "_parameters", "_buffers")
 KEYED = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # code that walks them reads their keys
-MISSING = object()
-
-
-class NotTraceable(Exception):
-    """Says why, as the end of a sentence about the forward."""
-
-
-class Condition(NamedTuple):
-    """What a module that was traced through must be like. `path` is "" for the module itself."""
-
-    path: str
-    kind: type | None  # its class, unfused; None: any
-    keys: tuple[str, ...] | None  # of its children, if it is a container of torch.nn
-    # (attribute, how to compare it, with what): "==", "is" or "is not True"; or the dict of the
-    # module that has it, and whether it is None there.
-    reads: tuple[tuple[str, str, Any], ...]
 
 
 class Trace(NamedTuple):
@@ -86,8 +75,7 @@ def trace(module: nn.Module, opaque: set[nn.Module]) -> Trace:
             raise NotTraceable(reason)
     tracer = _Tracer(opaque)
     reads: dict[nn.Module, set[str]] = {each: set() for each in through.values()}
-    before = {each: _plain_values(each) for each in reads}
-    with _recording(reads), _asking_types(through.values()), _NothingComputed():
+    with unchanged(reads), recording(reads), asking_types(through.values()), _NothingComputed():
         try:
             graph = tracer.trace(module)
         except NotTraceable:
@@ -95,14 +83,11 @@ def trace(module: nn.Module, opaque: set[nn.Module]) -> Trace:
         except Exception as error:  # whatever the code does with a proxy
             text = str(error).strip().split("\n")[0]
             raise NotTraceable(f"cannot be recorded: {type(error).__name__}: {text}") from None
-    for each, values in before.items():
-        if _plain_values(each) != values:
-            raise NotTraceable("changes attributes")
     for node in graph.nodes:
         if node.op == "output":
             node.type = None
     conditions = tuple(
-        Condition(path, plain_class(type(each)), _keys(each), _conditions_on(each, reads[each]))
+        Condition(path, plain_class(type(each)), _keys(each), conditions_on(each, reads[each]))
         for path, each in through.items()
         if each in tracer.passed or reads[each]
     )
@@ -186,117 +171,5 @@ class _NothingComputed(TorchDispatchMode):
         raise NotTraceable(f"computes {func.overloadpacket.__name__} without its input")
 
 
-# --- what the code reads --------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _recording(reads: dict[nn.Module, set[str]]) -> Iterator[None]:
-    """Notes the attributes that are read of each module."""
-    kinds = {module: type(module) for module in reads}
-    try:
-        for module, kind in kinds.items():
-            object.__setattr__(module, "__class__", _noting(kind, reads))
-        yield
-    finally:
-        for module, kind in kinds.items():
-            object.__setattr__(module, "__class__", kind)
-
-
-def _noting(kind: Any, reads: dict[nn.Module, set[str]]) -> type:
-    def note(self: nn.Module, name: str) -> Any:
-        if not name.startswith("__") and self in reads:
-            reads[self].add(name)
-        return kind.__getattribute__(self, name)
-
-    names = {"__getattribute__": note, "__module__": kind.__module__, "plain_class": kind}
-    return type(kind.__name__, (kind,), names)
-
-
-@contextlib.contextmanager
-def _asking_types(modules: Iterator[nn.Module] | Any) -> Iterator[None]:
-    """isinstance, in the code that is recorded, knows the inputs of layers for tensors."""
-    scopes = {}
-    for module in modules:
-        for function in reading.functions(module):
-            if "isinstance" in function.__code__.co_names:
-                scopes[id(function.__globals__)] = function.__globals__
-    kept = {key: scope.get("isinstance", MISSING) for key, scope in scopes.items()}
-    try:
-        for scope in scopes.values():
-            scope["isinstance"] = _isinstance
-        yield
-    finally:
-        for key, scope in scopes.items():
-            if kept[key] is MISSING:
-                del scope["isinstance"]
-            else:
-                scope["isinstance"] = kept[key]
-
-
-def _isinstance(value: Any, kinds: Any) -> bool:
-    if not builtins.isinstance(value, fx.Proxy):
-        return builtins.isinstance(value, kinds)
-    if value.node.op not in ("placeholder", "call_module") or builtins.isinstance(
-        value, fx.proxy.Attribute
-    ):
-        raise NotTraceable("asks what something is")
-    kinds = kinds if builtins.isinstance(kinds, tuple) else (kinds,)
-    return any(kind is Tensor for kind in kinds)
-
-
 def _keys(module: nn.Module) -> tuple[str, ...] | None:
     return tuple(module._modules) if isinstance(module, KEYED) else None
-
-
-def _plain_values(module: nn.Module) -> dict[str, Any]:
-    """Copies of the attributes that are numbers, flags, texts and containers of those."""
-    return {
-        name: _copied(value)
-        for name, value in module.__dict__.items()
-        if not name.startswith("_") and is_plain(value)
-    }
-
-
-def is_plain(value: Any) -> bool:
-    if isinstance(value, BASICS):
-        return True
-    if type(value) in (list, tuple, set, frozenset):
-        return all(map(is_plain, value))
-    return type(value) is dict and all(is_plain(each) for pair in value.items() for each in pair)
-
-
-def _copied(value: Any) -> Any:
-    if type(value) is dict:
-        return {key: _copied(each) for key, each in value.items()}
-    if type(value) in (list, tuple, set, frozenset):
-        return type(value)(map(_copied, value))
-    return value
-
-
-def _conditions_on(module: nn.Module, names: set[str]) -> tuple[tuple[str, str, Any], ...]:
-    """(attribute, how, with what) for what was read of `module`. Raises NotTraceable."""
-    found: list[tuple[str, str, Any]] = []
-    machinery = vars(nn.Module())
-    for name in sorted(names):
-        if name in machinery and name != "training":
-            continue
-        held = [kind for kind in HELD_IN if name in getattr(module, kind)]
-        if held:
-            found.append((name, held[0], getattr(module, held[0])[name] is None))
-            continue
-        if name not in module.__dict__:
-            member = inspect.getattr_static(type(module), name, MISSING)
-            if member is MISSING or callable(member) or hasattr(member, "__get__"):
-                continue  # code of the class, or an attribute that is not there
-            found.append((name, "==", _checked(name, member)))
-        elif callable(value := module.__dict__[name]) and hasattr(value, "__qualname__"):
-            found.append((name, "is", value))
-        else:
-            found.append((name, "==", _checked(name, value)))
-    return tuple(found)
-
-
-def _checked(name: str, value: Any) -> Any:
-    if not is_plain(value):
-        raise NotTraceable(f"reads {name}, a {type(value).__name__}")
-    return _copied(value)
