@@ -6,10 +6,11 @@ import pytest
 import torch
 from helpers.fused_models import conv3x3, sparse_pair
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from dsr_kernels.models.layers import LayerFactory
 from dsr_kernels.models.wide_resnet import WideBlock
-from dsr_kernels.rewiring import DSR, RigL
+from dsr_kernels.rewiring import DSR, SET, RigL
 
 ITERATIONS = 200
 
@@ -57,3 +58,40 @@ def test_two_hundred_iterations(method):
     state = plain.state_dict()
     for name, tensor in fused.state_dict().items():
         torch.testing.assert_close(tensor, state[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_an_average_follows_a_fused_model():
+    torch.manual_seed(0)
+    outputs = []
+    for model in sparse_pair(small()):
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        moves = DSR(model, optimizer, prune_count=20, initial_threshold=1e-2, every=2)
+        average = AveragedModel(model, avg_fn=lambda old, new, _: 0.9 * old + 0.1 * new)
+        moves.follow(average)
+        for i in range(6):
+            x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(i)).double()
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            moves.step()
+            average.update_parameters(model)
+        outputs.append(average.eval()(x))
+    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_distributed_data_parallel_around_a_fused_model(tmp_path):
+    dist = torch.distributed
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        gradients = []
+        for model in sparse_pair(small()):
+            wrapped = nn.parallel.DistributedDataParallel(model)
+            moves = SET(wrapped, torch.optim.SGD(wrapped.parameters(), 0.05), every=1)
+            for i in range(3):
+                wrapped(torch.ones(4, 3, 8, 8).double() * i).square().sum().backward()
+                moves.step()
+            gradients.append([p.grad for p in model.parameters() if p.dim() == 1])
+        torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
+    finally:
+        dist.destroy_process_group()
