@@ -9,6 +9,7 @@ for which one of them does not hold runs the forward as it was written.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -117,6 +118,26 @@ def modules_through(module: nn.Module, opaque: set[nn.Module]) -> dict[str, nn.M
     return found
 
 
+class _Proxy(fx.Proxy):
+    """A value that is recorded. torch's own takes `x += y` for `x = x + y`, which writes to no x."""
+
+
+def _in_place(name: str) -> Any:
+    function = getattr(operator, name)
+
+    def record(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
+    *("and", "or", "xor", "lshift", "rshift"),
+):
+    setattr(_Proxy, f"__i{_name}__", _in_place(f"i{_name}"))
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
@@ -125,6 +146,9 @@ class _Tracer(fx.Tracer):
         self.opaque = opaque
         self.inputs: tuple[str, ...] = ()
         self.passed: set[nn.Module] = set()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.opaque or is_layer(m)
