@@ -54,8 +54,10 @@ class Plan:
         self.nodes = list(graph.nodes)
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.roles: dict[fx.Node, str] = {}
+        live = _live(self.nodes)
         for node in self.nodes:
-            if (role := self._role(node)) is not None:
+            role = self._role(node)
+            if role is not None and node in live:  # what nobody goes on with gets no gradient
                 self.roles[node] = role
         self._barriers = [self.place[n] for n in self.nodes if self._writes(n) and not self.own(n)]
         for node in self.nodes:  # what others may see being written to is left alone
@@ -173,6 +175,15 @@ class Plan:
             for node, role in self.roles.items()
             if role == "conv"
         )
+
+
+def _live(nodes: list[fx.Node]) -> set[fx.Node]:
+    """The nodes that the output is made of."""
+    live: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if node.op == "output" or node in live:
+            live.update((node, *node.all_input_nodes))
+    return live
 
 
 def rewrite(graph: fx.Graph, plan: Plan) -> None:

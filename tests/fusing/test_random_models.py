@@ -16,7 +16,7 @@ OPS += ("relu layer", "relu_ layer", "other", "dropout", "mul_")
 
 
 class Chain(nn.Module):
-    """Values are [N, 4, H, W]; each step takes some that are there and adds one, or writes to it."""
+    """Values are [N, 4, H, W]; each step takes some of them and adds one, or writes to one."""
 
     def __init__(self, seed: int, length: int) -> None:
         super().__init__()
