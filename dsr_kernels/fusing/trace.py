@@ -119,7 +119,7 @@ def modules_through(module: nn.Module, opaque: set[nn.Module]) -> dict[str, nn.M
 
 
 class _Proxy(fx.Proxy):
-    """A value that is recorded. torch's own takes `x += y` for `x = x + y`, which writes nothing."""
+    """A recorded value. torch's own takes `x += y` for `x = x + y`, which writes to nothing."""
 
 
 def _in_place(name: str) -> Any:
