@@ -9,6 +9,7 @@ from dsr_kernels.convert import densify, sparsify
 from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.environment import show_config
 from dsr_kernels.explain import Explanation, explain
+from dsr_kernels.fusing import FuseReport, fuse, unfuse
 from dsr_kernels.nn import (
     SparseConv1d,
     SparseConv2d,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Explanation",
+    "FuseReport",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
@@ -33,6 +35,7 @@ __all__ = [
     "densify",
     "explain",
     "fit_to",
+    "fuse",
     "layer_nnz",
     "models",
     "named_sparse_modules",
@@ -40,6 +43,7 @@ __all__ = [
     "show_config",
     "sparsify",
     "summary",
+    "unfuse",
 ]
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.nn import from_dense, functional
 from dsr_kernels.nn.conv import SparseConvNd
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops import library
+from dsr_kernels.ops.fused.autograd import Fused
 
 
 class SparseConv1d(SparseConvNd):
@@ -169,6 +172,39 @@ class SparseConv2d(SparseConvNd):
             self.dilation,
             self.groups,
         )
+
+    def fused(
+        self, x: Tensor, prologue: Prologue, residual: Tensor | None, statistics: bool
+    ) -> Fused:
+        """forward with more in it: see functional.sparse_conv2d_fused. Pads with zeros only."""
+        self._check_use()
+        weight = self.weight_values, self.bias, self.crow_indices, self.col_indices
+        return functional.sparse_conv2d_fused(
+            x, prologue, *weight, *self._shape(), residual=residual, statistics=statistics
+        )
+
+    def folded(
+        self,
+        x: Tensor,
+        prologue: Prologue,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+    ) -> Tensor:
+        """Inference, without the bias: see functional.sparse_conv2d_folded."""
+        self._check_use()
+        weight = self.weight_values, self.crow_indices, self.col_indices
+        return functional.sparse_conv2d_folded(
+            *(x, prologue, *weight, *self._shape()),
+            scale=scale,
+            shift=shift,
+            residual=residual,
+            relu=relu,
+        )
+
+    def _shape(self) -> tuple[Any, ...]:
+        return self.weight_shape, self.stride, self._sides, self.dilation, self.groups
 
     @classmethod
     def from_dense(

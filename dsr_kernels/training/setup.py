@@ -12,6 +12,7 @@ from torch import nn
 from dsr_kernels import models
 from dsr_kernels.distribution import check_uniform
 from dsr_kernels.errors import UsageError
+from dsr_kernels.fusing import fuse
 from dsr_kernels.models.layers import lay_out_, weight_shape
 from dsr_kernels.models.thin import learnable, learnable_if_sparse
 from dsr_kernels.nn import named_sparse_modules
@@ -29,7 +30,8 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn.Module:
     """The recipe's model for the images of `data`.
 
-    A method of dense models, and ``sparse=False``, give the dense twin. Raises UsageError for a
+    A sparse one is fused, unless the recipe says otherwise; its states are the same either way. A
+    method of dense models, and ``sparse=False``, give the dense twin. Raises UsageError for a
     model that memory cannot hold, before anything of it is allocated.
     """
     sparse = recipe.method not in DENSE if sparse is None else sparse
@@ -44,6 +46,8 @@ def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn
         raise UsageError(f"recipe: model: {error}") from None
     if sparse:
         _lay_out(recipe.model, model, sparsity, generator)
+        if recipe.model.fused:
+            fuse(model, verbose=False)
     if recipe.model.name == "lenet300":
         return model
     return model.to(memory_format=FORMATS[recipe.model.memory_format])

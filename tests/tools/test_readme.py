@@ -28,6 +28,7 @@ PAGES = (
     "docs/architecture.md",
     "docs/cuda.md",
     "docs/experiments.md",
+    "docs/fusing.md",
     "docs/glossary.md",
     "docs/install.md",
     "docs/layers.md",

@@ -57,6 +57,8 @@ class Model:
     distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
     granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": of some methods
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
+    # Of a sparse model: batch norm, ReLU and additions inside its convolutions (dsr_kernels.fuse).
+    fused: bool = setting(True)
 
 
 @dataclass(kw_only=True)

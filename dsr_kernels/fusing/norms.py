@@ -1,0 +1,109 @@
+"""Batch norm as numbers of channels: what it does to its running statistics, and to its input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dsr_kernels.backends.fused import Affine
+from dsr_kernels.fusing.plain import is_plain
+from dsr_kernels.fusing.values import Held
+from dsr_kernels.ops.fused.elementwise import channel_moments
+
+
+def by_batch(norm: nn.BatchNorm2d) -> bool:
+    """Whether it normalises by its input's own statistics now."""
+    return norm.training or norm.running_mean is None or norm.running_var is None
+
+
+def count(x: Tensor) -> int:
+    """Values per channel."""
+    return x.numel() // max(x.shape[1], 1)
+
+
+def dtype_of(x: Tensor) -> torch.dtype:
+    """Of the numbers of channels that belong to x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def applies(norm: nn.Module, x: Tensor) -> bool:
+    """Whether numbers of channels can stand for `norm` now; if not, it computes by itself.
+
+    So it raises its own errors, for one value per channel, say.
+    """
+    if (
+        not is_plain(norm, nn.BatchNorm2d)
+        or not isinstance(x, Tensor)
+        or x.dim() != 4
+        or x.device.type not in ("cpu", "cuda")
+    ):
+        return False
+    if not x.is_floating_point() or x.shape[1] != norm.num_features:
+        return False
+    if by_batch(norm):
+        if count(x) < 2:
+            return False
+        if norm.momentum is None and torch.compiler.is_compiling():
+            return False  # the average's weight is a number that a tensor holds
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    wanted = dtype_of(x)
+    return all(
+        t is None or (t.dtype == wanted and t.device == x.device and t.shape == x.shape[1:2])
+        for t in tensors
+    )
+
+
+def affine(norm: nn.BatchNorm2d, held: Held) -> Affine:
+    """What `norm` does to `held`; its running statistics are updated."""
+    if by_batch(norm):
+        if held.mean is None or held.variance is None:
+            held.mean, held.variance = channel_moments(held.x)
+        mean, variance = held.mean, held.variance
+        if norm.training and norm.track_running_stats:
+            _update(norm, mean, variance, count(held.x))
+    else:
+        mean, variance = _running(norm)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = torch.zeros_like(scale) if norm.bias is None else norm.bias
+    return Affine(mean, scale, shift)
+
+
+def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Its running statistics; copies where autograd may keep them beyond their next update."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    return (mean.clone() if torch.is_grad_enabled() else mean), variance
+
+
+def folded(norm: nn.BatchNorm2d, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(scale, shift) that a convolution's output without its bias is to be given, in inference."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = (-mean if bias is None else bias - mean) * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+@torch.no_grad()
+def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, values: int) -> None:
+    """As nn.BatchNorm2d in training: the variance is unbiased, a momentum of None averages."""
+    momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    momentum = 0.0 if momentum is None else momentum
+    unbiased = variance.detach() * (values / (values - 1))
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    running = norm.running_mean, norm.running_var
+    # torch's own update leaves the versions, too: earlier graphs that saved them may go backward.
+    with torch.autograd._unsafe_preserve_version_counter(running):
+        for each, now in zip(running, (mean.detach(), unbiased), strict=True):
+            each.mul_(1 - momentum).add_(now, alpha=momentum)

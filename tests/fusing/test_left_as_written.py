@@ -1,0 +1,157 @@
+"""Forwards that cannot be recorded rightly stay as they are, and fuse says why."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import pytest
+import torch
+from helpers.fused_models import Base, Counts, DenseNet, check_same, images, sparse_pair, step
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import dsr_kernels
+
+
+class WithContext(Base):
+    def forward(self, x):
+        with torch.no_grad():
+            return self.chain(x)
+
+
+class Decorated(Base):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.chain(x)
+
+
+class Counting(Base):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.chain(x)
+
+
+class Random(Base):
+    def forward(self, x):
+        return self.chain(x) * random.random()
+
+
+class RandomTensor(Base):
+    def forward(self, x):
+        return self.chain(x) * (torch.rand(1).item() + 1)
+
+
+class Asking(Base):
+    def forward(self, x):
+        return self.chain(x) if torch.is_grad_enabled() else x
+
+
+class ByShape(Base):
+    def forward(self, x):
+        return self.chain(x) if x.shape[0] > 2 else x
+
+
+class Checkpointed(Base):
+    def forward(self, x):
+        return checkpoint(self.chain, x, use_reentrant=False)
+
+
+class Remembering(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return self.chain(x)
+
+
+class Constant(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.constant = torch.ones(1)
+
+    def forward(self, x):
+        return self.chain(x) + self.constant
+
+
+class Partial(Base):
+    forward = functools.partialmethod(Base.chain)
+
+
+def helper(x):
+    print("called")
+    return x
+
+
+class Calling(Base):
+    def forward(self, x):
+        return helper(self.chain(x))
+
+
+NOT_TRACED = {
+    WithContext: "switches gradients",
+    Decorated: "has a with statement",
+    Counting: "sets attributes",
+    Random: "draws random numbers",
+    RandomTensor: "computes rand without its input",
+    Asking: "asks whether gradients are on",
+    ByShape: "cannot be recorded",
+    Checkpointed: "calls checkpoint",
+    Remembering: "changes attributes",
+    Constant: "uses a tensor that is neither",
+    Calling: "prints",
+    Partial: "is not a plain function",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_TRACED)
+def test_forwards_that_are_left_as_they_are(kind):
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), kind())
+    dsr_kernels.sparsify(model, 0.5, inplace=True)
+    before = {name: vars(m).copy() for name, m in model.named_modules()}
+    report = dsr_kernels.fuse(model, verbose=False)
+    assert list(report.not_traced) == ["1"]
+    assert report.not_traced["1"].startswith(NOT_TRACED[kind])
+    assert report.not_traced["1"] in str(report)
+    assert type(model[1]) is kind
+    for name, module in model.named_modules():
+        after = vars(module)
+        assert after.keys() == before[name].keys()
+        assert all(after[key] is before[name][key] for key in after)
+    assert vars(model[1]).get("seen", []) == []
+    assert "0.1" in [row.layer for row in report.fused]  # what is beside it is fused
+    assert model(images(torch.float32)).shape[0] == 4
+
+
+def test_blocks_in_a_forward_that_cannot_be_traced_are_fused(monkeypatch):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Sequential(Base().conv1, nn.BatchNorm2d(4))])
+
+        def forward(self, x):
+            if x.sum() > -1e9:
+                x = self.blocks[0](x)
+            return x
+
+    fused, plain = sparse_pair(Outer())
+    counts = Counts().install(monkeypatch)
+    found = step(fused, images())
+    assert counts["sparse_conv2d_fused"] == 1
+    check_same(found, step(plain, images()), 1e-9)
+
+
+def test_a_module_with_hooks_is_called_as_it_is():
+    torch.manual_seed(0)
+    model = dsr_kernels.sparsify(DenseNet(), 0.5)
+    calls = []
+    model.features.denseblock1.register_forward_hook(lambda *_: calls.append(1))
+    report = dsr_kernels.fuse(model, verbose=False)
+    assert report.not_traced == {"features.denseblock1": "is inside of hooks"}
+    assert "features.denseblock1.denselayer1.norm1" in [row.layer for row in report.fused]
+    model(images(torch.float32))
+    assert calls == [1]
