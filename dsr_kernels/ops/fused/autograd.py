@@ -196,6 +196,8 @@ class SparseConvFused(torch.autograd.Function):
         gvariance: Tensor | None,
         passed: Tensor | None,
     ) -> Gradients:
+        if gy is gmean is gvariance is None:  # the output is nowhere used, the input may be
+            return None, passed, *(None,) * 11
         x, center, scale, shift, values, y, mean = saved(ctx)
         _, wants_x, *wants_affine, _, wants_values, wants_bias, _, _, wants_residual, _, _ = (
             ctx.needs_input_grad
