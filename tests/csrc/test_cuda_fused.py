@@ -9,11 +9,13 @@ from itertools import cycle
 
 import pytest
 import torch
+from helpers import cuda_fused_cases
 from helpers.cuda_conv_cases import (
     SHAPES,
     TWO,
     AtRandom,
     InTurn,
+    conv_and_input,
     direct,
     floats,
     gather_choices,
@@ -26,20 +28,27 @@ from helpers.cuda_device import configure, emulated, kernels
 from helpers.cuda_fused_cases import (
     PARTS,
     Problem,
+    by_operations,
     check,
     check_statistics,
-    problem,
+    meaning,
     results,
 )
 from helpers.formats import FORMATS, sliced
 from torch import Tensor
 
 from dsr_kernels.backends.cuda import fused
-from dsr_kernels.backends.cuda.tiling import GATHER_VARIANTS, GRAD_WEIGHT_UNITS, Device
+from dsr_kernels.backends.cuda.tiling import GATHER_VARIANTS, GRAD_WEIGHT_UNITS
 from dsr_kernels.backends.fused import Affine, Epilogue
 from dsr_kernels.ops.fused import composed, library
 
+# Without those that the direct kernels do: see test_what_is_left_to_plain_operations.
+SLABS = [name for name in SHAPES if name not in ("empty rows", "dilated by 40")]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def problem(sizes: tuple, arguments: dict, dtype=torch.float32, **parts) -> Problem:
+    return cuda_fused_cases.problem(*conv_and_input(sizes, arguments, dtype), **parts)
 
 
 def by_kernels(p: Problem) -> dict[str, Tensor]:
@@ -53,7 +62,7 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize(
     "name, dtype, parts",
-    list(zip(SHAPES, cycle(FLOATS), cycle(PARTS), strict=False)),
+    list(zip(SLABS, cycle(FLOATS), cycle(PARTS), strict=False)),
     ids=str,
 )
 def test_shapes(name: str, dtype: torch.dtype, parts: str) -> None:
@@ -62,6 +71,18 @@ def test_shapes(name: str, dtype: torch.dtype, parts: str) -> None:
     for chosen in {"everything", parts}:
         p = problem(sizes, arguments, dtype, **PARTS[chosen])
         check(p, by_kernels(p))
+
+
+def test_empty_rows() -> None:
+    """By slabs, though the direct kernels would be chosen."""
+
+    def whole(choices):
+        return lambda *problem: max(choices(*problem), key=lambda t: t.channel_block)
+
+    p = problem(*SHAPES["empty rows"])
+    assert not p.pattern[0].diff().all()
+    with gpu_kernels(whole(gather_choices), whole(grad_weight_choices)):
+        check(p, results(p))
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -82,24 +103,30 @@ GATHERS = {
 }
 
 
+def some_gathers(*problem):
+    found = gather_choices(*problem)
+    return found[:: -(-len(found) // 20)]
+
+
 @pytest.mark.parametrize("name", GATHERS)
 @floats
 def test_every_tiling(name: str, dtype: torch.dtype) -> None:
     """Elements have the same bits, however cut; sums over channels depend on the cut."""
     p = problem(*GATHERS[name], dtype)
-    expected = by_kernels(p)
-    tilings, splits = InTurn(gather_choices), InTurn(grad_weight_choices)
+    bits, plain = by_kernels(p), meaning(p)
+    tilings = InTurn(some_gathers)
+    splits = InTurn(grad_weight_choices)
     for number in tilings:
         with gpu_kernels(tilings, splits, device=TWO):
             found = results(p)
-        splits.number += 1
-        assert all(torch.equal(found[n], expected[n]) for n in ("y", "folded", "gx")), number
-        check(p, found)
+        splits.number += 7
+        assert all(torch.equal(found[n], bits[n]) for n in ("y", "folded", "gx")), number
+        check(p, found, plain)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_tiling(seed: int) -> None:
-    name = list(SHAPES)[seed * 7 % len(SHAPES)]
+    name = SLABS[seed * 7 % len(SLABS)]
     p = problem(*SHAPES[name], FLOATS[seed % 3])
     chosen = AtRandom(seed)
 
@@ -172,11 +199,11 @@ def test_statistics_far_from_zero() -> None:
     check(p, found)
 
 
-def test_a_constant_has_no_variance() -> None:
+def test_a_constant_has_the_variance_of_rounding() -> None:
     p = problem((4, 6, 3, (5, 5), 7), {"padding": 1}, relu=False, affine=False, added=False)
     found = by_kernels(p._replace(x=torch.zeros_like(p.x), bias=torch.full_like(p.bias, 7 / 3)))
-    assert torch.equal(found["mean"], torch.full_like(found["mean"], 7 / 3))
-    assert (found["variance"] == 0).all()
+    assert (found["mean"] - 7 / 3).abs().max() <= 4e-7
+    assert (found["variance"] <= 4e-13).all()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -188,10 +215,11 @@ def test_nan_and_infinity_go_where_torchs_go(value: float, relu: bool, dtype: to
     p.grad[3, 4, 5, 6] = value
     found = by_kernels(p)
     expected = results(p.to(dtype, torch.float32), composed)
+    expected["mean"] = expected["y"].double().mean((0, 2, 3))  # var_mean's is NaN beside infinity
     for name, tensor in found.items():
         for test in (torch.isnan, torch.isposinf, torch.isneginf):
             assert torch.equal(test(tensor.cpu()), test(expected[name])), (name, test)
-    assert not found["y"].isfinite().all() or (relu and value != value)
+    assert not found["gx"].isfinite().all()
 
 
 # ---- instances, and what is left to plain operations --------------------------------------------
@@ -239,30 +267,14 @@ def test_what_is_left_to_plain_operations() -> None:
         assert torch.allclose(tensor.cpu(), expected[name]), name
 
 
-@pytest.mark.parametrize("device", [None, Device(2, 16)], ids=["slabs", "direct"])
-def test_operations(device: Device | None) -> None:
-    """As `library` calls them, where slabs fit and where none does."""
+@pytest.mark.parametrize("choice", [None, direct])
+def test_operations(choice) -> None:
+    """As `library` calls them, with slabs and without."""
     p = problem((6, 18, 3, (6, 9), 9), {"padding": 1})
-    with gpu_kernels(*(direct, direct) if device else (None, None), device):
-        y, mean, variance = library.sparse_conv2d_fused(
-            p.x, p.prologue, p.values, p.bias, *p.pattern, p.residual, True, p.shape
-        )
-        gx, gscale, gshift = library.sparse_conv2d_fused_grad_input(
-            p.grad, p.by_statistics, p.values, *p.pattern, p.x, p.prologue, p.passed, p.shape
-        )
-        gvalues = library.sparse_conv2d_fused_grad_weight(
-            p.x, p.prologue, p.grad, p.by_statistics, *p.pattern, p.shape, torch.float32
-        )
-        folded = library.sparse_conv2d_folded(
-            p.x, p.prologue, p.values, *p.pattern, p.out_scale, p.bias, p.residual, True, p.shape
-        )
-    check(
-        p,
-        {
-            "y": y, "mean": mean, "variance": variance, "gx": gx, "gscale": gscale,
-            "gshift": gshift, "gvalues": gvalues, "folded": folded,
-        },
-    )  # fmt: skip
+    with gpu_kernels(choice, choice):
+        found = by_operations(p)
+    assert len(found) == 8
+    check(p, found)
 
 
 def test_no_images() -> None:
