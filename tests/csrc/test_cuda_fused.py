@@ -27,6 +27,7 @@ from helpers.cuda_conv_cases import (
 from helpers.cuda_device import configure, emulated, kernels
 from helpers.cuda_fused_cases import (
     PARTS,
+    Meaning,
     Problem,
     by_operations,
     check,
@@ -37,6 +38,7 @@ from helpers.cuda_fused_cases import (
 from helpers.formats import FORMATS, sliced
 from torch import Tensor
 
+from dsr_kernels.backends import cpu_fused
 from dsr_kernels.backends.cuda import fused
 from dsr_kernels.backends.cuda.tiling import GATHER_VARIANTS, GRAD_WEIGHT_UNITS
 from dsr_kernels.backends.fused import Affine, Epilogue
@@ -71,6 +73,14 @@ def test_shapes(name: str, dtype: torch.dtype, parts: str) -> None:
     for chosen in {"everything", parts}:
         p = problem(sizes, arguments, dtype, **PARTS[chosen])
         check(p, by_kernels(p))
+
+
+@floats
+def test_the_cpus_kernels_agree(dtype: torch.dtype) -> None:
+    p = problem((9, 12, 3, (16, 16), 33), {"padding": 1}, dtype)
+    ours, theirs = by_kernels(p), results(p.to(dtype, torch.float32), cpu_fused)
+    check(p, theirs)
+    check(p, ours, Meaning(theirs, meaning(p).exact))
 
 
 def test_empty_rows() -> None:
