@@ -12,6 +12,10 @@ from dsr_kernels._C import _Decisions, _Layer
 _Address = int
 _Queue = tuple[int, int]
 _Strides = Sequence[int]  # of four: n, c, h, w
+_Affine = tuple[_Address, _Address, _Address]  # center, scale, shift; 0 where absent
+_SourceMap = tuple[_Address, _Affine, bool]  # beside, affine, relu
+# input, affine, relu, added, partial, parts, first part
+_DestMap = tuple[_Address, _Affine, bool, _Address, _Address, int, int]
 
 emulated: bool  # the tests' build, which runs the kernels on the CPU
 architectures: str  # such as "80-real,120"
@@ -173,6 +177,48 @@ def direct_grad_weight(
     grad_values: _Address,
     /,
 ) -> None: ...
+def fused_gather(
+    queue: _Queue,
+    pass_: Gather,
+    dtype: str,
+    source: _Address,
+    list: _Address,
+    bounds: _Address,
+    bias: _Address,  # or 0
+    dest: _Address,
+    source_map: _SourceMap,
+    dest_map: _DestMap,
+    /,
+) -> None:
+    """As gather, with what csrc/cuda/conv/fused.h has done on the way in and on the way out."""
+
+def fused_grad_weight(
+    queue: _Queue,
+    pass_: GradWeight,
+    entries: int,
+    dtype: str,
+    source: _Address,
+    grad: _Address,
+    offsets: _Address,
+    value_index: _Address,
+    bounds: _Address,
+    partial: _Address,
+    grad_values: _Address,
+    source_map: _SourceMap,
+    grad_map: _SourceMap,
+    /,
+) -> None: ...
+def combine_parts(
+    queue: _Queue,
+    moments: bool,
+    channels: int,
+    parts: int,
+    partial: _Address,  # [3 or 2, channels, parts] float32
+    first: _Address,  # [channels] float32, written
+    second: _Address,  # [channels] float32, written
+    /,
+) -> None:
+    """Sums of the parts or, where `moments`, mean and variance."""
 
 class RewirePlan(_Decisions):
     """_C.RewirePlan for layers in device memory: csrc/cuda/rewire/rewire.h."""

@@ -62,7 +62,10 @@ class Backend(Protocol):
 
 
 class FusedBackend(Protocol):
-    """The launchers of one kind of device that take batch norm, ReLU and additions in."""
+    """The launchers of one kind of device that take batch norm, ReLU and additions in.
+
+    One that returns None has written nothing: it leaves the call to plain operations.
+    """
 
     def takes(self, activation: Tensor, values_dtype: torch.dtype) -> bool:
         """Whether the kernels compute activations like this one."""
@@ -78,7 +81,7 @@ class FusedBackend(Protocol):
         col_indices: Tensor,  # [nnz] int32
         epilogue: Epilogue,
         shape: ConvShape,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """out = relu(conv2d(pad(z), W) * scale + bias + residual); fills its statistics, too."""
 
     def sparse_conv2d_fused_grad_input(
@@ -91,7 +94,7 @@ class FusedBackend(Protocol):
         col_indices: Tensor,
         store: InputGrad,
         shape: ConvShape,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """out = the gradient of x; fills the sums of `store`, too."""
 
     def sparse_conv2d_fused_grad_weight(
@@ -104,7 +107,7 @@ class FusedBackend(Protocol):
         crow_indices: Tensor,
         col_indices: Tensor,
         shape: ConvShape,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """out = the dense weight's gradient at the non-zeros, by z and g (see backends.fused)."""
 
 
@@ -141,4 +144,8 @@ FUSED_CPU: FusedBackend = cpu_fused
 
 def fused_backend(device: torch.device) -> FusedBackend | None:
     """The fused kernels of a device; None where it has none."""
+    if device.type == "cuda" and native._cuda is not None:
+        from dsr_kernels.backends.cuda import fused as cuda
+
+        return cuda
     return cpu_fused if device.type == "cpu" else None

@@ -54,6 +54,26 @@ def test_cuda_kernels_come_before_triton(monkeypatch: pytest.MonkeyPatch) -> Non
     assert dispatch.gpu_backend(GPU) is ours
 
 
+def test_gpus_fuse_with_the_cuda_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsr_kernels.backends.cuda import fused
+
+    monkeypatch.setattr(native, "_cuda", SimpleNamespace())
+    assert dispatch.fused_backend(GPU) is fused
+    monkeypatch.setattr(native, "_cuda", None)
+    assert dispatch.fused_backend(GPU) is None
+
+
+FUSED = [name for name in vars(dispatch.FusedBackend) if name.startswith("sparse_")]
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("backend", ["backends.cuda.fused", "ops.fused.composed"])
+def test_every_fused_backend_takes_the_same_arguments(name: str, backend: str) -> None:
+    _, *expected = inspect.signature(getattr(dispatch.FusedBackend, name)).parameters
+    function = getattr(importlib.import_module(f"dsr_kernels.{backend}"), name)
+    assert [*inspect.signature(function).parameters] == expected
+
+
 def test_a_gpu_without_any_kernels_is_refused_in_words(
     without_cuda_kernels, without_triton
 ) -> None:

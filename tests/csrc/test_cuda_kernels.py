@@ -146,6 +146,7 @@ def instances() -> dict[tuple[str, str], int]:
     found = {
         (re.search(ours, name), name): launches
         for name, launches in kernels().emulator.kernels().items()
+        if "fused_" not in name
     }
     return {(name, m.group(2) or ""): n for (m, name), n in found.items() if m}
 

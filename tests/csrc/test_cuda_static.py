@@ -87,7 +87,9 @@ def test_every_multiply_add_is_fed_by_vectors_and_none_by_local_memory(
             # 16 bytes read from the slab feed as many multiply-adds as they hold elements.
             elements = 4 if kernel.types.startswith("float") else 8
             reads, multiply_adds = found["LDS.128"], found["FFMA"]
-            assert multiply_adds == elements * reads > 0, f"{kernel}: {multiply_adds}, {reads}"
+            fed = elements * reads
+            enough = multiply_adds > fed if budget.maps else multiply_adds == fed
+            assert enough and fed > 0, f"{kernel}: {multiply_adds}, {reads}"
 
 
 def test_the_table_of_the_documentation_is_of_this_build(

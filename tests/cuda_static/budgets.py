@@ -12,12 +12,17 @@ class Budget:
     blocks: int  # thread blocks that the registers must leave room for on a multiprocessor
     shared: int = 0  # most bytes of static shared memory
     slab: bool = False  # computes on dynamic shared memory, which it reads in 16-byte vectors
+    maps: bool = False  # multiplies and adds beside what it does on the slab
     load: str = ""  # how it must read the list of non-zeros from global memory
 
 
 BUDGETS = {
     "gather_kernel": Budget(1, slab=True, load="LDG.E.128"),
     "grad_weight_kernel": Budget(1, slab=True, load="LDG.E.64"),
+    "fused_gather_kernel": Budget(1, slab=True, maps=True, load="LDG.E.128"),
+    "fused_grad_weight_kernel": Budget(1, slab=True, maps=True, load="LDG.E.64"),
+    "combine_sums_kernel": Budget(12, shared=1024),
+    "combine_moments_kernel": Budget(12, shared=1024),
     "arrange_kernel": Budget(8),
     "reduce_splits_kernel": Budget(6, shared=1024),
     "direct_gather_kernel": Budget(5),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsr_kernels import SparseConv2d
 from dsr_kernels.backends import dispatch, native
-from dsr_kernels.backends.cuda import launch, prepare
+from dsr_kernels.backends.cuda import call, fused, launch, prepare
 from dsr_kernels.backends.cuda.layout import VECTOR_BYTES, Layout, options_of
 from dsr_kernels.backends.cuda.passes import PassShape
 from dsr_kernels.backends.cuda.tiling import (
@@ -51,21 +51,22 @@ def gpu_kernels(
     `gather` and `grad_weight` choose the tilings, for a GPU like `device`. What torch allocates
     starts as NaN, so that what nobody writes shows.
     """
-    prepared = launch._gather_pass, launch._grad_weight_pass
+    prepared = call.gather_pass, call.grad_weight_pass
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_cuda", kernels())
         patch.setattr(dispatch, "gpu_backend", lambda _: launch)
         patch.setattr(library, "cpu", launch)
+        patch.setattr(dispatch, "fused_backend", lambda _: fused)
         if gather is not None:
             patch.setattr(prepare, "choose_gather", gather)
         if grad_weight is not None:
             patch.setattr(prepare, "choose_grad_weight", grad_weight)
         if EMULATED:
-            patch.setattr(launch, "_queue", lambda _: queue())
-            patch.setattr(launch, "_device", lambda _: EMULATED_GPU)
+            patch.setattr(call, "queue_of", lambda _: queue())
+            patch.setattr(call, "device_of", lambda _: EMULATED_GPU)
         if device is not None:
-            patch.setattr(launch, "_device", lambda _: device)
+            patch.setattr(call, "device_of", lambda _: device)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.set_num_threads(1)  # torch's own small operations mostly wait for other threads
         for passes in prepared:  # what they keep belongs to another module or choice

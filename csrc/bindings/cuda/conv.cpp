@@ -4,30 +4,13 @@
 #include <cstdint>
 #include <string>
 
-#include "bindings/common.h"
+#include "bindings/cuda/conv.h"
 #include "cuda/conv/direct.h"
 #include "cuda/conv/gather.h"
 #include "cuda/conv/grad_weight.h"
 
 namespace dsr::bindings {
 namespace {
-
-using cuda::Queue;
-
-// device, stream
-using QueueTuple = std::pair<int, uintptr_t>;
-
-Queue queue_of(const QueueTuple& queue) {
-  return {queue.first, pointer<CUstream_st>(queue.second)};
-}
-
-cuda::Element element_named(const std::string& dtype) {
-  if (dtype == "float32") return cuda::Element::kFloat32;
-  if (dtype == "bfloat16") return cuda::Element::kBFloat16;
-  if (dtype == "float16") return cuda::Element::kFloat16;
-  throw std::invalid_argument("dtype: expected 'float32', 'bfloat16' or 'float16', got '" + dtype +
-                              "'");
-}
 
 cuda::DirectType direct_type_named(const std::string& dtype) {
   if (dtype == "float64") return cuda::DirectType::kFloat64;

@@ -28,16 +28,18 @@ Status arrange(Queue queue, int64_t entries, const int32_t* offsets, const int32
 }
 
 Status gather(Queue queue, const Gather& pass, Element element, const void* source,
-              const void* list, const int32_t* bounds, const float* bias, void* dest) {
+              const void* list, const int32_t* bounds, const float* bias, void* dest,
+              const GatherMaps* maps) {
   const DeviceGuard guard(queue.device);
   if (pass.tiles == 0) return Status::ok();
+  const GatherArguments with{source, list, bounds, bias, dest, maps};
   switch (element) {
     case Element::kFloat32:
-      return gather_of<float>(queue, pass, source, list, bounds, bias, dest);
+      return gather_of<float>(queue, pass, with);
     case Element::kBFloat16:
-      return gather_of<__nv_bfloat16>(queue, pass, source, list, bounds, bias, dest);
+      return gather_of<__nv_bfloat16>(queue, pass, with);
     default:
-      return gather_of<__half>(queue, pass, source, list, bounds, bias, dest);
+      return gather_of<__half>(queue, pass, with);
   }
 }
 

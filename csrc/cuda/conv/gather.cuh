@@ -18,27 +18,11 @@
 // are one stream, read two at a time and one step ahead, the same for all lanes.
 #pragma once
 
-#include "cuda/conv/gather.h"
-#include "cuda/conv/slab.cuh"
+#include "cuda/conv/store.cuh"
 
 namespace dsr::cuda {
 
 static_assert(kListAlign == 2, "the list is read two entries at a time, from a segment's start on");
-
-template <class T, int Rows, int Units>
-struct GatherConfig {
-  static constexpr int kRows = Rows;    // destination channels of a warp
-  static constexpr int kUnits = Units;  // positions of a lane
-  static constexpr int kVector = Vector<T>::kSize;
-  static_assert(kRows * kUnits * kVector <= 32, "sums may take a third of a thread's registers");
-};
-
-// An item of work: a tile and a set of destination channels.
-struct GatherWork {
-  int which, first_position;  // the class, and where in it the tile starts
-  int group, first_row;       // of the convolution; the set's first channel in it
-  int blocks;                 // of source channels, at least one: zeros are stored too
-};
 
 __device__ __forceinline__ GatherWork gather_work(const Gather& pass, int item, int row_block,
                                                   int tile_size) {
@@ -84,10 +68,12 @@ __device__ __forceinline__ Stream open_stream(const Gather& pass, const GatherWo
 }
 
 template <class Config, class T>
-__device__ __forceinline__ void add_block(
-    const Gather& pass, const GatherWork& work, int block, int first_row, const char* slab,
-    const int (&at)[Config::kUnits], const int4* __restrict__ list, const int2* __restrict__ bounds,
-    Stream stream, int4 now, float (&sums)[Config::kRows][Config::kUnits][Config::kVector]) {
+__device__ __forceinline__ void add_block(const Gather& pass, const GatherWork& work, int block,
+                                          int first_row, const char* slab,
+                                          const int (&at)[Config::kUnits],
+                                          const int4* __restrict__ list,
+                                          const int2* __restrict__ bounds, Stream stream, int4 now,
+                                          GatherSums<Config>& sums) {
   const int2* const segments = bounds + pass.classes[work.which].first_segment +
                                (block * pass.groups + work.group) * pass.dest_channels + first_row;
   int i = stream.next, end = stream.end;
@@ -111,41 +97,10 @@ __device__ __forceinline__ void add_block(
   }
 }
 
-template <class Config, class T>
-__device__ __forceinline__ void store_sums(
-    const Gather& pass, const GatherWork& work, int first_row, int my_position,
-    const float* __restrict__ bias, T* __restrict__ dest,
-    const float (&sums)[Config::kRows][Config::kUnits][Config::kVector]) {
-  const GatherClass& c = pass.classes[work.which];
-  const Slab& s = c.slab;
-  const int64_t channel = work.group * pass.dest_channels + first_row;
-#pragma unroll
-  for (int u = 0; u < Config::kUnits; ++u) {
-    const Position p = position_at(s, my_position + u * 32);
-    if (!p.valid) continue;
-    const int h = c.dest_h + p.row * pass.dest_step_h;
-    const int w = c.dest_w + (p.chunk * s.tile_cols + p.col) * pass.dest_step_w;
-    const int images = min(Config::kVector, s.images - p.group * Config::kVector);
-    T* const to = dest + p.group * Config::kVector * pass.dest_strides.n +
-                  channel * pass.dest_strides.c + h * pass.dest_strides.h + w * pass.dest_strides.w;
-#pragma unroll
-    for (int r = 0; r < Config::kRows; ++r) {
-      if (first_row + r >= pass.dest_channels) continue;
-      const float b = bias == nullptr ? 0.f : bias[channel + r];
-#pragma unroll
-      for (int n = 0; n < Config::kVector; ++n) {
-        if (n < images)
-          to[r * pass.dest_strides.c + n * pass.dest_strides.n] = from_float<T>(sums[r][u][n] + b);
-      }
-    }
-  }
-}
-
 // The filling warps' part: one slab ahead of those who compute.
-template <class T>
+template <class T, class Source>
 __device__ __forceinline__ void fill_slabs(const Gather& pass, int items, int row_block,
-                                           int tile_size, const T* __restrict__ source,
-                                           char* slabs) {
+                                           int tile_size, const Source& source, char* slabs) {
   const int warp = threadIdx.x / 32 - kComputeWarps;
   int into = 0;
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
@@ -156,29 +111,27 @@ __device__ __forceinline__ void fill_slabs(const Gather& pass, int items, int ro
       if (c.blocks > 0) {
         const int first_channel = block * pass.channel_block;
         const int channel = work.group * pass.source_channels + first_channel;
-        fill_slab(c.slab, rows, pass.source_strides, source + channel * pass.source_strides.c,
-                  min(pass.channel_block, pass.source_channels - first_channel),
-                  pass.lanes_on_channels, warp, slabs + into * pass.slab_bytes);
+        fill_slab<T>(c.slab, rows, pass.source_strides,
+                     source.from_channel(channel, pass.source_strides.c),
+                     min(pass.channel_block, pass.source_channels - first_channel),
+                     pass.lanes_on_channels, warp, slabs + into * pass.slab_bytes);
       }
       block_barrier();
     }
   }
 }
 
-template <class T, int Rows, int Units>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    gather_kernel(const __grid_constant__ Gather pass, int items, const T* __restrict__ source,
-                  const int4* __restrict__ list,    // two entries (offset, value) each
-                  const int2* __restrict__ bounds,  // [segments]
-                  const float* __restrict__ bias, T* __restrict__ dest) {
+template <class T, int Rows, int Units, class Source, class Store>
+__device__ __forceinline__ void gather_items(const Gather& pass, int items, const Source& source,
+                                             const int4* __restrict__ list,
+                                             const int2* __restrict__ bounds, const Store& store,
+                                             char* slabs) {
   using Config = GatherConfig<T, Rows, Units>;
-  DSR_DYNAMIC_SHARED(char, slabs);
-
   const int warp = threadIdx.x / 32;
   const int row_block = pass.row_warps * Rows;
   const int tile_size = kComputeWarps / pass.row_warps * Units * 32;
   if (warp >= kComputeWarps) {
-    fill_slabs(pass, items, row_block, tile_size, source, slabs);
+    fill_slabs<T>(pass, items, row_block, tile_size, source, slabs);
     return;
   }
   int into = 0;
@@ -195,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       const Position p = position_at(s, my_position + u * 32);
       at[u] = p.valid ? slab_byte(s, rows, p) : 0;
     }
-    float sums[Rows][Units][Config::kVector] = {};
+    GatherSums<Config> sums = {};
     for (int block = 0; block < work.blocks; ++block, into ^= 1) {
       const Stream stream = open_stream(pass, work, block, first_row, bounds);
       const int4 now = stream.channels > 0 ? list[stream.next / 2] : int4{};
@@ -205,8 +158,31 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
                              bounds, stream, now, sums);
       }
     }
-    store_sums<Config, T>(pass, work, first_row, my_position, bias, dest, sums);
+    store.template store<Config>(pass, work, first_row, my_position, sums);
   }
+}
+
+template <class T, int Rows, int Units>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    gather_kernel(const __grid_constant__ Gather pass, int items, const T* __restrict__ source,
+                  const int4* __restrict__ list,    // two entries (offset, value) each
+                  const int2* __restrict__ bounds,  // [segments]
+                  const float* __restrict__ bias, T* __restrict__ dest) {
+  DSR_DYNAMIC_SHARED(char, slabs);
+  gather_items<T, Rows, Units>(pass, items, PlainSource<T>{source}, list, bounds,
+                               PlainStore<T>{bias, dest}, slabs);
+}
+
+// With what `maps` says on the way in and on the way out.
+template <class T, int Rows, int Units>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    fused_gather_kernel(const __grid_constant__ Gather pass, int items,
+                        const __grid_constant__ GatherMaps maps, const T* __restrict__ source,
+                        const int4* __restrict__ list, const int2* __restrict__ bounds,
+                        const float* __restrict__ bias, T* __restrict__ dest) {
+  DSR_DYNAMIC_SHARED(char, slabs);
+  gather_items<T, Rows, Units>(pass, items, MappedSource<T>(source, maps.source), list, bounds,
+                               MappedStore<T>{maps.dest, bias, dest}, slabs);
 }
 
 }  // namespace dsr::cuda

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "common/conv_shape.h"
+#include "cuda/conv/fused.h"
 #include "cuda/conv/limits.h"
 #include "cuda/conv/slab.h"
 #include "cuda/device.h"
@@ -51,10 +52,11 @@ struct Gather {
 };
 
 Status gather(Queue queue, const Gather& pass, Element element,
-              const void* source,     // [N, groups * source_channels, height, width]
-              const void* list,       // from arrange
-              const int32_t* bounds,  // [segments, 2]: first entry, one past the last
-              const float* bias,      // [groups * dest_channels] or null
-              void* dest);            // [N, groups * dest_channels, ...]
+              const void* source,                 // [N, groups * source_channels, height, width]
+              const void* list,                   // from arrange
+              const int32_t* bounds,              // [segments, 2]: first entry, one past the last
+              const float* bias,                  // [groups * dest_channels] or null
+              void* dest,                         // [N, groups * dest_channels, ...]
+              const GatherMaps* maps = nullptr);  // what is done beside
 
 }  // namespace dsr::cuda

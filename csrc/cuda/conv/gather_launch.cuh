@@ -19,29 +19,47 @@ inline std::string shapes_of(const Gather& pass) {
          std::to_string(s.cols) + ", " + std::to_string(pass.slab_bytes) + " bytes of slab";
 }
 
+// The addresses of a pass; `maps` is null for a plain convolution.
+struct GatherArguments {
+  const void* source;
+  const void* list;
+  const int32_t* bounds;
+  const float* bias;
+  void* dest;
+  const GatherMaps* maps;
+};
+
 template <class T, int Rows, int Units>
-Status launch_gather(Queue queue, const Gather& pass, const void* source, const void* list,
-                     const int32_t* bounds, const float* bias, void* dest) {
+Status launch_gather(Queue queue, const Gather& pass, const GatherArguments& with) {
+  const int bytes = kSlabs * pass.slab_bytes;
   const Status enough =
-      allow_shared_bytes<&gather_kernel<T, Rows, Units>>(queue, kSlabs * pass.slab_bytes, "gather");
+      with.maps == nullptr
+          ? allow_shared_bytes<&gather_kernel<T, Rows, Units>>(queue, bytes, "gather")
+          : allow_shared_bytes<&fused_gather_kernel<T, Rows, Units>>(queue, bytes, "gather");
   if (!enough.is_ok()) return enough;
   const int row_block = pass.row_warps * Rows;
   const int64_t items = static_cast<int64_t>(pass.tiles) * pass.groups *
                         ((pass.dest_channels + row_block - 1) / row_block);
   if (items > INT32_MAX / 2)
     return Status::error("gather: too many tiles (" + shapes_of(pass) + ")");
-  const unsigned blocks = static_cast<unsigned>(std::min<int64_t>(items, pass.blocks_limit));
-  DSR_LAUNCH((gather_kernel<T, Rows, Units>), dim3(blocks), dim3(kThreads),
-             kSlabs * pass.slab_bytes, queue.stream, pass, static_cast<int>(items),
-             static_cast<const T*>(source), static_cast<const int4*>(list),
-             reinterpret_cast<const int2*>(bounds), bias, static_cast<T*>(dest));
+  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(items, pass.blocks_limit)));
+  const auto* source = static_cast<const T*>(with.source);
+  const auto* list = static_cast<const int4*>(with.list);
+  const auto* bounds = reinterpret_cast<const int2*>(with.bounds);
+  auto* dest = static_cast<T*>(with.dest);
+  if (with.maps == nullptr) {
+    DSR_LAUNCH((gather_kernel<T, Rows, Units>), blocks, dim3(kThreads), bytes, queue.stream, pass,
+               static_cast<int>(items), source, list, bounds, with.bias, dest);
+  } else {
+    DSR_LAUNCH((fused_gather_kernel<T, Rows, Units>), blocks, dim3(kThreads), bytes, queue.stream,
+               pass, static_cast<int>(items), *with.maps, source, list, bounds, with.bias, dest);
+  }
   return launched("gather", shapes_of(pass));
 }
 
 // The kernel of the pass's rows and units: variant kIndex of those there are, or a later one.
 template <class T, int kIndex = 0>
-Status launch_variant(Queue queue, const Gather& pass, const void* source, const void* list,
-                      const int32_t* bounds, const float* bias, void* dest) {
+Status launch_variant(Queue queue, const Gather& pass, const GatherArguments& with) {
   constexpr auto variants = Variants<sizeof(T)>::gather;
   if constexpr (kIndex == variants.size()) {
     return Status::error("gather: no kernel of " + std::to_string(pass.rows) + " rows and " +
@@ -49,14 +67,13 @@ Status launch_variant(Queue queue, const Gather& pass, const void* source, const
   } else {
     constexpr GatherVariant v = variants[kIndex];
     if (pass.rows == v.rows && pass.units == v.units)
-      return launch_gather<T, v.rows, v.units>(queue, pass, source, list, bounds, bias, dest);
-    return launch_variant<T, kIndex + 1>(queue, pass, source, list, bounds, bias, dest);
+      return launch_gather<T, v.rows, v.units>(queue, pass, with);
+    return launch_variant<T, kIndex + 1>(queue, pass, with);
   }
 }
 
 // Defined in instances/, for each T.
 template <class T>
-Status gather_of(Queue queue, const Gather& pass, const void* source, const void* list,
-                 const int32_t* bounds, const float* bias, void* dest);
+Status gather_of(Queue queue, const Gather& pass, const GatherArguments& with);
 
 }  // namespace dsr::cuda

@@ -37,16 +37,15 @@ __global__ void __launch_bounds__(kReduceEntries* kReduceParts)
   grad_values[index] = sum;
 }
 
-Status partial_sums(Queue queue, const GradWeight& pass, Element element, const void* source,
-                    const void* grad, const int32_t* offsets, const int32_t* bounds,
-                    float* partial) {
+Status partial_sums(Queue queue, const GradWeight& pass, Element element,
+                    const GradWeightArguments& with) {
   switch (element) {
     case Element::kFloat32:
-      return grad_weight_of<float>(queue, pass, source, grad, offsets, bounds, partial);
+      return grad_weight_of<float>(queue, pass, with);
     case Element::kBFloat16:
-      return grad_weight_of<__nv_bfloat16>(queue, pass, source, grad, offsets, bounds, partial);
+      return grad_weight_of<__nv_bfloat16>(queue, pass, with);
     default:
-      return grad_weight_of<__half>(queue, pass, source, grad, offsets, bounds, partial);
+      return grad_weight_of<__half>(queue, pass, with);
   }
 }
 
@@ -54,10 +53,12 @@ Status partial_sums(Queue queue, const GradWeight& pass, Element element, const 
 
 Status grad_weight(Queue queue, const GradWeight& pass, Element element, const void* source,
                    const void* grad, const int32_t* offsets, const int32_t* value_index,
-                   const int32_t* bounds, float* partial, float* grad_values) {
+                   const int32_t* bounds, float* partial, float* grad_values,
+                   const GradWeightMaps* maps) {
   const DeviceGuard guard(queue.device);
   if (pass.entries == 0) return Status::ok();
-  const Status summed = partial_sums(queue, pass, element, source, grad, offsets, bounds, partial);
+  const Status summed =
+      partial_sums(queue, pass, element, {source, grad, offsets, bounds, partial, maps});
   if (!summed.is_ok()) return summed;
   const int64_t blocks = (pass.entries + kReduceEntries - 1) / kReduceEntries;
   DSR_LAUNCH((reduce_splits_kernel), dim3(static_cast<unsigned>(blocks)),

@@ -47,8 +47,9 @@ __device__ __forceinline__ float reduce_eight(float (&s)[8]) {
 }
 
 // The gradient of one channel at a lane's positions; zeros where there is none.
-template <class T, int Units>
-__device__ __forceinline__ void load_gradient(const T* const (&at)[Units],
+template <class T, int Units, class Gradient>
+__device__ __forceinline__ void load_gradient(const Gradient& gradient, int channel,
+                                              const typename Gradient::Cursor (&at)[Units],
                                               const int (&images)[Units], int64_t image_stride,
                                               int64_t channel_offset,
                                               float (&grad)[Units][Vector<T>::kSize]) {
@@ -56,7 +57,8 @@ __device__ __forceinline__ void load_gradient(const T* const (&at)[Units],
   for (int u = 0; u < Units; ++u) {
 #pragma unroll
     for (int n = 0; n < Vector<T>::kSize; ++n) {
-      grad[u][n] = n < images[u] ? to_float(at[u][channel_offset + n * image_stride]) : 0.f;
+      grad[u][n] =
+          n < images[u] ? gradient.value(channel, at[u], channel_offset + n * image_stride) : 0.f;
     }
   }
 }
@@ -95,15 +97,14 @@ __device__ __forceinline__ void add_row(const char* slab, const int (&at)[Units]
   }
 }
 
-template <class T, int Units>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    grad_weight_kernel(const __grid_constant__ GradWeight pass, const T* __restrict__ source,
-                       const T* __restrict__ grad, const int2* __restrict__ offsets,
-                       const int2* __restrict__ bounds, float* __restrict__ partial) {
+template <class T, int Units, class Source, class Gradient>
+__device__ __forceinline__ void grad_weight_split(const GradWeight& pass, const Source& source,
+                                                  const Gradient& grad,
+                                                  const int2* __restrict__ offsets,
+                                                  const int2* __restrict__ bounds,
+                                                  float* __restrict__ partial, char* slabs) {
   using Config = GradWeightConfig<T, Units>;
   constexpr int kVector = Config::kVector;
-  DSR_DYNAMIC_SHARED(char, slabs);
-
   const Slab& s = pass.slab;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int block = blockIdx.x % pass.blocks;
@@ -118,9 +119,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     const int channel = group * pass.source_channels + first_channel;
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const SlabRows rows = rows_of_tile(s, tile * Config::kTile, Config::kTile);
-      fill_slab(s, rows, pass.source_strides, source + channel * pass.source_strides.c,
-                min(pass.channel_block, pass.source_channels - first_channel),
-                pass.lanes_on_channels, warp - kComputeWarps, slabs + (tile & 1) * pass.slab_bytes);
+      fill_slab<T>(
+          s, rows, pass.source_strides, source.from_channel(channel, pass.source_strides.c),
+          min(pass.channel_block, pass.source_channels - first_channel), pass.lanes_on_channels,
+          warp - kComputeWarps, slabs + (tile & 1) * pass.slab_bytes);
       block_barrier();
     }
     return;
@@ -128,15 +130,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   for (int tile = first_tile; tile < last_tile; ++tile) {
     const SlabRows rows = rows_of_tile(s, tile * Config::kTile, Config::kTile);
     int at[Units], images[Units];
-    const T* grad_at[Units];
+    typename Gradient::Cursor grad_at[Units];
 #pragma unroll
     for (int u = 0; u < Units; ++u) {
       const Position p = position_at(s, tile * Config::kTile + u * 32 + lane);
       at[u] = p.valid ? slab_byte(s, rows, p) : 0;
       images[u] = p.valid ? min(kVector, s.images - p.group * kVector) : 0;
-      grad_at[u] = grad + group * pass.dest_channels * pass.grad_strides.c +
-                   p.group * kVector * pass.grad_strides.n + p.row * pass.grad_strides.h +
-                   (p.chunk * s.tile_cols + p.col) * pass.grad_strides.w;
+      grad_at[u] =
+          grad.cursor(group * pass.dest_channels * pass.grad_strides.c +
+                      p.group * kVector * pass.grad_strides.n + p.row * pass.grad_strides.h +
+                      (p.chunk * s.tile_cols + p.col) * pass.grad_strides.w);
     }
     const int first_row = row_part * pass.row_block + warp;
     const int last_row = min((row_part + 1) * pass.row_block, pass.dest_channels);
@@ -144,11 +147,35 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     for (int row = first_row; row < last_row; row += kComputeWarps) {
       const int2 segment = bounds[(block * pass.groups + group) * pass.dest_channels + row];
       float gradient[Units][kVector];
-      load_gradient(grad_at, images, pass.grad_strides.n, row * pass.grad_strides.c, gradient);
+      load_gradient<T>(grad, group * pass.dest_channels + row, grad_at, images, pass.grad_strides.n,
+                       row * pass.grad_strides.c, gradient);
       add_row<T>(slabs + (tile & 1) * pass.slab_bytes, at, gradient, offsets, segment,
                  tile == first_tile, partial + split * pass.entries);
     }
   }
+}
+
+template <class T, int Units>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    grad_weight_kernel(const __grid_constant__ GradWeight pass, const T* __restrict__ source,
+                       const T* __restrict__ grad, const int2* __restrict__ offsets,
+                       const int2* __restrict__ bounds, float* __restrict__ partial) {
+  DSR_DYNAMIC_SHARED(char, slabs);
+  grad_weight_split<T, Units>(pass, PlainSource<T>{source}, PlainSource<T>{grad}, offsets, bounds,
+                              partial, slabs);
+}
+
+// With what `maps` says of both operands.
+template <class T, int Units>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    fused_grad_weight_kernel(const __grid_constant__ GradWeight pass,
+                             const __grid_constant__ GradWeightMaps maps,
+                             const T* __restrict__ source, const T* __restrict__ grad,
+                             const int2* __restrict__ offsets, const int2* __restrict__ bounds,
+                             float* __restrict__ partial) {
+  DSR_DYNAMIC_SHARED(char, slabs);
+  grad_weight_split<T, Units>(pass, MappedSource<T>(source, maps.source),
+                              MappedSource<T>(grad, maps.grad), offsets, bounds, partial, slabs);
 }
 
 }  // namespace dsr::cuda

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "common/conv_shape.h"
+#include "cuda/conv/fused.h"
 #include "cuda/conv/gather.h"
 #include "cuda/conv/slab.h"
 
@@ -40,6 +41,7 @@ Status grad_weight(Queue queue, const GradWeight& pass, Element element,
                    const int32_t* value_index,  // [entries], -1 in the gaps
                    const int32_t* bounds,       // [blocks * groups * dest_channels, 2]
                    float* partial,              // [splits, entries]
-                   float* grad_values);         // [nnz]
+                   float* grad_values,          // [nnz]
+                   const GradWeightMaps* maps = nullptr);  // what is done beside
 
 }  // namespace dsr::cuda

@@ -3,6 +3,7 @@
 
 #include "cuda/conv/limits.h"
 #include "cuda/conv/slab.h"
+#include "cuda/conv/source.cuh"
 #include "cuda/conv/vector.cuh"
 
 namespace dsr::cuda {
@@ -69,14 +70,18 @@ __device__ __forceinline__ void copy_vector(char* to, const T* from, int64_t str
   }
 }
 
-// The vectors of a pixel in all of a lane's channels. Four-byte elements go their way while the
-// lane goes on; smaller ones, which cp.async does not know, pass through registers, kFillBatch
-// channels at once.
-template <class T>
-__device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const T* from,
-                                           const Strides4& strides, int count, int first_channel,
-                                           int channel_step, int channels) {
-  if constexpr (sizeof(T) == 4) {
+// Whether elements go their way while the lane that asked for them goes on: cp.async knows neither
+// 2-byte elements nor arithmetic.
+template <class T, class Source>
+constexpr bool kFillsAsync = sizeof(T) == 4 && !Source::kMapped;
+
+// The vectors of a pixel, which `from` points at in the source, in all of a lane's channels. What
+// does not go its way alone passes through registers, a batch of channels at once.
+template <class T, class Source>
+__device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const Source& source,
+                                           const T* from, const Strides4& strides, int count,
+                                           int first_channel, int channel_step, int channels) {
+  if constexpr (kFillsAsync<T, Source>) {
     to += first_channel * plane_bytes;
     from += first_channel * strides.c;
 #pragma unroll 2
@@ -86,16 +91,25 @@ __device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const 
       from += channel_step * strides.c;
     }
   } else {
-    for (int c = first_channel; c < channels; c += kFillBatch * channel_step) {
-      T images[kFillBatch][Vector<T>::kSize];
+    constexpr int kBatch = Source::kBatch;
+    for (int c = first_channel; c < channels; c += kBatch * channel_step) {
+      T images[kBatch][Vector<T>::kSize];
 #pragma unroll
-      for (int j = 0; j < kFillBatch; ++j) {
+      for (int j = 0; j < kBatch; ++j) {
         const int channel = c + j * channel_step;
         load_images(from + channel * strides.c, strides.n, channel < channels ? count : 0,
                     images[j]);
       }
+      if constexpr (Source::kMapped) {
 #pragma unroll
-      for (int j = 0; j < kFillBatch; ++j) {
+        for (int j = 0; j < kBatch; ++j) {
+          const int channel = c + j * channel_step;
+          if (channel < channels)
+            source.apply(channel, from + channel * strides.c, strides.n, count, images[j]);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
         const int channel = c + j * channel_step;
         if (channel < channels) store_vector(to + channel * plane_bytes, images[j]);
       }
@@ -107,10 +121,10 @@ __device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const 
 // filling warps, of which this is number `warp`. Lanes run along columns and rows or, where
 // channels are what is contiguous, along channels; the odd plane keeps the stores of the latter off
 // each other's banks.
-template <class T>
+template <class T, class Source>
 __device__ __forceinline__ void fill_slab(const Slab& s, const SlabRows& rows,
                                           const Strides4& strides,
-                                          const T* __restrict__ x,  // [N, channels, height, width]
+                                          const Source& source,  // [N, channels, height, width]
                                           int channels, bool lanes_on_channels, int warp,
                                           char* slab) {
   constexpr int kVector = Vector<T>::kSize;
@@ -132,11 +146,11 @@ __device__ __forceinline__ void fill_slab(const Slab& s, const SlabRows& rows,
     const int count = inside ? min(kVector, s.images - group * kVector) : 0;
     const int step = s.by_col_step.quotient(col);
     const int place = row * s.pitch + (col - step * s.col_step) * s.phase_cols + step;
-    const T* const from = x + group * kVector * strides.n + h * strides.h + w * strides.w;
-    fill_pixel(slab + place * kVectorBytes, int64_t{kVectorBytes} * s.plane, from, strides, count,
-               first_channel, channel_step, channels);
+    const T* const from = source.at + group * kVector * strides.n + h * strides.h + w * strides.w;
+    fill_pixel<T>(slab + place * kVectorBytes, int64_t{kVectorBytes} * s.plane, source, from,
+                  strides, count, first_channel, channel_step, channels);
   }
-  if constexpr (sizeof(T) == 4) wait_for_copies();
+  if constexpr (kFillsAsync<T, Source>) wait_for_copies();
 }
 
 }  // namespace dsr::cuda

@@ -217,9 +217,25 @@ def sparse_conv2d_fused(
     out, mean, variance = fused_result(x, prologue, *weight, residual, statistics, shape)
     refuse_retired(values)
     epilogue = Epilogue(residual=residual, statistics=(mean, variance) if statistics else None)
-    backend = _backend(x, out, values, shape)
-    backend.sparse_conv2d_fused(out, x, prologue, *weight, epilogue, shape)
+    _forward(out, x, prologue, *weight, epilogue, shape)
     return out, mean, variance
+
+
+def _forward(
+    out: Tensor,
+    x: Tensor,
+    prologue: Prologue,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    epilogue: Epilogue,
+    shape: ConvShape,
+) -> Tensor:
+    call = out, x, prologue, values, bias, crow_indices, col_indices, epilogue, shape
+    if _backend(x, out, values, shape).sparse_conv2d_fused(*call) is None:
+        composed.sparse_conv2d_fused(*call)
+    return out
 
 
 def sparse_conv2d_fused_grad_input(
@@ -239,9 +255,9 @@ def sparse_conv2d_fused_grad_input(
     )
     refuse_retired(values)
     sums = None if prologue.affine is None else (gscale, gshift)
-    backend = _backend(out, grad, values, shape)
-    store = InputGrad(x, prologue, passed, sums)
-    backend.sparse_conv2d_fused_grad_input(out, grad, by_statistics, *weight, store, shape)
+    call = out, grad, by_statistics, *weight, InputGrad(x, prologue, passed, sums), shape
+    if _backend(out, grad, values, shape).sparse_conv2d_fused_grad_input(*call) is None:
+        composed.sparse_conv2d_fused_grad_input(*call)
     return out, gscale, gshift
 
 
@@ -257,8 +273,10 @@ def sparse_conv2d_fused_grad_weight(
 ) -> Tensor:
     operands, pattern = (x, prologue, grad, by_statistics), (crow_indices, col_indices)
     out = fused_grad_weight_result(*operands, *pattern, shape, dtype)
-    backend = _backend(x, grad, out, shape)
-    return backend.sparse_conv2d_fused_grad_weight(out, *operands, *pattern, shape)
+    call = out, *operands, *pattern, shape
+    if _backend(x, grad, out, shape).sparse_conv2d_fused_grad_weight(*call) is None:
+        composed.sparse_conv2d_fused_grad_weight(*call)
+    return out
 
 
 def sparse_conv2d_folded(
@@ -279,7 +297,4 @@ def sparse_conv2d_folded(
     )
     refuse_retired(values)
     epilogue = Epilogue(scale=out_scale, residual=residual, relu=out_relu)
-    backend = _backend(x, out, values, shape)
-    return backend.sparse_conv2d_fused(
-        out, x, prologue, values, out_shift, *pattern, epilogue, shape
-    )
+    return _forward(out, x, prologue, values, out_shift, *pattern, epilogue, shape)

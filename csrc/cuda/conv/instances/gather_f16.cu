@@ -3,9 +3,8 @@
 namespace dsr::cuda {
 
 template <>
-Status gather_of<__half>(Queue queue, const Gather& pass, const void* source, const void* list,
-                         const int32_t* bounds, const float* bias, void* dest) {
-  return launch_variant<__half>(queue, pass, source, list, bounds, bias, dest);
+Status gather_of<__half>(Queue queue, const Gather& pass, const GatherArguments& with) {
+  return launch_variant<__half>(queue, pass, with);
 }
 
 }  // namespace dsr::cuda

@@ -3,10 +3,9 @@
 namespace dsr::cuda {
 
 template <>
-Status grad_weight_of<__half>(Queue queue, const GradWeight& pass, const void* source,
-                              const void* grad, const int32_t* offsets, const int32_t* bounds,
-                              float* partial) {
-  return launch_variant<__half>(queue, pass, source, grad, offsets, bounds, partial);
+Status grad_weight_of<__half>(Queue queue, const GradWeight& pass,
+                              const GradWeightArguments& with) {
+  return launch_variant<__half>(queue, pass, with);
 }
 
 }  // namespace dsr::cuda

@@ -3,10 +3,8 @@
 namespace dsr::cuda {
 
 template <>
-Status grad_weight_of<float>(Queue queue, const GradWeight& pass, const void* source,
-                             const void* grad, const int32_t* offsets, const int32_t* bounds,
-                             float* partial) {
-  return launch_variant<float>(queue, pass, source, grad, offsets, bounds, partial);
+Status grad_weight_of<float>(Queue queue, const GradWeight& pass, const GradWeightArguments& with) {
+  return launch_variant<float>(queue, pass, with);
 }
 
 }  // namespace dsr::cuda

@@ -1,0 +1,28 @@
+// What the bindings of the GPU's convolutions share.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "bindings/common.h"
+#include "cuda/conv/gather.h"
+
+namespace dsr::bindings {
+
+// device, stream
+using QueueTuple = std::pair<int, uintptr_t>;
+
+inline cuda::Queue queue_of(const QueueTuple& queue) {
+  return {queue.first, pointer<CUstream_st>(queue.second)};
+}
+
+inline cuda::Element element_named(const std::string& dtype) {
+  if (dtype == "float32") return cuda::Element::kFloat32;
+  if (dtype == "bfloat16") return cuda::Element::kBFloat16;
+  if (dtype == "float16") return cuda::Element::kFloat16;
+  throw std::invalid_argument("dtype: expected 'float32', 'bfloat16' or 'float16', got '" + dtype +
+                              "'");
+}
+
+}  // namespace dsr::bindings

@@ -1,0 +1,124 @@
+"""What the calls of the CUDA kernels, plain and fused, look up: passes, lists, queues."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dsr_kernels.backends import native
+from dsr_kernels.backends.address import address
+from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.cuda import lists, tiling
+from dsr_kernels.backends.cuda.passes import PassShape, forward_shape
+from dsr_kernels.backends.cuda.prepare import (
+    DirectPass,
+    GatherPass,
+    GradWeightPass,
+    prepare_gather,
+    prepare_grad_weight,
+)
+from dsr_kernels.backends.patterns import patterns
+
+Sizes = tuple[int, ...]
+ShapeOf = Callable[[Sizes, Sizes, ConvShape], PassShape]
+# values, bias, crow_indices, col_indices
+Weight = tuple[Tensor, Tensor | None, Tensor, Tensor]
+
+
+# Keyed by what a call has at hand: passes themselves are large, and slow to hash.
+@functools.lru_cache(maxsize=2048)
+def gather_pass(
+    shape_of: ShapeOf,
+    x_size: Sizes,
+    y_size: Sizes,
+    shape: ConvShape,
+    density: float,
+    dtype: torch.dtype,
+    source_strides: Sizes,
+    dest_strides: Sizes,
+    device: tiling.Device,
+) -> GatherPass | DirectPass:
+    sizes, images = shape_of(x_size[1:], y_size[1:], shape), x_size[0]
+    return prepare_gather(sizes, images, density, dtype, source_strides, dest_strides, device)
+
+
+@functools.lru_cache(maxsize=2048)
+def grad_weight_pass(
+    x_size: Sizes,
+    y_size: Sizes,
+    shape: ConvShape,
+    density: float,
+    dtype: torch.dtype,
+    x_strides: Sizes,
+    grad_strides: Sizes,
+    device: tiling.Device,
+) -> GradWeightPass | DirectPass:
+    sizes, images = forward_shape(x_size[1:], y_size[1:], shape), x_size[0]
+    return prepare_grad_weight(sizes, images, density, dtype, x_strides, grad_strides, device)
+
+
+def arranged(
+    values: Tensor, crow_indices: Tensor, col_indices: Tensor, prepared: GatherPass
+) -> tuple[lists.NonZeroList, Tensor]:
+    """The pattern's list for a pass, and its entries: [entries, 2], offset and value."""
+    plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_list)
+    plan.wait()
+    entries = torch.empty(plan.entries, 2, dtype=torch.int32, device=values.device)
+    native._cuda.arrange(
+        queue_of(values),
+        plan.entries,
+        address(plan.offsets),
+        address(plan.value_index),
+        address(values),
+        address(entries),
+    )
+    return plan, entries
+
+
+def clear_unmet(
+    out: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    prepared: GradWeightPass | DirectPass,
+) -> Tensor:
+    """out [nnz] with zeros for the taps that meet only padding, which no kernel sees."""
+    if prepared.unmet:
+        zeros = patterns.plan(crow_indices, col_indices, prepared.unmet, lists.build_unmet)
+        zeros.wait()
+        out.masked_fill_(zeros.mask, 0)
+    return out
+
+
+def subsampled(x: Tensor, out_size: Sizes, shape: ConvShape) -> tuple[Tensor, ConvShape]:
+    """A strided 1x1 convolution without padding reads every stride-th pixel: a view, stride 1."""
+    if shape.kernel == (1, 1) and shape.stride != (1, 1) and not any(shape.padding):
+        x = x[:, :, :: shape.stride[0], :: shape.stride[1]]
+        x, shape = x[:, :, : out_size[0], : out_size[1]], shape._replace(stride=(1, 1))
+    return x, shape
+
+
+def density_of(col_indices: Tensor, shape: ConvShape) -> float:
+    """Rounded, so that a rewire that moves a few non-zeros does not change the tiling."""
+    return float(f"{col_indices.numel() / math.prod(shape.weight_shape):.1g}")
+
+
+def queue_of(x: Tensor) -> tuple[int, int]:
+    """(device, stream) of a launch on x's device."""
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def device_of(x: Tensor) -> tiling.Device:
+    return _limits(x.device.index)
+
+
+@functools.lru_cache(maxsize=64)
+def _limits(index: int) -> tiling.Device:
+    found = torch.cuda.get_device_properties(index)
+    return tiling.Device(
+        found.multi_processor_count,
+        found.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+    )
