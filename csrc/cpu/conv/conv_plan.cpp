@@ -109,7 +109,7 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
     if (reason) *reason = words();
     return choice;
   };
-  if (shape.taps() == 1)
+  if (shape.taps() == 1 && shape.stride_h * shape.stride_w == 1)
     return because(Lanes::kPlane, [] { return "pointwise: no tap shifts a load"; });
   if (limits.masks_lanes && element_size == 4 && contiguous_rows) {
     const int64_t slot =

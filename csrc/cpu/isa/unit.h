@@ -29,7 +29,7 @@ DSR_INLINE int64_t boundary(int64_t total, int64_t i, int64_t count) { return to
 // vectors of it can go past the caches: reading each line before writing it is saved.
 template <typename S>
 static bool passes_caches(const GatherArgs<S>& args) {
-  constexpr int64_t kLargeBytes = 32 << 20;
+  constexpr int64_t kLargeBytes = 4 << 20;
   const GatherPlan& plan = *args.plan;
   const Strides4& s = args.destination_strides;
   const int64_t pixels = plan.destination.height * plan.destination.width;
