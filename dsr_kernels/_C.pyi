@@ -129,6 +129,21 @@ def sparse_conv2d_fused_grad_weight(
     threads: int,
     workspace: _Address,
 ) -> None: ...
+def sparse_conv2d_fused_backward(
+    transposed: ConvPlan,
+    forward: ConvPlan,
+    n: int,
+    grad_y: _Operand,
+    values: _Address,  # [nnz]
+    grad_x: _Activation,  # [N, C, H, W], written
+    finish: _Finish,
+    x: _Operand,
+    grad_values: _Address,  # [nnz], written
+    threads: int,
+    workspace: _Address,
+) -> None:
+    """sparse_conv2d_fused on the transposed plan, and sparse_conv2d_fused_grad_weight."""
+
 def choose_lanes(
     n: int,  # images
     contiguous_rows: bool,  # of both activations

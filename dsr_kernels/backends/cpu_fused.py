@@ -17,6 +17,7 @@ from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
 
 _Numbers = tuple[int, int, int]  # addresses of center, scale and shift; 0: absent
+_Finish = tuple[_Numbers, bool, int, int, tuple[int, int]]
 _Operand = tuple[tuple[int, bool, tuple[int, ...]], _Numbers, bool, int]
 NO_NUMBERS: _Numbers = (0, 0, 0)
 
@@ -84,31 +85,58 @@ def sparse_conv2d_fused_grad_input(
     grad, y = _like(grad, by_statistics)
     g = cpu.geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, transposed=True)
     plan = patterns.plan(crow_indices, col_indices, g, cpu.build_plan)
-    values, prologue = values.contiguous(), store.prologue
-    changes = prologue.affine is not None or prologue.relu or store.passed is not None
-    gscale, gshift = store.sums or (None, None)
-    finish = (
-        kept.numbers(prologue.affine),
-        prologue.relu,
-        kept.beside(out, store.passed),
-        kept.beside(out, store.x) if changes else 0,
-        (kept.address(gshift), kept.address(gscale)),
-    )
-    threads = torch.get_num_threads()
-    sums = store.sums is not None
-    scratch = cpu.scratch(plan.workspace_bytes("grad_input", n, threads, sums))
+    threads, sums = torch.get_num_threads(), store.sums is not None
+    workspace = cpu.scratch(plan.workspace_bytes("grad_input", n, threads, sums))
     _C.sparse_conv2d_fused(
         plan,
         n,
         kept.with_statistics(grad, g, y, by_statistics),
-        address(values),
+        kept.address(values.contiguous()),
         0,
         cpu.activation(out, g),
-        finish,
+        kept.input_grad(out, store),
         threads,
-        address(scratch),
+        address(workspace),
     )
     return out
+
+
+def sparse_conv2d_fused_backward(
+    out: Tensor,  # [N, C, H, W]
+    out_values: Tensor,  # [nnz]
+    grad: Tensor,  # [N, O, P, Q]
+    by_statistics: StatisticsGrad | None,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    store: InputGrad,
+    shape: ConvShape,
+) -> None:
+    """out and out_values = the gradients of x and of the values, which share what they read."""
+    dtype, n, kept, x = values.dtype, grad.shape[0], _Kept(), store.x
+    grad, y = _like(grad, by_statistics)
+    sizes = out.shape[1:], grad.shape[1:]
+    g = cpu.geometry(grad, out, *sizes, shape, dtype, transposed=True)
+    forward_g = cpu.geometry(x, grad, *sizes, shape, dtype)
+    plan = patterns.plan(crow_indices, col_indices, g, cpu.build_plan)
+    forward = patterns.plan(crow_indices, col_indices, forward_g, cpu.build_plan)
+    threads, sums = torch.get_num_threads(), store.sums is not None
+    bytes_of_both = plan.workspace_bytes("grad_input", n, threads, sums)
+    bytes_of_both += forward.workspace_bytes("grad_weight", n, threads)
+    workspace = cpu.scratch(bytes_of_both)
+    _C.sparse_conv2d_fused_backward(
+        plan,
+        forward,
+        n,
+        kept.with_statistics(grad, g, y, by_statistics),
+        kept.address(values.contiguous()),
+        cpu.activation(out, g),
+        kept.input_grad(out, store),
+        kept.activated(x, forward_g, store.prologue),
+        address(out_values),
+        threads,
+        address(workspace),
+    )
 
 
 def sparse_conv2d_fused_grad_weight(
@@ -164,6 +192,18 @@ class _Kept:
 
     def activated(self, x: Tensor, g: cpu.Geometry, prologue: Prologue) -> _Operand:
         return cpu.activation(x, g), self.numbers(prologue.affine), prologue.relu, 0
+
+    def input_grad(self, out: Tensor, store: InputGrad) -> _Finish:
+        by, relu = store.prologue
+        changes = by is not None or relu or store.passed is not None
+        gscale, gshift = store.sums or (None, None)
+        return (
+            self.numbers(by),
+            relu,
+            self.beside(out, store.passed),
+            self.beside(out, store.x) if changes else 0,
+            (self.address(gshift), self.address(gscale)),
+        )
 
     def with_statistics(
         self, grad: Tensor, g: cpu.Geometry, y: Tensor | None, by: StatisticsGrad | None

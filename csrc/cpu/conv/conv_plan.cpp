@@ -151,30 +151,52 @@ const S* ConvPlan::ordered(const S* values, int threads, char** workspace) const
   return copy;
 }
 
+template <typename S>
+GatherArgs<S> ConvPlan::gather_args(int64_t n, const Operand<S>& source, const S* values,
+                                    const S* bias, const Activation& destination,
+                                    const Finish<S>& finish, int threads, char* workspace) const {
+  char* parts = align_up(workspace);
+  values = ordered(values, threads, &parts);
+  GatherArgs<S> args{.plan = &gather_,
+                     .n = n,
+                     .source = source,
+                     .values = values,
+                     .bias = bias,
+                     .destination = destination.data,
+                     .destination_strides = destination.strides,
+                     .destination_element = destination.element,
+                     .finish = finish,
+                     .threads = threads,
+                     .workspace = parts};
+  if (finish.sums.first)
+    args.finish.sums.partial =
+        reinterpret_cast<S*>(parts + threads * gather_bytes(gather_, element_size_));
+  return args;
+}
+
+template <typename S>
+GradWeightArgs<S> ConvPlan::grad_weight_args(int64_t n, const Operand<S>& x,
+                                             const Operand<S>& grad_y, S* grad_values, int threads,
+                                             char* workspace) const {
+  return {.plan = &gather_,
+          .grad_layout = &grad_layout_,
+          .n = n,
+          .x = x,
+          .grad = grad_y,
+          .grad_values = grad_values,
+          .slices = slices(n),
+          .threads = threads,
+          .workspace = align_up(workspace)};
+}
+
 // kernels_ holds the kernels of the plan's instruction set: kernels_->gather() is gather() in
 // cpu/isa/gather.cpp, kernels_->grad_weight() is grad_weight() in cpu/isa/grad_weight.cpp.
 template <typename S>
 void ConvPlan::sparse_conv2d(int64_t n, const Operand<S>& x, const S* values, const S* bias,
                              const Activation& y, const Finish<S>& finish, int threads,
                              char* workspace) const {
-  char* parts = align_up(workspace);
-  values = ordered(values, threads, &parts);
-  GatherArgs<S> args{.plan = &gather_,
-                     .n = n,
-                     .source = x,
-                     .values = values,
-                     .bias = bias,
-                     .destination = y.data,
-                     .destination_strides = y.strides,
-                     .destination_element = y.element,
-                     .finish = finish,
-                     .threads = threads,
-                     .workspace = parts};
+  kernels_->gather(gather_args(n, x, values, bias, y, finish, threads, workspace));
   const bool sums = finish.sums.first != nullptr;
-  if (sums)
-    args.finish.sums.partial =
-        reinterpret_cast<S*>(parts + threads * gather_bytes(gather_, element_size_));
-  kernels_->gather(args);
   drop_guards(workspace, workspace_bytes(Op::kForward, n, threads, sums));
 }
 
@@ -189,16 +211,21 @@ void ConvPlan::sparse_conv2d_grad_input(int64_t n, const Operand<S>& grad_y, con
 template <typename S>
 void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Operand<S>& x, const Operand<S>& grad_y,
                                          S* grad_values, int threads, char* workspace) const {
-  kernels_->grad_weight(GradWeightArgs<S>{.plan = &gather_,
-                                          .grad_layout = &grad_layout_,
-                                          .n = n,
-                                          .x = x,
-                                          .grad = grad_y,
-                                          .grad_values = grad_values,
-                                          .slices = slices(n),
-                                          .threads = threads,
-                                          .workspace = align_up(workspace)});
+  kernels_->grad_weight(grad_weight_args(n, x, grad_y, grad_values, threads, workspace));
   drop_guards(workspace, workspace_bytes(Op::kGradWeight, n, threads));
+}
+
+template <typename S>
+void ConvPlan::sparse_conv2d_backward(const ConvPlan& forward, int64_t n, const Operand<S>& grad_y,
+                                      const S* values, const Activation& grad_x,
+                                      const Finish<S>& finish, const Operand<S>& x, S* grad_values,
+                                      int threads, char* workspace) const {
+  const bool sums = finish.sums.first != nullptr;
+  char* behind = workspace + workspace_bytes(Op::kGradInput, n, threads, sums);
+  const S* no_bias = nullptr;
+  kernels_->backward(gather_args(n, grad_y, values, no_bias, grad_x, finish, threads, workspace),
+                     forward.grad_weight_args(n, x, grad_y, grad_values, threads, behind));
+  drop_guards(workspace, backward_workspace_bytes(forward, n, threads, sums));
 }
 
 #define DSR_INSTANTIATE(S)                                                                         \
@@ -208,7 +235,10 @@ void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Operand<S>& x, const O
       int64_t, const Operand<S>&, const S*, const Activation&, const Finish<S>&, int, char*)       \
       const;                                                                                       \
   template void ConvPlan::sparse_conv2d_grad_weight<S>(int64_t, const Operand<S>&,                 \
-                                                       const Operand<S>&, S*, int, char*) const;
+                                                       const Operand<S>&, S*, int, char*) const;   \
+  template void ConvPlan::sparse_conv2d_backward<S>(const ConvPlan&, int64_t, const Operand<S>&,   \
+                                                    const S*, const Activation&, const Finish<S>&, \
+                                                    const Operand<S>&, S*, int, char*) const;
 DSR_INSTANTIATE(float)
 DSR_INSTANTIATE(double)
 

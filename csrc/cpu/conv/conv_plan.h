@@ -50,7 +50,26 @@ class ConvPlan {
                                  S* grad_values,  // [nnz]
                                  int threads, char* workspace) const;
 
+  // grad_input and grad_weight at once; `forward` is a plan of the same convolution.
+  template <typename S>
+  void sparse_conv2d_backward(const ConvPlan& forward, int64_t n, const Operand<S>& grad_y,
+                              const S* values, const Activation& grad_x, const Finish<S>& finish,
+                              const Operand<S>& x, S* grad_values, int threads,
+                              char* workspace) const;
+  int64_t backward_workspace_bytes(const ConvPlan& forward, int64_t n, int threads,
+                                   bool sums) const {
+    return workspace_bytes(Op::kGradInput, n, threads, sums) +
+           forward.workspace_bytes(Op::kGradWeight, n, threads);
+  }
+
  private:
+  template <typename S>
+  GatherArgs<S> gather_args(int64_t n, const Operand<S>& source, const S* values, const S* bias,
+                            const Activation& destination, const Finish<S>& finish, int threads,
+                            char* workspace) const;
+  template <typename S>
+  GradWeightArgs<S> grad_weight_args(int64_t n, const Operand<S>& x, const Operand<S>& grad_y,
+                                     S* grad_values, int threads, char* workspace) const;
   template <typename S>
   const S* ordered(const S* values, int threads, char** workspace) const;
   int64_t slices(int64_t n) const;

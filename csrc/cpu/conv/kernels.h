@@ -40,6 +40,9 @@ struct GradWeightArgs {
   int64_t slices;   // the batch is summed in this many parts, whatever the number of threads
   int threads;
   char* workspace;  // threads * grad_weight_bytes(), then [slices][nnz] sums
+
+  // Whether slices fill the threads; if not, output channels are shared out too.
+  bool is_even() const { return slices % threads == 0 || slices >= 8 * threads; }
 };
 
 // What one instruction set's build provides (isa/table.cpp).
@@ -50,6 +53,9 @@ struct KernelTable {
   void (*gather_f64)(const GatherArgs<double>&);
   void (*grad_weight_f32)(const GradWeightArgs<float>&);  // isa/grad_weight.cpp
   void (*grad_weight_f64)(const GradWeightArgs<double>&);
+  // Both at once, unit by unit, so that the second finds in cache what the first has read.
+  void (*backward_f32)(const GatherArgs<float>&, const GradWeightArgs<float>&);  // isa/gather.cpp
+  void (*backward_f64)(const GatherArgs<double>&, const GradWeightArgs<double>&);
   void (*channel_moments)(const MomentsArgs&);           // isa/channel_moments.cpp
   void (*channel_affine_f32)(const AffineArgs<float>&);  // isa/channel_affine.cpp
   void (*channel_affine_f64)(const AffineArgs<double>&);
@@ -61,6 +67,12 @@ struct KernelTable {
   void gather(const GatherArgs<double>& args) const { gather_f64(args); }
   void grad_weight(const GradWeightArgs<float>& args) const { grad_weight_f32(args); }
   void grad_weight(const GradWeightArgs<double>& args) const { grad_weight_f64(args); }
+  void backward(const GatherArgs<float>& x, const GradWeightArgs<float>& w) const {
+    backward_f32(x, w);
+  }
+  void backward(const GatherArgs<double>& x, const GradWeightArgs<double>& w) const {
+    backward_f64(x, w);
+  }
   void channel_affine(const AffineArgs<float>& args) const { channel_affine_f32(args); }
   void channel_affine(const AffineArgs<double>& args) const { channel_affine_f64(args); }
   void channel_affine_grad(const AffineGradArgs<float>& args) const {

@@ -37,14 +37,19 @@ void merge(const GatherArgs<S>& args) {
   }
 }
 
+// How often a unit's inner loops call Ahead::step().
+int64_t steps_of_a_unit(const GatherPlan& plan, int64_t lanes) {
+  return tiles_of_a_unit(plan, lanes) * plan.block.count *
+         static_cast<int64_t>(plan.destination.classes.size()) * plan.destination.channels;
+}
+
 template <typename Worker, typename S>
 void run_units(const GatherArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
   const int64_t share = gather_bytes(plan, sizeof(S));
   const int64_t units = plan.units(args.n), channels = plan.destination.channels;
   const int64_t parts = channel_parts(units, args.threads, channels);
-  const int64_t steps = tiles_of_a_unit(plan, kLanes<S>) * plan.block.count *
-                        static_cast<int64_t>(plan.destination.classes.size()) * channels;
+  const int64_t steps = steps_of_a_unit(plan, kLanes<S>);
 #pragma omp parallel num_threads(args.threads)
   {
     const FlushSubnormals flush;
@@ -63,38 +68,92 @@ void run_units(const GatherArgs<S>& args) {
   }
 }
 
-template <typename Sink>
-void run_lanes(const GatherArgs<typename Sink::Scalar>& args) {
-  if constexpr (std::is_same_v<typename Sink::Scalar, float>) {
-    if (args.plan->lanes == Lanes::kRow) return run_units<GatherRow<Sink>>(args);
+// grad-input and grad-weight: after each unit of the latter comes as large a share of the former's.
+template <typename Worker, typename S>
+void run_both(const GatherArgs<S>& args, const GradWeightArgs<S>& weight) {
+  const GatherPlan& plan = *args.plan;
+  const int64_t share = gather_bytes(plan, sizeof(S)), units = plan.units(args.n);
+  const int64_t weight_share = grad_weight_bytes(*weight.plan, *weight.grad_layout, sizeof(S));
+  const int64_t weight_units = weight.plan->units(weight.n);
+  const int64_t nnz = static_cast<int64_t>(weight.plan->offsets.size());
+  const int64_t steps = steps_of_a_unit(plan, kLanes<S>);
+#pragma omp parallel num_threads(args.threads)
+  {
+    const FlushSubnormals flush;
+    Worker worker(args, args.workspace + thread_index() * share);
+#pragma omp for schedule(static)
+    for (int64_t slice = 0; slice < weight.slices; ++slice) {
+      S* sums = slice_sums(weight) + slice * nnz;
+      zero(sums, nnz);
+      const int64_t end = boundary(weight_units, slice + 1, weight.slices);
+      for (int64_t w = boundary(weight_units, slice, weight.slices); w < end; ++w) {
+        const int64_t last = boundary(units, w + 1, weight_units);
+        for (int64_t u = boundary(units, w, weight_units); u < last; ++u) {
+          Ahead next;
+          if (u + 1 < units) next = Ahead(args, unit_at(plan, args.n, u + 1), steps);
+          worker.run(unit_at(plan, args.n, u), next, 0, plan.destination.channels);
+        }
+        add_units(weight, weight.workspace + thread_index() * weight_share, w, w + 1, sums);
+      }
+    }
+    fence();
+    merge(args);
+    add_slices(weight);
   }
-  if (args.plan->lanes == Lanes::kBatch) return run_units<GatherBatch<Sink>>(args);
-  run_units<GatherPlane<Sink>>(args);
+}
+
+template <typename Worker, typename S>
+void run(const GatherArgs<S>& args, const GradWeightArgs<S>* weight) {
+  weight ? run_both<Worker>(args, *weight) : run_units<Worker>(args);
+}
+
+template <typename Sink, typename S>
+void run_lanes(const GatherArgs<S>& args, const GradWeightArgs<S>* weight) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (args.plan->lanes == Lanes::kRow) return run<GatherRow<Sink>>(args, weight);
+  }
+  if (args.plan->lanes == Lanes::kBatch) return run<GatherBatch<Sink>>(args, weight);
+  run<GatherPlane<Sink>>(args, weight);
 }
 
 template <typename S, typename Destination>
-void run_sink(const GatherArgs<S>& args) {
+void run_sink(const GatherArgs<S>& args, const GradWeightArgs<S>* weight) {
   switch (args.finish.kind) {
     case Finish<S>::kNothing:
-      return run_lanes<PlainSink<S, Destination>>(args);
+      return run_lanes<PlainSink<S, Destination>>(args, weight);
     case Finish<S>::kOutput:
-      return run_lanes<OutputSink<S, Destination>>(args);
+      return run_lanes<OutputSink<S, Destination>>(args, weight);
     case Finish<S>::kInputGrad:
-      return run_lanes<InputGradSink<S, Destination>>(args);
+      return run_lanes<InputGradSink<S, Destination>>(args, weight);
   }
+}
+
+template <typename S>
+void run_element(const GatherArgs<S>& args, const GradWeightArgs<S>* weight) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (args.destination_element == Element::kBFloat16) return run_sink<S, BFloat16>(args, weight);
+  }
+  run_sink<S, S>(args, weight);
 }
 
 }  // namespace
 
-template <>
-void gather<float>(const GatherArgs<float>& args) {
-  if (args.destination_element == Element::kBFloat16) return run_sink<float, BFloat16>(args);
-  run_sink<float, float>(args);
+template <typename S>
+void gather(const GatherArgs<S>& args) {
+  run_element<S>(args, nullptr);
 }
 
-template <>
-void gather<double>(const GatherArgs<double>& args) {
-  run_sink<double, double>(args);
+template <typename S>
+void backward(const GatherArgs<S>& grad_input, const GradWeightArgs<S>& weight) {
+  if (weight.is_even()) return run_element<S>(grad_input, &weight);
+  gather(grad_input);
+  grad_weight(weight);
 }
+
+#define DSR_INSTANTIATE(S)                       \
+  template void gather<S>(const GatherArgs<S>&); \
+  template void backward<S>(const GatherArgs<S>&, const GradWeightArgs<S>&);
+DSR_INSTANTIATE(float)
+DSR_INSTANTIATE(double)
 
 }  // namespace dsr::cpu::DSR_ISA

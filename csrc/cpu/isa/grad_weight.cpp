@@ -172,10 +172,9 @@ void grad_weight(const GradWeightArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
   const int64_t nnz = static_cast<int64_t>(plan.offsets.size());
   const int64_t share = grad_weight_bytes(plan, *args.grad_layout, sizeof(S));
-  S* sums = reinterpret_cast<S*>(args.workspace + args.threads * share);  // [slices][nnz]
+  S* sums = slice_sums(args);
   const int64_t units = plan.units(args.n), channels = plan.destination.channels;
-  const bool even = args.slices % args.threads == 0 || args.slices >= 8 * args.threads;
-  const int64_t parts = even ? 1 : least(args.threads, channels);
+  const int64_t parts = args.is_even() ? 1 : least(args.threads, channels);
 #pragma omp parallel num_threads(args.threads)
   {
     const FlushSubnormals flush;
@@ -186,25 +185,44 @@ void grad_weight(const GradWeightArgs<S>& args) {
       const int64_t slice = item / parts;
       const int64_t first = boundary(channels, item % parts, parts);
       const int64_t last = boundary(channels, item % parts + 1, parts);
-      S* slice_sums = sums + slice * nnz;
-      clear_sums(plan, first, last, slice_sums);
+      S* of_slice = sums + slice * nnz;
+      clear_sums(plan, first, last, of_slice);
       const int64_t end = boundary(units, slice + 1, args.slices);
       for (int64_t u = boundary(units, slice, args.slices); u < end; ++u) {
         const Unit next = unit_at(plan, args.n, u + 1);
         worker.run(unit_at(plan, args.n, u), parts == 1 && u + 1 < units ? &next : nullptr, first,
-                   last, slice_sums);
+                   last, of_slice);
       }
     }
-#pragma omp for schedule(static)
-    for (int64_t k = 0; k < nnz; ++k) {
-      S sum = 0;
-      for (int64_t slice = 0; slice < args.slices; ++slice) sum += sums[slice * nnz + k];
-      args.grad_values[plan.value_index[k]] = sum;
-    }
+    add_slices(args);
   }
 }
 
-template void grad_weight<float>(const GradWeightArgs<float>&);
-template void grad_weight<double>(const GradWeightArgs<double>&);
+template <typename S>
+void add_units(const GradWeightArgs<S>& args, char* share, int64_t begin, int64_t end, S* sums) {
+  GradWeight<S> worker(args, share);
+  for (int64_t u = begin; u < end; ++u)
+    worker.run(unit_at(*args.plan, args.n, u), nullptr, 0, args.plan->destination.channels, sums);
+}
+
+template <typename S>
+void add_slices(const GradWeightArgs<S>& args) {
+  const GatherPlan& plan = *args.plan;
+  const int64_t nnz = static_cast<int64_t>(plan.offsets.size());
+  const S* sums = slice_sums(args);
+#pragma omp for schedule(static)
+  for (int64_t k = 0; k < nnz; ++k) {
+    S sum = 0;
+    for (int64_t slice = 0; slice < args.slices; ++slice) sum += sums[slice * nnz + k];
+    args.grad_values[plan.value_index[k]] = sum;
+  }
+}
+
+#define DSR_INSTANTIATE(S)                                                           \
+  template void grad_weight<S>(const GradWeightArgs<S>&);                            \
+  template void add_units<S>(const GradWeightArgs<S>&, char*, int64_t, int64_t, S*); \
+  template void add_slices<S>(const GradWeightArgs<S>&);
+DSR_INSTANTIATE(float)
+DSR_INSTANTIATE(double)
 
 }  // namespace dsr::cpu::DSR_ISA

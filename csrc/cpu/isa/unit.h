@@ -39,6 +39,13 @@ static bool passes_caches(const GatherArgs<S>& args) {
          reinterpret_cast<uintptr_t>(args.destination) % kVectorBytes == 0;
 }
 
+// [slices][nnz], behind the threads' shares.
+template <typename S>
+static S* slice_sums(const GradWeightArgs<S>& args) {
+  const int64_t share = grad_weight_bytes(*args.plan, *args.grad_layout, sizeof(S));
+  return reinterpret_cast<S*>(args.workspace + args.threads * share);
+}
+
 // Tiles of one class in a whole unit.
 static inline int64_t tiles_of_a_unit(const GatherPlan& plan, int64_t lanes) {
   if (plan.lanes == Lanes::kPlane) {

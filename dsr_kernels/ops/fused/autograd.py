@@ -19,6 +19,7 @@ from dsr_kernels.ops import watch
 from dsr_kernels.ops.autograd import are_plain, is_recorded, sparse_conv2d_grad_bias
 from dsr_kernels.ops.fused import composed, elementwise, library
 from dsr_kernels.ops.fused.composed import Grads, Wants
+from dsr_kernels.ops.fused.results import affine_of
 from dsr_kernels.ops.saved import Context, Gradients, keep_pattern, saved
 
 OPS = torch.ops.dsr_kernels
@@ -173,7 +174,7 @@ class SparseConvFused(torch.autograd.Function):
         statistics: bool,
         shape: ConvShape,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        prologue = Prologue(library.affine_of(center, scale, shift), relu)
+        prologue = Prologue(affine_of(center, scale, shift), relu)
         weight = values, bias, crow_indices, col_indices
         y, mean, variance = kernel(x, prologue, *weight, residual, statistics, shape)
         kept = (y, mean) if statistics else (None, None)
@@ -207,7 +208,7 @@ class SparseConvFused(torch.autograd.Function):
         by_statistics = None
         if ctx.statistics and not gmean is gvariance is None:
             by_statistics = StatisticsGrad(y, _slope(gy, mean, gmean, gvariance))
-        operands = x, Prologue(library.affine_of(center, scale, shift), ctx.relu), values
+        operands = x, Prologue(affine_of(center, scale, shift), ctx.relu), values
         wants = Wants(wants_x, any(wants_affine), wants_values, wants_bias, wants_residual)
         backward = composed.backward if torch.is_grad_enabled() else _backward
         gx, gaffine, gvalues, gbias, gresidual = backward(
@@ -244,18 +245,29 @@ def _backward(
     watching = wants.values and watch.watchers and are_plain((values, x, gy))
     if by_statistics is not None and (wants.residual or watching):
         gy, by_statistics = elementwise.whole_grad(gy, by_statistics), None
-    if wants.x or wants.affine:
-        gx, gscale, gshift = sparse_conv2d_fused_grad_input(
-            gy, by_statistics, values, *pattern, x, prologue, passed, shape
+    by, wants_input = prologue.affine, wants.x or wants.affine
+    weight = values, *pattern
+    y_numbers = () if by_statistics is None else (by_statistics.y, *by_statistics.affine)
+    together = wants_input and wants.values
+    if together and are_plain((gy, *y_numbers, *weight, x, *flat(by), passed)):
+        gx, gscale, gshift, gvalues = library.sparse_conv2d_fused_backward(
+            gy, by_statistics, *weight, x, prologue, passed, shape
         )
-        if prologue.affine is not None:
-            gaffine = Affine(-prologue.affine.scale * gshift, gscale, gshift)
-    if wants.values:
-        gvalues = sparse_conv2d_fused_grad_weight(
-            x, prologue, gy, by_statistics, *pattern, shape, values.dtype
-        ).view(values.shape)
-        if watching:
-            z = composed.activated(x.detach(), prologue)
-            for watcher in watch.living():
-                watcher.passed(values.detach(), z, gy.detach(), shape)
+    else:
+        if wants_input:
+            gx, gscale, gshift = sparse_conv2d_fused_grad_input(
+                gy, by_statistics, *weight, x, prologue, passed, shape
+            )
+        if wants.values:
+            gvalues = sparse_conv2d_fused_grad_weight(
+                x, prologue, gy, by_statistics, *pattern, shape, values.dtype
+            )
+    if wants_input and by is not None:
+        gaffine = Affine(-by.scale * gshift, gscale, gshift)
+    if gvalues is not None:
+        gvalues = gvalues.view(values.shape)
+    if watching:
+        z = composed.activated(x.detach(), prologue)
+        for watcher in watch.living():
+            watcher.passed(values.detach(), z, gy.detach(), shape)
     return Grads(gx, gaffine, gvalues, gbias, gy if wants.residual else None)

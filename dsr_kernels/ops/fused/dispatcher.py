@@ -13,8 +13,8 @@ from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.ops import library as plain
 from dsr_kernels.ops.autograd import is_recorded
 from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_tangents
-from dsr_kernels.ops.fused import autograd, library
-from dsr_kernels.ops.fused.library import affine_of, statistics_grad
+from dsr_kernels.ops.fused import autograd, library, results
+from dsr_kernels.ops.fused.results import affine_of, statistics_grad
 
 Triple = tuple[Tensor, Tensor, Tensor]
 MaybeTensor = Tensor | None
@@ -201,19 +201,19 @@ for _name, _flat, _kernel, _fake in (
         "sparse_conv2d_fused_grad_input",
         _flat_grad_input,
         library.sparse_conv2d_fused_grad_input,
-        library.fused_grad_input_result,
+        results.fused_grad_input_result,
     ),
     (
         "sparse_conv2d_fused_grad_weight",
         _flat_grad_weight,
         library.sparse_conv2d_fused_grad_weight,
-        library.fused_grad_weight_result,
+        results.fused_grad_weight_result,
     ),
     (
         "sparse_conv2d_folded",
         _flat_folded,
         library.sparse_conv2d_folded,
-        library.folded_result,
+        results.folded_result,
     ),
 ):
     _register(_name, _flat, _kernel, _fake, _without_derivative(_name))
@@ -221,6 +221,6 @@ _register(
     "sparse_conv2d_fused",
     _flat_fused,
     library.sparse_conv2d_fused,
-    library.fused_result,
+    results.fused_result,
     _flat_fused(_recorded_fused),
 )
