@@ -244,18 +244,24 @@ bool check_passes(const Case& c, Lanes lanes, bool channels_last) {
     return workspace.data();
   };
   const Element e = element_of<E>();
-  forward.sparse_conv2d<S>(c.n, {x.memory.data(), e, in}, values.memory.data(), bias.memory.data(),
-                           {y.data(), e, out}, kThreads, room(forward, cpu::Op::kForward));
-  transposed.sparse_conv2d_grad_input<S>(c.n, {grad_y.memory.data(), e, out}, values.memory.data(),
-                                         {grad_x.data(), e, in}, kThreads,
+  const cpu::Operand<S> from{x.memory.data(), in, e}, gradient{grad_y.memory.data(), out, e};
+  forward.sparse_conv2d<S>(c.n, from, values.memory.data(), bias.memory.data(), {y.data(), e, out},
+                           {}, kThreads, room(forward, cpu::Op::kForward));
+  transposed.sparse_conv2d_grad_input<S>(c.n, gradient, values.memory.data(),
+                                         {grad_x.data(), e, in}, {}, kThreads,
                                          room(transposed, cpu::Op::kGradInput));
-  forward.sparse_conv2d_grad_weight<S>(c.n, {x.memory.data(), e, in},
-                                       {grad_y.memory.data(), e, out}, grad_values.data(), kThreads,
+  forward.sparse_conv2d_grad_weight<S>(c.n, from, gradient, grad_values.data(), kThreads,
                                        room(forward, cpu::Op::kGradWeight));
   const double precision = sizeof(S) == 8 ? 1e-13 : 3e-6;
   compare("y", y, right.y, precision);
   compare("grad_x", grad_x, right.grad_x, precision);
   compare("grad_values", grad_values, right.grad_values, precision);
+  workspace.assign(transposed.backward_workspace_bytes(forward, c.n, kThreads, false), 0);
+  transposed.sparse_conv2d_backward<S>(forward, c.n, gradient, values.memory.data(),
+                                       {grad_x.data(), e, in}, {}, from, grad_values.data(),
+                                       kThreads, workspace.data());
+  compare("grad_x of both", grad_x, right.grad_x, precision);
+  compare("grad_values of both", grad_values, right.grad_values, precision);
   if constexpr (sizeof(E) == sizeof(S)) {
     workspace.assign(cpu::channel_sums_workspace(c.n, s.out_channels), 0);
     cpu::channel_sums<S>(c.n, s.out_channels, s.out_height, s.out_width, grad_y.memory.data(), out,

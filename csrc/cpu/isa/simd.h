@@ -100,18 +100,40 @@ DSR_INLINE S value_of(E e) {
   }
 }
 
-// To the nearest bfloat16, ties to even, NaN to the quiet NaN, as torch rounds.
+// To the nearest bfloat16, ties to even, NaN to the quiet NaN, as torch rounds: the upper half of
+// each lane. (The lower half is arbitrary.)
+DSR_INLINE Vec<float> rounded(Vec<float> v) {
+#if defined(__AVX512F__)
+  const __m512i bits = (__m512i)v;
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __m512i half =
+      _mm512_mask_blend_epi32(odd, _mm512_set1_epi32(0x7fff), _mm512_set1_epi32(0x8000));
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  return (Vec<float>)_mm512_mask_mov_epi32(_mm512_add_epi32(bits, half), nan,
+                                           _mm512_set1_epi32(0x7fc00000));
+#else
+  typedef uint32_t word __attribute__((vector_size(kVectorBytes), may_alias));
+  const word bits = (word)v;
+  const word nan = (word)(v != v);
+  return (Vec<float>)(((bits + 0x7fff + ((bits >> 16) & 1)) & ~nan) | (nan & 0x7fc00000));
+#endif
+}
+
 template <typename S, typename E>
 DSR_INLINE void store_as(E* p, Vec<S> v) {
   if constexpr (std::is_same_v<S, E>) {
     store(p, v);
   } else {
     typedef uint16_t half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+#if defined(__AVX512F__)
+    typedef uint16_t words __attribute__((vector_size(kVectorBytes), may_alias));
+    const words w = (words)rounded(v);
+    *reinterpret_cast<half*>(p) =
+        __builtin_shufflevector(w, w, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
     typedef uint32_t word __attribute__((vector_size(kVectorBytes), may_alias));
-    const word bits = (word)v;
-    const word rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const word nan = (word)(v != v);
-    *reinterpret_cast<half*>(p) = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), half);
+    *reinterpret_cast<half*>(p) = __builtin_convertvector((word)rounded(v) >> 16, half);
+#endif
   }
 }
 
