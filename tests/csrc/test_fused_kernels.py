@@ -89,6 +89,24 @@ def test_statistics_far_from_zero(isa: str, lanes: str) -> None:
         assert (variance - truth[0]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("outputs", [17, 40, 66, 100])
+@variants
+def test_each_channel_has_a_pivot_of_its_own(isa: str, lanes: str, outputs: int) -> None:
+    """Channels of a last, partial vector must not choose for those of the next strip or thread."""
+    conv = layer(4, outputs, 3, padding=1, sparsity=0.0)
+    x = torch.randn(16, 4, 14, 14).contiguous(memory_format=torch.channels_last)
+    found = []
+    for threads in (1, 3):
+        with kernels(isa, lanes, threads):
+            p = problem_of(conv, x, residual=False)
+            y, mean, variance, _ = p._replace(bias=torch.full((outputs,), 1000.0)).run()
+        truth = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+        assert ((variance - truth[0]).abs() / truth[0]).max() < 1e-4
+        assert (mean - truth[1]).abs().max() < 1e-3
+        found.append((mean, variance))
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("what", [float("inf"), float("-inf"), float("nan")])
 @variants
 def test_what_is_not_finite_passes_as_in_torch(isa: str, lanes: str, what: float) -> None:
@@ -137,3 +155,23 @@ def test_formats_that_differ_are_made_alike(isa: str, lanes: str) -> None:
         theirs = torch.autograd.grad(meant.meaning().y, (meant.x, meant.values), grad.double())
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize("images", [1, 2, 5, 17, 40])
+@variants
+def test_few_units_give_the_same_bits_for_any_number_of_threads(
+    isa: str, lanes: str, images: int, last: bool
+) -> None:
+    """Then channels are shared out among threads, by which sums must not change."""
+    conv = layer(17, 50, 3, padding=1, sparsity=0.7)
+    x = torch.randn(images, 17, 6, 8)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    found = []
+    for threads in (1, 2, 3, 5):
+        with kernels(isa, lanes, threads):
+            leaves = problem_of(conv, x).leaves()
+            found.append(results(leaves, leaves.run()))
+    for other in found[1:]:
+        for key, tensor in found[0].items():
+            assert torch.equal(tensor, other[key]), key

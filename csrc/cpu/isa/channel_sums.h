@@ -60,23 +60,24 @@ class MomentLanes {
   DSR_INLINE_MEMBER bool asked() const { return sums_.asked(); }
   DSR_INLINE_MEMBER void add(Vec<S> y) { add_head(y, kLanes<S>); }
   DSR_INLINE_MEMBER void add_head(Vec<S> y, int64_t n) {
-    choose_pivot(y);
+    choose_pivot(y, n);
     Vec<S> d = y - pivot_;
     if (n != kLanes<S>) d = keep_head<S>(d, n);
     sums_.add(d, d * d);
   }
   DSR_INLINE_MEMBER void keep() { sums_.keep(); }
 
-  // From the channel's first values, once.
-  DSR_INLINE_MEMBER void choose_pivot(Vec<S> y) {
+  // From the first values of the channel, or (lanes along channels) of the first n channels: once.
+  DSR_INLINE_MEMBER void choose_pivot(Vec<S> y, int64_t n) {
     if (chosen_) return;
     chosen_ = true;
     const Vec<S> finite = y - y == Vec<S>{} ? y : Vec<S>{};  // inf - inf is NaN
     if (along_channels_) {
-      const Vec<S> has = load(has_pivot_);
-      pivot_ = has == Vec<S>{} ? finite : load(pivot_at_);
+      // Lanes from n on are those of other channels, whose turn comes.
+      const Vec<S> has = load(has_pivot_), ours = keep_head<S>(broadcast(S{1}), n);
+      pivot_ = ours > has ? finite : load(pivot_at_);
       store(pivot_at_, pivot_);
-      store(has_pivot_, broadcast(S{1}));
+      store(has_pivot_, larger<S>(has, ours));
       return;
     }
     if (*has_pivot_ == 0) {

@@ -11,8 +11,17 @@ namespace dsr::cpu::DSR_ISA {
 namespace {
 
 // Where there are few units for the threads, the destination channels are shared out too, each
-// thread packing for itself.
-int64_t channel_parts(int64_t units, int threads, int64_t channels) {
+// thread packing for itself. Which channels are stored together decides the order in which sums are
+// added up, so where sums are asked for, their parts depend on the problem alone.
+template <typename S>
+int64_t channel_parts(const GatherArgs<S>& args) {
+  constexpr int64_t kItems = 16;
+  const int64_t units = args.plan->units(args.n), threads = args.threads;
+  const int64_t channels = args.plan->destination.channels;
+  if (args.finish.sums.partial) {
+    const int64_t wanted = units >= kItems ? 1 : ceil_div(kItems, most(units, 1));
+    return most(1, least(wanted, channels / kMaxLanes));
+  }
   const bool even = units % threads == 0 ? units >= threads : units >= 8 * threads;
   return even ? 1 : least(threads, channels);
 }
@@ -48,7 +57,7 @@ void run_units(const GatherArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
   const int64_t share = gather_bytes(plan, sizeof(S));
   const int64_t units = plan.units(args.n), channels = plan.destination.channels;
-  const int64_t parts = channel_parts(units, args.threads, channels);
+  const int64_t parts = channel_parts(args);
   const int64_t steps = steps_of_a_unit(plan, kLanes<S>);
 #pragma omp parallel num_threads(args.threads)
   {
@@ -77,6 +86,8 @@ void run_both(const GatherArgs<S>& args, const GradWeightArgs<S>& weight) {
   const int64_t weight_units = weight.plan->units(weight.n);
   const int64_t nnz = static_cast<int64_t>(weight.plan->offsets.size());
   const int64_t steps = steps_of_a_unit(plan, kLanes<S>);
+  const int64_t channels = plan.destination.channels;
+  const int64_t parts = args.finish.sums.partial ? channel_parts(args) : 1;
 #pragma omp parallel num_threads(args.threads)
   {
     const FlushSubnormals flush;
@@ -90,8 +101,10 @@ void run_both(const GatherArgs<S>& args, const GradWeightArgs<S>& weight) {
         const int64_t last = boundary(units, w + 1, weight_units);
         for (int64_t u = boundary(units, w, weight_units); u < last; ++u) {
           Ahead next;
-          if (u + 1 < units) next = Ahead(args, unit_at(plan, args.n, u + 1), steps);
-          worker.run(unit_at(plan, args.n, u), next, 0, plan.destination.channels);
+          if (parts == 1 && u + 1 < units) next = Ahead(args, unit_at(plan, args.n, u + 1), steps);
+          for (int64_t part = 0; part < parts; ++part)
+            worker.run(unit_at(plan, args.n, u), next, boundary(channels, part, parts),
+                       boundary(channels, part + 1, parts));
         }
         add_units(weight, weight.workspace + thread_index() * weight_share, w, w + 1, sums);
       }

@@ -139,7 +139,7 @@ class OutputSink {
         DSR_ISA::put<S>(to + i, v, streams);
         if constexpr (kSums) {
           v = as_stored(to + i, v, kLanes<S>);
-          if (i == 0) moments.choose_pivot(v);
+          if (i == 0) moments.choose_pivot(v, kLanes<S>);
           moments.add_to_pivot(v);
         }
       }
