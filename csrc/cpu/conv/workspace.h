@@ -13,11 +13,11 @@
 
 namespace dsr::cpu {
 
-inline int64_t align_up(int64_t bytes) {
+static inline int64_t align_up(int64_t bytes) {
   return (bytes + kAlignment - 1) & ~int64_t{kAlignment - 1};
 }
 // The first aligned address of a workspace that has kAlignment bytes to spare.
-inline char* align_up(char* workspace) {
+static inline char* align_up(char* workspace) {
   return reinterpret_cast<char*>(align_up(reinterpret_cast<intptr_t>(workspace)));
 }
 #if defined(DSR_SANITIZE)
@@ -26,7 +26,7 @@ inline constexpr int64_t kGuardBytes =
 #else
 inline constexpr int64_t kGuardBytes = 0;
 #endif
-inline int64_t part_bytes(int64_t bytes) { return align_up(bytes) + kGuardBytes; }
+static inline int64_t part_bytes(int64_t bytes) { return align_up(bytes) + kGuardBytes; }
 // Cuts a part of part_bytes() off the front of a workspace.
 static inline __attribute__((always_inline)) char* cut_part(char** workspace, int64_t bytes) {
   char* part = *workspace;
@@ -43,30 +43,31 @@ static inline __attribute__((always_inline)) void drop_guards([[maybe_unused]] c
   ASAN_UNPOISON_MEMORY_REGION(workspace, bytes);
 #endif
 }
-inline int64_t packed_bytes(const GatherPlan& plan, const PackLayout& layout, int element_size) {
+static inline int64_t packed_bytes(const GatherPlan& plan, const PackLayout& layout,
+                                   int element_size) {
   return part_bytes((layout.elements() * plan.batch.lane_images + kSlack) * element_size);
 }
 // kBatch: where each pixel of a source channel goes, and which elements of the packed plane are
 // zero.
-inline int64_t pixel_map_bytes(const GatherPlan& plan, const PackLayout& layout) {
+static inline int64_t pixel_map_bytes(const GatherPlan& plan, const PackLayout& layout) {
   if (plan.lanes != Lanes::kBatch) return 0;
   return part_bytes((layout.height * layout.width + layout.channel_stride()) *
                     static_cast<int64_t>(sizeof(int32_t)));
 }
 // kBatch: elements from one channel's accumulators of a strip to the next; odd, so that they do not
 // fall on the same cache sets.
-inline int64_t strip_elements(const GatherPlan& plan) {
+static inline int64_t strip_elements(const GatherPlan& plan) {
   return (plan.tile.rows * plan.destination.step_h * plan.strip.cols * plan.destination.step_w) | 1;
 }
 // kRow: scalars of one class's accumulators in one tile, and vectors that a slot spans.
-inline int64_t row_class_scalars(const GatherPlan& plan, int64_t lanes) {
+static inline int64_t row_class_scalars(const GatherPlan& plan, int64_t lanes) {
   return plan.destination.channels * plan.tile.rows * plan.row.vectors * lanes;
 }
-inline int64_t slot_vectors(const GatherPlan& plan) {
+static inline int64_t slot_vectors(const GatherPlan& plan) {
   const int64_t lanes = plan.source.pitch / plan.row.vectors;
   return plan.row.slot_lanes > lanes ? plan.row.slot_lanes / lanes : 1;
 }
-inline int64_t accumulator_bytes(const GatherPlan& plan, int element_size) {
+static inline int64_t accumulator_bytes(const GatherPlan& plan, int element_size) {
   if (plan.lanes == Lanes::kRow) {
     const int64_t lanes = plan.source.pitch / plan.row.vectors;
     const int64_t classes = static_cast<int64_t>(plan.destination.classes.size());
@@ -79,18 +80,19 @@ inline int64_t accumulator_bytes(const GatherPlan& plan, int element_size) {
   return part_bytes(plan.strip.channels * scalars * element_size);
 }
 // A thread's sums of one unit by channel (isa/channel_sums.h), and what all units leave.
-inline int64_t unit_sums_bytes(const GatherPlan& plan, int element_size) {
+static inline int64_t unit_sums_bytes(const GatherPlan& plan, int element_size) {
   const int64_t channels = plan.destination.channels;
   return part_bytes((4 * (channels + kMaxLanes) + 2 * channels * kMaxLanes) * element_size);
 }
-inline int64_t partial_sums_bytes(const GatherPlan& plan, int64_t n, int element_size) {
+static inline int64_t partial_sums_bytes(const GatherPlan& plan, int64_t n, int element_size) {
   return part_bytes(3 * plan.units(n) * plan.destination.channels * element_size);
 }
-inline int64_t gather_bytes(const GatherPlan& plan, int element_size) {
+static inline int64_t gather_bytes(const GatherPlan& plan, int element_size) {
   return packed_bytes(plan, plan.source, element_size) + accumulator_bytes(plan, element_size) +
          pixel_map_bytes(plan, plan.source) + unit_sums_bytes(plan, element_size);
 }
-inline int64_t grad_weight_bytes(const GatherPlan& plan, const PackLayout& grad, int element_size) {
+static inline int64_t grad_weight_bytes(const GatherPlan& plan, const PackLayout& grad,
+                                        int element_size) {
   return packed_bytes(plan, plan.source, element_size) + packed_bytes(plan, grad, element_size) +
          pixel_map_bytes(plan, plan.source) + pixel_map_bytes(plan, grad);
 }
