@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from torch import nn
+from torch.jit import ScriptModule
 
 from dsr_kernels.fusing.classes import Spec, Variant, encode, fused_class, is_fused
 from dsr_kernels.fusing.notes import rows_of
@@ -81,7 +82,7 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 def _traces(module: nn.Module, opaque: set[nn.Module]) -> list[Trace]:
     """The records of the forward of `module`: one, or one of training and one of inference."""
-    flags = {m: m.training for m in modules_through(module, opaque).values()}
+    flags = {m: m.training for m in module.modules() if not isinstance(m, ScriptModule)}
 
     def records() -> Iterator[Trace]:
         for mode in (True, False):

@@ -59,9 +59,9 @@ class Plan:
             role = self._role(node)
             if role is not None and node in live:  # what nobody goes on with gets no gradient
                 self.roles[node] = role
-        self._barriers = [self.place[n] for n in self.nodes if self._writes(n) and not self.own(n)]
+        self._barriers = [self.place[n] for n in self.nodes if self.writes(n) and not self.own(n)]
         for node in self.nodes:  # what others may see being written to is left alone
-            if node in self.roles and self._writes(node) and not self.own(node):
+            if node in self.roles and self.writes(node) and not self.own(node):
                 del self.roles[node]
         self.how: dict[fx.Node, str] = {}
         self._ends: dict[fx.Node, int] = {}
@@ -91,7 +91,7 @@ class Plan:
         count = 2 if self.roles.get(node) == "add" else 1
         return [a for a in node.args[:count] if isinstance(a, fx.Node)]
 
-    def _writes(self, node: fx.Node) -> bool:
+    def writes(self, node: fx.Node) -> bool:
         """Whether it writes to a tensor that is there already, as far as can be told."""
         if node.op == "call_module":
             module = self.module(node)
@@ -122,7 +122,7 @@ class Plan:
             return True
         if role not in ("relu", "add"):
             return False
-        return not self._writes(node) or self.own(node)
+        return not self.writes(node) or self.own(node)
 
     # --- how far its value is made ---
 
@@ -146,19 +146,22 @@ class Plan:
             if once and not twice and self.roles.get(users[0]) in LATER[role]:
                 self.how[node], self._ends[node] = "later", end
                 return
-            taken = len(self.takers(node)) == len(users) and self._may_be_taken(node)
+            taken = len(self.takers(node)) == len(users) and self._may_be_taken(node, end)
             if role in TAKEN and taken:
                 self.how[node], self._ends[node] = "takers", end
                 return
         aware = any(user in self.roles for user in users)
         self.how[node] = "held" if aware and len(users) > 1 else "whole"
 
-    def _may_be_taken(self, node: fx.Node) -> bool:
+    def _may_be_taken(self, node: fx.Node, end: int) -> bool:
         """A ReLU keeps its result for backward, and a convolution that computes it keeps its input,
         to which others then may not write."""
         source = self.operands(node)[0]
-        if self.roles[node] != "relu" or self.roles.get(source) in ("norm", "add"):
+        if self.roles[node] != "relu":
             return True
+        if self.roles.get(source) in ("norm", "add") and set(source.users) == {node}:
+            if not self.crosses(source, end):
+                return True  # the input is never made
         later = any(barrier > self.place[node] for barrier in self._barriers)
         return not later and source.op != "placeholder"
 
@@ -247,7 +250,8 @@ def _replace(graph: fx.Graph, node: fx.Node, plan: Plan, layers: _Layers) -> Non
             others = plan.takers(node)
         if names := list(dict.fromkeys(str(other.target) for other in others)):
             args = (*args, tuple(map(layers, names)))
-        new = graph.call_function(getattr(steps, role), args)
+        in_place = {"in_place": True} if role == "add" and plan.writes(node) else {}
+        new = graph.call_function(getattr(steps, role), args, in_place)
     new.name = node.name
     made = None
     for user in list(node.users):
