@@ -9,6 +9,7 @@ from torch import nn
 from torch.jit import ScriptModule
 
 from dsr_kernels.fusing.classes import Spec, Variant, encode, fused_class, is_fused
+from dsr_kernels.fusing.conditions import Condition
 from dsr_kernels.fusing.notes import rows_of
 from dsr_kernels.fusing.plain import is_unhooked, plain_class
 from dsr_kernels.fusing.report import FuseReport
@@ -102,11 +103,16 @@ def _traces(module: nn.Module, opaque: set[nn.Module]) -> list[Trace]:
 def _give_forward(module: nn.Module, traces: list[Trace], plans: list[Plan]) -> None:
     variants = []
     for each, plan in zip(traces, plans, strict=True):
+        relied = [
+            Condition(name, plain_class(type(module.get_submodule(name))), None, ())
+            for name in sorted(plan.relied_on())
+            if is_unhooked(module.get_submodule(name))
+        ]
         rewrite(each.graph, plan)
         code = each.graph.python_code("self")
         words = set(re.findall(r"\w+", code.src))
         names = [encode(name, value) for name, value in code.globals.items() if name in words]
-        variants.append(Variant(code.src, tuple(names), each.conditions, each.inputs))
+        variants.append(Variant(code.src, tuple(names), (*each.conditions, *relied), each.inputs))
     kind = fused_class(plain_class(type(module)), Spec(tuple(variants)))
     object.__setattr__(module, "__class__", kind)
 

@@ -8,9 +8,10 @@ for which one of them does not hold runs the forward as it was written.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +25,8 @@ from dsr_kernels.fusing.conditions import (
     NotTraceable,
     asking_types,
     conditions_on,
-    recording,
     keys_are_read,
+    recording,
     unchanged,
 )
 from dsr_kernels.fusing.plain import plain_class
@@ -86,6 +87,7 @@ def trace(module: nn.Module, opaque: set[nn.Module]) -> Trace:
         recording(reads, through.values()),
         asking_types(through.values(), reads),
         _NothingComputed(),
+        _switches_put_back(),
     ):
         try:
             with watch:
@@ -240,11 +242,25 @@ def _handed_on(value: Any) -> bool:
     return type(value) in CONTAINERS or (isinstance(value, tuple) and hasattr(value, "_fields"))
 
 
-def _state() -> tuple[Any, ...]:
+def _state() -> tuple[bool, bool, list[tuple[str, bool, torch.dtype]]]:
     """What a with statement or a function may switch."""
-    kinds = "cpu", "cuda"
-    autocast = [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+    autocast = [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+    ]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+
+
+@contextlib.contextmanager
+def _switches_put_back() -> Iterator[None]:
+    gradients, _, autocast = _state()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        for kind, enabled, dtype in autocast:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
 
 
 class _NothingComputed(TorchDispatchMode):

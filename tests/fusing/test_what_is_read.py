@@ -232,4 +232,5 @@ def test_forwards_that_are_left_as_they_are(kind):
     assert all(
         module.training and getattr(module, "eps", 1e-5) == 1e-5 for module in model.modules()
     )
+    assert torch.is_grad_enabled()
     assert [] == SEEN == StoringInItsClass.kept

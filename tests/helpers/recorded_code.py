@@ -1,4 +1,4 @@
-"""Functions and variables that forwards reach through this module, for tests of what fuse records."""
+"""Functions and variables that forwards reach through this module, for tests of fuse."""
 
 from __future__ import annotations
 
