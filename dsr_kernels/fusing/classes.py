@@ -18,7 +18,7 @@ from torch import nn
 from dsr_kernels.fusing.conditions import MISSING, Condition
 from dsr_kernels.fusing.plain import is_as_written, is_tensor, others_look_on
 
-VERSION = 1  # of what the texts call; a pickle of another one comes back unfused
+VERSION = 2  # of what the texts call; a pickle of another one comes back unfused
 Global = tuple[str, str | None, Any]  # name, module, and its attribute (None: the module itself)
 
 

@@ -57,7 +57,10 @@ def recording(reads: Reads, within: Iterable[nn.Module]) -> Iterator[None]:
     through = set(within)
     try:
         for module, kind in kinds.items():
-            object.__setattr__(module, "__class__", _noting(kind, reads, through))
+            try:
+                object.__setattr__(module, "__class__", _noting(kind, reads, through))
+            except TypeError:
+                raise NotTraceable(f"goes through a {kind.__name__}, which is closed") from None
         yield
     finally:
         for module, kind in kinds.items():

@@ -1,8 +1,8 @@
 """Records what a forward does: a graph, and what must still be so whenever the graph stands for it.
 
 A graph is recorded of one module, through all that it calls but layers of torch.nn, sparse layers
-and modules that cannot be traced. Everything that the code reads of those modules while it is
-recorded (numbers, flags such as `training`, which children are None) becomes a condition. A call
+and modules that cannot be traced. Everything that the code reads of modules and of globals while it
+is recorded (numbers, flags such as `training`, which children are None) becomes a condition. A call
 for which one of them does not hold runs the forward as it was written.
 """
 

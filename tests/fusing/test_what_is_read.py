@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import OrderedDict
 from random import Random, uniform
@@ -119,6 +120,17 @@ def test_variables_outside_of_modules_count(kind, variable, monkeypatch):
     check_same(step(fused, images()), step(plain, images()), 1e-9)
     monkeypatch.setattr(variable, False)
     check_same(step(fused, images()), step(plain, images()), 1e-9)
+
+
+def test_a_variable_counts_in_a_copy_and_compiled(monkeypatch):
+    fused, plain = sparse_pair(ByModulesGlobal())
+    copied = pickle.loads(pickle.dumps(fused))
+    assert type(copied) is type(fused)
+    compiled = torch.compile(fused, backend="eager", fullgraph=True)
+    for flag in (True, False):
+        monkeypatch.setattr(recorded_code, "flag", flag)
+        for model in (copied, compiled):
+            torch.testing.assert_close(model(images()), plain(images()), rtol=1e-9, atol=1e-9)
 
 
 class Toggling(Base):
