@@ -30,8 +30,10 @@ SAME_EACH_TIME = {
     *("math", "numbers", "operator", "torch", "types", "typing"),
 }
 ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
-KINDS = (FunctionType, BuiltinFunctionType, type, enum.Enum, property, staticmethod, classmethod)
-Load = tuple[str, list[str]]  # "LOAD_GLOBAL" or "LOAD_DEREF"; a name, and attributes of it
+KINDS = (FunctionType, BuiltinFunctionType, type, property, staticmethod, classmethod)
+# "LOAD_GLOBAL" or "LOAD_DEREF"; a name, and attributes of it; whether the code keeps the value
+# under another name, or reads an attribute of it by a string.
+Load = tuple[str, list[str], bool]
 
 
 class Watch:
@@ -49,7 +51,11 @@ class Watch:
         return self
 
     def __exit__(self, *error: object) -> None:
-        sys.setprofile(self._before)
+        if self._before is None or callable(self._before):
+            sys.setprofile(self._before)
+        else:  # a profiler written in C, which Python cannot put back
+            sys.setprofile(None)
+            self._before.enable()
         if self._collecting:
             gc.enable()
         if self._reason is not None:  # the code may have caught it
@@ -95,15 +101,20 @@ class Watch:
         first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         if isinstance(first, type) and code.co_name != "__new__":
             self._refuse(f"calls {code.co_name}, which may read attributes of its class")
-        for kind, names in loads(code):
+        for kind, names, handed_on in loads(code):
             scope = frame.f_globals if kind == "LOAD_GLOBAL" else frame.f_locals
             if names[0] in scope:
-                self._load(frame, kind, names)
+                value = self._load(frame, kind, names)
+                if handed_on and isinstance(value, type):
+                    self._refuse(f"goes on with {names[-1]}, whose attributes it may read")
 
-    def _load(self, frame: FrameType, kind: str, names: list[str]) -> None:
+    def _load(self, frame: FrameType, kind: str, names: list[str]) -> Any:
+        """The value. What it is becomes a condition, or a reason to refuse."""
         scope = frame.f_globals if kind == "LOAD_GLOBAL" else frame.f_locals
         value, path = scope[names[0]], names[0]
         for name in names[1:]:
+            if isinstance(value, FunctionType) and not name.startswith("__"):
+                self._refuse(f"reads {path}.{name}, an attribute of a function")
             if not isinstance(value, ModuleType | type):
                 break
             found = inspect.getattr_static(value, name, MISSING)
@@ -112,7 +123,10 @@ class Watch:
             if found is MISSING:
                 break
             value, path = found, f"{path}.{name}"
-        if isinstance(value, BASICS) or (isinstance(value, tuple | frozenset) and is_value(value)):
+        if isinstance(value, torch.dtype) and names[0] == "torch":
+            return value
+        fixed = isinstance(value, tuple | frozenset) and is_value(value)
+        if isinstance(value, (*BASICS, enum.Enum)) or fixed:
             home = str(frame.f_globals.get("__name__"))
             known = getattr(sys.modules.get(home), "__dict__", None) is frame.f_globals
             if kind != "LOAD_GLOBAL" or not known:
@@ -120,6 +134,7 @@ class Watch:
             self.globals[home, path] = value
         elif not _is_code(value) and not (kind == "LOAD_DEREF" and isinstance(value, nn.Module)):
             self._refuse(f"reads {path}, a {type(value).__name__}")
+        return value
 
 
 def is_users(frame: FrameType) -> bool:
@@ -134,14 +149,18 @@ def is_users(frame: FrameType) -> bool:
 def loads(code: CodeType) -> Iterator[Load]:
     """Globals and variables of functions around it that code loads, with attributes of them."""
     for each in reading.codes(code):
-        found: Load | None = None
+        found: tuple[str, list[str]] | None = None
+        by_string = False
         for instruction in dis.get_instructions(each):
             name, value = instruction.opname, instruction.argval
             if found is not None and name in ATTRIBUTES:
                 found[1].append(str(value))
                 continue
             if found is not None:
-                yield found
+                yield *found, by_string or name.startswith("STORE_")
+                by_string = found[1] in (["getattr"], ["hasattr"])
+            else:
+                by_string = by_string and name in ("PUSH_NULL", "EXTENDED_ARG")
             around = name in ("LOAD_DEREF", "LOAD_CLASSDEREF") and value in code.co_freevars
             found = None
             if around or name in ("LOAD_GLOBAL", "LOAD_NAME"):

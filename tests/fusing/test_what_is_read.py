@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import pickle
 import time
 from collections import OrderedDict
@@ -54,6 +55,11 @@ class ByClass(Base):
     def forward(self, x):
         y = self.chain(x) * 2 if ByClass.doubled else self.chain(x)
         return y * 2 if recorded_code.Settings.double else y
+
+
+class ByEnum(Base):
+    def forward(self, x):
+        return recorded_code.by_mode(self.chain(x))
 
 
 class ByMissing(Base):
@@ -110,6 +116,7 @@ VARIABLES = [
     (ByModulesGlobal, "helpers.recorded_code.flag"),
     (ByClass, f"{__name__}.ByClass.doubled"),
     (ByClass, "helpers.recorded_code.Settings.double"),
+    (ByEnum, "helpers.recorded_code.mode"),
 ]
 
 
@@ -131,6 +138,20 @@ def test_a_variable_counts_in_a_copy_and_compiled(monkeypatch):
         monkeypatch.setattr(recorded_code, "flag", flag)
         for model in (copied, compiled):
             torch.testing.assert_close(model(images()), plain(images()), rtol=1e-9, atol=1e-9)
+
+
+def test_fuse_within_a_profiler_leaves_it_running():
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        fused, _ = sparse_pair(ByGlobal())
+        images()
+    finally:
+        profiler.disable()
+    assert type(fused) is not ByGlobal
+    assert "images" in {
+        entry.code.co_name for entry in profiler.getstats() if hasattr(entry.code, "co_name")
+    }
 
 
 class Toggling(Base):
@@ -184,6 +205,22 @@ class Timed(Base):
         return self.chain(x) * now()
 
 
+class ByAnotherName(Base):
+    def forward(self, x):
+        settings = recorded_code.Settings
+        return self.chain(x) * 2 if settings.double else self.chain(x)
+
+
+class ByString(Base):
+    def forward(self, x):
+        return self.chain(x) * (2 if getattr(recorded_code.Settings, "double", None) else 3)
+
+
+class OfAFunction(Base):
+    def forward(self, x):
+        return self.chain(x) * recorded_code.by_mode.factor
+
+
 class ByDict(Base):
     def forward(self, x):
         return self.chain(x) * 2 if "extra" in self.__dict__ else self.chain(x)
@@ -226,6 +263,9 @@ LEFT = {
     Drawing: "reads uniform, a method",
     DrawingOfOne: "reads generator, a Random",
     Timed: "calls time, whose answer",
+    ByAnotherName: "goes on with Settings",
+    ByString: "goes on with Settings",
+    OfAFunction: "reads recorded_code.by_mode.factor",
     ByDict: "reads its attributes as a dict",
     Ordered: "hands on an object of type OrderedDict",
     Storing: "reads SEEN, a list",

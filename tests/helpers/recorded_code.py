@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import enum
+
 import torch
 
 flag = True
 factors = [2.0]
 asks = torch.is_grad_enabled
+
+
+class Mode(enum.Enum):
+    FAST = 1
+    SLOW = 2
+
+
+mode = Mode.FAST
 
 
 class Settings:
@@ -29,3 +39,10 @@ def by_list(x):
 
 def by_flag(x):
     return x * 2 if flag else x
+
+
+def by_mode(x):
+    return x * 2 if mode is Mode.FAST else x
+
+
+by_mode.factor = 2
