@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dsr_kernels.fusing.conditions import Condition
+from dsr_kernels.fusing.conditions import MISSING, Condition
 from dsr_kernels.fusing.plain import is_as_written, is_tensor, others_look_on
 
-VERSION = 1  # of what the texts call; a pickle of another one comes back unfused
+VERSION = 2  # of what the texts call; a pickle of another one comes back unfused
 Global = tuple[str, str | None, Any]  # name, module, and its attribute (None: the module itself)
 
 
@@ -182,7 +182,7 @@ def _arguments(
 
 def _holding(conditions: tuple[Condition, ...], file: str) -> Any:
     """A function of the module that says whether all conditions hold, as straight code."""
-    scope: dict[str, Any] = {"is_as_written": is_as_written}
+    scope: dict[str, Any] = {"is_as_written": is_as_written, "missing": MISSING}
     lines = ["def forward(self):"]
     known = {"": "self"}
     for number, (path, kind, keys, reads) in enumerate(conditions):
@@ -203,11 +203,33 @@ def _holding(conditions: tuple[Condition, ...], file: str) -> Any:
                 lines.append(f"    if {read} is not {constant}: return False")
             elif how == "is not True":
                 lines.append(f"    if {read} is True: return False")
+            elif how == "same":
+                lines += _walk(value, known)
+                lines.append(f"    if {here} is not {known[value]}: return False")
+            elif how == "missing":
+                lines.append(f"    if hasattr({here}, {name!r}): return False")
+            elif how == "not its own":
+                lines.append(f"    if {name!r} in {here}.__dict__: return False")
+            elif how == "global":
+                first, *rest = name.split(".")
+                scope[constant], scope[f"{constant}_in"] = value[1], _scope_of(value[0])
+                read = f"{constant}_in.get({first!r}, missing)"
+                for part in rest:
+                    read = f"getattr({read}, {part!r}, missing)"
+                lines.append(f"    if {read} != {constant}: return False")
             else:
                 wrong = "is not None" if value else "is None"
                 lines.append(f"    if {here}.{how}.get({name!r}) {wrong}: return False")
     lines.append("    return True")
     return _function("\n".join(lines) + "\n", scope, file)
+
+
+def _scope_of(home: str) -> dict[str, Any]:
+    """The variables of a module of Python, as they are whenever they are looked up."""
+    try:
+        return vars(importlib.import_module(home))
+    except ImportError:
+        return {}
 
 
 def _walk(path: str, known: dict[str, str]) -> list[str]:

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 
 from torch import nn
+from torch.jit import ScriptModule
 
 from dsr_kernels.fusing.classes import Spec, Variant, encode, fused_class, is_fused
+from dsr_kernels.fusing.conditions import Condition
 from dsr_kernels.fusing.notes import rows_of
 from dsr_kernels.fusing.plain import is_unhooked, plain_class
 from dsr_kernels.fusing.report import FuseReport
@@ -81,7 +83,7 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 def _traces(module: nn.Module, opaque: set[nn.Module]) -> list[Trace]:
     """The records of the forward of `module`: one, or one of training and one of inference."""
-    flags = {m: m.training for m in modules_through(module, opaque).values()}
+    flags = {m: m.training for m in module.modules() if not isinstance(m, ScriptModule)}
 
     def records() -> Iterator[Trace]:
         for mode in (True, False):
@@ -101,11 +103,16 @@ def _traces(module: nn.Module, opaque: set[nn.Module]) -> list[Trace]:
 def _give_forward(module: nn.Module, traces: list[Trace], plans: list[Plan]) -> None:
     variants = []
     for each, plan in zip(traces, plans, strict=True):
+        relied = [
+            Condition(name, plain_class(type(module.get_submodule(name))), None, ())
+            for name in sorted(plan.relied_on())
+            if is_unhooked(module.get_submodule(name))
+        ]
         rewrite(each.graph, plan)
         code = each.graph.python_code("self")
         words = set(re.findall(r"\w+", code.src))
         names = [encode(name, value) for name, value in code.globals.items() if name in words]
-        variants.append(Variant(code.src, tuple(names), each.conditions, each.inputs))
+        variants.append(Variant(code.src, tuple(names), (*each.conditions, *relied), each.inputs))
     kind = fused_class(plain_class(type(module)), Spec(tuple(variants)))
     object.__setattr__(module, "__class__", kind)
 

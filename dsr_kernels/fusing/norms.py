@@ -104,6 +104,7 @@ def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, values: int) -
         return
     running = norm.running_mean, norm.running_var
     # torch's own update leaves the versions, too: earlier graphs that saved them may go backward.
-    with torch.autograd._unsafe_preserve_version_counter(running):
+    kept = tuple(t for t in running if torch.compiler.is_compiling() or not t.is_inference())
+    with torch.autograd._unsafe_preserve_version_counter(kept):
         for each, now in zip(running, (mean.detach(), unbiased), strict=True):
             each.mul_(1 - momentum).add_(now, alpha=momentum)

@@ -31,7 +31,12 @@ ASKED = {
     "autocast": "switches autocast",
     "checkpoint": "calls checkpoint",
     "checkpoint_sequential": "calls checkpoint",
+    "__class__": "asks what something is",
+    "__dict__": "reads its attributes as a dict",
+    "vars": "reads its attributes as a dict",
     "print": "prints",
+    "open": "opens a file",
+    "input": "asks for input",
     "environ": "reads the environment",
     "getenv": "reads the environment",
     "random": "draws random numbers",
@@ -53,6 +58,7 @@ OPCODES = {
     "STORE_ATTR": "sets attributes",
     "DELETE_ATTR": "deletes attributes",
     "STORE_GLOBAL": "sets globals",
+    "IMPORT_NAME": "imports",
     "YIELD_VALUE": "is a generator",
     "GET_AWAITABLE": "is a coroutine",
 }
@@ -65,7 +71,7 @@ def why_not(module: nn.Module) -> str | None:
     if not isinstance(inspect.getattr_static(type(module), "forward", None), FunctionType):
         return "is not a plain function"
     for function in functions(module):
-        if reason := _objection(function.__code__):
+        if reason := objection(function.__code__):
             return reason
     return None
 
@@ -92,7 +98,7 @@ def _named_by(function: FunctionType, kind: type) -> Iterator[Any]:
             yield cell.cell_contents
         except ValueError:  # not bound yet
             continue
-    for code in _codes(function.__code__):
+    for code in codes(function.__code__):
         for name in code.co_names:
             yield function.__globals__.get(name)
             member = inspect.getattr_static(kind, name, None)
@@ -101,15 +107,17 @@ def _named_by(function: FunctionType, kind: type) -> Iterator[Any]:
                 yield member.__func__
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """The code and that of functions and generators in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)
 
 
-def _objection(code: CodeType) -> str | None:
-    for each in _codes(code):
+def objection(code: CodeType) -> str | None:
+    """Why code cannot be traced, if its text says so."""
+    for each in codes(code):
         nested = each is not code
         for instruction in dis.get_instructions(each):
             name, value = instruction.opname, instruction.argval

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from dsr_kernels.fusing import steps
-from dsr_kernels.fusing.plain import plain_class
+from dsr_kernels.fusing.plain import is_unhooked, plain_class
 from dsr_kernels.fusing.trace import is_layer
 from dsr_kernels.nn.layers import SparseConv2d
 
@@ -59,9 +59,13 @@ class Plan:
             role = self._role(node)
             if role is not None and node in live:  # what nobody goes on with gets no gradient
                 self.roles[node] = role
-        self._barriers = [self.place[n] for n in self.nodes if self._writes(n) and not self.own(n)]
+        self._barriers = [
+            self.place[node]
+            for node in self.nodes
+            if (self.writes(node) and not self.own(node)) or self._has_hooks(node)
+        ]
         for node in self.nodes:  # what others may see being written to is left alone
-            if node in self.roles and self._writes(node) and not self.own(node):
+            if node in self.roles and self.writes(node) and not self.own(node):
                 del self.roles[node]
         self.how: dict[fx.Node, str] = {}
         self._ends: dict[fx.Node, int] = {}
@@ -91,7 +95,7 @@ class Plan:
         count = 2 if self.roles.get(node) == "add" else 1
         return [a for a in node.args[:count] if isinstance(a, fx.Node)]
 
-    def _writes(self, node: fx.Node) -> bool:
+    def writes(self, node: fx.Node) -> bool:
         """Whether it writes to a tensor that is there already, as far as can be told."""
         if node.op == "call_module":
             module = self.module(node)
@@ -118,11 +122,16 @@ class Plan:
 
     def _is_fresh(self, node: fx.Node) -> bool:
         role = self.roles.get(node)
+        if self._has_hooks(node):
+            return False  # they may keep it
         if role in ("norm", "conv"):
             return True
         if role not in ("relu", "add"):
             return False
-        return not self._writes(node) or self.own(node)
+        return not self.writes(node) or self.own(node)
+
+    def _has_hooks(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and not is_unhooked(self.module(node))
 
     # --- how far its value is made ---
 
@@ -146,19 +155,22 @@ class Plan:
             if once and not twice and self.roles.get(users[0]) in LATER[role]:
                 self.how[node], self._ends[node] = "later", end
                 return
-            taken = len(self.takers(node)) == len(users) and self._may_be_taken(node)
+            taken = len(self.takers(node)) == len(users) and self._may_be_taken(node, end)
             if role in TAKEN and taken:
                 self.how[node], self._ends[node] = "takers", end
                 return
         aware = any(user in self.roles for user in users)
         self.how[node] = "held" if aware and len(users) > 1 else "whole"
 
-    def _may_be_taken(self, node: fx.Node) -> bool:
+    def _may_be_taken(self, node: fx.Node, end: int) -> bool:
         """A ReLU keeps its result for backward, and a convolution that computes it keeps its input,
         to which others then may not write."""
         source = self.operands(node)[0]
-        if self.roles[node] != "relu" or self.roles.get(source) in ("norm", "add"):
+        if self.roles[node] != "relu":
             return True
+        alone = self.roles.get(source) in ("norm", "add") and set(source.users) == {node}
+        if alone and not self.crosses(source, end):
+            return True  # the input is never made
         later = any(barrier > self.place[node] for barrier in self._barriers)
         return not later and source.op != "placeholder"
 
@@ -166,6 +178,24 @@ class Plan:
         """The norms that go on with a sum or a convolution as it is stored."""
         users = [user for user in node.users if self.roles.get(user) == "norm"]
         return [user for user in users if not self.crosses(node, self.place[user])]
+
+    def relied_on(self) -> set[str]:
+        """Layers that must stay what they are: of another class, or with hooks, they might hand on
+        their input to what writes to it, or write to it before a value is made of it."""
+        found = set()
+        for node in self.roles:
+            if self.writes(node):
+                found.update(self.operands(node)[:1])
+            if self.how[node] in ("later", "takers"):
+                window = self.nodes[self.place[node] + 1 : self._ends[node]]
+                found.update(set(window) - self._chain(node))
+        return {str(node.target) for node in found if node.op == "call_module"}
+
+    def _chain(self, node: fx.Node) -> set[fx.Node]:
+        """The nodes through which a value goes before it is made."""
+        if self.how.get(node) not in ("later", "takers"):
+            return set()
+        return set(node.users).union(*map(self._chain, node.users))
 
     def is_worth_it(self) -> bool:
         """Whether anything would run otherwise than it was written."""
@@ -247,7 +277,8 @@ def _replace(graph: fx.Graph, node: fx.Node, plan: Plan, layers: _Layers) -> Non
             others = plan.takers(node)
         if names := list(dict.fromkeys(str(other.target) for other in others)):
             args = (*args, tuple(map(layers, names)))
-        new = graph.call_function(getattr(steps, role), args)
+        in_place: dict[str, Any] = {"in_place": True} if role == "add" and plan.writes(node) else {}
+        new = graph.call_function(getattr(steps, role), args, in_place)
     new.name = node.name
     made = None
     for user in list(node.users):

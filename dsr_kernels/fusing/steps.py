@@ -13,6 +13,7 @@ they are now: one that has got hooks, another class or another mode computes by 
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -86,8 +87,11 @@ def skip(layer: nn.Module, value: Any, how: str, takers: Modules = ()) -> Any:
     return value if how == "later" else _settle(_deferred(value), how, takers)
 
 
-def add(one: Any, other: Any, how: str, wanted: Modules = ()) -> Any:
-    """one + other. `wanted` are the norms that go on with the sum."""
+def add(one: Any, other: Any, how: str, wanted: Modules = (), in_place: bool = False) -> Any:
+    """one + other. `wanted` are the norms that go on with the sum.
+
+    One that was written in place has the shape and dtype of `one`, which nobody else goes on with.
+    """
     for first, second in ((one, other), (other, one)):
         if isinstance(first, Pending):
             if isinstance(second, Pending) and second.scale is None and first.scale is not None:
@@ -98,13 +102,23 @@ def add(one: Any, other: Any, how: str, wanted: Modules = ()) -> Any:
                 if how == "later" and summed.scale is not None:
                     return summed
                 return _settle(convolve.run(summed, wanted), how)
-            one, other = convolve.run(first), second
+            made = convolve.run(first)
+            one, other = (made, second) if first is one else (second, made)
             break
     one, other = _deferred(one), _deferred(other)
     for first, second in ((one, other), (other, one)):
         if isinstance(first, Deferred) and (more := _other(first, second)) is not None:
             return _settle(first._replace(other=more), how)
-    return _settle(_used(one) + _used(other), how)
+    left, right = _used(one), _used(other)
+    if in_place and not _alike(left, right):
+        return _settle(operator.iadd(_made(one), right), how)
+    return _settle(left + right, how)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _by_itself(layer: nn.Module, value: Any) -> Any:

@@ -1,16 +1,17 @@
 """Records what a forward does: a graph, and what must still be so whenever the graph stands for it.
 
 A graph is recorded of one module, through all that it calls but layers of torch.nn, sparse layers
-and modules that cannot be traced. Everything that the code reads of those modules while it is
-recorded (numbers, flags such as `training`, which children are None) becomes a condition. A call
+and modules that cannot be traced. Everything that the code reads of modules and of globals while it
+is recorded (numbers, flags such as `training`, which children are None) becomes a condition. A call
 for which one of them does not hold runs the forward as it was written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,15 +25,18 @@ from dsr_kernels.fusing.conditions import (
     NotTraceable,
     asking_types,
     conditions_on,
+    keys_are_read,
     recording,
     unchanged,
 )
 from dsr_kernels.fusing.plain import plain_class
+from dsr_kernels.fusing.watching import Watch
 from dsr_kernels.nn.module import SparseModule
 
-HANDED_ON = (
-    *(fx.Proxy, fx.Node, *BASICS, tuple, list, dict, slice, range),
-    *(torch.memory_format, torch.layout),
+HANDED_ON = (fx.Proxy, fx.Node, *BASICS, torch.memory_format, torch.layout)
+CONTAINERS = (
+    *(tuple, list, dict, slice, range, torch.Size),
+    *(fx.immutable_collections.immutable_list, fx.immutable_collections.immutable_dict),
 )
 KEYED = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # code that walks them reads their keys
 
@@ -75,10 +79,19 @@ def trace(module: nn.Module, opaque: set[nn.Module]) -> Trace:
         if has_forward(each) and (reason := reading.why_not(each)):
             raise NotTraceable(reason)
     tracer = _Tracer(opaque)
-    reads: dict[nn.Module, set[str]] = {each: set() for each in through.values()}
-    with unchanged(reads), recording(reads), asking_types(through.values()), _NothingComputed():
+    all_in = dict(module.named_modules(remove_duplicate=False))
+    reads: dict[nn.Module, set[str]] = {each: set() for each in all_in.values()}
+    watch = Watch()
+    with (
+        unchanged(reads),
+        recording(reads, through.values()),
+        asking_types(through.values(), reads),
+        _NothingComputed(),
+        _switches_put_back(),
+    ):
         try:
-            graph = tracer.trace(module)
+            with watch:
+                graph = tracer.trace(module)
         except NotTraceable:
             raise
         except Exception as error:  # whatever the code does with a proxy
@@ -87,12 +100,40 @@ def trace(module: nn.Module, opaque: set[nn.Module]) -> Trace:
     for node in graph.nodes:
         if node.op == "output":
             node.type = None
-    conditions = tuple(
+    known = set(through.values())
+    conditions = [
         Condition(path, plain_class(type(each)), _keys(each), conditions_on(each, reads[each]))
         for path, each in through.items()
         if each in tracer.passed or reads[each]
-    )
-    return Trace(graph, conditions + _not_in_place(graph, module), tracer.inputs)
+    ]
+    for path, each in all_in.items():  # more paths of them, and layers that the code looked at
+        if each in known and not keys_are_read(reads[each]):
+            continue
+        if reads[each]:
+            conditions.append(_looked_at(path, each, reads[each]))
+    more = _shared(all_in, graph, tracer.passed | {m for m in reads if reads[m]})
+    more += watch.conditions() + _not_in_place(graph, module)
+    return Trace(graph, (*conditions, *more), tracer.inputs)
+
+
+def _looked_at(path: str, module: nn.Module, names: set[str]) -> Condition:
+    kind = plain_class(type(module)) if "isinstance()" in names else None
+    keys = tuple(module._modules) if keys_are_read(names) else None
+    return Condition(path, kind, keys, conditions_on(module, names))
+
+
+def _shared(
+    modules: dict[str, nn.Module], graph: fx.Graph, used: set[nn.Module]
+) -> tuple[Condition, ...]:
+    """That modules which are the same one by several names stay so: a graph has but one name."""
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    first: dict[nn.Module, str] = {}
+    found = []
+    for path, each in modules.items():
+        name = first.setdefault(each, path)
+        if name != path and (each in used or name in called):
+            found.append(Condition(path, None, None, ((path, "same", name),)))
+    return tuple(found)
 
 
 def _not_in_place(graph: fx.Graph, module: nn.Module) -> tuple[Condition, ...]:
@@ -146,6 +187,12 @@ class _Tracer(fx.Tracer):
         self.opaque = opaque
         self.inputs: tuple[str, ...] = ()
         self.passed: set[nn.Module] = set()
+        self.state = _state()
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        if _state() != self.state:
+            raise NotTraceable("switches gradients or autocast")
+        return super().create_proxy(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -183,9 +230,37 @@ class _Tracer(fx.Tracer):
             held = (*self.root.parameters(), *self.root.buffers())
             if not any(a is each for each in held):
                 raise NotTraceable("uses a tensor that is neither a parameter nor a buffer")
-        elif not isinstance(a, HANDED_ON) and a is not ...:
+        elif not _handed_on(a):
             raise NotTraceable(f"hands on an object of type {type(a).__name__}")
         return super().create_arg(a)
+
+
+def _handed_on(value: Any) -> bool:
+    """Whether the graph gives what the code gives: not so of subclasses of containers."""
+    if isinstance(value, HANDED_ON) or value is ...:
+        return True
+    return type(value) in CONTAINERS or (isinstance(value, tuple) and hasattr(value, "_fields"))
+
+
+def _state() -> tuple[bool, bool, list[tuple[str, bool, torch.dtype]]]:
+    """What a with statement or a function may switch."""
+    autocast = [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+    ]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+
+
+@contextlib.contextmanager
+def _switches_put_back() -> Iterator[None]:
+    gradients, _, autocast = _state()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        for kind, enabled, dtype in autocast:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
 
 
 class _NothingComputed(TorchDispatchMode):
