@@ -120,9 +120,7 @@ def test_what_is_not_finite_passes_as_in_torch(isa: str, lanes: str, what: float
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.isnan(), other.isnan())
         assert torch.equal(one.isinf(), other.isinf())
-        assert (
-            torch.equal(one.sign().nan_to_num(), other.sign().nan_to_num()) or not one.isinf().any()
-        )
+        assert torch.equal(one[one.isinf()], other[other.isinf()])
 
 
 @variants

@@ -103,6 +103,19 @@ def test_float16_is_composed_of_plain_operations() -> None:
     torch.testing.assert_close(low.run().y.float(), p.run().y, rtol=1e-2, atol=3e-2)
 
 
+@pytest.mark.parametrize("of_x, of_grad", [(torch.float32, torch.float16), (torch.float16, None)])
+def test_operands_of_two_types(of_x: torch.dtype, of_grad: torch.dtype | None) -> None:
+    """No kernel takes float16 for something else, on either side."""
+    p = small(torch.float32)
+    grad = torch.randn(p.run().y.shape)
+    weight = p.affine, True, grad, *[None] * 4, *p.pattern, *p.shape, torch.float32
+    numbers, relu, *rest = weight
+    expected = OPS.sparse_conv2d_fused_grad_weight(p.x, *numbers, relu, *rest)
+    rest[0] = grad.to(of_grad or torch.float32)
+    found = OPS.sparse_conv2d_fused_grad_weight(p.x.to(of_x), *numbers, relu, *rest)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
+
+
 def test_both_gradients_at_once_are_those_of_two_passes() -> None:
     """Bit for bit, whatever the threads: sums are made of the same slices."""
     conv = layer(20, 33, 3, padding=1, sparsity=0.8)

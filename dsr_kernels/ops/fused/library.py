@@ -51,7 +51,7 @@ for _schema in (
 def _backend(x: Tensor, y: Tensor, values: Tensor, shape: ConvShape) -> dispatch.FusedBackend:
     """`composed` where there is no fused kernel, and where taps meet nothing but padding."""
     backend = dispatch.fused_backend(x.device)
-    if backend is None or not backend.takes(x, values.dtype):
+    if backend is None or not all(backend.takes(t, values.dtype) for t in (x, y)):
         return composed
     sizes = x.shape[2:], y.shape[2:]
     if any(live_taps.parts_of(*sizes, shape, transposed) for transposed in (False, True)):
