@@ -22,6 +22,11 @@ class Affine(NamedTuple):
     shift: Tensor
 
 
+def flat(by: Affine | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As arguments of an operation: three tensors, or none."""
+    return (None, None, None) if by is None else by
+
+
 class Prologue(NamedTuple):
     """What happens to the input of a convolution: the affine map, then ReLU."""
 

@@ -9,7 +9,7 @@ function here takes the five fields and hands on the one value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,6 +133,18 @@ def refuse_functorch() -> None:
 # --- registration ---------------------------------------------------------------------------------
 
 
+def register(
+    name: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    recorded: Callable[..., Any],
+) -> None:
+    """The three implementations of an op, with the flat arguments of its schema."""
+    library.NAMESPACE.impl(name, kernel, "CompositeExplicitAutograd")
+    library.NAMESPACE.impl(name, recorded, "Autograd")
+    torch.library.register_fake(f"dsr_kernels::{name}", fake, lib=library.NAMESPACE)
+
+
 class _Registered(NamedTuple):
     name: str
     flat: Callable[[Op], Op]
@@ -173,8 +185,4 @@ for _op in (
 ):
     _overload = getattr(torch.ops.dsr_kernels, _op.name).default
     _autograd = _with_derivative(_op.function, _overload)
-    library.NAMESPACE.impl(_op.name, _op.flat(_op.kernel), "CompositeExplicitAutograd")
-    library.NAMESPACE.impl(_op.name, _op.flat(_autograd), "Autograd")
-    torch.library.register_fake(
-        f"dsr_kernels::{_op.name}", _op.flat(_op.fake), lib=library.NAMESPACE
-    )
+    register(_op.name, _op.flat(_op.kernel), _op.flat(_op.fake), _op.flat(_autograd))

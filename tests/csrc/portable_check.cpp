@@ -18,6 +18,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/rewire/rewire.h"
 #include "cpu/rewire/sample.h"
+#include "portable_check_tensors.h"
 
 namespace {
 
@@ -69,52 +70,6 @@ const Case kCases[] = {
     {"no non-zeros", 2, {3, 5, 6, 4, 0, 0, 3, 3, 1, 1, 1, 1, 1, 1, 1}, 0.0},
 };
 // clang-format on
-
-std::mt19937_64 generator(7);
-double random_number() { return std::uniform_real_distribution<double>(-1, 1)(generator); }
-
-// A tensor in memory, and the numbers it holds.
-template <typename E>
-struct Tensor {
-  std::vector<E> memory;
-  std::vector<double> exact;
-  Strides4 strides;
-};
-
-uint16_t to_bfloat16(double value) {  // rounded towards zero
-  const float narrow = static_cast<float>(value);
-  uint32_t bits;
-  std::memcpy(&bits, &narrow, 4);
-  return static_cast<uint16_t>(bits >> 16);
-}
-double number(uint16_t half) {
-  const uint32_t bits = uint32_t{half} << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-double number(float value) { return value; }
-double number(double value) { return value; }
-void put(uint16_t* to, double value) { *to = to_bfloat16(value); }
-void put(float* to, double value) { *to = static_cast<float>(value); }
-void put(double* to, double value) { *to = value; }
-
-template <typename E>
-Tensor<E> random_tensor(int64_t count, Strides4 strides = {}) {
-  Tensor<E> t{std::vector<E>(count), std::vector<double>(count), strides};
-  for (int64_t i = 0; i < count; ++i) {
-    put(&t.memory[i], random_number());
-    t.exact[i] = number(t.memory[i]);
-  }
-  return t;
-}
-
-// [N, C, H, W] in memory, or channels_last.
-Strides4 strides_of(int64_t channels, int64_t height, int64_t width, bool channels_last) {
-  const int64_t image = channels * height * width;
-  if (channels_last) return {image, 1, width * channels, channels};
-  return {image, height * width, width, 1};
-}
 
 struct Pattern {
   std::vector<int32_t> crow{0}, col;

@@ -72,6 +72,12 @@ DSR_INLINE Vec<S> widen_first(const E* p, int64_t n) {
   }
 }
 
+// The first n lanes, or all of them.
+template <typename S, typename E>
+DSR_INLINE Vec<S> take_head(const E* p, int64_t n) {
+  return n == kLanes<S> ? widen<S>(p) : widen_first<S>(p, n);
+}
+
 template <typename S, typename E>
 DSR_INLINE void narrow_first(E* p, Vec<S> v, int64_t n) {
   if constexpr (std::is_same_v<S, float>) {

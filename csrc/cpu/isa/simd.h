@@ -233,15 +233,6 @@ DSR_INLINE Vec<S> keep_head(Vec<S> v, int64_t n) {
   return v;
 #endif
 }
-// The first n <= V numbers, of either type; the other lanes are zero.
-template <typename S>
-DSR_INLINE Vec<S> load_head(const S* p, int64_t n) {
-  if (n == kLanes<S>) return load(p);
-  Vec<S> v{};
-  for (int64_t j = 0; j < n; ++j) v[j] = p[j];
-  return v;
-}
-
 // Which lanes of a float vector take part.
 #if defined(__AVX512F__)
 using LaneMask = __mmask16;

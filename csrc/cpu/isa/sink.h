@@ -22,20 +22,7 @@ DSR_INLINE void put(E* p, Vec<S> v, bool streams) {
 template <typename S, typename E>
 DSR_INLINE void put_head(E* p, Vec<S> v, int64_t n) {
   if (n == kLanes<S>) return store_as<S>(p, v);
-  if constexpr (std::is_same_v<S, float>) {
-    store_first(p, v, n);
-  } else {
-    for (int64_t j = 0; j < n; ++j) p[j] = element_of<S, E>(v[j]);
-  }
-}
-template <typename S, typename E>
-DSR_INLINE Vec<S> take_head(const E* p, int64_t n) {
-  if (n == kLanes<S>) return load_as<S>(p);
-  if constexpr (std::is_same_v<S, float>) {
-    return load_first(p, n);
-  } else {
-    return load_head<S>(p, n);
-  }
+  narrow_first<S>(p, v, n);
 }
 
 // Stores the sums as they are.
@@ -133,9 +120,7 @@ class OutputSink {
     DSR_INLINE_MEMBER void vectors(E* to, const S* from, int64_t n, bool streams) {
       const Vec<S> floor = sink.floor_;
       for (int64_t i = 0; i < n; i += kLanes<S>) {
-        Vec<S> v = load(from + i) * affine.scale + affine.shift;
-        if constexpr (kAdds) v += sink.residual_.at(to + i, kLanes<S>);
-        v = larger<S>(floor, v);
+        Vec<S> v = finished<kAdds>(to + i, load(from + i), kLanes<S>, floor);
         DSR_ISA::put<S>(to + i, v, streams);
         if constexpr (kSums) {
           v = as_stored(to + i, v, kLanes<S>);
@@ -144,10 +129,15 @@ class OutputSink {
         }
       }
     }
-    DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n) const {
+    template <bool kAdds>
+    DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n, Vec<S> floor) const {
       v = v * affine.scale + affine.shift;
-      if (sink.residual_.is_there()) v += sink.residual_.at(to, n);
-      return larger<S>(sink.floor_, v);
+      if constexpr (kAdds) v += sink.residual_.at(to, n);
+      return larger<S>(floor, v);
+    }
+    DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n) const {
+      return sink.residual_.is_there() ? finished<true>(to, v, n, sink.floor_)
+                                       : finished<false>(to, v, n, sink.floor_);
     }
     // What a reader of the destination finds.
     DSR_INLINE_MEMBER Vec<S> as_stored(const E* to, Vec<S> v, int64_t n) const {
@@ -211,26 +201,27 @@ class InputGradSink {
     }
 
    private:
-    // n elements, whole vectors. (Sums that nobody asked for cost next to nothing here.)
+    // n elements, whole vectors. (Sums that nobody asked for cost next to nothing.)
     template <bool kAdds>
     DSR_INLINE_MEMBER void vectors(E* to, const S* from, int64_t n, bool streams) {
       const Vec<S> threshold = sink.threshold_;
       for (int64_t i = 0; i < n; i += kLanes<S>) {
-        const Vec<S> x = sink.x_.at(to + i, kLanes<S>) - affine.center;
-        Vec<S> v = load(from + i);
-        v = x * affine.scale + affine.shift <= threshold ? Vec<S>{} : v;
-        sums.add(v, v * x);
-        v = v * affine.scale;
-        if constexpr (kAdds) v += sink.passed_.at(to + i, kLanes<S>);
+        const Vec<S> v = finished<kAdds>(to + i, load(from + i), kLanes<S>, threshold);
         DSR_ISA::put<S>(to + i, v, streams);
       }
     }
-    DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n) {
+    template <bool kAdds>
+    DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n, Vec<S> threshold) {
       const Vec<S> x = sink.x_.at(to, n) - affine.center;
-      v = x * affine.scale + affine.shift <= sink.threshold_ ? Vec<S>{} : v;
-      if (sums.asked()) sums.add(v, v * x);
+      v = x * affine.scale + affine.shift <= threshold ? Vec<S>{} : v;
+      sums.add(v, v * x);
       v = v * affine.scale;
-      return sink.passed_.is_there() ? v + sink.passed_.at(to, n) : v;
+      if constexpr (kAdds) v += sink.passed_.at(to, n);
+      return v;
+    }
+    DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n) {
+      return sink.passed_.is_there() ? finished<true>(to, v, n, sink.threshold_)
+                                     : finished<false>(to, v, n, sink.threshold_);
     }
   };
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cpu/conv/fused.h"
-#include "cpu/isa/simd.h"
+#include "cpu/isa/channel_lanes.h"
 
 namespace dsr::cpu::DSR_ISA {
 
@@ -45,8 +45,8 @@ template <typename S>
 DSR_INLINE AffineLanes<S> lanes_of_channels(const ChannelAffine<S>& affine, int64_t c,
                                             int64_t count = kLanes<S>) {
   if (affine.is_identity()) return lanes_of_channel(affine, c);
-  const Vec<S> center = affine.center ? load_head(affine.center + c, count) : Vec<S>{};
-  return {center, load_head(affine.scale + c, count), load_head(affine.shift + c, count)};
+  const Vec<S> center = affine.center ? take_head<S>(affine.center + c, count) : Vec<S>{};
+  return {center, take_head<S>(affine.scale + c, count), take_head<S>(affine.shift + c, count)};
 }
 
 // ---- relu(affine(x)) ----

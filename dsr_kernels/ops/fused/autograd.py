@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.fused import Affine, Prologue, StatisticsGrad
+from dsr_kernels.backends.fused import Affine, Prologue, StatisticsGrad, flat
 from dsr_kernels.ops import watch
 from dsr_kernels.ops.autograd import are_plain, is_recorded, sparse_conv2d_grad_bias
 from dsr_kernels.ops.fused import composed, elementwise, library
@@ -30,10 +30,6 @@ class Fused(NamedTuple):
     mean: Tensor | None  # [O], of y over batch and image; None where not asked for
     variance: Tensor | None  # [O], biased
     x: Tensor  # the input, for whatever else it goes to: see sparse_conv2d_fused
-
-
-def flat(by: Affine | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    return (None, None, None) if by is None else by
 
 
 def sparse_conv2d_fused(
@@ -207,7 +203,7 @@ class SparseConvFused(torch.autograd.Function):
             gy = x.new_zeros(ctx.grad_size)
         by_statistics = None
         if ctx.statistics and not gmean is gvariance is None:
-            by_statistics = StatisticsGrad(y, _slope(gy, mean, gmean, gvariance))
+            by_statistics = StatisticsGrad(y, composed.moments_grad(y, mean, gmean, gvariance))
         operands = x, Prologue(affine_of(center, scale, shift), ctx.relu), values
         wants = Wants(wants_x, any(wants_affine), wants_values, wants_bias, wants_residual)
         backward = composed.backward if torch.is_grad_enabled() else _backward
@@ -215,14 +211,6 @@ class SparseConvFused(torch.autograd.Function):
             wants, *operands, ctx.pattern, gy, by_statistics, passed, ctx.shape
         )
         return None, gx, *flat(gaffine), None, gvalues, gbias, None, None, gresidual, None, None
-
-
-def _slope(gy: Tensor, mean: Tensor, gmean: Tensor | None, gvariance: Tensor | None) -> Affine:
-    """What the gradients of mean and variance add to y's: an affine map of y."""
-    count = gy.numel() // gy.shape[1]
-    zero = torch.zeros_like(mean)
-    slope = zero if gvariance is None else gvariance * (2 / count)
-    return Affine(mean, slope, zero if gmean is None else gmean / count)
 
 
 def _backward(

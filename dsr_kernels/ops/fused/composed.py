@@ -38,6 +38,14 @@ def moments(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def moments_grad(y: Tensor, mean: Tensor, gmean: Tensor | None, gvariance: Tensor | None) -> Affine:
+    """What the gradients of mean and variance add to y's: an affine map of y."""
+    count = y.numel() // y.shape[1]
+    zero = torch.zeros_like(mean)
+    slope = zero if gvariance is None else gvariance * (2 / count)
+    return Affine(mean, slope, zero if gmean is None else gmean / count)
+
+
 def whole_grad(grad: Tensor, by_statistics: StatisticsGrad | None) -> Tensor:
     """g: the gradient of y, by way of its statistics too, in the dtype of `grad`."""
     if by_statistics is None:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
-from dsr_kernels.backends.fused import Prologue
-from dsr_kernels.ops import library as plain
+from dsr_kernels.backends.fused import Prologue, flat
 from dsr_kernels.ops.autograd import is_recorded
-from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_tangents
+from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_tangents, register
 from dsr_kernels.ops.fused import autograd, library, results
 from dsr_kernels.ops.fused.results import affine_of, statistics_grad
 
@@ -134,11 +133,9 @@ def _recorded_fused(
     statistics: bool,
     shape: ConvShape,
 ) -> Triple:
-    numbers = (*autograd.flat(prologue.affine), prologue.relu)
+    numbers = (*flat(prologue.affine), prologue.relu)
     weight = values, bias, crow_indices, col_indices
-    tensors = tuple(
-        t for t in (x, *autograd.flat(prologue.affine), *weight, residual) if t is not None
-    )
+    tensors = tuple(t for t in (x, *flat(prologue.affine), *weight, residual) if t is not None)
     refuse_tangents(tensors)
     if is_recorded(tensors):
         refuse_functorch()
@@ -159,7 +156,7 @@ def _below(
     statistics: bool,
     shape: ConvShape,
 ) -> Triple:
-    numbers = (*autograd.flat(prologue.affine), prologue.relu)
+    numbers = (*flat(prologue.affine), prologue.relu)
     weight = values, bias, crow_indices, col_indices
     with torch._C._AutoDispatchBelowAutograd():
         return autograd.OPS.sparse_conv2d_fused.default(
@@ -184,18 +181,6 @@ def _without_derivative(name: str) -> Callable[..., Any]:
 # --- registration ---------------------------------------------------------------------------------
 
 
-def _register(
-    name: str,
-    flat: Callable[..., Any],
-    kernel: Callable[..., Any],
-    fake: Callable[..., Any],
-    recorded: Callable[..., Any],
-) -> None:
-    plain.NAMESPACE.impl(name, flat(kernel), "CompositeExplicitAutograd")
-    plain.NAMESPACE.impl(name, recorded, "Autograd")
-    torch.library.register_fake(f"dsr_kernels::{name}", flat(fake), lib=plain.NAMESPACE)
-
-
 for _name, _flat, _kernel, _fake in (
     (
         "sparse_conv2d_fused_grad_input",
@@ -216,11 +201,10 @@ for _name, _flat, _kernel, _fake in (
         results.folded_result,
     ),
 ):
-    _register(_name, _flat, _kernel, _fake, _without_derivative(_name))
-_register(
+    register(_name, _flat(_kernel), _flat(_fake), _without_derivative(_name))
+register(
     "sparse_conv2d_fused",
-    _flat_fused,
-    library.sparse_conv2d_fused,
-    results.fused_result,
+    _flat_fused(library.sparse_conv2d_fused),
+    _flat_fused(results.fused_result),
     _flat_fused(_recorded_fused),
 )

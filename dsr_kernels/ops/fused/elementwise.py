@@ -13,17 +13,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from dsr_kernels.backends.cpu_elementwise import takes
-from dsr_kernels.backends.fused import Affine, StatisticsGrad
+from dsr_kernels.backends.fused import Affine, StatisticsGrad, flat
 from dsr_kernels.ops.autograd import are_plain, is_recorded
 from dsr_kernels.ops.fused import composed
 from dsr_kernels.ops.fused import elementwise_library as library
 from dsr_kernels.ops.saved import Gradients
 
 OPS = torch.ops.dsr_kernels
-
-
-def flat(by: Affine | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    return (None, None, None) if by is None else by
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,11 +108,7 @@ class ChannelMoments(torch.autograd.Function):
         if gmean is None and gvariance is None:
             return None, None
         x, mean = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
-        zero = torch.zeros_like(mean)
-        slope = zero if gvariance is None else gvariance * (2 / count)
-        shift = zero if gmean is None else gmean / count
-        return None, channel_affine(x, Affine(mean, slope, shift))
+        return None, channel_affine(x, composed.moments_grad(x, mean, gmean, gvariance))
 
 
 class ChannelAffine(torch.autograd.Function):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends.fused import Affine
-from dsr_kernels.ops import library as plain
+from dsr_kernels.backends.fused import Affine, flat
 from dsr_kernels.ops.autograd import is_recorded
-from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_tangents
+from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_tangents, register
 from dsr_kernels.ops.fused import elementwise
 from dsr_kernels.ops.fused import elementwise_library as library
-from dsr_kernels.ops.fused.elementwise import OPS, flat
+from dsr_kernels.ops.fused.elementwise import OPS
 from dsr_kernels.ops.fused.elementwise_library import other_affine
 
 MaybeTensor = Tensor | None
@@ -136,40 +134,26 @@ def _recorded_affine_grad(
 # --- registration ---------------------------------------------------------------------------------
 
 
-def _as_it_is(op: Callable[..., Any]) -> Callable[..., Any]:
-    return op
-
-
-def _register(
-    name: str,
-    flatten: Callable[[Callable[..., Any]], Callable[..., Any]],
-    kernel: Callable[..., Any],
-    fake: Callable[..., Any],
-    recorded: Callable[..., Any],
-) -> None:
-    plain.NAMESPACE.impl(name, flatten(kernel), "CompositeExplicitAutograd")
-    plain.NAMESPACE.impl(name, flatten(recorded), "Autograd")
-    torch.library.register_fake(f"dsr_kernels::{name}", flatten(fake), lib=plain.NAMESPACE)
-
-
-_register(
+register(
     "channel_moments",
-    _as_it_is,
     library.channel_moments,
     library.channel_moments_result,
     _recorded_moments,
 )
-_register(
-    "channel_affine",
-    _flat_affine,
-    library.channel_affine,
-    library.channel_affine_result,
-    _recorded_affine,
-)
-_register(
-    "channel_affine_grad",
-    _flat_affine_grad,
-    library.channel_affine_grad,
-    library.channel_affine_grad_result,
-    _recorded_affine_grad,
-)
+for _name, _flat, _kernel, _fake, _recorded in (
+    (
+        "channel_affine",
+        _flat_affine,
+        library.channel_affine,
+        library.channel_affine_result,
+        _recorded_affine,
+    ),
+    (
+        "channel_affine_grad",
+        _flat_affine_grad,
+        library.channel_affine_grad,
+        library.channel_affine_grad_result,
+        _recorded_affine_grad,
+    ),
+):
+    register(_name, _flat(_kernel), _flat(_fake), _flat(_recorded))
