@@ -140,20 +140,15 @@ register(
     library.channel_moments_result,
     _recorded_moments,
 )
-for _name, _flat, _kernel, _fake, _recorded in (
-    (
-        "channel_affine",
-        _flat_affine,
-        library.channel_affine,
-        library.channel_affine_result,
-        _recorded_affine,
-    ),
-    (
-        "channel_affine_grad",
-        _flat_affine_grad,
-        library.channel_affine_grad,
-        library.channel_affine_grad_result,
-        _recorded_affine_grad,
-    ),
-):
-    register(_name, _flat(_kernel), _flat(_fake), _flat(_recorded))
+register(
+    "channel_affine",
+    _flat_affine(library.channel_affine),
+    _flat_affine(library.channel_affine_result),
+    _flat_affine(_recorded_affine),
+)
+register(
+    "channel_affine_grad",
+    _flat_affine_grad(library.channel_affine_grad),
+    _flat_affine_grad(library.channel_affine_grad_result),
+    _flat_affine_grad(_recorded_affine_grad),
+)
