@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import torch
 
 Pair = tuple[int, int]  # (height, width)
 Quad = tuple[int, int, int, int]
@@ -49,10 +52,11 @@ def conv_shape(
 
     Users may give lists, and torch's dispatcher does; the key of a plan must be hashable.
     """
-    return ConvShape(
-        tuple(weight_shape),  # type: ignore[arg-type]
-        tuple(stride),  # type: ignore[arg-type]
-        tuple(padding),  # type: ignore[arg-type]
-        tuple(dilation),  # type: ignore[arg-type]
-        groups,
-    )
+    sizes = weight_shape, stride, padding, dilation
+    if not torch.compiler.is_compiling() and all(type(each) is tuple for each in sizes):
+        return _known(*sizes, groups)
+    return _of_tuples(*(tuple(each) for each in sizes), groups)
+
+
+_of_tuples: Callable[..., ConvShape] = ConvShape
+_known = functools.lru_cache(maxsize=4096)(_of_tuples)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import cpu
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.cpu_calls import NO_NUMBERS, Backward, Forward, same_strides
+from dsr_kernels.backends.cpu_plans import Geometry, activation, build_plan, geometry, scratch
 from dsr_kernels.backends.fused import Affine, Epilogue, InputGrad, Prologue, StatisticsGrad
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
@@ -19,7 +20,6 @@ from dsr_kernels.backends.patterns import patterns
 _Numbers = tuple[int, int, int]  # addresses of center, scale and shift; 0: absent
 _Finish = tuple[_Numbers, bool, int, int, tuple[int, int]]
 _Operand = tuple[tuple[int, bool, tuple[int, ...]], _Numbers, bool, int]
-NO_NUMBERS: _Numbers = (0, 0, 0)
 
 
 def takes(activation: Tensor, values_dtype: torch.dtype) -> bool:
@@ -39,35 +39,23 @@ def sparse_conv2d_fused(
     shape: ConvShape,
 ) -> Tensor:
     """out = relu(conv2d(pad(z), W) * scale + bias + residual), and its moments."""
-    dtype, n = values.dtype, x.shape[0]
-    g = cpu.geometry(x, out, x.shape[1:], out.shape[1:], shape, dtype)
-    plan = patterns.plan(crow_indices, col_indices, g, cpu.build_plan)
-    values, kept = values.contiguous(), _Kept()
-    bias_at = 0 if bias is None else kept.address(bias.contiguous())
-    scale_at = 0 if epilogue.scale is None else kept.address(epilogue.scale.contiguous())
-    sums = epilogue.statistics is not None
-    mean, variance = epilogue.statistics or (None, None)
-    finish = (
-        (0, scale_at, bias_at if scale_at else 0),
+    residual = None if epilogue.residual is None else _in_format_of(out, epilogue.residual)
+    values = values.contiguous()
+    call = Forward(
+        out, x, values, crow_indices, col_indices, shape, epilogue.statistics is not None
+    )
+    return call.into(
+        out,
+        x,
+        values,
+        _contiguous(bias),
+        _numbers(prologue.affine),
+        prologue.relu,
+        residual,
+        epilogue.statistics,
+        _contiguous(epilogue.scale),
         epilogue.relu,
-        kept.beside(out, epilogue.residual),
-        0,
-        (kept.address(mean), kept.address(variance)),
     )
-    threads = torch.get_num_threads()
-    scratch = cpu.scratch(plan.workspace_bytes("forward", n, threads, sums))
-    _C.sparse_conv2d_fused(
-        plan,
-        n,
-        kept.activated(x, g, prologue),
-        address(values),
-        0 if scale_at else bias_at,
-        cpu.activation(out, g),
-        finish,
-        threads,
-        address(scratch),
-    )
-    return out
 
 
 def sparse_conv2d_fused_grad_input(
@@ -83,17 +71,17 @@ def sparse_conv2d_fused_grad_input(
     """out = the gradient of x, and the sums that are the gradients of scale and shift."""
     dtype, n, kept = values.dtype, grad.shape[0], _Kept()
     grad, y = _like(grad, by_statistics)
-    g = cpu.geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, transposed=True)
-    plan = patterns.plan(crow_indices, col_indices, g, cpu.build_plan)
+    g = geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, transposed=True)
+    plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     threads, sums = torch.get_num_threads(), store.sums is not None
-    workspace = cpu.scratch(plan.workspace_bytes("grad_input", n, threads, sums))
+    workspace = scratch(plan.workspace_bytes("grad_input", n, threads, sums))
     _C.sparse_conv2d_fused(
         plan,
         n,
         kept.with_statistics(grad, g, y, by_statistics),
         kept.address(values.contiguous()),
         0,
-        cpu.activation(out, g),
+        activation(out, g),
         kept.input_grad(out, store),
         threads,
         address(workspace),
@@ -113,29 +101,26 @@ def sparse_conv2d_fused_backward(
     shape: ConvShape,
 ) -> None:
     """out and out_values = the gradients of x and of the values, which share what they read."""
-    dtype, n, kept, x = values.dtype, grad.shape[0], _Kept(), store.x
     grad, y = _like(grad, by_statistics)
-    sizes = out.shape[1:], grad.shape[1:]
-    g = cpu.geometry(grad, out, *sizes, shape, dtype, transposed=True)
-    forward_g = cpu.geometry(x, grad, *sizes, shape, dtype)
-    plan = patterns.plan(crow_indices, col_indices, g, cpu.build_plan)
-    forward = patterns.plan(crow_indices, col_indices, forward_g, cpu.build_plan)
-    threads, sums = torch.get_num_threads(), store.sums is not None
-    bytes_of_both = plan.workspace_bytes("grad_input", n, threads, sums)
-    bytes_of_both += forward.workspace_bytes("grad_weight", n, threads)
-    workspace = cpu.scratch(bytes_of_both)
-    _C.sparse_conv2d_fused_backward(
-        plan,
-        forward,
-        n,
-        kept.with_statistics(grad, g, y, by_statistics),
-        kept.address(values.contiguous()),
-        cpu.activation(out, g),
-        kept.input_grad(out, store),
-        kept.activated(x, forward_g, store.prologue),
-        address(out_values),
-        threads,
-        address(workspace),
+    values, x, passed = values.contiguous(), store.x, store.passed
+    beside = None if passed is None else _in_format_of(out, passed)
+    if store.changes:
+        x = _in_format_of(out, x)
+    call = Backward(
+        out, grad, x, values, crow_indices, col_indices, shape, sums=store.sums is not None
+    )
+    call.into(
+        out,
+        out_values,
+        grad,
+        values,
+        x,
+        _numbers(store.prologue.affine),
+        store.prologue.relu,
+        beside,
+        store.sums,
+        y,
+        None if by_statistics is None else _numbers(by_statistics.affine),
     )
 
 
@@ -152,10 +137,10 @@ def sparse_conv2d_fused_grad_weight(
     """out = the dense weight's gradient at the non-zeros, by z and g."""
     dtype, n, kept = out.dtype, x.shape[0], _Kept()
     grad, y = _like(grad, by_statistics)
-    g = cpu.geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype)
-    plan = patterns.plan(crow_indices, col_indices, g, cpu.build_plan)
+    g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype)
+    plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     threads = torch.get_num_threads()
-    scratch = cpu.scratch(plan.workspace_bytes("grad_weight", n, threads))
+    workspace = scratch(plan.workspace_bytes("grad_weight", n, threads))
     _C.sparse_conv2d_fused_grad_weight(
         plan,
         n,
@@ -163,7 +148,7 @@ def sparse_conv2d_fused_grad_weight(
         kept.with_statistics(grad, g, y, by_statistics),
         address(out),
         threads,
-        address(scratch),
+        address(workspace),
     )
     return out
 
@@ -190,26 +175,25 @@ class _Kept:
         """The address of `tensor` in the memory format of `result`."""
         return 0 if tensor is None else self.address(_in_format_of(result, tensor))
 
-    def activated(self, x: Tensor, g: cpu.Geometry, prologue: Prologue) -> _Operand:
-        return cpu.activation(x, g), self.numbers(prologue.affine), prologue.relu, 0
+    def activated(self, x: Tensor, g: Geometry, prologue: Prologue) -> _Operand:
+        return activation(x, g), self.numbers(prologue.affine), prologue.relu, 0
 
     def input_grad(self, out: Tensor, store: InputGrad) -> _Finish:
         by, relu = store.prologue
-        changes = by is not None or relu or store.passed is not None
         gscale, gshift = store.sums or (None, None)
         return (
             self.numbers(by),
             relu,
             self.beside(out, store.passed),
-            self.beside(out, store.x) if changes else 0,
+            self.beside(out, store.x) if store.changes else 0,
             (self.address(gshift), self.address(gscale)),
         )
 
     def with_statistics(
-        self, grad: Tensor, g: cpu.Geometry, y: Tensor | None, by: StatisticsGrad | None
+        self, grad: Tensor, g: Geometry, y: Tensor | None, by: StatisticsGrad | None
     ) -> _Operand:
         numbers = NO_NUMBERS if by is None else self.numbers(by.affine)
-        return cpu.activation(grad, g), numbers, False, self.address(y)
+        return activation(grad, g), numbers, False, self.address(y)
 
 
 def _like(grad: Tensor, by: StatisticsGrad | None) -> tuple[Tensor, Tensor | None]:
@@ -219,14 +203,22 @@ def _like(grad: Tensor, by: StatisticsGrad | None) -> tuple[Tensor, Tensor | Non
     """
     if by is None:
         return grad, None
-    if _same_strides(grad, by.y):
+    if same_strides(grad, by.y):
         return grad, by.y
     y = by.y if by.y.is_contiguous() else by.y.contiguous(memory_format=_format_of(by.y))
     return _in_format_of(y, grad), y
 
 
+def _contiguous(numbers: Tensor | None) -> Tensor | None:
+    return None if numbers is None else numbers.contiguous()
+
+
+def _numbers(by: Affine | None) -> Affine | None:
+    return None if by is None else Affine(*(t.contiguous() for t in by))
+
+
 def _in_format_of(result: Tensor, tensor: Tensor) -> Tensor:
-    if _same_strides(result, tensor):
+    if same_strides(result, tensor):
         return tensor
     return torch.empty_like(result, dtype=tensor.dtype).copy_(tensor)
 
@@ -234,10 +226,3 @@ def _in_format_of(result: Tensor, tensor: Tensor) -> Tensor:
 def _format_of(tensor: Tensor) -> torch.memory_format:
     last = tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
-
-
-def _same_strides(a: Tensor, b: Tensor) -> bool:
-    return all(
-        size == 1 or one == other
-        for size, one, other in zip(a.shape, a.stride(), b.stride(), strict=True)
-    )

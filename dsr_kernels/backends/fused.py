@@ -62,3 +62,9 @@ class InputGrad(NamedTuple):
     prologue: Prologue
     passed: Tensor | None  # [N, C, H, W], of the gradient's dtype
     sums: tuple[Tensor, Tensor] | None  # gradients of scale and of shift [C], to be filled
+
+    @property
+    def changes(self) -> bool:
+        """Whether the gradient of x is another than that of z."""
+        affine, relu = self.prologue
+        return relu or not affine is self.passed is None

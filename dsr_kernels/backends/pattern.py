@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -38,11 +38,19 @@ class KeptPlan:
         self.plan, self.used = plan, used
 
 
+class KeptCall(NamedTuple):
+    """What a backend prepared for calls that look the same, and the plans that it runs."""
+
+    call: Any
+    plans: list[KeptPlan]
+
+
 class Pattern:
     """What a pair of index tensors held at one moment, and the plans made of it."""
 
     def __init__(self, crow_indices: Tensor, col_indices: Tensor, owner: Owner | None) -> None:
         self.plans: dict[tuple, KeptPlan] = {}
+        self.calls: dict[Hashable, KeptCall] = {}  # by what they look like
         self.owner = None if owner is None else weakref.ref(owner)
         # Called before the values are used, where the owner is to look at them first.
         self.guard: weakref.WeakMethod[Callable[[], None]] | None = None

@@ -23,12 +23,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from dsr_kernels.backends.address import address_to_read, is_shared
 from dsr_kernels.backends.pattern import (
+    KeptCall,
     KeptPlan,
     Owner,
     Pattern,
@@ -40,6 +41,7 @@ from dsr_kernels.backends.pattern import (
 )
 
 MAX_PLANS = 1024  # of all patterns: one for each pattern, direction and input size
+MAX_CALLS = 256  # of one pattern: one for each op and look of its tensors
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 Key = TypeVar("Key", bound=Hashable)
@@ -88,6 +90,35 @@ class Patterns:
             self._drop_the_oldest()
         return built
 
+    def call(self, crow_indices: Tensor, col_indices: Tensor, look: Hashable) -> Any:
+        """What `keep_call` was given for calls of this look, while the tensors hold what they held.
+
+        None where nothing is known. Raises nothing but what the pattern's owner raises.
+        """
+        reference = self._frozen.get(place_of(crow_indices, col_indices))
+        if reference is None or not (is_shared(crow_indices) and is_shared(col_indices)):
+            return None
+        pattern = reference()
+        if pattern is None or (kept := pattern.calls.get(look)) is None:
+            return None
+        if pattern.guard is not None and (watch := pattern.guard()) is not None:
+            watch()
+        self._clock += 1
+        for plan in kept.plans:
+            plan.used = self._clock
+        return kept.call
+
+    def keep_call(
+        self, crow_indices: Tensor, col_indices: Tensor, look: Hashable, call: Any, *plans: Plan
+    ) -> None:
+        """Has `call` return `call`, for as long as the plans are kept that it runs."""
+        pattern = self.find(crow_indices, col_indices)
+        with self._lock:
+            kept = [kept for kept in pattern.plans.values() if kept.plan in plans]
+            if len(pattern.calls) >= MAX_CALLS:
+                pattern.calls.clear()
+            pattern.calls[look] = KeptCall(call, kept)
+
     def plans(self) -> list[Plan]:
         """Every plan there is."""
         with self._lock:
@@ -99,6 +130,7 @@ class Patterns:
         with self._lock:
             for pattern in self._all():
                 pattern.plans.clear()
+                pattern.calls.clear()
             self._loose.clear()
 
     def _all(self) -> list[Pattern]:
@@ -113,6 +145,7 @@ class Patterns:
         ages = [(kept.used, p, key) for p in everything for key, kept in p.plans.items()]
         for _, pattern, key in sorted(ages, key=lambda age: age[0])[:excess]:
             del pattern.plans[key]
+            pattern.calls.clear()
         for tensors in [t for t, pattern in self._loose.items() if not pattern.plans]:
             del self._loose[tensors]
 

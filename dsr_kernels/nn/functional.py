@@ -12,7 +12,7 @@ from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.ops import autograd
 from dsr_kernels.ops.fused import autograd as fused
 from dsr_kernels.ops.fused.autograd import Fused
-from dsr_kernels.ops.library import check_tensors
+from dsr_kernels.ops.results import check_tensors
 
 
 def sparse_conv1d(

@@ -13,7 +13,7 @@ from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.nn import from_dense, functional
 from dsr_kernels.nn.conv import SparseConvNd
 from dsr_kernels.nn.module import SparseModule
-from dsr_kernels.ops import library
+from dsr_kernels.ops import results
 from dsr_kernels.ops.fused.autograd import Fused
 
 
@@ -70,10 +70,7 @@ class SparseConv1d(SparseConvNd):
             sides = (0, 0)
         return functional.sparse_conv1d(
             x,
-            self.weight_values,
-            self.bias,
-            self.crow_indices,
-            self.col_indices,
+            *self._weight(),
             self.weight_shape,
             self.stride,
             sides,
@@ -154,7 +151,7 @@ class SparseConv2d(SparseConvNd):
         self._check_use()
         sides = self._sides
         if self.padding_mode != "zeros":
-            library.check_input(
+            results.check_input(
                 x.unsqueeze(0) if x.dim() == 3 else x, self.weight_shape, self.groups
             )
             top, bottom, left, right = sides
@@ -162,10 +159,7 @@ class SparseConv2d(SparseConvNd):
             sides = (0, 0, 0, 0)
         return functional.sparse_conv2d(
             x,
-            self.weight_values,
-            self.bias,
-            self.crow_indices,
-            self.col_indices,
+            *self._weight(),
             self.weight_shape,
             self.stride,
             sides,
@@ -178,9 +172,8 @@ class SparseConv2d(SparseConvNd):
     ) -> Fused:
         """forward with more in it: see functional.sparse_conv2d_fused. Pads with zeros only."""
         self._check_use()
-        weight = self.weight_values, self.bias, self.crow_indices, self.col_indices
         return functional.sparse_conv2d_fused(
-            x, prologue, *weight, *self._shape(), residual=residual, statistics=statistics
+            x, prologue, *self._weight(), *self._shape(), residual=residual, statistics=statistics
         )
 
     def folded(
@@ -194,9 +187,9 @@ class SparseConv2d(SparseConvNd):
     ) -> Tensor:
         """Inference, without the bias: see functional.sparse_conv2d_folded."""
         self._check_use()
-        weight = self.weight_values, self.crow_indices, self.col_indices
+        values, _, crow_indices, col_indices = self._weight()
         return functional.sparse_conv2d_folded(
-            *(x, prologue, *weight, *self._shape()),
+            *(x, prologue, values, crow_indices, col_indices, *self._shape()),
             scale=scale,
             shift=shift,
             residual=residual,
@@ -253,9 +246,7 @@ class SparseLinear(SparseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_use()
-        return functional.sparse_linear(
-            x, self.weight_values, self.bias, self.crow_indices, self.col_indices, self.weight_shape
-        )
+        return functional.sparse_linear(x, *self._weight(), self.weight_shape)
 
     @classmethod
     def from_dense(

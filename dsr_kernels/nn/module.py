@@ -153,6 +153,16 @@ class SparseModule(StoredWeight):
         if owned is not None and not owned.shared and not is_in_torch_dispatch_mode():
             patterns.find(self.crow_indices, self.col_indices)  # which shares where it can again
 
+    def _weight(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Values, bias and indices, without nn.Module's search for each."""
+        parameters, buffers = self._parameters, self._buffers
+        if torch.compiler.is_compiling() or not (
+            "weight_values" in parameters and "bias" in parameters
+        ):
+            return self.weight_values, self.bias, self.crow_indices, self.col_indices
+        pattern = buffers["crow_indices"], buffers["col_indices"]
+        return parameters["weight_values"], parameters["bias"], *pattern  # type: ignore[return-value]
+
     # --- its dense twin, which each layer has of its own kind ---
 
     @classmethod

@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.ops import flops, library, watch
+from dsr_kernels.ops import flops, library, results, watch
 from dsr_kernels.ops.saved import Context, Gradients, keep_pattern, saved
 
 OPS = torch.ops.dsr_kernels
@@ -153,7 +153,7 @@ class SparseConv(torch.autograd.Function):
         ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
         keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d)
         ctx.shape, ctx.input_size = shape, x.shape[1:]
-        ctx.channels_last = library.channels_last(x)
+        ctx.channels_last = results.channels_last(x)
         if watch.watchers and are_plain((values,)):
             for watcher in watch.living():
                 watcher.used(values)
@@ -165,18 +165,23 @@ class SparseConv(torch.autograd.Function):
         _, wants_x, wants_values, wants_bias, _, _, _ = ctx.needs_input_grad
         pattern, shape = ctx.pattern, ctx.shape
         gx = gvalues = gbias = None
-        if wants_x:
+        plain = not torch.is_grad_enabled() and are_plain((grad, x, values))
+        if plain and wants_x and wants_values:
+            gx, gvalues = library.sparse_conv2d_backward(x, grad, values, *pattern, shape)
+        elif wants_x:
             gx = sparse_conv2d_grad_input(
                 grad, values, *pattern, ctx.input_size, shape, ctx.channels_last
             )
         if wants_values:
-            gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)
-            gvalues = gvalues.view(values.shape)
+            if gvalues is None:
+                gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)
+                gvalues = gvalues.view(values.shape)
             if watch.watchers and are_plain((values, x, grad)):
                 for watcher in watch.living():
                     watcher.passed(values.detach(), x.detach(), grad.detach(), shape)
         if wants_bias:
-            gbias = sparse_conv2d_grad_bias(grad, values.dtype)
+            grad_bias = library.sparse_conv2d_grad_bias if plain else sparse_conv2d_grad_bias
+            gbias = grad_bias(grad, values.dtype)
         return None, gx, gvalues, gbias, None, None, None
 
 
@@ -237,7 +242,7 @@ class SparseConvGradWeight(torch.autograd.Function):
         pattern, shape = ctx.pattern, ctx.shape
         gx = ggrad = None
         if wants_x:
-            last = library.channels_last(x)
+            last = results.channels_last(x)
             gx = sparse_conv2d_grad_input(grad, ggvalues, *pattern, x.shape[1:], shape, last)
         if wants_grad:
             ggrad = sparse_conv2d(x, ggvalues, None, *pattern, shape)

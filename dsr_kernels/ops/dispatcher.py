@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
-from dsr_kernels.ops import autograd, flops, library
+from dsr_kernels.ops import autograd, flops, library, results
 
 Op = Callable[..., Tensor]
 
@@ -158,28 +158,28 @@ for _op in (
         "sparse_conv2d",
         _flat_conv2d,
         library.sparse_conv2d,
-        library.conv2d_result,
+        results.conv2d_result,
         autograd.SparseConv,
     ),
     _Registered(
         "sparse_conv2d_grad_input",
         _flat_grad_input,
         library.sparse_conv2d_grad_input,
-        library.grad_input_result,
+        results.grad_input_result,
         autograd.SparseConvGradInput,
     ),
     _Registered(
         "sparse_conv2d_grad_weight",
         _flat_grad_weight,
         library.sparse_conv2d_grad_weight,
-        library.grad_weight_result,
+        results.grad_weight_result,
         autograd.SparseConvGradWeight,
     ),
     _Registered(
         "sparse_conv2d_grad_bias",
         _flat_grad_bias,
         library.sparse_conv2d_grad_bias,
-        library.grad_bias_result,
+        results.grad_bias_result,
         autograd.SparseConvGradBias,
     ),
 ):

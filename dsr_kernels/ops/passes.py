@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import cpu, live_taps
+from dsr_kernels.backends import cpu_plans, live_taps
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.ops import library
+from dsr_kernels.ops import results
 
 CYCLES_AT_PEAK = 0.5  # of a vector FMA: processors with AVX2 or AVX-512 issue two a cycle
 
@@ -54,7 +54,7 @@ def passes(
     the gradients are taken to have the same formats. Builds the plans, or finds them where the
     layer has run.
     """
-    last = torch.channels_last if library.channels_last(x) else torch.contiguous_format
+    last = torch.channels_last if results.channels_last(x) else torch.contiguous_format
     grad_x = torch.empty(x.shape, device="meta", memory_format=last)
     pattern, dtype = (crow_indices, col_indices), values.dtype
     return {
@@ -106,15 +106,15 @@ def _whole_pass(
 ) -> Pass:
     read, written = (y, x) if transposed else (x, y)
     sizes = tuple(x.shape[1:]), tuple(y.shape[1:])
-    geometry = cpu.geometry(read, written, *sizes, shape, dtype, transposed)
-    plan = patterns.plan(*pattern, geometry, cpu.build_plan)
+    geometry = cpu_plans.geometry(read, written, *sizes, shape, dtype, transposed)
+    plan = patterns.plan(*pattern, geometry, cpu_plans.build_plan)
     how = plan.describe()
     return Pass(
         (plan,),
         geometry.lanes,
         (how["tile_rows"], how["tile_cols"]),
         how["blocks"],
-        cpu.lanes_reason(read, written, geometry),
+        cpu_plans.lanes_reason(read, written, geometry),
         CYCLES_AT_PEAK / how["cycles_per_fma"] * _filled(how, read.shape[0]),
         plan.bytes,
     )

@@ -105,7 +105,8 @@ def test_the_ops_run_on_the_kernels_of_their_device(monkeypatch: pytest.MonkeyPa
     recorder = SimpleNamespace(**{name: recorded(name) for name in OPERATIONS})
     monkeypatch.setattr(library, "cpu", recorder)
     monkeypatch.setattr(dispatch, "gpu_backend", no_gpu)
-    layer(4, 6, 3)(torch.randn(1, 4, 5, 5, requires_grad=True)).sum().backward()
+    x = torch.randn(1, 4, 5, 5, requires_grad=True)
+    layer(4, 6, 3)(x.half()).sum().backward()  # the kernels take no float16, so nothing is prepared
     assert sorted(called) == sorted(OPERATIONS)
     assert len(OPERATIONS) == 4
 

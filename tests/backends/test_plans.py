@@ -7,7 +7,7 @@ import gc
 import torch
 from helpers.nn_cases import layer, swap_pattern
 
-from dsr_kernels.backends import cpu
+from dsr_kernels.backends import cpu_plans
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.patterns import Patterns, patterns
 from dsr_kernels.topology import Topology
@@ -55,7 +55,7 @@ def test_the_plans_are_bounded_and_the_oldest_go():
     shape = ConvShape((6, 4, 3, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     for size in range(5, 12):
         sizes = (4, size, size), (6, size - 2, size - 2)
-        few.plan(*pattern, cpu.Geometry(*sizes, shape, torch.float32), cpu.build_plan)
+        few.plan(*pattern, cpu_plans.Geometry(*sizes, shape, torch.float32), cpu_plans.build_plan)
         few.plan(*pattern, "used all along", counted)
     assert len(few.plans()) == 3
     assert Counted.made == 9  # eight patterns, and one that stayed

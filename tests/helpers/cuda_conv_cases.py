@@ -15,7 +15,7 @@ from helpers.nn_cases import dense_results, layer, within_rule
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
-from dsr_kernels.backends import dispatch, native
+from dsr_kernels.backends import cpu_calls, dispatch, native
 from dsr_kernels.backends.cuda import call, fused, launch, prepare
 from dsr_kernels.backends.cuda.layout import VECTOR_BYTES, Layout, options_of
 from dsr_kernels.backends.cuda.passes import PassShape
@@ -57,6 +57,7 @@ def gpu_kernels(
         patch.setattr(native, "_cuda", kernels())
         patch.setattr(dispatch, "gpu_backend", lambda _: launch)
         patch.setattr(library, "cpu", launch)
+        patch.setattr(cpu_calls, "look", lambda *_: None)  # no call of the CPU's is prepared
         patch.setattr(dispatch, "fused_backend", lambda _: fused)
         if gather is not None:
             patch.setattr(prepare, "choose_gather", gather)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsr_kernels import SparseConv1d, SparseConv2d, SparseLinear, SparseModule
-from dsr_kernels.ops.library import LOW_PRECISION
+from dsr_kernels.ops.results import LOW_PRECISION
 from dsr_kernels.topology import Topology
 
 ARGUMENTS = {

@@ -61,7 +61,9 @@ void channel_sums(int64_t n, int64_t channels, int64_t height, int64_t width, co
                   Strides4 strides, S* out, int threads, void* workspace) {
   auto* partial = reinterpret_cast<double*>(align_up(static_cast<char*>(workspace)));
   const int64_t count = chunks(n);
-#pragma omp parallel for num_threads(threads) if (threads > 1 && count > 1)
+  constexpr int64_t kWorthThreads = 1 << 15;  // elements
+  const bool several = threads > 1 && n * channels * height * width >= kWorthThreads;
+#pragma omp parallel for num_threads(threads) if (several && count > 1)
   for (int64_t chunk = 0; chunk < count; ++chunk) {
     double* sums = partial + chunk * channels;
     std::fill(sums, sums + channels, 0.0);

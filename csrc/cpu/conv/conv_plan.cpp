@@ -87,12 +87,23 @@ Status ConvPlan::make(const ConvShape& shape, const CsrPattern& pattern, int ele
   plan->nnz_ = pattern.nnz;
   plan->element_size_ = element_size;
   plan->direction_ = direction;
+  constexpr int64_t kPerPixel = 16;  // to pack or to store one
+  const int64_t in = shape.height * shape.width, out = shape.out_height * shape.out_width;
+  plan->work_per_image_ = pattern.nnz * std::max(in, out) +
+                          kPerPixel * (in * shape.in_channels + out * shape.out_channels);
   status = without_exceptions([&] {
     return make_gather_plan(shape, pattern, element_size, lanes, direction, &plan->gather_);
   });
   if (status.is_ok() && direction == Direction::kForward)
     plan->grad_layout_ = grad_layout_of(plan->gather_);
   return status;
+}
+
+// Threads that have enough to do: waking one costs some microseconds. Results do not depend on it.
+int ConvPlan::useful(int threads, int64_t n) const {
+  constexpr int64_t kWorthAThread = 100'000;
+  const int64_t most = n * work_per_image_ / kWorthAThread;
+  return static_cast<int>(std::clamp<int64_t>(most, 1, std::max(threads, 1)));
 }
 
 int64_t ConvPlan::slices(int64_t n) const {
@@ -146,7 +157,8 @@ template <typename S>
 const S* ConvPlan::ordered(const S* values, int threads, char** workspace) const {
   S* copy = reinterpret_cast<S*>(cut_part(workspace, part_bytes(nnz_ * element_size_)));
   const int32_t* index = gather_.value_index.data();
-#pragma omp parallel for num_threads(threads)
+  constexpr int64_t kWorthThreads = 8192;
+#pragma omp parallel for num_threads(threads) if (nnz_ > kWorthThreads)
   for (int64_t k = 0; k < nnz_; ++k) copy[k] = values[index[k]];
   return copy;
 }
@@ -195,6 +207,7 @@ template <typename S>
 void ConvPlan::sparse_conv2d(int64_t n, const Operand<S>& x, const S* values, const S* bias,
                              const Activation& y, const Finish<S>& finish, int threads,
                              char* workspace) const {
+  threads = useful(threads, n);
   kernels_->gather(gather_args(n, x, values, bias, y, finish, threads, workspace));
   const bool sums = finish.sums.first != nullptr;
   drop_guards(workspace, workspace_bytes(Op::kForward, n, threads, sums));
@@ -211,6 +224,7 @@ void ConvPlan::sparse_conv2d_grad_input(int64_t n, const Operand<S>& grad_y, con
 template <typename S>
 void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Operand<S>& x, const Operand<S>& grad_y,
                                          S* grad_values, int threads, char* workspace) const {
+  threads = useful(threads, n);
   kernels_->grad_weight(grad_weight_args(n, x, grad_y, grad_values, threads, workspace));
   drop_guards(workspace, workspace_bytes(Op::kGradWeight, n, threads));
 }
@@ -220,6 +234,7 @@ void ConvPlan::sparse_conv2d_backward(const ConvPlan& forward, int64_t n, const 
                                       const S* values, const Activation& grad_x,
                                       const Finish<S>& finish, const Operand<S>& x, S* grad_values,
                                       int threads, char* workspace) const {
+  threads = useful(threads, n);
   const bool sums = finish.sums.first != nullptr;
   char* behind = workspace + workspace_bytes(Op::kGradInput, n, threads, sums);
   const S* no_bias = nullptr;

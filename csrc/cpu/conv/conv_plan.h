@@ -73,9 +73,11 @@ class ConvPlan {
   template <typename S>
   const S* ordered(const S* values, int threads, char** workspace) const;
   int64_t slices(int64_t n) const;
+  int useful(int threads, int64_t n) const;
 
   const KernelTable* kernels_ = nullptr;
   int64_t nnz_ = 0;
+  int64_t work_per_image_ = 0;  // in multiply-adds, roughly
   int element_size_ = 4;
   Direction direction_ = Direction::kForward;
   GatherPlan gather_;

@@ -249,11 +249,9 @@ def _backward(
         if wants.values:
             gvalues = sparse_conv2d_fused_grad_weight(
                 x, prologue, gy, by_statistics, *pattern, shape, values.dtype
-            )
+            ).view(values.shape)
     if wants_input and by is not None:
         gaffine = Affine(-by.scale * gshift, gscale, gshift)
-    if gvalues is not None:
-        gvalues = gvalues.view(values.shape)
     if watching:
         z = composed.activated(x.detach(), prologue)
         for watcher in watch.living():

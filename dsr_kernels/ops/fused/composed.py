@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.fused import Affine, Epilogue, InputGrad, Prologue, StatisticsGrad
-from dsr_kernels.ops import autograd, library
+from dsr_kernels.ops import autograd, results
 
 
 def per_channel(numbers: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _input_grads(
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(gx, gscale, gshift), the last two empty without an affine map."""
-    last = library.channels_last(x)
+    last = results.channels_last(x)
     gz = autograd.sparse_conv2d_grad_input(g, values, *pattern, x.shape[1:], shape, last)
     if prologue.relu:
         gz = torch.where(activated(x, prologue) <= 0, torch.zeros_like(gz), gz)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dsr_kernels.backends import cpu_elementwise
 from dsr_kernels.backends.fused import Affine
-from dsr_kernels.ops import library
+from dsr_kernels.ops import library, results
 from dsr_kernels.ops.fused import composed
 from dsr_kernels.ops.fused.composed import per_channel, sum_over_images
 
@@ -162,7 +162,7 @@ def channel_affine_grad_result(
 
 
 def _empty_like(x: Tensor) -> Tensor:
-    last = library.channels_last(x)
+    last = results.channels_last(x)
     layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import cpu_fused, dispatch, live_taps
+from dsr_kernels.backends import cpu_calls, cpu_fused, dispatch, live_taps
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad
+from dsr_kernels.backends.cpu_calls import Backward, Forward
+from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad, flat
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.retired import refuse_retired
 from dsr_kernels.ops import library
 from dsr_kernels.ops.fused import composed
@@ -70,9 +72,24 @@ def sparse_conv2d_fused(
     statistics: bool,
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weight = values, bias, crow_indices, col_indices
-    out, mean, variance = fused_result(x, prologue, *weight, residual, statistics, shape)
+    by, relu = prologue
+    weight, numbers = (values, bias, crow_indices, col_indices), (*flat(by), bias)
+    kind = "fused, statistics" if statistics else "fused"
+    seen = cpu_calls.look(kind, shape, (x, *numbers, residual, values, crow_indices, col_indices))
+    call: Forward | None = patterns.call(crow_indices, col_indices, seen)
+    if call is None:
+        out, mean, variance = fused_result(x, prologue, *weight, residual, statistics, shape)
+        without_bias = values, crow_indices, col_indices
+        call = cpu_calls.prepare_forward(
+            seen, out, x, without_bias, shape, numbers, residual, statistics
+        )
     refuse_retired(values)
+    if call is not None:
+        out = torch.empty_strided(call.size, call.strides, dtype=x.dtype)
+        mean, variance = (torch.empty(call.channels, dtype=values.dtype) for _ in range(2))
+        moments = (mean, variance) if statistics else None
+        call.into(out, x, values, bias, by, relu, residual, moments)
+        return out, mean, variance
     epilogue = Epilogue(residual=residual, statistics=(mean, variance) if statistics else None)
     _forward(out, x, prologue, *weight, epilogue, shape)
     return out, mean, variance
@@ -129,20 +146,39 @@ def sparse_conv2d_fused_backward(
     passed: Tensor | None,
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(gx, gscale, gshift, gvalues): on a CPU in one pass over what both gradients read."""
-    weight = values, crow_indices, col_indices
+    """(gx, gscale, gshift, gvalues of values' shape): on a CPU in one pass over what both read."""
+    weight, (by, relu) = (values, crow_indices, col_indices), prologue
+    y, y_by = (None, None) if by_statistics is None else by_statistics
+    numbers = *flat(by), *flat(y_by)
+    seen = cpu_calls.look("fused backward", shape, (x, *numbers, passed, grad, y, *weight))
+    call: Backward | None = patterns.call(crow_indices, col_indices, seen)
+    if call is None:
+        gx, gscale, gshift = fused_grad_input_result(
+            grad, by_statistics, *weight, x, prologue, passed, shape
+        )
+        with_sums = by is not None
+        call = cpu_calls.prepare_backward(
+            seen, gx, grad, x, weight, shape, numbers, passed, y, with_sums
+        )
+    refuse_retired(values)
+    if call is not None:
+        gx = torch.empty_strided(call.size, call.strides, dtype=x.dtype)
+        gscale, gshift = (torch.empty(call.channels, dtype=values.dtype) for _ in range(2))
+        gvalues = torch.empty_like(values)
+        sums = None if by is None else (gscale, gshift)
+        call.into(gx, gvalues, grad, values, x, by, relu, passed, sums, y, y_by)
+        return gx, gscale, gshift, gvalues
     if _backend(x, grad, values, shape) is not cpu_fused:
         gx, gscale, gshift = sparse_conv2d_fused_grad_input(
             grad, by_statistics, *weight, x, prologue, passed, shape
         )
         operands, pattern = (x, prologue, grad, by_statistics), (crow_indices, col_indices)
         gvalues = sparse_conv2d_fused_grad_weight(*operands, *pattern, shape, values.dtype)
-        return gx, gscale, gshift, gvalues
+        return gx, gscale, gshift, gvalues.view(values.shape)
     gx, gscale, gshift = fused_grad_input_result(
         grad, by_statistics, *weight, x, prologue, passed, shape
     )
-    refuse_retired(values)
-    gvalues = torch.empty(col_indices.shape, dtype=values.dtype)
+    gvalues = torch.empty(values.shape, dtype=values.dtype)
     sums = None if prologue.affine is None else (gscale, gshift)
     store = InputGrad(x, prologue, passed, sums)
     cpu_fused.sparse_conv2d_fused_backward(gx, gvalues, grad, by_statistics, *weight, store, shape)
@@ -179,10 +215,19 @@ def sparse_conv2d_folded(
     out_relu: bool,
     shape: ConvShape,
 ) -> Tensor:
-    pattern = crow_indices, col_indices
-    out = folded_result(
-        x, prologue, values, *pattern, out_scale, out_shift, residual, out_relu, shape
-    )
+    pattern, (by, relu) = (crow_indices, col_indices), prologue
+    numbers = *flat(by), out_scale, out_shift
+    seen = cpu_calls.look("folded", shape, (x, *numbers, residual, values, *pattern))
+    call: Forward | None = patterns.call(*pattern, seen)
+    if call is None:
+        out = folded_result(
+            x, prologue, values, *pattern, out_scale, out_shift, residual, out_relu, shape
+        )
+        call = cpu_calls.prepare_forward(seen, out, x, (values, *pattern), shape, numbers, residual)
     refuse_retired(values)
+    if call is not None:
+        out = torch.empty_strided(call.size, call.strides, dtype=x.dtype)
+        way_out = residual, None, out_scale, out_relu
+        return call.into(out, x, values, out_shift, by, relu, *way_out)
     epilogue = Epilogue(scale=out_scale, residual=residual, relu=out_relu)
     return _forward(out, x, prologue, values, out_shift, *pattern, epilogue, shape)

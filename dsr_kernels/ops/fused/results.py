@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.fused import Affine, Prologue, StatisticsGrad
-from dsr_kernels.ops import library
+from dsr_kernels.ops import results
 
 # --- argument checks ------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ def fused_result(
     statistics: bool,
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = library.conv2d_result(x, values, bias, crow_indices, col_indices, shape)
+    out = results.conv2d_result(x, values, bias, crow_indices, col_indices, shape)
     _check_affine("", prologue.affine, x.shape[1], values)
     _check_like("residual", residual, out)
     if statistics and out.shape[0] * out.shape[2] * out.shape[3] == 0:
@@ -109,9 +109,9 @@ def fused_grad_input_result(
     passed: Tensor | None,
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    library.check_input(x, shape.weight_shape, shape.groups)
-    last = library.channels_last(x)
-    out = library.grad_input_result(
+    results.check_input(x, shape.weight_shape, shape.groups)
+    last = results.channels_last(x)
+    out = results.grad_input_result(
         grad, values, crow_indices, col_indices, x.shape[1:], shape, last
     )
     _check_like("input", x, out)
@@ -132,7 +132,7 @@ def fused_grad_weight_result(
     shape: ConvShape,
     dtype: torch.dtype,
 ) -> Tensor:
-    out = library.grad_weight_result(x, grad, crow_indices, col_indices, shape, dtype)
+    out = results.grad_weight_result(x, grad, crow_indices, col_indices, shape, dtype)
     _check_statistics(by_statistics, grad, out)
     _check_affine("", prologue.affine, x.shape[1], out)
     return out
@@ -150,7 +150,7 @@ def folded_result(
     out_relu: bool,
     shape: ConvShape,
 ) -> Tensor:
-    out = library.conv2d_result(x, values, None, crow_indices, col_indices, shape)
+    out = results.conv2d_result(x, values, None, crow_indices, col_indices, shape)
     _check_affine("", prologue.affine, x.shape[1], values)
     _check_channels("out_scale", out_scale, shape.rows, values)
     _check_channels("out_shift", out_shift, shape.rows, values)
