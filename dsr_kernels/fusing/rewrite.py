@@ -160,7 +160,8 @@ class Plan:
                 self.how[node], self._ends[node] = "takers", end
                 return
         aware = any(user in self.roles for user in users)
-        self.how[node] = "held" if aware and len(users) > 1 else "whole"
+        measured = bool(self.wanted(node))  # a tensor alone would lose its statistics
+        self.how[node] = "held" if aware and (len(users) > 1 or measured) else "whole"
 
     def _may_be_taken(self, node: fx.Node, end: int) -> bool:
         """A ReLU keeps its result for backward, and a convolution that computes it keeps its input,

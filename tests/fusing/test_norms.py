@@ -11,6 +11,9 @@ from torch import nn
 
 import dsr_kernels
 from dsr_kernels import SparseConv2d
+from dsr_kernels.fusing import norms
+from dsr_kernels.models import wrn_28
+from dsr_kernels.ops.fused.elementwise import channel_moments
 
 
 def chain(norm: nn.Module) -> nn.Module:
@@ -198,3 +201,23 @@ def test_a_fused_layer_keeps_its_type():
     fused, _ = sparse_pair(chain(nn.BatchNorm2d(6)))
     assert type(fused[0]) is SparseConv2d
     assert isinstance(fused, nn.Sequential)
+
+
+def test_no_statistics_of_the_packages_models_take_a_pass_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even where one norm alone goes on with a sum: the last of each group of blocks."""
+    passes: list[torch.Size] = []
+
+    def counted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        passes.append(x.shape)
+        return channel_moments(x)
+
+    monkeypatch.setattr(norms, "channel_moments", counted)
+    model = wrn_28(1, sparsity=0.9)
+    dsr_kernels.fuse(model)
+    model(torch.randn(2, 3, 8, 8))
+    assert passes == []
+    model.group1[0].conv2.register_forward_hook(lambda *_: None)  # it computes by itself now
+    model(torch.randn(2, 3, 8, 8))
+    assert len(passes) == 1
