@@ -31,21 +31,28 @@ def takes(layer: nn.Module, deferred: Deferred) -> bool:
     return by is None or by.scale.dtype == _values_dtype(layer)
 
 
+def pending(layer: nn.Module, value: Any) -> Pending:
+    """The convolution of a value by a layer that can wait."""
+    if isinstance(value, Deferred) and takes(layer, value):
+        return Pending(layer, value.held, Prologue(value.by, value.relu), True, False)
+    held = hold(value)
+    return Pending(layer, held, Prologue(), _is_fused(layer, held.x), isinstance(value, Held))
+
+
 def run(pending: Pending, wanted: tuple[nn.Module, ...] = ()) -> Held:
     """The output of the convolution, with the statistics that the norms `wanted` need now."""
     if pending.scale is not None:
         return Held(_folded(pending))
     layer: Any = pending.layer
-    residual = pending.residual
-    held, prologue = _input(layer, pending.value)
+    held, prologue, residual = pending.held, pending.prologue, pending.residual
     x = held.x
-    if not _is_fused(layer, x):
+    if not pending.fused:
         y = layer(held.given)
         return Held(y if residual is None else y + residual.x)
     inside = residual is not None and _fits(layer, x, residual.x)
     measured = (residual is None or inside) and x.shape[0] > 0
     statistics = measured and any(_by_batch(norm) for norm in wanted)
-    shared = isinstance(pending.value, Held) and torch.is_grad_enabled() and x.requires_grad
+    shared = pending.shared and torch.is_grad_enabled() and x.requires_grad
     if prologue.affine is None and not (prologue.relu or inside or statistics or shared):
         return Held(layer(x) if residual is None else layer(x) + residual.x)
     fused = _fused(layer, x, prologue, residual.x if inside and residual else None, statistics)
@@ -59,53 +66,46 @@ def run(pending: Pending, wanted: tuple[nn.Module, ...] = ()) -> Held:
     return out
 
 
-def can_fold(layer: Any, norm: nn.Module, value: Any) -> bool:
+def can_fold(pending: Pending, norm: nn.Module) -> bool:
     """Whether `norm` is but a factor and a summand of the output now, and nothing is recorded."""
-    if torch.is_grad_enabled() or not can_wait(layer) or not is_plain(norm, nn.BatchNorm2d):
+    if torch.is_grad_enabled() or not is_plain(norm, nn.BatchNorm2d):
         return False
-    x = value.held.x if isinstance(value, Deferred) else hold(value).x
+    layer: Any = pending.layer
+    x = pending.held.x
     if x.dim() != 4 or norms.by_batch(norm) or norm.num_features != layer.out_channels:
         return False
-    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias, layer.bias)
+    tensors = *norms.tensors_of(norm), layer.bias
     wanted = _values_dtype(layer)
     if wanted not in DTYPES or x.device.type not in ("cpu", "cuda"):
         return False
     if not all(t is None or (t.dtype == wanted and t.device == x.device) for t in tensors):
         return False
-    if is_plain(layer, SparseConv2d):
-        return _is_fused(layer, x)
+    if isinstance(layer, SparseConv2d):
+        return pending.fused
     return layer.padding_mode == "zeros" and x.dtype == wanted and layer.weight.numel() <= x.numel()
 
 
 def takes_residual(pending: Pending, other: Tensor) -> bool:
     """Whether the convolution adds `other` while it stores."""
-    x = pending.value.held.x if isinstance(pending.value, Deferred) else hold(pending.value).x
     if pending.residual is not None or pending.relu:
         return False
-    return _is_fused(pending.layer, x) and _fits(pending.layer, x, other)
+    return pending.fused and _fits(pending.layer, pending.held.x, other)
 
 
 def _folded(pending: Pending) -> Tensor:
     layer: Any = pending.layer
-    _, value, scale, shift, residual, relu = pending
+    scale, shift, residual = pending.scale, pending.shift, pending.residual
     assert scale is not None
     assert shift is not None
-    if is_plain(layer, SparseConv2d):
-        held, prologue = _input(layer, value)
+    if isinstance(layer, SparseConv2d):
         more = None if residual is None else residual.x
-        return layer.folded(held.x, prologue, scale, shift, more, relu)
+        return layer.folded(pending.held.x, pending.prologue, scale, shift, more, pending.relu)
+    z = whole(Deferred(pending.held, *pending.prologue))
     weight = layer.weight * scale[:, None, None, None]
     sizes = layer.stride, layer.padding, layer.dilation, layer.groups
-    y = F.conv2d(whole(value), weight, shift, *sizes)
+    y = F.conv2d(z, weight, shift, *sizes)
     y = y if residual is None else y + residual.x
-    return y.relu() if relu else y
-
-
-def _input(layer: nn.Module, value: Any) -> tuple[Held, Prologue]:
-    """What the layer reads, and what it does to it while reading."""
-    if isinstance(value, Deferred) and takes(layer, value):
-        return value.held, Prologue(value.by, value.relu)
-    return hold(value), Prologue()
+    return y.relu() if pending.relu else y
 
 
 def _fused(
@@ -119,7 +119,7 @@ def _fused(
 
 def _is_fused(layer: nn.Module, x: Tensor) -> bool:
     """Whether the fused operation computes this layer now, of an input of this kind."""
-    if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or not x.is_floating_point():
+    if x.dim() != 4 or not (x.is_cpu or x.is_cuda) or not x.is_floating_point():
         return False
     if is_plain(layer, SparseConv2d):
         if layer.padding_mode != "zeros" or "weight_values" not in layer._parameters:
@@ -151,8 +151,9 @@ def _by_batch(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
 
 
 def _values_dtype(layer: Any) -> torch.dtype:
-    weight = layer.weight_values if isinstance(layer, SparseConv2d) else layer.weight
-    return weight.dtype
+    name = "weight_values" if isinstance(layer, SparseConv2d) else "weight"
+    weight = layer._parameters.get(name)  # nn.Module's search takes longer
+    return (getattr(layer, name) if weight is None else weight).dtype
 
 
 def _read_as(x: Tensor) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,21 @@ from dsr_kernels.ops.fused.elementwise import channel_moments
 
 def by_batch(norm: nn.BatchNorm2d) -> bool:
     """Whether it normalises by its input's own statistics now."""
-    return norm.training or norm.running_mean is None or norm.running_var is None
+    _, _, mean, variance = tensors_of(norm)
+    return norm.training or mean is None or variance is None
+
+
+def tensors_of(
+    norm: nn.Module,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Weight, bias, running mean and running variance, without nn.Module's search for each."""
+    parameters, buffers = norm._parameters, norm._buffers
+    try:
+        running = buffers["running_mean"], buffers["running_var"]
+        return parameters["weight"], parameters["bias"], *running
+    except KeyError:
+        of: Any = norm
+        return of.weight, of.bias, of.running_mean, of.running_var
 
 
 def count(x: Tensor) -> int:
@@ -45,11 +61,10 @@ def applies(norm: nn.Module, x: Tensor) -> bool:
             return False
         if norm.momentum is None and torch.compiler.is_compiling():
             return False  # the average's weight is a number that a tensor holds
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    wanted = dtype_of(x)
+    wanted, device, size = dtype_of(x), x.device, x.shape[1:2]
     return all(
-        t is None or (t.dtype == wanted and t.device == x.device and t.shape == x.shape[1:2])
-        for t in tensors
+        t is None or (t.dtype == wanted and t.device == device and t.shape == size)
+        for t in tensors_of(norm)
     )
 
 
@@ -63,11 +78,11 @@ def affine(norm: nn.BatchNorm2d, held: Held) -> Affine:
             _update(norm, mean, variance, count(held.x))
     else:
         mean, variance = _running(norm)
+    weight, bias, _, _ = tensors_of(norm)
     scale = torch.rsqrt(variance + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = torch.zeros_like(scale) if norm.bias is None else norm.bias
-    return Affine(mean, scale, shift)
+    if weight is not None:
+        scale = scale * weight
+    return Affine(mean, scale, torch.zeros_like(scale) if bias is None else bias)
 
 
 def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -80,29 +95,32 @@ def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def folded(norm: nn.BatchNorm2d, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """(scale, shift) that a convolution's output without its bias is to be given, in inference."""
-    mean, variance = norm.running_mean, norm.running_var
+    weight, summand, mean, variance = tensors_of(norm)
     assert mean is not None
     assert variance is not None
     scale = torch.rsqrt(variance + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = (-mean if bias is None else bias - mean) * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
+    if weight is not None:
+        scale = scale * weight
+    center = mean if bias is None else mean - bias
+    if summand is None:
+        return scale, -center * scale
+    return scale, torch.addcmul(summand, center, scale, value=-1)
 
 
 @torch.no_grad()
 def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, values: int) -> None:
     """As nn.BatchNorm2d in training: the variance is unbiased, a momentum of None averages."""
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    momentum, batches = norm.momentum, norm.num_batches_tracked
+    if batches is not None:
+        batches.add_(1)
         if momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+            momentum = 1.0 / float(batches)
     momentum = 0.0 if momentum is None else momentum
-    unbiased = variance.detach() * (values / (values - 1))
-    if norm.running_mean is None or norm.running_var is None:
+    _, _, running_mean, running_variance = tensors_of(norm)
+    if running_mean is None or running_variance is None:
         return
-    running = norm.running_mean, norm.running_var
+    running = running_mean, running_variance
+    unbiased = variance.detach() * (values / (values - 1))
     # torch's own update leaves the versions, too: earlier graphs that saved them may go backward.
     kept = tuple(t for t in running if torch.compiler.is_compiling() or not t.is_inference())
     with torch.autograd._unsafe_preserve_version_counter(kept):

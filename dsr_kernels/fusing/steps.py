@@ -41,14 +41,14 @@ def conv(layer: nn.Module, value: Any, how: str, wanted: Modules = ()) -> Any:
     value = _deferred(value)
     if not convolve.can_wait(layer):
         return _settle(_by_itself(layer, value), how)
-    pending = Pending(layer, value)
+    pending = convolve.pending(layer, value)
     return pending if how == "later" else _settle(convolve.run(pending, wanted), how)
 
 
 def norm(layer: nn.Module, value: Any, how: str, takers: Modules = ()) -> Any:
     """Batch norm."""
     if isinstance(value, Pending):
-        if value.scale is None and convolve.can_fold(value.layer, layer, value.value):
+        if value.scale is None and convolve.can_fold(value, layer):
             assert isinstance(layer, nn.BatchNorm2d)
             bias: Any = value.layer.bias
             scale, shift = norms.folded(layer, bias)

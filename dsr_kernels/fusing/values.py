@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from dsr_kernels.backends.fused import Affine
+from dsr_kernels.backends.fused import Affine, Prologue
 from dsr_kernels.ops.fused.elementwise import channel_affine
 
 
@@ -39,7 +39,10 @@ class Deferred(NamedTuple):
 
 class Pending(NamedTuple):
     layer: nn.Module
-    value: Any  # Tensor, Held or Deferred
+    held: Held  # what it reads
+    prologue: Prologue  # what it does to that while reading
+    fused: bool  # whether the fused operation computes it
+    shared: bool  # whether others go on with its input, too
     scale: Tensor | None = None  # of inference, where batch norm is folded in
     shift: Tensor | None = None
     residual: Held | None = None
