@@ -20,6 +20,7 @@ from model_tables import tables
 from summarize import lines_of
 from whole_models.comparison import inference_record, training_records
 from whole_models.memory import memory_record
+from whole_models.overhead import overhead_record
 from whole_models.variants import RESNET, WRN, Case
 
 from dsr_kernels.backends.processor import processor_facts
@@ -29,6 +30,7 @@ from dsr_kernels.environment import machine
 SECTIONS = ("layers", "training", "inference", "memory", "other")
 FEWEST_ROUNDS = 9  # that a number in a document may stand on
 SMALL = 8  # --small divides batches and images by this
+TINY = WRN._replace(name="tiny layer", batch=1)
 
 
 def parts(small: bool) -> Iterator[tuple[str, Case]]:
@@ -38,6 +40,7 @@ def parts(small: bool) -> Iterator[tuple[str, Case]]:
         case._replace(batch=case.batch // scale, size=case.size // scale) for case in (WRN, RESNET)
     )
     yield "training", wrn
+    yield "other", TINY
     yield "inference", wrn._replace(batch=1)
     yield "inference", wrn._replace(batch=64 // scale)
     yield "memory", wrn
@@ -51,6 +54,8 @@ def measure(section: str, case: Case, options: argparse.Namespace) -> list[dict]
         return training_records(case, rounds, compiled=compiled)
     if section == "inference":
         return [inference_record(case, rounds, compiled=compiled)]
+    if section == "other":
+        return [overhead_record(rounds)]
     return [memory_record(case)]
 
 

@@ -94,6 +94,13 @@ def outside(precision: str) -> Callable:
 
 STEP, MEMORY = "WRN-28-2 step", "peak memory of a training process, of dense's"
 SHARE = "the step's share outside convolutions"
+
+
+def tiny(kept: dict) -> float | None:
+    """A tiny layer's forward and backward over nn.Conv2d's."""
+    return next((r["over dense"] for r in kept["other"] if r.get("what") == "tiny layer"), None)
+
+
 BF16 = Target(
     f"{STEP}, ours bf16 over the best dense bf16, on AMX",
     2.0,
@@ -130,6 +137,14 @@ TARGETS = (
     *(
         Target(f"{SHARE}, {p}", 0.2, outside(p), percent, lambda _: False, False)
         for p in PRECISIONS
+    ),
+    Target(
+        "forward and backward of a tiny layer, nn.Conv2d's times",
+        1.5,
+        tiny,
+        times,
+        lambda ratio: ratio > 1,
+        False,
     ),
 )
 

@@ -74,7 +74,7 @@ def kind_of(op: str) -> str:
     Batch norm, ReLU and additions within a fused convolution count as sparse convolution.
     """
     name = op.rpartition(": ")[2]  # of "autograd::engine::evaluate_function: SparseConvBackward"
-    if name.startswith("dsr_kernels::") and "conv" not in name:
+    if name.startswith(("dsr_kernels::channel", "Channel")):
         return "batch norm"  # what fuse() leaves of it: channel_moments, channel_affine
     if name.startswith(("SparseConv", "dsr_kernels::")):
         return "sparse conv"

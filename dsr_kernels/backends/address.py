@@ -39,6 +39,11 @@ def address(tensor: Tensor) -> int:
     raise refusal(tensor)
 
 
+def known_address(tensor: Tensor) -> int:
+    """As `address`, of a plain tensor of whose look (see cpu_calls) it is known that it has one."""
+    return tensor.data_ptr() or address(tensor)
+
+
 def address_to_read(tensor: Tensor) -> int:
     """As `address`, of a tensor that native code only reads.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import live_taps
-from dsr_kernels.backends.address import address
+from dsr_kernels.backends.address import known_address as address
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_plans import activation, build_plan, geometry, scratch
 from dsr_kernels.backends.native import _C
@@ -42,7 +42,10 @@ class Forward:
     Raises no error: its tensors look like those it was made with.
     """
 
-    __slots__ = ("channels", "plan", "size", "strides", "threads", "workspace", "x", "y")
+    __slots__ = (
+        *("channels", "plan", "size", "strides", "threads", "workspace", "x", "y"),
+        "__weakref__",
+    )
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class Backward:
 
     __slots__ = (
         *("channels", "forward", "grad", "out", "plan", "size", "strides", "threads"),
-        *("workspace", "x"),
+        *("workspace", "x", "__weakref__"),
     )
 
     def __init__(

@@ -47,7 +47,8 @@ def run(pending: Pending, wanted: tuple[nn.Module, ...] = ()) -> Held:
     held, prologue, residual = pending.held, pending.prologue, pending.residual
     x = held.x
     if not pending.fused:
-        y = layer(held.given)
+        thins = dense.thins(layer, x)
+        y = dense.thinned(layer, x, layer.weight, layer.bias) if thins else layer(held.given)
         return Held(y if residual is None else y + residual.x)
     inside = residual is not None and _fits(layer, x, residual.x)
     measured = (residual is None or inside) and x.shape[0] > 0
@@ -103,7 +104,8 @@ def _folded(pending: Pending) -> Tensor:
     z = whole(Deferred(pending.held, *pending.prologue))
     weight = layer.weight * scale[:, None, None, None]
     sizes = layer.stride, layer.padding, layer.dilation, layer.groups
-    y = F.conv2d(z, weight, shift, *sizes)
+    thins = dense.thins(layer, z)
+    y = dense.thinned(layer, z, weight, shift) if thins else F.conv2d(z, weight, shift, *sizes)
     y = y if residual is None else y + residual.x
     return y.relu() if pending.relu else y
 

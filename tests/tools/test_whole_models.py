@@ -17,10 +17,19 @@ from dsr_kernels.bench import rivals
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
-    from whole_models import comparison, memory, training, variants
+    from whole_models import comparison, memory, overhead, training, variants
     from whole_models.variants import WRN, Variant
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_a_tiny_layer_is_measured_beside_torchs() -> None:
+    record = overhead.overhead_record(rounds=1)
+    assert record["over dense"] == pytest.approx(
+        record["us"]["ours"]["min"] / record["us"]["dense"]["min"], abs=1e-3
+    )
+    assert set(record["us"]) == {"ours", "dense"}
+
 
 TINY = WRN._replace(batch=2, size=8)
 
