@@ -44,19 +44,23 @@ class Buffers:
     def __init__(self) -> None:
         self._known: dict[int, list[_Buffer]] = {}
         self._requests = 0
+        self._last: Callable[[], object | None] = lambda: None  # whoever asked last
         self._lock = threading.RLock()  # an owner may die, and be told, in the middle of anything
 
     def empty(
-        self, owner: object, size: Sequence[int], strides: Sequence[int], dtype: torch.dtype
+        self, owner: object | None, size: Sequence[int], strides: Sequence[int], dtype: torch.dtype
     ) -> Tensor:
-        """torch.empty_strided, in memory that is kept while `owner` or another user lives.
+        """torch.empty_strided, in memory that is kept while `owner` or a later one lives.
 
-        `size` and `strides` are dense: the tensor fills its memory.
+        `size` and `strides` are dense: the tensor fills its memory. None is whoever asked last.
         """
         count = dtype.itemsize * math.prod(size)
         if count < SMALLEST:
             return torch.empty_strided(size, strides, dtype=dtype)
         with self._lock:
+            owner = self._last() if owner is None else owner
+            if owner is None:
+                return torch.empty_strided(size, strides, dtype=dtype)
             self._requests += 1
             buffers = self._known.setdefault(count, [])
             buffer = next((each for each in reversed(buffers) if each.is_free(count)), None)
@@ -68,7 +72,7 @@ class Buffers:
                 made = torch.empty(0, dtype=dtype).set_(buffer.storage, 0, size, strides)
             if buffer.owner is None or buffer.owner() is not owner:
                 buffer.owner = weakref.ref(owner, self._forget)
-            buffer.used = self._requests
+            self._last, buffer.used = buffer.owner, self._requests
             if self._requests % IDLE == 0:
                 self._sweep()
         return made

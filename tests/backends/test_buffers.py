@@ -148,3 +148,14 @@ def test_a_layers_buffers_are_freed_with_it() -> None:
     del conv
     gc.collect()
     assert pool.held() == before
+
+
+def test_a_request_without_an_owner_is_the_last_ones(pool: Buffers) -> None:
+    ask(pool, None)
+    assert pool.held() == 0  # nobody's
+    owner = Owner()
+    kept = [ask(pool, owner), ask(pool, None)]
+    assert pool.held() == 2 * SMALLEST
+    del owner
+    assert pool.held() == 0
+    del kept

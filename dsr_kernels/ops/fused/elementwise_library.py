@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import cpu_elementwise
+from dsr_kernels.backends.buffers import buffers
 from dsr_kernels.backends.fused import Affine
 from dsr_kernels.ops import library, results
 from dsr_kernels.ops.fused import composed
@@ -157,12 +158,17 @@ def channel_affine_grad_result(
                 f"relu={relu} and {'no ' if other is None else ''}other"
             )
     gx = _empty_like(x)
-    gother = x.new_empty(0) if other is None and out is None else torch.empty_like(gx)
+    gother = x.new_empty(0) if other is None and out is None else _empty_like(x)
     return gx, gother, by.scale.new_empty((2 if other is None else 3, x.shape[1]))
 
 
 def _empty_like(x: Tensor) -> Tensor:
     last = results.channels_last(x)
+    if type(x) is Tensor and x.is_cpu:
+        _, channels, height, width = x.shape
+        pixels = height * width
+        inner = (1, width * channels, channels) if last else (pixels, width, 1)
+        return buffers.empty(None, x.shape, (channels * pixels, *inner), x.dtype)
     layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
