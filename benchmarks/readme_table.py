@@ -3,8 +3,9 @@
 python benchmarks/readme_table.py CPU.json GPU.json [MODELS.json] README.md
 
 writes it between two marks. Where dense is faster the number stands in italics. MODELS.json, of
-measure_models.py, has the steps in place of CPU.json; it should be of the same machine. CPU.json
-may be older than dense in bfloat16: then there is no column for the best dense of the machine.
+measure_models.py, has the steps in place of CPU.json, and the layers, if it has any (those of `make
+bench` on the same machine). CPU.json may be older than dense in bfloat16: then there is no column
+for the best dense of the machine.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def _cell(ratio: float | None) -> str:
 
 def main(kept: Sequence[Path], readme: Path) -> None:
     cpu, gpu, *models = (json.loads(path.read_text(encoding="utf-8")) for path in kept)
-    steps = [record for each in models for record in each["training"]]
-    renew(readme, BEGIN, END, table({**cpu, "training": steps or cpu["training"]}, gpu))
+    newer = {s: [r for each in models for r in each[s]] or cpu[s] for s in ("layers", "training")}
+    renew(readme, BEGIN, END, table({**cpu, **newer}, gpu))
 
 
 if __name__ == "__main__":

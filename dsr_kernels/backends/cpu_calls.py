@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsr_kernels.backends import live_taps
 from dsr_kernels.backends.address import known_address as address
+from dsr_kernels.backends.buffers import SMALLEST, buffers
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_plans import activation, build_plan, geometry, scratch
 from dsr_kernels.backends.native import _C
@@ -36,16 +37,43 @@ def look(kind: str, shape: ConvShape, tensors: Sequence[Tensor | None]) -> Hasha
     return (kind, shape, torch.get_num_threads(), *looks)
 
 
-class Forward:
+class Call:
+    """What both kinds of calls have: the result, and how many threads work in which memory."""
+
+    __slots__ = (
+        "__weakref__",
+        "channels",
+        "is_small",
+        "plan",
+        "size",
+        "strides",
+        "threads",
+        "workspace",
+    )
+
+    plan: _C.ConvPlan
+    workspace: int  # bytes
+
+    def __init__(self, out: Tensor, sums: bool) -> None:
+        self.size, self.strides = out.shape, out.stride()
+        self.is_small = out.nbytes < SMALLEST
+        self.channels = out.shape[1] if sums else 0  # of moments or sums
+        self.threads = torch.get_num_threads()
+
+    def empty(self, dtype: torch.dtype) -> Tensor:
+        """A tensor for the result."""
+        if self.is_small:
+            return torch.empty_strided(self.size, self.strides, dtype=dtype)
+        return buffers.empty(self, self.size, self.strides, dtype)
+
+
+class Forward(Call):
     """y = relu(conv2d(pad(z), W) * scale + bias + residual), and its moments: see backends.fused.
 
     Raises no error: its tensors look like those it was made with.
     """
 
-    __slots__ = (
-        *("channels", "plan", "size", "strides", "threads", "workspace", "x", "y"),
-        "__weakref__",
-    )
+    __slots__ = ("x", "y")
 
     def __init__(
         self,
@@ -57,12 +85,10 @@ class Forward:
         shape: ConvShape,
         sums: bool = False,  # whether moments are asked for
     ) -> None:
+        super().__init__(out, sums)
         g = geometry(x, out, x.shape[1:], out.shape[1:], shape, values.dtype)
         self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
-        self.threads = torch.get_num_threads()
         self.x, self.y = activation(x, g)[1:], activation(out, g)[1:]
-        self.size, self.strides = out.shape, out.stride()
-        self.channels = shape.rows if sums else 0  # of moments
         self.workspace = self.plan.workspace_bytes("forward", x.shape[0], self.threads, sums)
 
     def into(
@@ -103,13 +129,10 @@ class Forward:
         return out
 
 
-class Backward:
+class Backward(Call):
     """The gradients of x and of the values, which share what they read: see backends.fused."""
 
-    __slots__ = (
-        *("channels", "forward", "grad", "out", "plan", "size", "strides", "threads"),
-        *("workspace", "x", "__weakref__"),
-    )
+    __slots__ = ("forward", "grad", "out", "x")
 
     def __init__(
         self,
@@ -122,16 +145,14 @@ class Backward:
         shape: ConvShape,
         sums: bool = False,  # whether the gradients of center, scale and shift are asked for
     ) -> None:
+        super().__init__(out, sums)
         dtype, n, sizes = values.dtype, grad.shape[0], (out.shape[1:], grad.shape[1:])
         g = geometry(grad, out, *sizes, shape, dtype, transposed=True)
         forward_g = geometry(x, grad, *sizes, shape, dtype)
         self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
         self.forward = patterns.plan(crow_indices, col_indices, forward_g, build_plan)
-        self.threads = torch.get_num_threads()
         self.grad, self.out = activation(grad, g)[1:], activation(out, g)[1:]
         self.x = activation(x, forward_g)[1:]
-        self.size, self.strides = out.shape, out.stride()
-        self.channels = out.shape[1] if sums else 0  # of sums
         self.workspace = self.plan.workspace_bytes("grad_input", n, self.threads, sums)
         self.workspace += self.forward.workspace_bytes("grad_weight", n, self.threads)
 

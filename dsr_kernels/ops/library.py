@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import cpu, cpu_calls, dispatch
-from dsr_kernels.backends.buffers import buffers
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import Backward, Forward
 from dsr_kernels.backends.patterns import patterns
@@ -67,7 +66,7 @@ def sparse_conv2d(
         call = cpu_calls.prepare_forward(seen, out, x, weight, shape, (bias,))
     refuse_retired(values)
     if call is not None:
-        out = buffers.empty(call, call.size, call.strides, dtype=x.dtype)
+        out = call.empty(x.dtype)
         return call.into(out, x, values, bias)
     if out.is_cpu:
         return cpu.sparse_conv2d(out, x, values, bias, crow_indices, col_indices, shape)
@@ -117,7 +116,7 @@ def sparse_conv2d_backward(
         gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)
         return gx, gvalues.view(values.shape)
     refuse_retired(values)
-    gx = buffers.empty(call, call.size, call.strides, dtype=grad.dtype)
+    gx = call.empty(grad.dtype)
     gvalues = torch.empty_like(values)
     call.into(gx, gvalues, grad, values, x)
     return gx, gvalues

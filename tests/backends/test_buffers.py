@@ -9,9 +9,8 @@ import pytest
 import torch
 from helpers.nn_cases import layer
 
-from dsr_kernels.backends.buffers import IDLE, SMALLEST, Buffers
+from dsr_kernels.backends.buffers import IDLE, SMALLEST, Buffers, buffers
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.ops import library
 
 SIZE, STRIDES = (SMALLEST // 4,), (1,)
 
@@ -139,7 +138,7 @@ def test_results_that_are_kept_stay_what_they_are() -> None:
 def test_a_layers_buffers_are_freed_with_it() -> None:
     gc.collect()
     patterns.clear()
-    pool = library.buffers
+    pool = buffers
     before = pool.held()
     conv = layer(8, 64, 3, padding=1)
     for _ in range(3):

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import cpu_calls, cpu_fused, dispatch, live_taps
-from dsr_kernels.backends.buffers import buffers
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import Backward, Forward
 from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad, flat
@@ -86,7 +85,7 @@ def sparse_conv2d_fused(
         )
     refuse_retired(values)
     if call is not None:
-        out = buffers.empty(call, call.size, call.strides, dtype=x.dtype)
+        out = call.empty(x.dtype)
         mean, variance = (torch.empty(call.channels, dtype=values.dtype) for _ in range(2))
         moments = (mean, variance) if statistics else None
         call.into(out, x, values, bias, by, relu, residual, moments)
@@ -163,7 +162,7 @@ def sparse_conv2d_fused_backward(
         )
     refuse_retired(values)
     if call is not None:
-        gx = buffers.empty(call, call.size, call.strides, dtype=x.dtype)
+        gx = call.empty(x.dtype)
         gscale, gshift = (torch.empty(call.channels, dtype=values.dtype) for _ in range(2))
         gvalues = torch.empty_like(values)
         sums = None if by is None else (gscale, gshift)
@@ -227,7 +226,7 @@ def sparse_conv2d_folded(
         call = cpu_calls.prepare_forward(seen, out, x, (values, *pattern), shape, numbers, residual)
     refuse_retired(values)
     if call is not None:
-        out = buffers.empty(call, call.size, call.strides, dtype=x.dtype)
+        out = call.empty(x.dtype)
         way_out = residual, None, out_scale, out_relu
         return call.into(out, x, values, out_shift, by, relu, *way_out)
     epilogue = Epilogue(scale=out_scale, residual=residual, relu=out_relu)
