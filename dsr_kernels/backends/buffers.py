@@ -1,10 +1,11 @@
-"""Memory of large results on the CPU, kept from step to step.
+"""Memory of large results of a training step on the CPU, kept for the next step.
 
 glibc's heap serves large blocks between small ones that live on. What one step frees, the next
 cannot always use again: the process grows, by how much is chance, and fresh pages cost a fault
-each. So a prepared call (cpu_calls) takes memory that an earlier result of the same size has left.
-The memory is torch's: a buffer is a storage, which is free again once nothing but this module
-refers to it. It goes back to torch when the layer that used it last does.
+each. So the calls of a fused training step (cpu_calls) take memory that an earlier result of the
+same size has left. The memory is torch's: a buffer is a storage, which is free again once nothing
+but this module refers to it. It goes back to torch when the layer that used it last does, and when
+idle buffers are many beside those in use.
 """
 
 from __future__ import annotations
@@ -19,30 +20,32 @@ import torch
 from torch import Tensor, UntypedStorage
 
 SMALLEST = 1 << 20  # bytes; the heap does well with smaller ones
-IDLE = 1024  # a buffer that so many requests have passed over is given up
+MOST_IDLE = 64 << 20  # bytes that may be idle beside twice what is in use, where more is asked for
 
 
 class _Buffer:
-    __slots__ = ("owner", "storage", "used")
+    __slots__ = ("owner", "size", "storage", "used")
 
-    def __init__(self, storage: UntypedStorage) -> None:
-        self.storage, self.used = storage, 0
-        self.owner: weakref.ref[object] | None = None  # whoever used it last
+    def __init__(self, storage: UntypedStorage, owner: weakref.ref[object], used: int) -> None:
+        self.storage, self.owner, self.used = storage, owner, used
+        self.size = storage.nbytes()
 
-    def is_free(self, size: int) -> bool:
-        """Whether nobody refers to its memory, in this process or another."""
+    def is_idle(self) -> bool:
+        """Whether nobody else refers to its memory in this process."""
         if sys.getrefcount(self.storage) > 2:  # this object's, and the call's
             return False
+        return torch._C._storage_Use_Count(self.storage._cdata) == 1
+
+    def is_lost(self) -> bool:
+        """Whether its memory has become another's, or another, or nobody's."""
         storage = self.storage
-        alone = torch._C._storage_Use_Count(storage._cdata) == 1
-        return alone and storage.nbytes() == size and not storage.is_shared()
+        same = storage.nbytes() == self.size and storage.device.type == "cpu"
+        return not same or storage.is_shared() or self.owner() is None
 
 
 class Buffers:
-    """Storages by their size in bytes."""
-
     def __init__(self) -> None:
-        self._known: dict[int, list[_Buffer]] = {}
+        self._known: list[_Buffer] = []
         self._requests = 0
         self._last: Callable[[], object | None] = lambda: None  # whoever asked last
         self._lock = threading.RLock()  # an owner may die, and be told, in the middle of anything
@@ -55,43 +58,58 @@ class Buffers:
         `size` and `strides` are dense: the tensor fills its memory. None is whoever asked last.
         """
         count = dtype.itemsize * math.prod(size)
-        if count < SMALLEST:
-            return torch.empty_strided(size, strides, dtype=dtype)
         with self._lock:
             owner = self._last() if owner is None else owner
-            if owner is None:
-                return torch.empty_strided(size, strides, dtype=dtype)
+            if count < SMALLEST or owner is None:
+                return torch.empty_strided(size, strides, dtype=dtype, device="cpu")
             self._requests += 1
-            buffers = self._known.setdefault(count, [])
-            buffer = next((each for each in reversed(buffers) if each.is_free(count)), None)
+            buffer = self._take(count)
             if buffer is None:
-                made = torch.empty_strided(size, strides, dtype=dtype)
-                buffer = _Buffer(made.untyped_storage())
-                buffers.append(buffer)
+                self._trim()
+                made = torch.empty_strided(size, strides, dtype=dtype, device="cpu")
+                buffer = _Buffer(made.untyped_storage(), weakref.ref(owner, self._forget), 0)
+                self._known.append(buffer)
             else:
-                made = torch.empty(0, dtype=dtype).set_(buffer.storage, 0, size, strides)
-            if buffer.owner is None or buffer.owner() is not owner:
+                made = torch.empty(0, dtype=dtype, device="cpu")
+                made.set_(buffer.storage, 0, size, strides)
+            if buffer.owner() is not owner:
                 buffer.owner = weakref.ref(owner, self._forget)
             self._last, buffer.used = buffer.owner, self._requests
-            if self._requests % IDLE == 0:
-                self._sweep()
         return made
 
-    def _forget(self, owner: weakref.ref[object]) -> None:
-        self._keep(lambda buffer: buffer.owner is not owner)
+    def _take(self, count: int) -> _Buffer | None:
+        """An idle buffer of this size; those that are idle and lost are given up."""
+        for buffer in tuple(reversed(self._known)):
+            if buffer.size == count and buffer.is_idle():
+                if not buffer.is_lost():
+                    return buffer
+                self._drop(buffer)
+        return None
 
-    def _sweep(self) -> None:
-        self._keep(lambda buffer: buffer.used > self._requests - IDLE)
+    def _trim(self) -> None:
+        """Gives idle buffers up, the longest unused first, where they are many."""
+        idle = [buffer for buffer in self._known if buffer.is_idle()]
+        for buffer in [buffer for buffer in idle if buffer.is_lost()]:
+            idle.remove(buffer)
+            self._drop(buffer)
+        spare = sum(buffer.size for buffer in idle)
+        most = MOST_IDLE + 2 * (self.held() - spare)
+        for buffer in sorted(idle, key=lambda each: each.used):
+            if spare <= most:
+                break
+            spare -= buffer.size
+            self._drop(buffer)
 
-    def _keep(self, wanted: Callable[[_Buffer], bool]) -> None:
+    def _drop(self, gone: _Buffer) -> None:
+        self._known = [buffer for buffer in self._known if buffer is not gone]
+
+    def _forget(self, _: weakref.ref[object]) -> None:
         with self._lock:
-            kept = ((size, [b for b in each if wanted(b)]) for size, each in self._known.items())
-            self._known = {size: each for size, each in kept if each}
+            self._known = [buffer for buffer in self._known if buffer.owner() is not None]
 
     def held(self) -> int:
         """Bytes of all buffers, in use or not."""
-        with self._lock:
-            return sum(size * len(each) for size, each in self._known.items())
+        return sum(buffer.size for buffer in tuple(self._known))
 
 
 buffers = Buffers()

@@ -41,30 +41,26 @@ class Call:
     """What both kinds of calls have: the result, and how many threads work in which memory."""
 
     __slots__ = (
-        "__weakref__",
-        "channels",
-        "is_small",
-        "plan",
-        "size",
-        "strides",
-        "threads",
-        "workspace",
+        *("__weakref__", "channels", "has_owner", "is_small", "plan", "size", "strides"),
+        *("threads", "workspace"),
     )
 
     plan: _C.ConvPlan
     workspace: int  # bytes
 
-    def __init__(self, out: Tensor, sums: bool) -> None:
+    def __init__(self, out: Tensor, sums: bool, has_owner: bool) -> None:
         self.size, self.strides = out.shape, out.stride()
         self.is_small = out.nbytes < SMALLEST
         self.channels = out.shape[1] if sums else 0  # of moments or sums
         self.threads = torch.get_num_threads()
+        self.has_owner = has_owner
 
-    def empty(self, dtype: torch.dtype) -> Tensor:
-        """A tensor for the result."""
-        if self.is_small:
-            return torch.empty_strided(self.size, self.strides, dtype=dtype)
-        return buffers.empty(self, self.size, self.strides, dtype)
+    def empty(self, dtype: torch.dtype, kept: bool = False) -> Tensor:
+        """A tensor for the result, in memory that is kept from step to step if that is `kept`."""
+        if kept and not self.is_small:
+            owner = self if self.has_owner else None
+            return buffers.empty(owner, self.size, self.strides, dtype)
+        return torch.empty_strided(self.size, self.strides, dtype=dtype, device="cpu")
 
 
 class Forward(Call):
@@ -85,7 +81,8 @@ class Forward(Call):
         shape: ConvShape,
         sums: bool = False,  # whether moments are asked for
     ) -> None:
-        super().__init__(out, sums)
+        owner = patterns.owner_of(crow_indices, col_indices)
+        super().__init__(out, sums, owner is not None)
         g = geometry(x, out, x.shape[1:], out.shape[1:], shape, values.dtype)
         self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
         self.x, self.y = activation(x, g)[1:], activation(out, g)[1:]
@@ -145,7 +142,8 @@ class Backward(Call):
         shape: ConvShape,
         sums: bool = False,  # whether the gradients of center, scale and shift are asked for
     ) -> None:
-        super().__init__(out, sums)
+        owner = patterns.owner_of(crow_indices, col_indices)
+        super().__init__(out, sums, owner is not None)
         dtype, n, sizes = values.dtype, grad.shape[0], (out.shape[1:], grad.shape[1:])
         g = geometry(grad, out, *sizes, shape, dtype, transposed=True)
         forward_g = geometry(x, grad, *sizes, shape, dtype)

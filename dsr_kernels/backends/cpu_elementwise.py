@@ -142,4 +142,4 @@ def _address_or_none(x: Tensor | None) -> int:
 
 
 def _workspace(size: tuple[int, int, int], last: bool, sums: int) -> Tensor:
-    return torch.empty(_C.channel_sums_workspace(size, last, sums), dtype=torch.uint8)
+    return torch.empty(_C.channel_sums_workspace(size, last, sums), dtype=torch.uint8, device="cpu")

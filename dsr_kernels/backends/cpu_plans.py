@@ -130,9 +130,9 @@ KEPT_BYTES = 64 << 20
 def scratch(size: int) -> Tensor:
     """At least `size` bytes for one call, from torch; more than KEPT_BYTES is not kept."""
     if size > KEPT_BYTES:
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
     kept = getattr(_kept, "scratch", None)
     if kept is None or kept.numel() < size:
         with torch.inference_mode(False):
-            kept = _kept.scratch = torch.empty(size, dtype=torch.uint8)
+            kept = _kept.scratch = torch.empty(size, dtype=torch.uint8, device="cpu")
     return kept

@@ -205,9 +205,12 @@ def select(crow_indices: Tensor, col_indices: Tensor, taps: Taps) -> Selection:
     Raises ValueError where the indices are no pattern of the weight's shape.
     """
     check_pattern(taps.weight_shape, crow_indices, col_indices)
-    rows, cols = torch.tensor(taps.rows)[:, None], torch.tensor(taps.cols)
+    rows, cols = (torch.tensor(each, device="cpu") for each in (taps.rows, taps.cols))
+    rows = rows[:, None]
     height, width = taps.kernel
-    place = torch.full(taps.weight_shape[2:], -1)  # of each tap, in the smaller kernel
+    place = torch.full(
+        taps.weight_shape[2:], -1, device="cpu"
+    )  # of each tap, in the smaller kernel
     place[rows, cols] = (rows - taps.rows[0]) * width + cols - taps.cols[0]
     channel, tap = col_indices.long() // place.numel(), col_indices.long() % place.numel()
     inner = place.flatten().to(col_indices.device)[tap]

@@ -154,8 +154,11 @@ def _by_batch(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
 
 def _values_dtype(layer: Any) -> torch.dtype:
     name = "weight_values" if isinstance(layer, SparseConv2d) else "weight"
-    weight = layer._parameters.get(name)  # nn.Module's search takes longer
-    return (getattr(layer, name) if weight is None else weight).dtype
+    if not torch.compiler.is_compiling() and name not in layer.__dict__:
+        weight = layer._parameters.get(name)  # nn.Module's search takes longer
+        if weight is not None:
+            return weight.dtype
+    return getattr(layer, name).dtype
 
 
 def _read_as(x: Tensor) -> torch.dtype:

@@ -12,6 +12,8 @@ from dsr_kernels.fusing.plain import is_plain
 from dsr_kernels.fusing.values import Held
 from dsr_kernels.ops.fused.elementwise import channel_moments
 
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
 
 def by_batch(norm: nn.BatchNorm2d) -> bool:
     """Whether it normalises by its input's own statistics now."""
@@ -24,12 +26,14 @@ def tensors_of(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Weight, bias, running mean and running variance, without nn.Module's search for each."""
     parameters, buffers = norm._parameters, norm._buffers
-    try:
+    registered = "weight" in parameters and "bias" in parameters
+    registered &= "running_mean" in buffers and "running_var" in buffers
+    quick = registered and not torch.compiler.is_compiling()
+    if quick and norm.__dict__.keys().isdisjoint(_TENSORS):
         running = buffers["running_mean"], buffers["running_var"]
         return parameters["weight"], parameters["bias"], *running
-    except KeyError:
-        of: Any = norm
-        return of.weight, of.bias, of.running_mean, of.running_var
+    of: Any = norm
+    return of.weight, of.bias, of.running_mean, of.running_var
 
 
 def count(x: Tensor) -> int:

@@ -10,6 +10,7 @@ least two.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,14 @@ from dsr_kernels.nn.step_check import install, resized
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
+
+_TENSORS = ("weight_values", "bias", "crow_indices", "col_indices")
+
+
+@functools.cache
+def _are_overridden(kind: type) -> bool:
+    """Whether a class has attributes of its own in the place of a layer's tensors."""
+    return any(hasattr(kind, name) for name in _TENSORS)
 
 
 class SparseModule(StoredWeight):
@@ -154,14 +163,15 @@ class SparseModule(StoredWeight):
             patterns.find(self.crow_indices, self.col_indices)  # which shares where it can again
 
     def _weight(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Values, bias and indices, without nn.Module's search for each."""
-        parameters, buffers = self._parameters, self._buffers
-        if torch.compiler.is_compiling() or not (
-            "weight_values" in parameters and "bias" in parameters
-        ):
-            return self.weight_values, self.bias, self.crow_indices, self.col_indices
-        pattern = buffers["crow_indices"], buffers["col_indices"]
-        return parameters["weight_values"], parameters["bias"], *pattern  # type: ignore[return-value]
+        """Values, bias and indices, mostly without nn.Module's search for each."""
+        if not (torch.compiler.is_compiling() or _are_overridden(type(self))):  # type: ignore[arg-type]
+            parameters, buffers = self._parameters, self._buffers
+            registered = "weight_values" in parameters and "bias" in parameters
+            registered &= "crow_indices" in buffers and "col_indices" in buffers
+            if registered and self.__dict__.keys().isdisjoint(_TENSORS):
+                pattern = buffers["crow_indices"], buffers["col_indices"]
+                return parameters["weight_values"], parameters["bias"], *pattern  # type: ignore[return-value]
+        return self.weight_values, self.bias, self.crow_indices, self.col_indices
 
     # --- its dense twin, which each layer has of its own kind ---
 

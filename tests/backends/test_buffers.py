@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from helpers.nn_cases import layer
+from torch import nn
 
-from dsr_kernels.backends.buffers import IDLE, SMALLEST, Buffers, buffers
-from dsr_kernels.backends.patterns import patterns
+import dsr_kernels
+from dsr_kernels.backends.buffers import MOST_IDLE, SMALLEST, Buffers, buffers
 
 SIZE, STRIDES = (SMALLEST // 4,), (1,)
 
@@ -96,14 +97,35 @@ def test_buffers_go_with_their_last_user(pool: Buffers) -> None:
     assert pool.held() == 0
 
 
-def test_what_nobody_asks_for_any_more_is_given_up(pool: Buffers) -> None:
+def test_idle_buffers_do_not_pile_up(pool: Buffers) -> None:
+    """Images of ever other sizes, or results that were many once."""
     owner = Owner()
-    del [ask(pool, owner) for _ in range(3)][:]
-    assert pool.held() >= SMALLEST
-    other = (2 * SIZE[0],)
-    for _ in range(2 * IDLE):
-        pool.empty(owner, other, STRIDES, torch.float32)
-    assert pool.held() == 2 * SMALLEST
+    many = [ask(pool, owner) for _ in range(200)]
+    assert pool.held() == 200 * SMALLEST
+    del many
+    for count in range(100):
+        pool.empty(owner, (SIZE[0] + 4 * count + 4,), STRIDES, torch.float32)
+        assert pool.held() <= MOST_IDLE + 2 * SMALLEST
+
+
+@pytest.mark.parametrize(
+    "lose", [lambda t: t.share_memory_(), lambda t: t.resize_(2 * t.numel())], ids=["share", "size"]
+)
+def test_memory_that_became_anothers_is_given_up(pool: Buffers, lose) -> None:
+    owner = Owner()
+    for _ in range(50):
+        lose(ask(pool, owner))
+    assert pool.held() <= MOST_IDLE
+    del owner
+    assert pool.held() == 0
+
+
+def test_a_default_device_is_none_of_ours(pool: Buffers) -> None:
+    owner = Owner()
+    for _ in range(2):
+        with torch.device("meta"):
+            assert ask(pool, owner).is_cpu
+        assert ask(pool, owner).is_cpu
 
 
 def test_threads_are_given_memory_of_their_own(pool: Buffers) -> None:
@@ -122,12 +144,22 @@ def test_threads_are_given_memory_of_their_own(pool: Buffers) -> None:
         assert all(threads.map(use, range(4)))
 
 
+def fused_model() -> nn.Module:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(layer(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        *(layer(32, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+    )
+    dsr_kernels.fuse(model, verbose=False)
+    return model
+
+
 def test_results_that_are_kept_stay_what_they_are() -> None:
-    conv, x = layer(8, 64, 3, padding=1), torch.randn(1, 8, 64, 64)
+    model, x = fused_model(), torch.randn(4, 3, 64, 64)
     outputs, copies = [], []
-    for _ in range(5):
+    for _ in range(4):
         leaf = x.clone().requires_grad_()
-        y = conv(leaf)
+        y = model(leaf)
         y.square().sum().backward()
         outputs += [y.detach(), leaf.grad]
         copies += [y.detach().clone(), leaf.grad.clone()]
@@ -135,18 +167,22 @@ def test_results_that_are_kept_stay_what_they_are() -> None:
     assert all(map(torch.equal, outputs, copies))
 
 
-def test_a_layers_buffers_are_freed_with_it() -> None:
+def test_a_models_buffers_are_freed_with_it() -> None:
     gc.collect()
-    patterns.clear()
-    pool = buffers
-    before = pool.held()
-    conv = layer(8, 64, 3, padding=1)
+    before = buffers.held()
+    model = fused_model()
     for _ in range(3):
-        conv(torch.randn(1, 8, 64, 64))
-    assert pool.held() > before
-    del conv
+        with torch.device("meta"):  # a default for new tensors, which these are not
+            model(torch.randn(4, 3, 64, 64, device="cpu")).sum().backward()
+    assert buffers.held() > before
+    with torch.no_grad():
+        held = buffers.held()
+        model.eval()
+        kept = [model(torch.randn(4, 3, 64, 64 + n)) for n in range(9)]
+        assert buffers.held() == held  # inference takes none
+    del model, kept
     gc.collect()
-    assert pool.held() == before
+    assert buffers.held() <= before
 
 
 def test_a_request_without_an_owner_is_the_last_ones(pool: Buffers) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 
 import pytest
 import torch
 from helpers.nn_cases import layer
 
-from dsr_kernels import SparseLinear
+from dsr_kernels import SparseConv2d, SparseLinear
 from dsr_kernels.backends import cpu_calls, native
 from dsr_kernels.backends.patterns import MAX_CALLS, patterns
 from dsr_kernels.ops import library
@@ -147,3 +148,31 @@ def test_second_derivatives_take_no_prepared_backward() -> None:
     leaf = x.requires_grad_()
     (grad,) = torch.autograd.grad(conv(leaf).pow(3).sum(), leaf, create_graph=True)
     assert grad.requires_grad
+
+
+class Doubled(SparseConv2d):
+    @property
+    def weight_values(self) -> torch.Tensor:
+        return 2 * self._parameters["weight_values"]
+
+
+def test_tensors_that_are_overridden_are_used() -> None:
+    conv, x = layer(4, 6, 3, bias=False), torch.randn(2, 4, 8, 8)
+    y = conv(x)
+    own = copy.deepcopy(conv)
+    own.__dict__["weight_values"] = 2 * conv.weight_values.detach()
+    torch.testing.assert_close(own(x), 2 * y)
+    moved = copy.deepcopy(conv)
+    crow_indices = moved.crow_indices
+    del moved.crow_indices
+    moved.crow_indices = crow_indices
+    assert torch.equal(moved(x), y)
+    conv.__class__ = Doubled
+    torch.testing.assert_close(conv(x), 2 * y)
+
+
+def test_a_default_device_moves_no_result() -> None:
+    conv, x = layer(4, 6, 3), torch.randn(2, 4, 8, 8)
+    expected = step(conv, x)
+    with torch.device("meta"):
+        assert all(map(torch.equal, step(conv, x), expected))

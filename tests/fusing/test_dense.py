@@ -69,3 +69,13 @@ def test_a_shortcut_reads_only_the_pixels_that_count(
 )
 def test_other_layers_compute_by_themselves(layer: nn.Module) -> None:
     assert not dense.thins(layer, torch.randn(1, 4, 5, 5))
+
+
+def test_a_stride_that_is_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "MOST_WEIGHTS", 0)
+    model = Block(2, 1, True)
+    model.shortcut.stride = 2
+    fused = copy.deepcopy(model)
+    dsr_kernels.fuse(fused, verbose=False)
+    x = torch.randn(3, 160, 6, 6)
+    check_same(step(fused, x), step(model, x), 1e-4)

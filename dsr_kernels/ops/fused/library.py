@@ -85,8 +85,8 @@ def sparse_conv2d_fused(
         )
     refuse_retired(values)
     if call is not None:
-        out = call.empty(x.dtype)
-        mean, variance = (torch.empty(call.channels, dtype=values.dtype) for _ in range(2))
+        out = call.empty(x.dtype, kept=statistics)  # of a training step
+        mean, variance = (values.new_empty(call.channels) for _ in range(2))
         moments = (mean, variance) if statistics else None
         call.into(out, x, values, bias, by, relu, residual, moments)
         return out, mean, variance
@@ -162,8 +162,8 @@ def sparse_conv2d_fused_backward(
         )
     refuse_retired(values)
     if call is not None:
-        gx = call.empty(x.dtype)
-        gscale, gshift = (torch.empty(call.channels, dtype=values.dtype) for _ in range(2))
+        gx = call.empty(x.dtype, kept=True)
+        gscale, gshift = (values.new_empty(call.channels) for _ in range(2))
         gvalues = torch.empty_like(values)
         sums = None if by is None else (gscale, gshift)
         call.into(gx, gvalues, grad, values, x, by, relu, passed, sums, y, y_by)
@@ -178,7 +178,7 @@ def sparse_conv2d_fused_backward(
     gx, gscale, gshift = fused_grad_input_result(
         grad, by_statistics, *weight, x, prologue, passed, shape
     )
-    gvalues = torch.empty(values.shape, dtype=values.dtype)
+    gvalues = values.new_empty(values.shape)
     sums = None if prologue.affine is None else (gscale, gshift)
     store = InputGrad(x, prologue, passed, sums)
     cpu_fused.sparse_conv2d_fused_backward(gx, gvalues, grad, by_statistics, *weight, store, shape)
