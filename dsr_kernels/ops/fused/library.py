@@ -85,7 +85,7 @@ def sparse_conv2d_fused(
         )
     refuse_retired(values)
     if call is not None:
-        out = call.empty(x.dtype, kept=statistics)  # of a training step
+        out = call.empty(x.dtype, kept=statistics or x.requires_grad)  # of a training step
         mean, variance = (values.new_empty(call.channels) for _ in range(2))
         moments = (mean, variance) if statistics else None
         call.into(out, x, values, bias, by, relu, residual, moments)
