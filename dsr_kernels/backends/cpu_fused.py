@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cpu_calls import NO_NUMBERS, Backward, Forward, same_strides
+from dsr_kernels.backends.cpu_calls import NO_NUMBERS, Backward, Forward, is_native, same_strides
 from dsr_kernels.backends.cpu_plans import Geometry, activation, build_plan, geometry, scratch
 from dsr_kernels.backends.fused import Affine, Epilogue, InputGrad, Prologue, StatisticsGrad
 from dsr_kernels.backends.native import _C
@@ -24,7 +24,7 @@ _Operand = tuple[tuple[int, bool, tuple[int, ...]], _Numbers, bool, int]
 
 def takes(activation: Tensor, values_dtype: torch.dtype) -> bool:
     """Whether the kernels compute activations of this dtype; float16 they do not."""
-    return activation.dtype == values_dtype or activation.dtype == torch.bfloat16
+    return is_native(activation, values_dtype)
 
 
 def sparse_conv2d_fused(

@@ -106,8 +106,8 @@ def sparse_conv2d_backward(
     """(gx, gvalues of values' shape): on a CPU in one pass over what both read."""
     seen = cpu_calls.look("backward", shape, (x, grad, values, crow_indices, col_indices))
     call: Backward | None = patterns.call(crow_indices, col_indices, seen)
-    pattern, size, last = (crow_indices, col_indices), x.shape[1:], channels_last(x)
     if call is None:
+        pattern, size, last = (crow_indices, col_indices), x.shape[1:], channels_last(x)
         out = grad_input_result(grad, values, *pattern, size, shape, last)
         grad_weight_result(x, grad, *pattern, shape, values.dtype)
         call = cpu_calls.prepare_backward(seen, out, grad, x, (values, *pattern), shape)

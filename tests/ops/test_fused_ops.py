@@ -266,3 +266,14 @@ def test_batch_norm_of_torch_is_the_affine_map() -> None:
         torch.autograd.grad(ours.y, variables, grad),
         torch.autograd.grad(theirs, variables, grad),
     )
+
+
+def test_bfloat16_beside_float64_values() -> None:
+    """No kernel takes the two together, so it is composed, as a plain convolution converts."""
+    conv = layer(4, 6, 3, padding=1, dtype=torch.float64)
+    x = torch.randn(2, 4, 8, 8).bfloat16().requires_grad_()
+    y = conv.fused(x, Prologue(None, True), None, True).y
+    assert torch.equal(y, conv(x.relu()))
+    (grad,) = torch.autograd.grad(y.double().square().sum(), x)
+    (expected,) = torch.autograd.grad(conv(x.relu()).double().square().sum(), x)
+    torch.testing.assert_close(grad, expected)

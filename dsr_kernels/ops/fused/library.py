@@ -175,9 +175,6 @@ def sparse_conv2d_fused_backward(
         operands, pattern = (x, prologue, grad, by_statistics), (crow_indices, col_indices)
         gvalues = sparse_conv2d_fused_grad_weight(*operands, *pattern, shape, values.dtype)
         return gx, gscale, gshift, gvalues.view(values.shape)
-    gx, gscale, gshift = fused_grad_input_result(
-        grad, by_statistics, *weight, x, prologue, passed, shape
-    )
     gvalues = values.new_empty(values.shape)
     sums = None if prologue.affine is None else (gscale, gshift)
     store = InputGrad(x, prologue, passed, sums)
