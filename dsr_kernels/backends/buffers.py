@@ -31,7 +31,11 @@ class _Buffer:
         self.size = storage.nbytes()
 
     def is_idle(self) -> bool:
-        """Whether nobody else refers to its memory in this process."""
+        """Whether nobody else refers to its memory in this process.
+
+        torch 2.13 has a live storage hold its Python object, so the first count sees tensors, too.
+        Nothing promises that; the second one is of the memory itself.
+        """
         if sys.getrefcount(self.storage) > 2:  # this object's, and the call's
             return False
         return torch._C._storage_Use_Count(self.storage._cdata) == 1
