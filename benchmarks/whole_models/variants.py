@@ -48,7 +48,7 @@ class Variant(NamedTuple):
     bf16: bool = False  # torch.autocast in bfloat16
     last: bool = False  # channels_last, of dense
     folded: bool = False  # dense, for inference: batch norm in the convolutions before it
-    compiled: bool = False  # torch.compile, of dense
+    compiled: bool = False  # torch.compile
     fused: bool = False  # dsr_kernels.fuse, of ours
 
     @property
@@ -66,11 +66,12 @@ class Variant(NamedTuple):
         """A model of the case as this variant runs it. Dense ones have no sparsity."""
         if self.side == "ours":
             model = case.make(sparsity)
-            return (fuse(model) if self.fused else model).train(training)
-        model = case.make(sparse=False).train(training)
-        if self.folded:
-            model = optimization.fuse(model)
-        model = model.to(**self.format)
+            model = (fuse(model) if self.fused else model).train(training)
+        else:
+            model = case.make(sparse=False).train(training)
+            if self.folded:
+                model = optimization.fuse(model)
+            model = model.to(**self.format)
         # fullgraph: a model that dynamo gives up on is an error, not an eager run by that name.
         return torch.compile(model, fullgraph=True) if self.compiled else model
 
@@ -94,9 +95,12 @@ def precisions() -> tuple[bool, ...]:
     return (False, True) if bf16_here() else (False,)
 
 
-def ours() -> Iterator[Variant]:
-    for bf16, fused in product(precisions(), (False, True) if can_fuse() else (False,)):
-        yield Variant("ours", bf16, fused=fused)
+def ours(compiled: bool = False) -> Iterator[Variant]:
+    """Every way of ours: precision, fused or not, and eager or compiled."""
+    fusing = (False, True) if can_fuse() else (False,)
+    for bf16, fused, through in product(precisions(), fusing, (False, True)):
+        if compiled or not through:
+            yield Variant("ours", bf16, fused=fused, compiled=through)
 
 
 def dense(compiled: bool, folded: bool = False) -> Iterator[Variant]:

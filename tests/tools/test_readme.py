@@ -47,6 +47,7 @@ CPU, AVX2, GPU = (
     RESULTS / f"{name}.json" for name in ("xeon-avx512-2cores", "xeon-avx512-2cores-avx2", "h200")
 )
 MODELS = sorted(RESULTS.glob("*-models.json"))
+README_MODELS = RESULTS / "xeon-amx-2cores-models.json"  # as in Makefile
 
 
 class Line(NamedTuple):
@@ -95,7 +96,7 @@ def test_the_readme_s_table_has_at_most_eight_rows_some_of_which_dense_wins():
     [
         (
             "readme_table.py",
-            (CPU, GPU, *MODELS),
+            (CPU, GPU, README_MODELS),
             README,
             "<!-- measured: made by `make readme-table` -->",
             "<!-- end of measured -->",

@@ -71,6 +71,9 @@ def test_ours_is_fused_too_where_the_package_can(monkeypatch, bf16, fuse) -> Non
     bf16("AMX")
     names = [variant.name for variant in variants.ours()]
     assert names == ["ours", "ours, fused", "ours bf16", "ours bf16, fused"]
+    names = [variant.name for variant in variants.ours(compiled=True)]
+    assert names[:4] == ["ours", "ours, compiled", "ours, fused", "ours, compiled, fused"]
+    assert len(names) == 8
     monkeypatch.delattr(dsr_kernels, "fuse")
     assert [variant.name for variant in variants.ours()] == ["ours", "ours bf16"]
 
@@ -166,6 +169,8 @@ def test_what_cannot_be_compiled_is_left_out_and_says_why(monkeypatch, bf16, no_
     assert record["left out"] == dict.fromkeys(
         ("dense NCHW, compiled", "dense channels_last, compiled"), reason
     )
+    record = comparison.inference_record(TINY, 1)
+    assert record["left out"]["ours, compiled"] == reason and "ours" in record["ms"]
 
 
 def test_an_eager_run_that_fails_is_an_error() -> None:
