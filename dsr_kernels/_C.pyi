@@ -57,12 +57,13 @@ class ConvPlan:
         out_size: _Pair,
         dilation: _Pair,
         groups: int,
-        crow: _Address,  # [out_channels + 1] int32
-        col: _Address,  # [nnz] int32
-        nnz: int,
+        crow: _Address,  # [out_channels // block_size + 1] int32
+        col: _Address,  # [blocks] int32
+        blocks: int,
         dtype: str,  # of the values: "float32" or "float64"
         lanes: str = "plane",
         transposed: bool = False,  # for grad-input
+        block_size: int = 1,  # consecutive output channels that share their positions
     ) -> None: ...
     @property
     def bytes(self) -> int: ...

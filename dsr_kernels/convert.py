@@ -12,13 +12,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from dsr_kernels.backends.blocks import BLOCK_SIZES
 from dsr_kernels.choices import check_choice, resembling
-from dsr_kernels.distribution import DISTRIBUTIONS, budget, distribute, reachable
+from dsr_kernels.distribution import DISTRIBUTIONS, budget, distribute, reachable, whole_blocks
 from dsr_kernels.nn import SparseModule
 from dsr_kernels.nn.carry_over import copy_hangings
 from dsr_kernels.nn.from_dense import KEEP, DenseLayer, hang
 from dsr_kernels.nn.holders import Exchange
 from dsr_kernels.nn.twins import KINDS, layer_names, obstacles, obstacles_to_dense, scripted
+from dsr_kernels.topology import fitting_block_size
 
 # What the model itself does not show: which of its layers a caller excluded, and how. Kept beside
 # the layers, not on them; an entry goes with its layer, and a copy of the layer has none.
@@ -34,6 +36,7 @@ def sparsify(
     overrides: Mapping[str, float] | None = None,
     over: str = "converted",
     keep: str = "random",
+    block_size: int = 1,
     inplace: bool = False,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
@@ -46,6 +49,11 @@ def sparsify(
     `distribution` ('uniform', 'er' or 'erk', see distribution.layer_nnz) shares them out. `keep`
     says which weights are kept: 'random' ones, the largest by 'magnitude', or whole random
     'kernels', as many as each share holds. They keep the dense layers' values.
+
+    `block_size` (1, 2, 4, 8, 16 or 32): so many consecutive output channels share their positions.
+    A layer whose output channels (of each group) are no whole blocks takes the largest divisor;
+    `summary` says which. Shares then are whole blocks, together no more than the budget, and
+    'magnitude' is a block's mean.
 
     `exclude` leaves layers dense. `overrides` gives layers a sparsity of their own, outside that
     budget. Both name layers by glob ('layer4.*', or a container for all that is in it). With
@@ -68,19 +76,22 @@ def sparsify(
     """
     check_choice(keep, "keep", KEEP)
     check_choice(over, "over", ("converted", "model"))
+    if type(block_size) is not int or block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size: expected one of {BLOCK_SIZES}, got {block_size!r}")
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
     layers, excluded, surprising = _choose_layers(model, exclude, inplace)
     kept_dense = [*excluded, *surprising]
     own = _own_sparsity(layers, overrides or {}, [*layers, *kept_dense])
     shapes = [module.weight.shape for module in layers.values()]
-    fixed = {i: budget(shapes[i].numel(), s) for i, s in own.items()}
+    sizes = [_block_size(module, block_size) for module in layers.values()]
+    fixed = {i: budget(shapes[i].numel(), s, sizes[i]) for i, s in own.items()}
     dense = _count(model, kept_dense) if over == "model" else None
-    counts = _share_out(shapes, sparsity, distribution, fixed, dense)
+    counts = _share_out(shapes, sparsity, distribution, fixed, dense, sizes)
     twins: dict[nn.Module, nn.Module] = {}
-    for (name, module), nnz in zip(layers.items(), counts, strict=True):
-        twin = KINDS[type(module)]
+    for (name, module), nnz, size in zip(layers.items(), counts, sizes, strict=True):
+        twin, options = KINDS[type(module)], {"keep": keep, "generator": generator}
         try:
-            twins[module] = twin.from_dense(module, nnz=nnz, keep=keep, generator=generator)
+            twins[module] = twin.from_dense(module, nnz=nnz, block_size=size, **options)
         except ValueError as error:
             raise ValueError(f"sparsify: layer {name or 'the model'!r}: {error}") from None
     sparse = _exchange(model, twins, inplace)
@@ -155,6 +166,11 @@ def why_dense(model: nn.Module) -> dict[nn.Module, str]:
     return unknown | obstacles(model, names) | excluded
 
 
+def _block_size(layer: DenseLayer, wanted: int) -> int:
+    """The largest block size of at most `wanted` that its output channels are whole blocks of."""
+    return fitting_block_size(layer.weight.shape, wanted, getattr(layer, "groups", 1))
+
+
 def _own_sparsity(
     layers: Mapping[str, nn.Module], overrides: Mapping[str, float], names: list[str]
 ) -> dict[int, float]:
@@ -192,8 +208,9 @@ def _share_out(
     distribution: str,
     fixed: Mapping[int, int],
     dense: int | None,
+    block_sizes: list[int],
 ) -> list[int]:
-    """Non-zeros of each layer.
+    """Non-zeros of each layer, in whole blocks.
 
     `fixed` gives those of some layers. `dense` counts the weights that stay dense and belong to the
     budget; if it is None, the budget is that of the layers that are not `fixed`.
@@ -213,6 +230,7 @@ def _share_out(
                 f"{reachable(taken + len(free), taken + sum(sizes), every)}"
             )
     shared = distribute([shapes[i] for i in free], total, distribution) if free else []
+    shared = whole_blocks(shared, sizes, [block_sizes[i] for i in free])
     counts = dict(fixed) | dict(zip(free, shared, strict=True))
     return [counts[i] for i in range(len(shapes))]
 

@@ -23,9 +23,13 @@ def exact_fraction(value: float, name: str = "sparsity") -> Fraction:
     return value if isinstance(value, Fraction) else Fraction(str(value))
 
 
-def budget(numel: int, sparsity: float) -> int:
-    """floor((1 - sparsity) * numel), and at least 1: how many non-zeros `numel` weights get."""
-    return max(1, math.floor((1 - exact_fraction(sparsity)) * numel))
+def budget(numel: int, sparsity: float, block_size: int = 1) -> int:
+    """floor((1 - sparsity) * numel), and at least 1: how many non-zeros `numel` weights get.
+
+    Of blocks as many as that holds, and at least one.
+    """
+    nnz = math.floor((1 - exact_fraction(sparsity)) * numel)
+    return max(block_size, nnz - nnz % block_size)
 
 
 def share_out(
@@ -97,31 +101,62 @@ def distribute(shapes: Sequence[tuple[int, ...]], total: int, distribution: str)
     return apportion(total, [_share_weights(shape, distribution) for shape in shapes], sizes)
 
 
+def whole_blocks(
+    counts: Sequence[int], sizes: Sequence[int], block_sizes: Sequence[int]
+) -> list[int]:
+    """The `counts` of layers of `sizes` weights in whole blocks, at least one in each layer.
+
+    They are rounded down. What that leaves goes to the largest remainders, block by block, as far
+    as a block fits: together they are at most sum(counts), short of it by less than a block of
+    every layer that has room.
+    """
+    triples = list(zip(counts, sizes, block_sizes, strict=True))
+    shares = [max(block, count - count % block) for count, _, block in triples]
+    left = sum(counts) - sum(shares)
+    while left < 0 and any(s > b for s, b in zip(shares, block_sizes, strict=True)):
+        spare = [s if s > b else 0 for s, b in zip(shares, block_sizes, strict=True)]
+        i = spare.index(max(spare))
+        shares[i] -= block_sizes[i]
+        left += block_sizes[i]
+    order = sorted(range(len(shares)), key=lambda i: (-Fraction(counts[i] % block_sizes[i]), i))
+    for most in (1, left):  # a block for each remainder, then whatever still fits
+        for i in order:
+            _, size, block = triples[i]
+            count = min(most, max(left, 0) // block, (size - shares[i]) // block)
+            shares[i] += count * block
+            left -= count * block
+    return shares
+
+
 def layer_nnz(
     shapes: Sequence[Sequence[int]],
     sparsity: float,
     distribution: str = "uniform",
     fixed: Mapping[int, int] | None = None,
+    block_sizes: Sequence[int] | None = None,
 ) -> list[int]:
     """How many non-zeros each weight of `shapes` gets.
 
     uniform: floor((1 - sparsity) * N_l) in each layer, as in the paper. er, erk: together exactly
     floor((1 - sparsity) * sum N_l), shared out by Erdos-Renyi densities; a layer that would need a
     density above 1 becomes dense and the others share the rest. Layers in `fixed` (index -> nnz)
-    stand outside: neither their weights nor their non-zeros enter the budget of the others.
+    stand outside: neither their weights nor their non-zeros enter the budget of the others. With
+    `block_sizes` (one for each weight) all of it is rounded to whole blocks, see `whole_blocks`.
     """
     check_choice(distribution, "distribution", DISTRIBUTIONS)
     checked = [check_shape(shape) for shape in shapes]
+    blocks = [1] * len(checked) if block_sizes is None else list(block_sizes)
     fixed = dict(fixed or {})
     for index, nnz in fixed.items():
-        check_nnz(checked[index], nnz)
+        check_nnz(checked[index], nnz, blocks[index])
     free = [i for i in range(len(checked)) if i not in fixed]
     sizes = [math.prod(checked[i]) for i in free]
     if distribution == "uniform":
-        counts = [budget(size, sparsity) for size in sizes]
+        counts = [budget(size, sparsity, blocks[i]) for i, size in zip(free, sizes, strict=True)]
     elif free:
         shared_shapes = [checked[i] for i in free]
         counts = distribute(shared_shapes, budget(sum(sizes), sparsity), distribution)
+        counts = whole_blocks(counts, sizes, [blocks[i] for i in free])
     else:
         counts = []
     shared = dict(zip(free, counts, strict=True))

@@ -80,10 +80,15 @@ class Summary:
 def summary(model: nn.Module) -> Summary:
     """Every module of `model` that holds parameters of its own, a shared one once."""
     reasons = why_dense(model)
+    sizes = (m.block_size for m in model.modules() if isinstance(m, SparseModule))
+    largest_block = max(sizes, default=1)
     return Summary(
         [
             _layer(
-                name or "(model)", module, reasons.get(module, "not a convolution or linear layer")
+                name or "(model)",
+                module,
+                reasons.get(module, "not a convolution or linear layer"),
+                largest_block,
             )
             for name, module in model.named_modules()
             if any(p is not None for p in module._parameters.values())
@@ -91,14 +96,15 @@ def summary(model: nn.Module) -> Summary:
     )
 
 
-def _layer(name: str, module: nn.Module, why_dense: str) -> LayerSummary:
+def _layer(name: str, module: nn.Module, why_dense: str, largest_block: int) -> LayerSummary:
     parameters = [p for p in module._parameters.values() if p is not None]
     held = sum(p.nbytes for p in parameters)
     if isinstance(module, SparseModule):
         item = module.weight_values.element_size()
         dense = held + (module.numel - module.nnz) * item
         indices = module.crow_indices.nbytes + module.col_indices.nbytes
-        shape, numel, nnz, note = module.weight_shape, module.numel, module.nnz, ""
+        shape, numel, nnz = module.weight_shape, module.numel, module.nnz
+        note = _block_note(module, largest_block)
         held += indices
     else:
         weight = module._parameters.get("weight")
@@ -107,6 +113,15 @@ def _layer(name: str, module: nn.Module, why_dense: str) -> LayerSummary:
         dense, note = held, why_dense
     sparse = isinstance(module, SparseModule)
     return LayerSummary(name, type(module).__name__, sparse, shape, numel, nnz, dense, held, note)
+
+
+def _block_note(module: SparseModule, largest: int) -> str:
+    """How many output channels share their positions, and why fewer than elsewhere in the model."""
+    size, rows = module.block_size, module.weight_shape[0] // getattr(module, "groups", 1)
+    if size < largest and rows % largest:
+        of_group = " of a group" if getattr(module, "groups", 1) > 1 else ""
+        return f"blocks of {size}: {rows} output channels{of_group} do not divide by {largest}"
+    return "" if size == 1 else f"blocks of {size}"
 
 
 def _cells(layer: LayerSummary) -> tuple[str, ...]:

@@ -24,8 +24,9 @@ const char* name_of(cpu::Lanes lanes) {
 std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, int64_t height,
                                     int64_t width, Pair kernel, Pair stride, Pair padding,
                                     Pair out_size, Pair dilation, int64_t groups, uintptr_t crow,
-                                    uintptr_t col, int64_t nnz, const std::string& dtype,
-                                    const std::string& lanes, bool transposed) {
+                                    uintptr_t col, int64_t blocks, const std::string& dtype,
+                                    const std::string& lanes, bool transposed,
+                                    int64_t block_size) {
   const ConvShape shape{.in_channels = in_channels,
                         .height = height,
                         .width = width,
@@ -41,10 +42,11 @@ std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, i
                         .dilation_h = dilation[0],
                         .dilation_w = dilation[1],
                         .groups = groups};
-  const CsrPattern pattern{.crow_indices = pointer<int32_t>(crow),
+  const BsrPattern pattern{.crow_indices = pointer<int32_t>(crow),
                            .col_indices = pointer<int32_t>(col),
                            .rows = out_channels,
-                           .nnz = nnz};
+                           .blocks = blocks,
+                           .block_size = block_size};
   std::string isa;
   require_ok(cpu::active_isa(&isa));
   auto plan = std::make_unique<ConvPlan>();
@@ -187,8 +189,8 @@ void bind_conv(py::module_& m) {
       .def(py::init(&make_plan), py::arg("out_channels"), py::arg("in_channels"), py::arg("height"),
            py::arg("width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
            py::arg("out_size"), py::arg("dilation"), py::arg("groups"), py::arg("crow"),
-           py::arg("col"), py::arg("nnz"), py::arg("dtype"), py::arg("lanes") = "plane",
-           py::arg("transposed") = false)
+           py::arg("col"), py::arg("blocks"), py::arg("dtype"), py::arg("lanes") = "plane",
+           py::arg("transposed") = false, py::arg("block_size") = 1)
       .def_property_readonly("bytes",
                              [](const ConvPlan& plan) { return plan.gather_plan().bytes(); })
       .def("describe", &plan_describe)

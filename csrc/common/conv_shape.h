@@ -1,4 +1,4 @@
-// The geometry of one convolution, and the CSR view of its weight.
+// The geometry of one convolution, and the BSR view of its weight.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +23,17 @@ struct ConvShape {
   int64_t row_length() const { return in_channels / groups * taps(); }
 };
 
-// A weight of shape (O, C / groups, KH, KW) as a matrix of O rows in compressed sparse row form.
-struct CsrPattern {
-  const int32_t* crow_indices;  // [rows + 1]
-  const int32_t* col_indices;   // [nnz], (i * KH + kh) * KW + kw, ascending in each row
+// A weight of shape (O, C / groups, KH, KW) as a matrix of O rows in block compressed sparse row
+// form: `block_size` consecutive rows, of one group, share their positions. With a block size of 1
+// that is CSR. Values are [blocks][block_size].
+struct BsrPattern {
+  const int32_t* crow_indices;  // [rows / block_size + 1]
+  const int32_t* col_indices;   // [blocks], (i * KH + kh) * KW + kw, ascending in each block row
   int64_t rows;
-  int64_t nnz;
+  int64_t blocks;
+  int64_t block_size = 1;
+
+  int64_t nnz() const { return blocks * block_size; }
 };
 
 // Element strides of a [N, C, H, W] tensor; 0 where a dimension is expanded.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address, address_to_read
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape, Pair
 from dsr_kernels.backends.native import _C, DTYPE_CODES
 
@@ -46,6 +47,7 @@ def build_plan(crow_indices: Tensor, col_indices: Tensor, g: Geometry) -> _C.Con
         DTYPE_CODES[g.dtype],
         g.lanes,
         g.transposed,
+        block_size_of(crow_indices, rows),
     )
 
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape, Pair
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.topology import check_pattern, rows_of
@@ -204,7 +205,8 @@ def select(crow_indices: Tensor, col_indices: Tensor, taps: Taps) -> Selection:
 
     Raises ValueError where the indices are no pattern of the weight's shape.
     """
-    check_pattern(taps.weight_shape, crow_indices, col_indices)
+    size = block_size_of(crow_indices, taps.weight_shape[0])
+    check_pattern(taps.weight_shape, crow_indices, col_indices, size)
     rows, cols = (torch.tensor(each, device="cpu") for each in (taps.rows, taps.cols))
     rows = rows[:, None]
     height, width = taps.kernel
@@ -239,7 +241,7 @@ def forward(
         out.zero_() if bias is None else out.copy_(bias.view(1, -1, 1, 1))
     for part in parts.parts:
         chosen = patterns.plan(crow_indices, col_indices, part.taps, select)
-        weight = values.index_select(0, chosen.kept), bias, *chosen.pattern
+        weight = _blocks(values, col_indices).index_select(0, chosen.kept), bias, *chosen.pattern
         launch(part.of_output(out), part.of_input(x), *weight, part.shape)
     return out
 
@@ -258,7 +260,7 @@ def grad_input(
         out.zero_()
     for part in parts.parts:
         chosen = patterns.plan(crow_indices, col_indices, part.taps, select)
-        weight = values.index_select(0, chosen.kept), *chosen.pattern
+        weight = _blocks(values, col_indices).index_select(0, chosen.kept), *chosen.pattern
         launch(part.of_input(out), part.of_output(grad), *weight, part.shape)
     return out
 
@@ -276,7 +278,14 @@ def grad_weight(
     out.zero_()
     for part in parts.parts:
         chosen = patterns.plan(crow_indices, col_indices, part.taps, select)
-        found = out.new_empty(chosen.kept.numel())
+        blocks = _blocks(out, col_indices)
+        found = out.new_empty(chosen.kept.numel() * blocks.shape[1])
         launch(found, part.of_input(x), part.of_output(grad), *chosen.pattern, part.shape)
-        out.index_copy_(0, chosen.kept, found)
+        blocks.index_copy_(0, chosen.kept, found.view(-1, blocks.shape[1]))
     return out
+
+
+def _blocks(values: Tensor, col_indices: Tensor) -> Tensor:
+    """[blocks, block_size], a view where that is possible."""
+    blocks = col_indices.numel()
+    return values.reshape(blocks, values.numel() // max(blocks, 1) or 1)

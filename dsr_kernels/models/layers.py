@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
 from dsr_kernels.nn.from_dense import DenseLayer
-from dsr_kernels.topology import Topology
+from dsr_kernels.topology import Topology, fitting_block_size
 
 
 class LayerFactory:
@@ -30,6 +30,7 @@ class LayerFactory:
         generator: torch.Generator | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        block_size: int = 1,
     ) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity: expected 0 <= sparsity < 1, got {sparsity}")
@@ -40,14 +41,14 @@ class LayerFactory:
             "dtype": dtype,
         }
         self.sparse_options = {**self.options, "sparsity": sparsity, "generator": generator}
+        self.block_size = block_size
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
         """A convolution of the kind the paper makes sparse; 'same'-sized at stride 1, no bias."""
         if not self.sparse:
             return _sparsifiable(self.dense_conv(inputs, outputs, kernel, stride))
-        return SparseConv2d(
-            inputs, outputs, kernel, stride, kernel // 2, bias=False, **self.sparse_options
-        )
+        options = self._sparse_options(outputs)
+        return SparseConv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False, **options)
 
     def dense_conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
         """A convolution that stays dense in the paper: a stem, or the 1x1 of a shortcut."""
@@ -60,7 +61,12 @@ class LayerFactory:
         """A fully connected layer of the kind that the paper makes sparse."""
         if not self.sparse:
             return _sparsifiable(skip_init(nn.Linear, inputs, outputs, bias=bias, **self.options))
-        return SparseLinear(inputs, outputs, bias=bias, **self.sparse_options)
+        return SparseLinear(inputs, outputs, bias=bias, **self._sparse_options(outputs))
+
+    def _sparse_options(self, outputs: int) -> dict[str, Any]:
+        """With the largest block size of at most the model's that the outputs are blocks of."""
+        size = fitting_block_size((outputs,), self.block_size)
+        return {**self.sparse_options, "block_size": size}
 
     def dense_linear(self, inputs: int, outputs: int) -> nn.Module:
         """A fully connected layer that stays dense in the paper."""
@@ -99,12 +105,15 @@ def lay_out_(
     "weight", or "kernel" for whole k x k kernels, as many as each layer's share holds.
     """
     layers = list(named_sparse_modules(model))
-    counts = layer_nnz([module.weight_shape for _, module in layers], sparsity, distribution)
+    shapes = [module.weight_shape for _, module in layers]
+    sizes = [module.block_size for _, module in layers]
+    counts = layer_nnz(shapes, sparsity, distribution, block_sizes=sizes)
     draw = Topology.random_kernels if granularity == "kernel" else Topology.random
     for (_, module), nnz in zip(layers, counts, strict=True):
-        old = module.weight_values
-        drawn = draw(module.weight_shape, nnz, generator=generator, device=old.device)
-        values = torch.empty(drawn.nnz, 1, dtype=old.dtype, device=old.device)
+        old, size = module.weight_values, module.block_size
+        options = {"block_size": size, "generator": generator, "device": old.device}
+        drawn = draw(module.weight_shape, nnz, **options)
+        values = torch.empty(drawn.blocks, size, dtype=old.dtype, device=old.device)
         module.replace_topology(drawn.crow_indices, drawn.col_indices, values)
     initialize_(model, generator)
 
@@ -121,7 +130,7 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
 def weight_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
     """(name, layer, stored weight) of each convolution and fully connected layer.
 
-    The stored weight of a sparse layer is its non-zeros [nnz, 1].
+    The stored weight of a sparse layer is its non-zeros [blocks, block_size].
     """
     for name, module in model.named_modules():
         if isinstance(module, SparseModule):

@@ -45,12 +45,13 @@ def lenet_300_100(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    block_size: int = 1,
 ) -> LeNet300100:
     """LeNet-300-100 with ``floor((1 - sparsity) N)`` non-zeros in each layer, or its dense twin.
 
     At the usual sizes: 266,200 positions in sparse tensors and 820 dense parameters (BN).
     """
-    layers = LayerFactory(sparse, sparsity, generator, device, dtype)
+    layers = LayerFactory(sparse, sparsity, generator, device, dtype, block_size)
     model = LeNet300100(layers, in_features, num_classes, width)
     initialize_(model, generator)
     return model

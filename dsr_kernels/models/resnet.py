@@ -111,12 +111,13 @@ def resnet18(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    block_size: int = 1,
 ) -> ResNet:
     """ResNet-18 with ``floor((1 - sparsity) N)`` non-zeros in each sparse layer, or its dense twin.
 
     With 1000 classes: 11,497,472 positions in sparse tensors and 192,040 dense parameters.
     """
-    layers = LayerFactory(sparse, sparsity, generator, device, dtype)
+    layers = LayerFactory(sparse, sparsity, generator, device, dtype, block_size)
     model = ResNet(layers, BasicBlock, (2, 2, 2, 2), width, in_channels, num_classes)
     initialize_(model, generator)
     return model
@@ -132,12 +133,13 @@ def resnet50(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    block_size: int = 1,
 ) -> ResNet:
     """ResNet-50 with ``floor((1 - sparsity) N)`` non-zeros in each sparse layer, or its dense twin.
 
     With 1000 classes: 22,724,608 positions in sparse tensors and 2,832,424 dense parameters.
     """
-    layers = LayerFactory(sparse, sparsity, generator, device, dtype)
+    layers = LayerFactory(sparse, sparsity, generator, device, dtype, block_size)
     model = ResNet(layers, Bottleneck, (3, 4, 6, 3), width, in_channels, num_classes)
     initialize_(model, generator)
     return model

@@ -68,6 +68,7 @@ def wrn_28(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    block_size: int = 1,
 ) -> WideResNet:
     """WRN-28-width with ``floor((1 - sparsity) N)`` non-zeros in each sparse layer, or its dense
     twin.
@@ -76,7 +77,7 @@ def wrn_28(
     fractional width rounds each group's channels to the nearest integer (the paper's thin dense
     baselines).
     """
-    layers = LayerFactory(sparse, sparsity, generator, device, dtype)
+    layers = LayerFactory(sparse, sparsity, generator, device, dtype, block_size)
     model = WideResNet(layers, width, in_channels, num_classes)
     initialize_(model, generator)
     return model

@@ -36,6 +36,7 @@ class SparseConvNd(SparseModule):
         sparsity: float,
         nnz: int | None,
         generator: torch.Generator | None,
+        block_size: int,
     ) -> None:
         kernel = self._sizes("kernel_size", kernel_size, 1)
         if not isinstance(groups, int) or groups < 1:
@@ -46,7 +47,7 @@ class SparseConvNd(SparseModule):
                     f"{name}: expected a positive multiple of groups={groups}, got {value}"
                 )
         shape = (out_channels, in_channels // groups, *kernel)
-        super().__init__(shape, bias, device, dtype, sparsity, nnz, generator)
+        super().__init__(shape, bias, device, dtype, sparsity, nnz, generator, block_size, groups)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.groups = kernel, groups
         self.stride = self._sizes("stride", stride, 1)
@@ -95,4 +96,4 @@ class SparseConvNd(SparseModule):
             text += ", bias=False"
         if self.padding_mode != "zeros":
             text += f", padding_mode={self.padding_mode}"
-        return f"{text}, nnz={self.nnz}, sparsity={self.sparsity:.4g}"
+        return f"{text}, {self._size_repr()}"

@@ -42,15 +42,15 @@ def fit_to(model: nn.Module, sizes: Mapping[str, Any], prefix: str = "") -> None
     weight's, and RuntimeError where torch parametrizes its weight_values; nothing has changed then.
     """
     found = [
-        (module, _nnz(name, module, sizes, prefix + name + "." if name else prefix))
+        (module, _blocks(name, module, sizes, prefix + name + "." if name else prefix))
         for name, module in named_sparse_modules(model)
     ]
-    for module, nnz in found:
-        module.expect(nnz)
+    for module, blocks in found:
+        module.expect(blocks)
 
 
-def _nnz(name: str, module: SparseModule, sizes: Mapping[str, Any], prefix: str) -> int:
-    """The number of non-zeros that the checkpoint has of a layer."""
+def _blocks(name: str, module: SparseModule, sizes: Mapping[str, Any], prefix: str) -> int:
+    """The number of blocks (of one weight each: non-zeros) that the checkpoint has of a layer."""
     if "weight_values" not in module._parameters:
         raise RuntimeError(
             f"layer {name!r}: weight_values is not a parameter of its own (parametrized or pruned "
@@ -60,15 +60,16 @@ def _nnz(name: str, module: SparseModule, sizes: Mapping[str, Any], prefix: str)
     if missing:
         raise ValueError(f"layer {name!r}: expected the size of {missing[0]!r}, `sizes` has none")
     values, crow, col = (_size(sizes[prefix + part], prefix + part) for part in PARTS)
-    nnz = col[0] if len(col) == 1 else -1
-    rows = module.weight_shape[0]
-    if values != (nnz, 1) or crow != (rows + 1,) or not 0 <= nnz <= module.numel:
+    blocks, size = col[0] if len(col) == 1 else -1, module.block_size
+    rows = module.weight_shape[0] // size
+    if values != (blocks, size) or crow != (rows + 1,) or not 0 <= blocks * size <= module.numel:
+        count = "nnz" if size == 1 else "blocks"
         raise ValueError(
-            f"layer {name!r}: expected weight_values (nnz, 1), crow_indices ({rows + 1},) and "
-            f"col_indices (nnz,) of a weight of shape {module.weight_shape}, got {values}, {crow} "
-            f"and {col}"
+            f"layer {name!r}: expected weight_values ({count}, {size}), crow_indices ({rows + 1},) "
+            f"and col_indices ({count},) of a weight of shape {module.weight_shape}"
+            f"{'' if size == 1 else f' with block_size={size}'}, got {values}, {crow} and {col}"
         )
-    return nnz
+    return blocks
 
 
 def _size(entry: Any, key: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from dsr_kernels.distribution import budget
 from dsr_kernels.nn.carry_over import carry_over, same, why_code, why_shape
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.reference import at_pattern
-from dsr_kernels.topology import Topology
+from dsr_kernels.topology import Topology, check_block_size
 
 DenseLayer = nn.Conv1d | nn.Conv2d | nn.Linear
 CONVOLUTION = (
@@ -81,6 +81,7 @@ def choose_topology(
     mask: Tensor | None,
     keep: str,
     generator: torch.Generator | None,
+    block_size: int = 1,
 ) -> Topology:
     """The pattern from_dense gives the sparse twin of `dense`, an instance of `kind`.
 
@@ -98,6 +99,7 @@ def choose_topology(
         )
     check_choice(keep, "keep", KEEP)
     weight = dense.weight
+    check_block_size(weight.shape, block_size, getattr(dense, "groups", 1))
     if weight.is_meta and (mask is not None or keep != "random"):
         raise ValueError(
             f"{'keep' if mask is None else 'mask'}: a layer on meta has no weights to choose from "
@@ -109,15 +111,15 @@ def choose_topology(
             raise ValueError(
                 f"mask: expected the weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
             )
-        return Topology.from_mask(mask).to(weight.device)
+        return Topology.from_mask(mask, block_size).to(weight.device)
     if sparsity is not None:
-        nnz = budget(weight.numel(), sparsity)
+        nnz = budget(weight.numel(), sparsity, block_size)
     assert nnz is not None  # one of the three is given
-    if keep == "random":
-        return Topology.random(weight.shape, nnz, generator=generator, device=weight.device)
-    if keep == "kernels":
-        return Topology.random_kernels(weight.shape, nnz, generator=generator, device=weight.device)
-    return Topology.from_dense_magnitude(weight, nnz)
+    if keep == "magnitude":
+        return Topology.from_dense_magnitude(weight, nnz, block_size)
+    draw = Topology.random if keep == "random" else Topology.random_kernels
+    options = {"block_size": block_size, "generator": generator, "device": weight.device}
+    return draw(weight.shape, nnz, **options)
 
 
 def sparse_twin(sparse_class: type[S], dense: DenseLayer, topology: Topology) -> S:
@@ -128,11 +130,15 @@ def sparse_twin(sparse_class: type[S], dense: DenseLayer, topology: Topology) ->
     if reason := _why_misfit(dense, type(dense), type(dense), sparse_class):
         raise TypeError(f"from_dense: cannot convert {type(dense).__name__}: {reason}")
     weight = dense.weight.detach()
-    sparse = sparse_class(**_arguments(dense, type(dense)), dtype=weight.dtype, nnz=topology.nnz)
+    size = {"nnz": topology.nnz, "block_size": topology.block_size}
+    sparse = sparse_class(**_arguments(dense, type(dense)), dtype=weight.dtype, **size)
     crow, col = topology.crow_indices, topology.col_indices
-    values = weight.new_empty(topology.nnz) if weight.is_meta else at_pattern(weight, crow, col)
+    if weight.is_meta:
+        values = weight.new_empty(topology.blocks, topology.block_size)
+    else:
+        values = at_pattern(weight, crow, col)
     sparse.crow_indices, sparse.col_indices = crow, col
-    sparse.weight_values = nn.Parameter(values[:, None], requires_grad=dense.weight.requires_grad)
+    sparse.weight_values = nn.Parameter(values, requires_grad=dense.weight.requires_grad)
     sparse._pattern_pending = weight.is_meta
     if not weight.is_meta:
         sparse._set_dense_shape()
@@ -176,7 +182,10 @@ def _arguments(layer: nn.Module, dense_class: type[DenseLayer]) -> dict[str, Any
 
 def _plain(layer: nn.Module, dense_class: type[DenseLayer], kind: type[nn.Module]) -> nn.Module:
     """A new `kind` on meta with the arguments of `layer`."""
-    size = {"nnz": 1} if issubclass(kind, SparseModule) else {}
+    size = {}
+    if issubclass(kind, SparseModule):
+        block = getattr(layer, "block_size", 1)
+        size = {"nnz": block, "block_size": block}
     return kind(**_arguments(layer, dense_class), **size)
 
 

@@ -41,6 +41,7 @@ class SparseConv1d(SparseConvNd):
         *,
         sparsity: float = 0.9,
         nnz: int | None = None,
+        block_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         """As SparseConv2d: nnz = floor((1 - sparsity) * numel), or `nnz` if given."""
@@ -59,6 +60,7 @@ class SparseConv1d(SparseConvNd):
             sparsity,
             nnz,
             generator,
+            block_size,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,10 +89,13 @@ class SparseConv1d(SparseConvNd):
         nnz: int | None = None,
         mask: Tensor | None = None,
         keep: str = "magnitude",
+        block_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> SparseConv1d:
         """The sparse twin of `conv`; see SparseConv2d.from_dense."""
-        topology = from_dense.choose_topology(conv, nn.Conv1d, sparsity, nnz, mask, keep, generator)
+        topology = from_dense.choose_topology(
+            conv, nn.Conv1d, sparsity, nnz, mask, keep, generator, block_size
+        )
         return from_dense.sparse_twin(cls, conv, topology)
 
     def dense_module(self) -> nn.Conv1d:
@@ -122,9 +127,13 @@ class SparseConv2d(SparseConvNd):
         *,
         sparsity: float = 0.9,
         nnz: int | None = None,
+        block_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         """nnz = floor((1 - sparsity) * numel), at least 1, unless `nnz` is given.
+
+        block_size: so many consecutive output channels share their positions (1, 2, 4, 8, 16 or 32,
+        a divisor of the output channels of each group); nnz then is a multiple of it.
 
         The pattern is uniform over the weight and drawn from `generator` (a CPU one; the default
         generator if None) in O(nnz + O): nothing dense ever exists. Raises ValueError or TypeError
@@ -145,6 +154,7 @@ class SparseConv2d(SparseConvNd):
             sparsity,
             nnz,
             generator,
+            block_size,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,15 +218,19 @@ class SparseConv2d(SparseConvNd):
         nnz: int | None = None,
         mask: Tensor | None = None,
         keep: str = "magnitude",
+        block_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> SparseConv2d:
         """The sparse twin of `conv`, with its arguments, its bias and its weights at the non-zeros.
 
         The pattern is the mask's, or `sparsity` or `nnz` says how many weights are kept and `keep`
-        which ones: the largest by 'magnitude', 'random' ones, or whole random 'kernels'. Raises
-        TypeError for a module that does more than nn.Conv2d, ValueError for wrong arguments.
+        which ones: the largest by 'magnitude' (of blocks, by its mean), 'random' ones, or whole
+        random 'kernels'. Raises TypeError for a module that does more than nn.Conv2d, ValueError
+        for wrong arguments and for a mask that breaks a block, which it names.
         """
-        topology = from_dense.choose_topology(conv, nn.Conv2d, sparsity, nnz, mask, keep, generator)
+        topology = from_dense.choose_topology(
+            conv, nn.Conv2d, sparsity, nnz, mask, keep, generator, block_size
+        )
         return from_dense.sparse_twin(cls, conv, topology)
 
     def dense_module(self) -> nn.Conv2d:
@@ -237,11 +251,12 @@ class SparseLinear(SparseModule):
         *,
         sparsity: float = 0.9,
         nnz: int | None = None,
+        block_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         """As SparseConv2d: nnz = floor((1 - sparsity) * numel), or `nnz` if given."""
         shape = (out_features, in_features)
-        super().__init__(shape, bias, device, dtype, sparsity, nnz, generator)
+        super().__init__(shape, bias, device, dtype, sparsity, nnz, generator, block_size)
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -257,11 +272,12 @@ class SparseLinear(SparseModule):
         nnz: int | None = None,
         mask: Tensor | None = None,
         keep: str = "magnitude",
+        block_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> SparseLinear:
         """The sparse twin of `linear`; see SparseConv2d.from_dense."""
         topology = from_dense.choose_topology(
-            linear, nn.Linear, sparsity, nnz, mask, keep, generator
+            linear, nn.Linear, sparsity, nnz, mask, keep, generator, block_size
         )
         return from_dense.sparse_twin(cls, linear, topology)
 
@@ -272,7 +288,7 @@ class SparseLinear(SparseModule):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, nnz={self.nnz}, sparsity={self.sparsity:.4g}"
+            f"bias={self.bias is not None}, {self._size_repr()}"
         )
 
 

@@ -1,8 +1,9 @@
 """SparseModule: what the sparse layers share. They hold only the non-zeros of their weight.
 
-`weight_values` [nnz, 1] is the nn.Parameter. `crow_indices` [O + 1] and `col_indices` [nnz] (int32)
-are persistent buffers. So optimizers, state_dict, deepcopy, pickle and `.to()` treat a sparse layer
-like any other. Values are float32 or float64. The indices stay int32 under every `.to()`.
+`weight_values` [blocks, block_size] is the nn.Parameter. `crow_indices` [O // block_size + 1] and
+`col_indices` [blocks] (int32) are persistent buffers. So optimizers, state_dict, deepcopy, pickle
+and `.to()` treat a sparse layer like any other. Values are float32 or float64. The indices stay
+int32 under every `.to()`. With a block size of 1, the default, each non-zero has its own position.
 
 The values have two dimensions because many training scripts decay only parameters that have at
 least two.
@@ -31,7 +32,7 @@ from dsr_kernels.nn.pattern_owner import living
 from dsr_kernels.nn.step_check import install, resized
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
-from dsr_kernels.topology import Topology, check_nnz, check_pattern, check_shape
+from dsr_kernels.topology import Topology, check_block_size, check_pattern, check_shape
 
 _TENSORS = ("weight_values", "bias", "crow_indices", "col_indices")
 
@@ -43,7 +44,7 @@ def _are_overridden(kind: type) -> bool:
 
 
 class SparseModule(StoredWeight):
-    """A layer whose weight of shape `weight_shape` is a CSR matrix (topology.py) of O rows."""
+    """A layer whose weight of shape `weight_shape` is a sparse matrix (topology.py) of O rows."""
 
     def __init__(
         self,
@@ -54,6 +55,8 @@ class SparseModule(StoredWeight):
         sparsity: float,
         nnz: int | None,
         generator: torch.Generator | None,
+        block_size: int = 1,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         let_nnz_vary()
@@ -65,16 +68,20 @@ class SparseModule(StoredWeight):
                 "lower precision keep float32 weights and use torch.autocast"
             )
         self.weight_shape = check_shape(weight_shape)
-        nnz = budget(math.prod(self.weight_shape), sparsity) if nnz is None else nnz
-        check_nnz(self.weight_shape, nnz)
-        topology = Topology.random(self.weight_shape, nnz, generator=generator, device=device)
+        check_block_size(self.weight_shape, block_size, groups)
+        self.block_size = block_size
+        if nnz is None:
+            nnz = budget(math.prod(self.weight_shape), sparsity, block_size)
+        options = {"block_size": block_size, "generator": generator, "device": device}
+        topology = Topology.random(self.weight_shape, nnz, **options)
         self.register_buffer("crow_indices", topology.crow_indices)
         self.register_buffer("col_indices", topology.col_indices)
         self._set_dense_shape()
         device = topology.col_indices.device
-        self.weight_values = nn.Parameter(torch.empty(nnz, 1, device=device, dtype=dtype))
-        empty = torch.empty(self.weight_shape[0], device=device, dtype=dtype) if bias else None
-        self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
+        empty = torch.empty(topology.blocks, block_size, device=device, dtype=dtype)
+        self.weight_values = nn.Parameter(empty)
+        biases = torch.empty(self.weight_shape[0], device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if biases is None else nn.Parameter(biases))
         # On the meta device there is no pattern yet: reset_parameters draws it.
         self._pattern_pending = self.weight_values.is_meta
         if not self._pattern_pending:
@@ -97,8 +104,14 @@ class SparseModule(StoredWeight):
     # --- the weight ---
 
     @property
-    def nnz(self) -> int:
+    def blocks(self) -> int:
+        """Blocks held: with a block size of 1, non-zeros."""
         return self.col_indices.numel()
+
+    @property
+    def nnz(self) -> int:
+        """Non-zeros: weights held."""
+        return self.blocks * self.block_size
 
     @property
     def numel(self) -> int:
@@ -121,7 +134,12 @@ class SparseModule(StoredWeight):
     def topology(self) -> Topology:
         """The present pattern; it shares the module's index tensors."""
         self._verify()
-        return Topology(self.weight_shape, self.crow_indices, self.col_indices)
+        pattern = self.crow_indices, self.col_indices
+        return Topology(self.weight_shape, *pattern, self.block_size)
+
+    def _size_repr(self) -> str:
+        size = "" if self.block_size == 1 else f"block_size={self.block_size}, "
+        return f"{size}nnz={self.nnz}, sparsity={self.sparsity:.4g}"
 
     def to_dense(self) -> Tensor:
         """The dense weight, differentiable in `weight_values`; takes O(numel) memory."""
@@ -136,9 +154,9 @@ class SparseModule(StoredWeight):
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             raise AttributeError(
-                f"{type(self).__name__} has no dense weight: use .weight_values [nnz, 1] for the "
-                "non-zeros (the parameter), .topology for where they are, or .to_dense() for a "
-                "dense copy"
+                f"{type(self).__name__} has no dense weight: use .weight_values [blocks, "
+                "block_size] for the non-zeros (the parameter), .topology for where they are, or "
+                ".to_dense() for a dense copy"
             )
         return super().__getattr__(name)
 
@@ -184,6 +202,7 @@ class SparseModule(StoredWeight):
         nnz: int | None = None,
         mask: Tensor | None = None,
         keep: str = "magnitude",
+        block_size: int = 1,
         generator: torch.Generator | None = None,
     ) -> SparseModule:
         """The sparse twin of a layer of torch.nn; see SparseConv2d.from_dense."""
@@ -199,7 +218,8 @@ class SparseModule(StoredWeight):
     def replace_topology(
         self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, *, validate: bool = True
     ) -> None:
-        """Replaces the pattern and the values [nnz, 1] or [nnz]. The module keeps these tensors.
+        """Replaces the pattern and the values [blocks, block_size] or [nnz]. The module keeps these
+        tensors.
 
         The Parameter object stays the same, so optimizers still know it; their state is the
         caller's to remap, but where a rewirer has the optimizer, which moves it before the next
@@ -218,15 +238,16 @@ class SparseModule(StoredWeight):
                 "(parametrized or pruned by torch?), so its pattern cannot be replaced; "
                 "make that permanent first"
             )
-        nnz = col_indices.numel()
-        if values.shape not in ((nnz, 1), (nnz,)) or values.dtype != parameter.dtype:
+        blocks, size = col_indices.numel(), self.block_size
+        shapes = (blocks, size), (blocks * size,)
+        if values.shape not in shapes or values.dtype != parameter.dtype:
             raise ValueError(
-                f"values: expected shape ({nnz}, 1) or ({nnz},) and {parameter.dtype}, got "
+                f"values: expected shape {shapes[0]} or {shapes[1]} and {parameter.dtype}, got "
                 f"{tuple(values.shape)} and {values.dtype}"
             )
         if validate:
-            check_pattern(self.weight_shape, crow_indices, col_indices)
-        refuse_held(parameter, nnz, self.label())
+            check_pattern(self.weight_shape, crow_indices, col_indices, size)
+        refuse_held(parameter, blocks, self.label())
         if reason := why_fixed(parameter):
             raise RuntimeError(f"{self.label()}: {reason}")
         with mode_of(parameter):
@@ -234,12 +255,12 @@ class SparseModule(StoredWeight):
                 crow_indices, col_indices = ordinary(crow_indices), ordinary(col_indices)
                 values = ordinary(values)
             before = parameter.detach()
-            if nnz != self.nnz:
+            if blocks != self.blocks:
                 resized()
             # Graphs recorded so far saved it: a newer version makes their backward refuse.
             if not parameter.is_inference():
                 torch.autograd.graph.increment_version([parameter])
-            set_data(parameter, values.detach().contiguous().view(nnz, 1))
+            set_data(parameter, values.detach().contiguous().view(blocks, size))
             retire(before)
             alike = self._alike()
             self._exchange_pattern(crow_indices, col_indices)
@@ -257,8 +278,9 @@ class SparseModule(StoredWeight):
         """
         if self._pattern_pending and not self.weight_values.is_meta:
             if self._is_vacant():
-                device, shape = self.weight_values.device, self.weight_shape
-                drawn = Topology.random(shape, self.nnz, generator=generator, device=device)
+                device, size = self.weight_values.device, self.block_size
+                options = {"block_size": size, "generator": generator, "device": device}
+                drawn = Topology.random(self.weight_shape, self.nnz, **options)
                 self._exchange_pattern(drawn.crow_indices, drawn.col_indices)
                 self._pattern_pending = False
             else:

@@ -26,9 +26,12 @@ from dsr_kernels.topology import check_pattern
 
 
 class PatternOwner(nn.Module):
-    """Holds crow_indices [O + 1], col_indices [nnz] (int32) and dense_shape [2, 3 or 4] (int64)."""
+    """Holds crow_indices [O // block_size + 1] and col_indices [blocks] (int32), and dense_shape
+    [2, 3 or 4] (int64).
+    """
 
     weight_shape: tuple[int, ...]
+    block_size: int = 1  # consecutive output channels that share their positions
     crow_indices: Tensor
     col_indices: Tensor
     # The dense weight's shape travels with the tensors: a checkpoint of another one is seen.
@@ -78,7 +81,8 @@ class PatternOwner(nn.Module):
                 "load_state_dict or reset_parameters"
             )
         try:
-            check_pattern(self.weight_shape, self.crow_indices, self.col_indices)
+            pattern = self.crow_indices, self.col_indices
+            check_pattern(self.weight_shape, *pattern, self.block_size)
         except ValueError as error:
             raise ValueError(f"{self.label()}: {error}") from None
         # Graphs recorded before see new versions.

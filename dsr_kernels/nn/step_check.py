@@ -70,7 +70,8 @@ def _values(layer: PatternOwner) -> list[nn.Parameter]:
     own = layer._parameters.get("weight_values")
     if own is not None:
         return [own]
-    return [p for p in layer.parameters() if p.shape == (layer.col_indices.numel(), 1)]
+    shape = layer.col_indices.numel(), layer.block_size
+    return [p for p in layer.parameters() if p.shape == shape]
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -137,8 +138,8 @@ class _Whose:
         last: their number at the last look. sizes: those of all sparse layers of the optimizer.
         before: the Pattern that the state belongs to, where another one was loaded since.
         """
-        size = self.values.shape[0]
-        fitting = {(size, 1)} if self.fused else {(size, 1), (size,)}
+        own = tuple(self.values.shape)
+        fitting = {own} if self.fused else {own, own[:1]}
         moved_away = before is not None and self._is_another(before)
         for key, value in held.items():
             if not isinstance(value, Tensor) or value.dim() == 0 or key == "step":
@@ -156,9 +157,10 @@ class _Whose:
         """Whether a shape that does not fit was meant for a number per entry. One number is for all
         of them, as a column factor is. What other packages keep may be a projection or the like.
         """
-        if shape in {(last,), (last, 1)}:
+        block = tuple(self.values.shape[1:])
+        if shape in {(last,), (last, *block)}:
             return True
-        return shape[1:] == (1,) and shape[0] != 1 and (self._is_torchs() or shape[0] in sizes)
+        return shape[1:] == block and shape[0] != 1 and (self._is_torchs() or shape[0] in sizes)
 
     def _is_another(self, before: Any) -> bool:
         """Whether the layer's pattern is another of as many non-zeros. Of another number, whoever

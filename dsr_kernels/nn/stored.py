@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.retired import retire
 from dsr_kernels.nn.accumulators import refuse_held
@@ -94,10 +95,12 @@ class StoredWeight(PatternOwner):
         Raises ValueError, before anything changed, for what cannot be this layer's weight.
         """
         if "weight_values" not in self._parameters:
-            check_stored_pattern(self.weight_shape, self.col_indices.numel(), state_dict, prefix)
+            sizes = self.weight_shape, self.block_size, self.col_indices.numel()
+            check_stored_pattern(*sizes, state_dict, prefix)
             self._pattern_pending &= f"{prefix}col_indices" not in state_dict
             return {**state_dict, f"{prefix}dense_shape": torch.tensor(self.weight_shape)}
-        weight = read_weight(self.weight_shape, state_dict, prefix, metadata)
+        sizes = self.weight_shape, self.block_size
+        weight = read_weight(*sizes, state_dict, prefix, metadata)
         if weight is None:
             return state_dict
         bias = state_dict.get(f"{prefix}bias")
@@ -105,12 +108,12 @@ class StoredWeight(PatternOwner):
             raise ValueError(
                 f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
             )
-        nnz = weight["weight_values"].shape[0]
-        refuse_held(self.weight_values, nnz, self.label())
-        if nnz != self.col_indices.numel():
+        blocks = weight["weight_values"].shape[0]
+        refuse_held(self.weight_values, blocks, self.label())
+        if blocks != self.col_indices.numel():
             if reason := why_fixed(self.weight_values):
                 raise RuntimeError(reason)
-            self._resize(nnz)
+            self._resize(blocks)
         self._pattern_pending = False
         self.times_given += 1
         own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -119,18 +122,18 @@ class StoredWeight(PatternOwner):
         return own | {prefix + part: tensor for part, tensor in weight.items()}
 
     @torch.no_grad()
-    def expect(self, nnz: int) -> None:
-        """Leaves `nnz` non-zeros to be loaded, tensor by tensor: values are NaN until then, and
+    def expect(self, blocks: int) -> None:
+        """Leaves `blocks` blocks to be loaded, tensor by tensor: values are NaN until then, and
         there is no pattern.
         """
-        if nnz != self.col_indices.numel():
-            self._resize(nnz)
+        if blocks != self.col_indices.numel():
+            self._resize(blocks)
         self._vacate()
         self.weight_values.fill_(torch.nan)
         self.times_given += 1
 
     @torch.no_grad()
-    def _resize(self, nnz: int) -> None:
+    def _resize(self, blocks: int) -> None:
         """Makes room for another number of non-zeros, about to be copied in."""
         with mode_of(self.weight_values):
             index, values = self.col_indices, self.weight_values
@@ -138,9 +141,9 @@ class StoredWeight(PatternOwner):
             resized()
             if not values.is_inference():
                 torch.autograd.graph.increment_version([values])
-            set_data(values, values.new_empty(nnz, 1))
+            set_data(values, values.new_empty(blocks, self.block_size))
             crow = self.crow_indices.detach().clone()
-            self._exchange_pattern(crow, index.new_empty(nnz))
+            self._exchange_pattern(crow, index.new_empty(blocks))
 
 
 def _source(state_dict: Mapping[str, Any], prefix: str) -> object:
@@ -151,7 +154,11 @@ def _source(state_dict: Mapping[str, Any], prefix: str) -> object:
 
 
 def read_weight(
-    shape: tuple[int, ...], state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
+    shape: tuple[int, ...],
+    block_size: int,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    metadata: Mapping[str, Any],
 ) -> dict[str, Tensor] | None:
     """The checkpoint's weight_values, crow_indices and col_indices; None if it has none of them.
 
@@ -164,7 +171,7 @@ def read_weight(
             f"expected either a dense weight or weight_values, got weight and {', '.join(found)}"
         )
     if dense is not None:
-        return _from_dense(dense, shape)
+        return _from_dense(dense, shape, block_size)
     if f"{prefix}values" in state_dict and f"{prefix}weight_values" not in state_dict:
         raise ValueError(RENAMED)
     if not found:
@@ -180,18 +187,36 @@ def read_weight(
     _check_shape(shape, state_dict, prefix, metadata)
     for part in PARTS[1:]:
         found[part] = _to_int32(part, found[part])
-    values, nnz = found["weight_values"], found["col_indices"].numel()
-    if values.shape != (nnz, 1) or not values.is_floating_point():
+    values, blocks = found["weight_values"], found["col_indices"].numel()
+    _check_block_size(shape, block_size, values, found["crow_indices"])
+    if values.shape != (blocks, block_size) or not values.is_floating_point():
         raise ValueError(
-            f"weight_values: expected floating-point values of shape ({nnz}, 1), one for each of "
-            f"the col_indices, got {values.dtype} of shape {tuple(values.shape)}"
+            f"weight_values: expected floating-point values of shape ({blocks}, {block_size}), a "
+            f"row for each of the col_indices, got {values.dtype} of shape {tuple(values.shape)}"
         )
-    check_pattern(shape, found["crow_indices"], found["col_indices"])
+    check_pattern(shape, found["crow_indices"], found["col_indices"], block_size)
     return found
 
 
+def _check_block_size(
+    shape: tuple[int, ...], block_size: int, values: Tensor, crow: Tensor
+) -> None:
+    """Raises ValueError for a checkpoint of blocks of another size."""
+    saved = block_size_of(crow, shape[0])
+    if saved in (0, block_size) or values.dim() != 2 or values.shape[1] != saved:
+        return
+    raise ValueError(
+        f"expected weights with block_size={block_size}, the checkpoint's have block_size={saved}; "
+        "build the layer with that one"
+    )
+
+
 def check_stored_pattern(
-    shape: tuple[int, ...], nnz: int, state_dict: Mapping[str, Any], prefix: str
+    shape: tuple[int, ...],
+    block_size: int,
+    blocks: int,
+    state_dict: Mapping[str, Any],
+    prefix: str,
 ) -> None:
     """Raises ValueError for a pattern that a layer whose values torch parametrizes cannot take.
 
@@ -203,14 +228,16 @@ def check_stored_pattern(
         return
     held = (state_dict.get(prefix + key) for key in (*PRUNED, PARAMETRIZED))
     counts = {col.numel(), *(len(values) for values in held if values is not None)}
-    if counts != {nnz}:
-        other = ", ".join(str(count) for count in sorted(counts - {nnz}))
+    if counts != {blocks}:
+        other = ", ".join(str(count) for count in sorted(counts - {blocks}))
         raise ValueError(
-            f"weight_values is parametrized or pruned by torch, so the layer keeps its {nnz} "
-            f"non-zeros, but the checkpoint has {other}; make it permanent (prune.remove, "
-            "parametrize.remove_parametrizations), in the model that is saved as well"
+            f"weight_values is parametrized or pruned by torch, so the layer keeps its {blocks} "
+            f"{'non-zeros' if block_size == 1 else 'blocks'}, but the checkpoint has {other}; make "
+            "it permanent (prune.remove, parametrize.remove_parametrizations), in the model that "
+            "is saved as well"
         )
-    check_pattern(shape, _to_int32("crow_indices", crow), _to_int32("col_indices", col))
+    pattern = _to_int32("crow_indices", crow), _to_int32("col_indices", col)
+    check_pattern(shape, *pattern, block_size)
 
 
 def _check_shape(
@@ -241,16 +268,18 @@ def _refuse_computed(state_dict: Mapping[str, Any], prefix: str) -> None:
         )
 
 
-def _from_dense(weight: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+def _from_dense(weight: Tensor, shape: tuple[int, ...], block_size: int) -> dict[str, Tensor]:
+    """Of blocks those that have a weight other than 0."""
     if tuple(weight.shape) != shape or not weight.is_floating_point():
         raise ValueError(
             f"weight: expected a dense floating-point weight of shape {shape}, "
             f"got {weight.dtype} of shape {tuple(weight.shape)}"
         )
-    pattern = Topology.from_mask(weight)
+    there = weight.detach().ne(0).unflatten(0, (-1, block_size)).any(1)
+    pattern = Topology.from_mask(there.repeat_interleave(block_size, 0), block_size)
     crow, col = pattern.crow_indices, pattern.col_indices
     return {
-        "weight_values": at_pattern(weight.detach(), crow, col)[:, None],
+        "weight_values": at_pattern(weight.detach(), crow, col),
         "crow_indices": crow,
         "col_indices": col,
     }

@@ -118,5 +118,7 @@ def _same_weight(one: SparseModule, other: nn.Module) -> bool:
     """Whether two layers that share their weight_values have the same dense weight."""
     if not isinstance(other, SparseModule) or one.weight_shape != other.weight_shape:
         return False
+    if one.block_size != other.block_size:
+        return False
     pairs = ((one.crow_indices, other.crow_indices), (one.col_indices, other.col_indices))
     return all(a is b or (not a.is_meta and torch.equal(a, b)) for a, b in pairs)

@@ -6,6 +6,7 @@ to_dense / from_dense / densify this is the only place that builds a dense weigh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,21 +19,24 @@ from dsr_kernels.topology import rows_of
 def to_dense(
     values: Tensor, crow_indices: Tensor, col_indices: Tensor, weight_shape: Sequence[int]
 ) -> Tensor:
-    """The weight of `weight_shape` with `values` [nnz] or [nnz, 1] at its non-zeros."""
-    dense = values.new_zeros(weight_shape[0], _row_length(weight_shape))
-    return dense.index_put((rows_of(crow_indices), col_indices.long()), values.reshape(-1)).view(
-        tuple(weight_shape)
-    )
+    """The weight of `weight_shape` with `values` [blocks, block_size] or [nnz] at its non-zeros."""
+    block_rows = crow_indices.numel() - 1
+    dense = values.new_zeros(block_rows, weight_shape[0] // block_rows, math.prod(weight_shape[1:]))
+    within = torch.arange(dense.shape[1], device=dense.device)
+    places = rows_of(crow_indices)[:, None], within, col_indices.long()[:, None]
+    return dense.index_put(places, values.reshape(-1, dense.shape[1])).view(tuple(weight_shape))
 
 
 def at_pattern(dense: Tensor, crow_indices: Tensor, col_indices: Tensor) -> Tensor:
-    """[nnz]: the entries of a dense weight at the pattern's positions, the inverse of to_dense."""
-    return dense.reshape(dense.shape[0], -1)[rows_of(crow_indices), col_indices.long()]
+    """[blocks, block_size]: a dense weight at the pattern's positions, the inverse of to_dense."""
+    block_rows = crow_indices.numel() - 1
+    blocks = dense.reshape(block_rows, dense.shape[0] // block_rows, -1)
+    return blocks[rows_of(crow_indices), :, col_indices.long()]
 
 
 def sparse_conv2d(
     x: Tensor,  # [N, C, H, W]
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,
@@ -82,7 +86,7 @@ def sparse_conv2d_grad_weight(
     weight = x.new_zeros(tuple(weight_shape), requires_grad=True)
     with torch.enable_grad():
         y = F.conv2d(_pad(x, padding), weight, None, tuple(stride), 0, tuple(dilation), groups)
-    return at_pattern(torch.autograd.grad(y, weight, grad)[0], crow_indices, col_indices)
+    return at_pattern(torch.autograd.grad(y, weight, grad)[0], crow_indices, col_indices).flatten()
 
 
 def sparse_conv2d_grad_bias(grad: Tensor) -> Tensor:
@@ -92,7 +96,7 @@ def sparse_conv2d_grad_bias(grad: Tensor) -> Tensor:
 
 def sparse_linear(
     x: Tensor,  # [..., I]
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,
@@ -105,10 +109,3 @@ def sparse_linear(
 def _pad(x: Tensor, padding: Sequence[int]) -> Tensor:
     top, bottom, left, right = padding
     return F.pad(x, (left, right, top, bottom))
-
-
-def _row_length(weight_shape: Sequence[int]) -> int:
-    length = 1
-    for size in weight_shape[1:]:
-        length *= size
-    return length

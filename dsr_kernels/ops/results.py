@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends.blocks import BLOCK_SIZES, block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.native import DTYPE_CODES
 
@@ -28,11 +29,14 @@ def check_tensors(
     pattern = {"crow_indices": crow_indices, "col_indices": col_indices}
     _check_devices(name, input=x, values=values, bias=bias, **pattern)
     _check_activation(name, "input", x, values.dtype)
-    nnz = col_indices.shape
-    if col_indices.dim() != 1 or values.shape not in (nnz, (*nnz, 1)):
+    size = block_size_of(crow_indices, rows) or 1
+    blocks = col_indices.numel()
+    if col_indices.dim() != 1 or values.shape not in ((blocks, size), (blocks * size,)):
+        per_index = "one value" if size == 1 else f"{size} values"
         raise ValueError(
-            f"{name}: expected one value per column index, of shape (nnz, 1) or (nnz,), got values "
-            f"of shape {tuple(values.shape)} and col_indices of shape {tuple(nnz)}"
+            f"{name}: expected {per_index} per column index, of shape ({blocks}, {size}) or "
+            f"({blocks * size},), got values of shape {tuple(values.shape)} and col_indices of "
+            f"shape {tuple(col_indices.shape)}"
         )
     if bias is not None and (bias.shape != (rows,) or bias.dtype != values.dtype):
         raise ValueError(
@@ -63,9 +67,11 @@ def _check_activation(name: str, what: str, x: Tensor, dtype: torch.dtype) -> No
 
 
 def _check_pattern(name: str, crow: Tensor, col: Tensor, rows: int) -> None:
-    if crow.dtype != torch.int32 or col.dtype != torch.int32 or crow.shape != (rows + 1,):
+    of_rows = crow.dim() == 1 and block_size_of(crow, rows)
+    if crow.dtype != torch.int32 or col.dtype != torch.int32 or not of_rows:
         raise ValueError(
-            f"{name}: expected int32 crow_indices of shape ({rows + 1},) and int32 col_indices, "
+            f"{name}: expected int32 crow_indices of shape ({rows + 1},), or of blocks of "
+            f"{BLOCK_SIZES[1:]} rows ({rows} // block_size + 1,), and int32 col_indices, "
             f"got {crow.dtype} of shape {tuple(crow.shape)} and {col.dtype}"
         )
     if not (crow.is_contiguous() and col.is_contiguous()):
@@ -192,7 +198,8 @@ def grad_weight_result(
     _check_activation("SparseConv2d", "input", x, dtype)
     _check_activation("SparseConv2d", "gradient", grad, dtype)
     _check_pattern("SparseConv2d", crow_indices, col_indices, shape.rows)
-    return torch.empty(col_indices.shape, dtype=dtype, device=col_indices.device)
+    nnz = col_indices.numel() * block_size_of(crow_indices, shape.rows)
+    return torch.empty(nnz, dtype=dtype, device=col_indices.device)
 
 
 def grad_bias_result(grad: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,13 +11,13 @@ from dsr_kernels.rewiring.plan import RewirePlan
 
 
 def use_kernels(layers: list[SparseLayer]) -> None:
-    """Makes each layer's kernel its block; one weight in linear layers and 1x1 convolutions.
+    """Makes each layer's kernel its entry; one position in linear layers and 1x1 convolutions.
 
     Raises ValueError for a layer that does not hold whole kernels.
     """
     sizes = [math.prod(layer.module.weight_shape[2:]) for layer in layers]
     for layer, size in zip(layers, sizes, strict=True):
-        layer.block = size
+        layer.kernel = size
         layer.check()
 
 

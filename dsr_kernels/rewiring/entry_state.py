@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -45,10 +46,16 @@ class Factor(NamedTuple):
     row: str
 
     def renew(self) -> None:
-        """Of a single column the factor is the mean of the row factors."""
-        row = self.holder[self.row]
-        if row.numel():
-            self.holder[self.key] = row.mean().expand_as(self.holder[self.key]).clone()
+        """Of a single column the factor is the mean of the row factors; of several, a column for
+        each row of a block, their mean is.
+        """
+        row, column = self.holder[self.row], self.holder[self.key]
+        if not row.numel():
+            return
+        if column.numel() > 1 and (before := column.mean()) > 0:
+            self.holder[self.key] = column * (row.mean() / before)
+        else:
+            self.holder[self.key] = row.mean().expand_as(column).clone()
 
 
 @dataclass
@@ -88,16 +95,16 @@ class Remembered:
         self,
         name: str,
         parameter: nn.Parameter,
-        nnz: int,
+        blocks: int,
         among: Callable[[Holder, Any], bool] | None = None,
     ) -> EntryState:
         """All that is held of the entries of a layer; `among` chooses by dict and key.
 
         Scalars such as Adam's `step` belong to no entry and are left out. Raises ValueError for a
-        state tensor that is neither, that does not fit `nnz` entries, or that is not kept under
+        state tensor that is neither, that does not fit `blocks` entries, or that is not kept under
         the parameter: it would silently become wrong.
         """
-        self._refuse_hidden(name, parameter, nnz)
+        self._refuse_hidden(name, parameter, blocks)
         found = EntryState()
         for table, holder, keys in self._holders(parameter):
             if among is not None:
@@ -107,7 +114,7 @@ class Remembered:
             keys = [
                 key
                 for key in keys
-                if _per_entry(whose, key if inner else table.name, holder[key], parameter, nnz)
+                if _per_entry(whose, key if inner else table.name, holder[key], parameter, blocks)
             ]
             fresh = self._fresh(table, parameter) if inner and keys else {}
             found.slots += [StateSlot(holder, key, fresh.get(key, 0.0)) for key in keys]
@@ -157,15 +164,16 @@ class Remembered:
             return {}  # what wrappers keep is a copy of the weight, which grows at 0
         return fresh_values(table.owner, group, parameter)
 
-    def _refuse_hidden(self, name: str, parameter: nn.Parameter, nnz: int) -> None:
+    def _refuse_hidden(self, name: str, parameter: nn.Parameter, blocks: int) -> None:
         """Raises ValueError for tensors of the values' shape that no parameter is the key of, and
         for those with the entries of all parameters in one.
         """
-        shape, grows = (nnz, *parameter.shape[1:]), nnz - parameter.shape[0]
+        shape = blocks, *parameter.shape[1:]
+        grows = math.prod(shape) - parameter.numel()
         totals = {id(one): self._total(one, parameter, grows) for one in self.optimizers}
         for optimizer, attribute, tensor in self._hidden:
             where = f"in its attribute {attribute!r}"
-            if nnz > 1 and tensor.shape in (shape, shape[:1]):
+            if blocks > 1 and tensor.shape in (shape, shape[:1]):
                 _refuse_tensor(
                     optimizer,
                     f"a tensor of shape {tuple(tensor.shape)}, which has an entry for each of the "
@@ -228,13 +236,13 @@ class _Whose(NamedTuple):
         return not type(self.optimizer).__module__.startswith("torch.optim")
 
 
-def _per_entry(whose: _Whose, key: Any, value: Any, parameter: nn.Parameter, nnz: int) -> bool:
+def _per_entry(whose: _Whose, key: Any, value: Any, parameter: nn.Parameter, blocks: int) -> bool:
     """Whether it has a number per entry. Raises ValueError where that cannot be told or moved."""
     if not isinstance(value, Tensor):
         if _holds_tensors(value):
             whose.refuse(key, f"is a {type(value).__name__} of tensors, expected a tensor")
         return False
-    if value.dim() == 0 or not _fits(whose, key, value, parameter, nnz):
+    if value.dim() == 0 or not _fits(whose, key, value, parameter, blocks):
         return False
     if type(value) not in (Tensor, nn.Parameter):
         whose.refuse(key, f"is a {type(value).__name__}, expected a plain tensor")
@@ -243,14 +251,15 @@ def _per_entry(whose: _Whose, key: Any, value: Any, parameter: nn.Parameter, nnz
     return True
 
 
-def _fits(whose: _Whose, key: Any, value: Tensor, parameter: nn.Parameter, nnz: int) -> bool:
+def _fits(whose: _Whose, key: Any, value: Tensor, parameter: nn.Parameter, blocks: int) -> bool:
     """Whether a tensor with dimensions has a number per entry; False: one for all. Raises
     ValueError for any other shape.
     """
-    if key in FACTORS or (value.numel() == 1 and nnz > 1 and whose.may_share):
+    if key in FACTORS or (value.numel() == 1 and blocks > 1 and whose.may_share):
         return False
-    expected = (nnz, *parameter.shape[1:])
-    whose.check_shape(key, value, expected, (expected, expected[:1]))
+    expected = (blocks, *parameter.shape[1:])
+    right = (expected, expected[:1], *(((blocks, 1),) if key in FACTORS.values() else ()))
+    whose.check_shape(key, value, expected, right)
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.rewiring.layers import KeptPattern, find_layers
+from dsr_kernels.rewiring.layers import KeptPattern, SparseLayer, find_layers
 from dsr_kernels.rewiring.names import under_names
 
 
@@ -13,8 +13,9 @@ class Exploration:
     """The positions of each sparse layer that have ever been active: one bit each.
 
     `rate` is R_s of In-Time Over-Parameterization (Liu et al., ICML 2021): the share of all
-    positions of the sparse layers that have been in a pattern. A layer takes numel / 8 bytes; the
-    values and indices of a 90 % sparse layer take 0.8 bytes for each position.
+    positions of the sparse layers that have been in a pattern. A layer takes numel / 8 bytes, of
+    blocks numel / block_size / 8; the values and indices of a 90 % sparse layer take 0.8 bytes for
+    each position.
 
     Args:
         model: holds the sparse modules. Their present patterns count.
@@ -23,10 +24,8 @@ class Exploration:
     def __init__(self, model: nn.Module) -> None:
         self._layers = find_layers(model)
         self._bitmaps = [
-            torch.zeros(
-                (layer.module.numel + 7) // 8, dtype=torch.uint8, device=layer.weight_values.device
-            )
-            for layer in self._layers
+            torch.zeros((positions + 7) // 8, dtype=torch.uint8, device=layer.weight_values.device)
+            for layer, positions in zip(self._layers, map(_positions, self._layers), strict=True)
         ]
         self._counted: list[KeptPattern | None] = [None] * len(self._layers)
         self._active = 0
@@ -55,11 +54,11 @@ class Exploration:
             bits = torch.ones_like(positions) << (positions & 7)
             masks = torch.zeros_like(byte).index_add_(0, group, bits).to(torch.uint8)
             former = bitmap[byte]
-            self._active += _population(masks & ~former)
+            self._active += _population(masks & ~former) * layer.module.block_size
             bitmap[byte] = former | masks
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The bitmap of each layer, uint8 [ceil(numel / 8)], on the CPU."""
+        """The bitmap of each layer, uint8 [ceil(numel / block_size / 8)], on the CPU."""
         pairs = zip(self._layers, self._bitmaps, strict=True)
         return {layer.name: bitmap.cpu().clone() for layer, bitmap in pairs}
 
@@ -75,7 +74,14 @@ class Exploration:
             raise ValueError(f"state_dict: expected bitmaps {expected}, got {found}")
         for layer, bitmap in zip(self._layers, self._bitmaps, strict=True):
             bitmap.copy_(state[layer.name])
-        self._active = sum(_population(bitmap) for bitmap in self._bitmaps)
+        self._active = sum(
+            _population(bitmap) * layer.module.block_size
+            for layer, bitmap in zip(self._layers, self._bitmaps, strict=True)
+        )
+
+
+def _positions(layer: SparseLayer) -> int:
+    return layer.module.numel // layer.module.block_size
 
 
 def _population(masks: Tensor) -> int:

@@ -26,7 +26,7 @@ from dsr_kernels.distribution import share_out
 from dsr_kernels.ops import watch
 from dsr_kernels.rewiring.layers import KeptPattern, SparseLayer
 
-ROW_BLOCK = 2**18  # weights (at least a row) whose gradient exists at a time: 1 MiB of float32
+ROW_CHUNK = 2**18  # weights (at least a row) whose gradient exists at a time: 1 MiB of float32
 
 
 class Share(NamedTuple):
@@ -147,6 +147,8 @@ class GradientWatch:
             for layer in layers
         ]
         pruned, grown = ([share[i] for share in shares] for i in (0, 1))
+        if len({layer.block for layer in layers}) > 1:
+            return _balanced_each(layers, pruned, grown)
         total = min(sum(pruned), sum(grown))  # they differ where layers are left out
         return share_out(total, pruned, pruned), share_out(total, grown, grown)
 
@@ -186,14 +188,31 @@ class GradientWatch:
         return next((one for one in self._layers if one.weight_values.data_ptr() == address), None)
 
 
+def _balanced_each(
+    layers: list[SparseLayer], pruned: list[int], grown: list[int]
+) -> tuple[list[int], list[int]]:
+    """Layers whose entries differ in size cannot trade any number of them: where the weights do not
+    come out even, each layer keeps its own number.
+    """
+    balance = sum(
+        (gained - lost) * layer.block
+        for layer, lost, gained in zip(layers, pruned, grown, strict=True)
+    )
+    if balance == 0:
+        return pruned, grown
+    least = [min(pair) for pair in zip(pruned, grown, strict=True)]
+    return least, least
+
+
 def _backward_pass() -> int:
     """The number of the running backward pass; -1: none is running."""
     return torch._C._current_graph_task_id()
 
 
 def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Candidates | None:
-    """The `count` free positions of largest |gradient|, summed over the weight's uses. Of equal
-    gradients the first are taken. None where a gradient is not finite.
+    """The `count` free positions of largest |gradient|, summed over the weight's uses; of blocks,
+    of the largest mean. Of equal gradients the first are taken. None where a gradient is not
+    finite.
     """
     module = layer.module
     row_length, device = module.row_length, module.col_indices.device
@@ -203,11 +222,14 @@ def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Ca
     )
     least: float | Tensor = -1.0  # what a candidate must exceed
     groups = math.lcm(*(shape.groups for _, _, shape in uses))
-    for first, last in row_blocks(module.weight_shape[0], row_length, groups):
-        gradients = (grad_weight_rows(x, grad, first, last, shape) for x, grad, shape in uses)
-        scores = functools.reduce(torch.add, gradients).abs().flatten()
+    size = module.block_size
+    for first_row, last_row in row_chunks(module.weight_shape[0], row_length, groups, size):
+        gradients = (grad_weight_rows(x, g, first_row, last_row, shape) for x, g, shape in uses)
+        scores = functools.reduce(torch.add, gradients).abs().reshape(-1, size, row_length)
+        scores = (scores[:, 0] if size == 1 else scores.mean(1)).flatten()
         if not scores.isfinite().all():
             return None
+        first, last = first_row // size, last_row // size
         begin, end = starts[first], starts[last]
         counts = module.crow_indices[first : last + 1].diff()
         rows = torch.arange(last - first, device=device).repeat_interleave(
@@ -215,16 +237,18 @@ def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Ca
         )
         scores[rows * row_length + module.col_indices[begin:end]] = -1.0  # active positions
         better = (scores > least).nonzero().flatten()
-        block = first * row_length + better, scores[better]
-        found = best(Candidates(*map(torch.cat, zip(found, block, strict=True))), count)
+        more = first * row_length + better, scores[better]
+        found = best(Candidates(*map(torch.cat, zip(found, more, strict=True))), count)
         if 0 < count == found.scores.numel():
             least = found.scores.min()
     return found
 
 
-def row_blocks(rows: int, row_length: int, groups: int) -> list[tuple[int, int]]:
-    """[first, last) rows of blocks of about ROW_BLOCK weights; each block is in one group."""
-    size = max(1, ROW_BLOCK // row_length)
+def row_chunks(
+    rows: int, row_length: int, groups: int, block_size: int = 1
+) -> list[tuple[int, int]]:
+    """[first, last) rows of about ROW_CHUNK weights, whole blocks, each chunk in one group."""
+    size = block_size * max(1, ROW_CHUNK // (row_length * block_size))
     group = rows // groups
     return [
         (start + first, start + min(first + size, group))

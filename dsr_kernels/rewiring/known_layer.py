@@ -102,7 +102,7 @@ class KnownLayer:
         if self._was_there(holder, key, loaded, steps, rebound):
             return True
         # What has the old size was made for the old pattern, unless it came with a new `state`.
-        old, new, now = self.pattern.indices[1].numel(), self.module.nnz, holder[key]
+        old, new, now = self.pattern.indices[1].numel(), self.module.blocks, holder[key]
         return not loaded and old != new and isinstance(now, Tensor) and now.shape[:1] == (old,)
 
     def _was_there(
@@ -133,8 +133,9 @@ class Where:
     """Where the entries of a new pattern were in the old one."""
 
     def __init__(self, known: KnownLayer) -> None:
-        shape, device = known.module.weight_shape, known.module.col_indices.device
-        old = Topology(shape, *(t.to(device) for t in known.pattern.indices)).linear_positions()
+        module = known.module
+        indices = (t.to(module.col_indices.device) for t in known.pattern.indices)
+        old = Topology(module.weight_shape, *indices, module.block_size).linear_positions()
         new = known.module.topology.linear_positions()
         self.source = torch.searchsorted(old, new).clamp_(max=max(old.numel() - 1, 0))
         if old.numel():

@@ -14,7 +14,7 @@ from dsr_kernels.nn import SparseModule
 from dsr_kernels.nn.leaf import why_fixed
 from dsr_kernels.rewiring.names import named_layers
 
-Pattern = tuple[Tensor, Tensor]  # crow_indices [O + 1], col_indices [nnz]
+Pattern = tuple[Tensor, Tensor]  # crow_indices [O // block_size + 1], col_indices [blocks]
 Slot = tuple[dict[str, Any], str]  # where a tensor is held: the dict, and its key there
 
 
@@ -67,26 +67,40 @@ class SparseLayer:
     module: SparseModule
     sharers: list[tuple[str, SparseModule]] = field(default_factory=list)
     followers: list[tuple[str, SparseModule]] = field(default_factory=list)
-    block: int = 1  # weights pruned and grown together: a kernel's k x k, or 1
+    kernel: int = 1  # positions pruned and grown together: a kernel's k x k, or 1
 
     @property
     def weight_values(self) -> nn.Parameter:
         return self.module.weight_values
 
     @property
+    def block(self) -> int:
+        """Weights pruned and grown together: those of an entry."""
+        return self.kernel * self.module.block_size
+
+    @property
+    def entries(self) -> int:
+        return self.module.blocks // self.kernel
+
+    @property
+    def free_entries(self) -> int:
+        """Where entries could be, and are not."""
+        return (self.module.numel - self.module.nnz) // self.block
+
+    @property
     def pattern(self) -> Pattern:
         return self.module.crow_indices, self.module.col_indices
 
     @property
-    def pattern_of_blocks(self) -> Pattern:
-        """The pattern of blocks: crow_indices [O + 1], col_indices [blocks]."""
+    def pattern_of_entries(self) -> Pattern:
+        """crow_indices [O // block_size + 1], col_indices [entries]."""
         crow, col = self.pattern
-        if self.block == 1:
+        if self.kernel == 1:
             return crow, col
-        return crow // self.block, col[:: self.block] // self.block
+        return crow // self.kernel, col[:: self.kernel] // self.kernel
 
     def magnitudes(self) -> Tensor:
-        """The scores of entries, [nnz]: the weights. Of blocks, [blocks]: the means of |w|."""
+        """The scores of entries, [entries]: single weights, or the means of |w| of several."""
         values = self.weight_values.detach().flatten()
         return values if self.block == 1 else values.abs().view(-1, self.block).mean(1)
 
@@ -125,7 +139,7 @@ class SparseLayer:
         for name, other in others:
             check_same_pattern(self.name, self.module, name, other)
         self._check_memory()
-        self._check_blocks()
+        self._check_kernels()
 
     def _check_memory(self) -> None:
         """A rewire makes new tensors. Whoever else has the old ones would go on with them."""
@@ -134,16 +148,16 @@ class SparseLayer:
                 if reason := why_fixed(tensor):
                     raise ValueError(f"layer {name!r}: {reason}")
 
-    def _check_blocks(self) -> None:
-        if self.block == 1:
+    def _check_kernels(self) -> None:
+        if self.kernel == 1:
             return
         crow, col = self.pattern
-        whole = not (crow % self.block).any() and not col.numel() % self.block
+        whole = not (crow % self.kernel).any() and not col.numel() % self.kernel
         if whole:
-            blocks = col.view(-1, self.block)
-            steps = torch.arange(self.block, dtype=col.dtype, device=col.device)
-            whole = not (blocks[:, 0] % self.block).any()
-            whole = whole and bool((blocks == blocks[:, :1] + steps).all())
+            kernels = col.view(-1, self.kernel)
+            steps = torch.arange(self.kernel, dtype=col.dtype, device=col.device)
+            whole = not (kernels[:, 0] % self.kernel).any()
+            whole = whole and bool((kernels == kernels[:, :1] + steps).all())
         if not whole:
             size = "x".join(map(str, self.module.weight_shape[2:]))
             raise ValueError(
@@ -195,6 +209,7 @@ def check_same_pattern(name: str, module: SparseModule, other: str, twin: Sparse
         )
     same = (
         module.weight_shape == twin.weight_shape
+        and module.block_size == twin.block_size
         and torch.equal(module.crow_indices, twin.crow_indices)
         and torch.equal(module.col_indices, twin.col_indices)
     )

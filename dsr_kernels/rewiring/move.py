@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ class Move:
     """A layer's new pattern, values, averages and optimizer state. The engine fills them.
 
     Args:
-        after: how many blocks (where the block is 1: entries) the layer will have.
+        after: how many entries the layer will have.
         state: what optimizers hold of its entries.
         entry_state: where more tensors [nnz, ...] to move are held.
     """
@@ -31,14 +32,14 @@ class Move:
         state: EntryState,
         entry_state: Sequence[Slot] = (),
     ) -> None:
-        def successor(tensor: Tensor, size: int = after * layer.block) -> Tensor:
+        def successor(tensor: Tensor, size: int = after * layer.kernel) -> Tensor:
             return tensor.new_empty(size, *tensor.shape[1:])
 
         self.layer = layer
         self.grad = layer.weight_values.grad
         # Other objects, for the layer's own index tensors are given other data.
         self.old_pattern = layer.pattern[0].detach(), layer.pattern[1].detach()
-        self.new_blocks = (
+        self.new_entries = (
             torch.empty_like(layer.pattern[0]),
             successor(layer.pattern[1], after),
         )
@@ -70,14 +71,16 @@ class Move:
         arrays = list({id(new): (old, new) for old, new in pairs}.values())  # each once
         arrays += self.moved.values()
         arrays += [] if self.survived is None else [self.survived]
-        crow, col = self.new_blocks
-        size = self.layer.block
+        crow, col = self.new_entries
         return (
             address(crow),
             address(col),
-            [(address(old), address(new), size * new.element_size()) for old, new in arrays],
+            [(address(old), address(new), self._entry_bytes(new)) for old, new in arrays],
             0 if ranks is None else address(ranks),
         )
+
+    def _entry_bytes(self, tensor: Tensor) -> int:
+        return self.layer.kernel * math.prod(tensor.shape[1:]) * tensor.element_size()
 
     def make(self) -> None:
         """Puts the new tensors in place of the old ones."""
@@ -91,8 +94,8 @@ class Move:
             factor.renew()
 
     def _new_pattern(self) -> tuple[Tensor, Tensor]:
-        crow, col = self.new_blocks
-        size = self.layer.block
+        crow, col = self.new_entries
+        size = self.layer.kernel
         if size == 1:
             return crow, col
         steps = torch.arange(size, dtype=col.dtype, device=col.device)

@@ -101,7 +101,7 @@ class Optimizers:
         """What is held of each layer's entries. Raises ValueError where that could not move."""
         remembered = self._remembered()
         return [
-            remembered.of(layer.name, layer.weight_values, layer.weight_values.numel())
+            remembered.of(layer.name, layer.weight_values, layer.weight_values.shape[0])
             for layer in layers
         ]
 

@@ -191,7 +191,7 @@ def _describe(layer: SparseLayer, scores: Tensor) -> tuple[tuple, list[Tensor]]:
     Raises ValueError for scores that are not one number for each entry: the native code reads
     their memory unchecked.
     """
-    crow, col = layer.pattern_of_blocks
+    crow, col = layer.pattern_of_entries
     if (
         scores.shape != col.shape
         or scores.device != col.device
@@ -205,8 +205,8 @@ def _describe(layer: SparseLayer, scores: Tensor) -> tuple[tuple, list[Tensor]]:
         )
     described = (
         layer.name,
-        layer.module.weight_shape[0],
-        layer.module.row_length // layer.block,
+        layer.module.weight_shape[0] // layer.module.block_size,
+        layer.module.row_length // layer.kernel,
         col.numel(),
         address_to_read(crow),
         address_to_read(col),

@@ -265,13 +265,13 @@ class StatePatterns:
                 holder, key, loaded=loaded, steps=self._steps, rebound=self._rebound
             )
 
-        name, parameter, nnz = known.name, known.parameter, known.module.nnz
-        remembered.of(name, parameter, nnz, lambda *place: not stayed(*place))
+        name, parameter, blocks = known.name, known.parameter, known.module.blocks
+        remembered.of(name, parameter, blocks, lambda *place: not stayed(*place))
         try:
             old = remembered.of(name, parameter, known.pattern.indices[1].numel(), stayed)
         except ValueError:
             # Whoever changed the pattern may have moved the state, which then has the new size.
-            remembered.of(name, parameter, nnz)
+            remembered.of(name, parameter, blocks)
             return [], EntryState()
         where = Where(known)
         moved: dict[int, Tensor] = {}  # a tensor may be held twice

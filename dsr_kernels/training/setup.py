@@ -130,6 +130,7 @@ def model_width(recipe: Recipe, data: DataSet) -> float:
 def _network(recipe: Recipe, data: DataSet, width: float, **options: Any) -> nn.Module:
     channels, height, wide = data.image_shape
     options |= {"width": width, "num_classes": data.classes}
+    options["block_size"] = recipe.model.block_size
     if recipe.model.name == "lenet300":
         return models.lenet_300_100(in_features=channels * height * wide, **options)
     build = {"wrn28": models.wrn_28, "resnet18": models.resnet18, "resnet50": models.resnet50}

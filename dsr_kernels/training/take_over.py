@@ -21,10 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.distribution import budget
 from dsr_kernels.errors import UsageError, check_path
 from dsr_kernels.models.layers import draw_
 from dsr_kernels.nn import SparseModule, named_sparse_modules
+from dsr_kernels.ops.reference import at_pattern
 from dsr_kernels.topology import Topology
 from dsr_kernels.training.data.sets import DataSet
 from dsr_kernels.training.data.streams import stream
@@ -79,7 +81,8 @@ def take_over(recipe: Recipe, model: nn.Module, data: DataSet) -> Json | None:
 
 def _check_prunable(recipe: Recipe, run: Run, layers: dict[str, SparseModule]) -> None:
     """Raises UsageError where gradual pruning would have nothing to prune."""
-    final = sum(budget(layer.numel, recipe.model.sparsity) for layer in layers.values())
+    sparsity = recipe.model.sparsity
+    final = sum(budget(layer.numel, sparsity, layer.block_size) for layer in layers.values())
     nnz = sum(layer.nnz for layer in layers.values())
     if method_of(recipe).SHRINKS and nnz <= final:
         raise UsageError(
@@ -118,15 +121,20 @@ def _take_weights(
             own = {key.removeprefix(part): rest.pop(key) for key in weights if key.startswith(part)}
             layer.load_state_dict(own)
         else:
-            _replace(layer, _everywhere(layer), weight.reshape(-1).to(layer.weight_values.dtype))
+            everywhere = _everywhere(layer)
+            pattern = everywhere.crow_indices, everywhere.col_indices
+            values = at_pattern(weight, *(index.to(weight.device) for index in pattern))
+            _replace(layer, everywhere, values.to(layer.weight_values.dtype))
     _load_dense(run, model, rest)
 
 
 def _everywhere(layer: SparseModule) -> Topology:
     """The pattern of all positions of the layer."""
-    rows, length = layer.weight_shape[0], layer.row_length
+    size, length = layer.block_size, layer.row_length
+    rows = layer.weight_shape[0] // size
     crow = torch.arange(rows + 1, dtype=torch.int32) * length
-    return Topology(layer.weight_shape, crow, torch.arange(length, dtype=torch.int32).repeat(rows))
+    col = torch.arange(length, dtype=torch.int32).repeat(rows)
+    return Topology(layer.weight_shape, crow, col, size)
 
 
 def _take_structure(
@@ -150,8 +158,14 @@ def _take_structure(
                 "structure to take"
             )
         crow, col = weights[f"{name}.crow_indices"], weights[f"{name}.col_indices"]
-        topology = Topology(layer.weight_shape, crow, col)
-        values = torch.empty(topology.nnz, dtype=layer.weight_values.dtype)
+        size, theirs = layer.block_size, block_size_of(crow, layer.weight_shape[0])
+        if theirs != size:
+            raise UsageError(
+                f"recipe: start.take: layer {name} has block_size={size} here, {theirs} in "
+                f"{run.folder}; set model.block_size to that run's"
+            )
+        topology = Topology(layer.weight_shape, crow, col, size)
+        values = torch.empty(topology.blocks, size, dtype=layer.weight_values.dtype)
         draw_(values, layer.weight_shape, stream(recipe.seed, "start", name))
         if initial is not None:
             _restore(values, topology, initial.get_submodule(name))
@@ -179,7 +193,7 @@ def _restore(values: Tensor, topology: Topology, initial: SparseModule) -> None:
     ours, theirs = topology.linear_positions(), initial.topology.linear_positions()
     where = torch.searchsorted(theirs, ours).clamp_max(len(theirs) - 1)
     both = theirs[where] == ours
-    values[both] = initial.weight_values[where[both], 0].to(values.dtype)
+    values[both] = initial.weight_values[where[both]].to(values.dtype)
 
 
 def _replace(layer: SparseModule, topology: Topology, values: Tensor) -> None:

@@ -176,7 +176,7 @@ bool check_passes(const Case& c, Lanes lanes, bool channels_last) {
   const ConvShape s = sized(c.shape);
   const Pattern p = random_pattern(s, c.density);
   const int64_t nnz = static_cast<int64_t>(p.col.size());
-  const CsrPattern pattern{p.crow.data(), p.col.data(), s.out_channels, nnz};
+  const BsrPattern pattern{p.crow.data(), p.col.data(), s.out_channels, nnz};
   ConvPlan forward, transposed;
   const auto make = [&](Direction direction, ConvPlan* plan) {
     return ConvPlan::make(s, pattern, sizeof(S), lanes, direction, plan);

@@ -123,7 +123,7 @@ def test_a_stride_far_beyond_the_kernel_costs_no_memory() -> None:
         ({"groups": 0}, "must be at least 1"),
         ({"groups": 3}, "groups = 3 must divide"),
         ({"width": 0}, "must be at least 1"),
-        ({"nnz": 1}, "crow_indices"),
+        ({"blocks": 1}, "crow_indices"),
     ],
 )
 def test_the_native_core_refuses_impossible_geometries(change: dict, message: str) -> None:
@@ -141,7 +141,7 @@ def test_the_native_core_refuses_impossible_geometries(change: dict, message: st
         "groups": 1,
         "crow": conv.crow_indices.data_ptr(),
         "col": conv.col_indices.data_ptr(),
-        "nnz": conv.nnz,
+        "blocks": conv.nnz,
         "dtype": "float32",
     }
     with pytest.raises(ValueError, match=message):

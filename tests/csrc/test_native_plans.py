@@ -26,7 +26,7 @@ def arguments(conv, size: tuple[int, int], **change) -> dict:
         "groups": 1,
         "crow": conv.crow_indices.data_ptr(),
         "col": conv.col_indices.data_ptr(),
-        "nnz": conv.nnz,
+        "blocks": conv.nnz,
         "dtype": "float32",
         **change,
     }

@@ -64,7 +64,7 @@ def test_blocks_and_ties_do_not_matter(seed, row_block):
     bundle, _, rewirer = armed(layers)
     before = snapshot(bundle)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient_growth, "ROW_BLOCK", row_block)
+        patch.setattr(gradient_growth, "ROW_CHUNK", row_block)
         found = bundle.backward(seed)
     rewirer.step()
     for layer, old, gradient, count in zip(bundle.layers, before, found, (12, 20), strict=True):

@@ -79,17 +79,17 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
 
 }  // namespace
 
-Status ConvPlan::make(const ConvShape& shape, const CsrPattern& pattern, int element_size,
+Status ConvPlan::make(const ConvShape& shape, const BsrPattern& pattern, int element_size,
                       Lanes lanes, Direction direction, ConvPlan* plan) {
   Status status = check_shape(shape);
   if (!status.is_ok()) return status;
   plan->kernels_ = &kernels();
-  plan->nnz_ = pattern.nnz;
+  plan->nnz_ = pattern.nnz();
   plan->element_size_ = element_size;
   plan->direction_ = direction;
   constexpr int64_t kPerPixel = 16;  // to pack or to store one
   const int64_t in = shape.height * shape.width, out = shape.out_height * shape.out_width;
-  plan->work_per_image_ = pattern.nnz * std::max(in, out) +
+  plan->work_per_image_ = pattern.nnz() * std::max(in, out) +
                           kPerPixel * (in * shape.in_channels + out * shape.out_channels);
   status = without_exceptions([&] {
     return make_gather_plan(shape, pattern, element_size, lanes, direction, &plan->gather_);

@@ -23,7 +23,7 @@ class ConvPlan {
  public:
   // The pattern is validated and not kept. element_size is 4 (float) or 8 (double). The plan
   // belongs to the instruction set that is active now.
-  static Status make(const ConvShape& shape, const CsrPattern& pattern, int element_size,
+  static Status make(const ConvShape& shape, const BsrPattern& pattern, int element_size,
                      Lanes lanes, Direction direction, ConvPlan* plan);
 
   // Bytes of workspace that a launch needs. The address need not be aligned.

@@ -9,14 +9,28 @@
 namespace dsr::cpu {
 namespace {
 
-Status check_offsets(const GatherPlan& plan, const CsrPattern& pattern) {
+Status check_offsets(const GatherPlan& plan, const BsrPattern& pattern) {
   const int64_t scalars = plan.source.elements() * plan.batch.lane_images;
   if (scalars > std::numeric_limits<int32_t>::max())
     return Status::error("convolution too large: its packed input has " + std::to_string(scalars) +
                          " elements, the limit is 2^31 - 1");
-  if (pattern.crow_indices[0] != 0 || pattern.crow_indices[pattern.rows] != pattern.nnz)
-    return Status::error("crow_indices must start at 0 and end at nnz = " +
-                         std::to_string(pattern.nnz));
+  if (pattern.crow_indices[0] != 0 ||
+      pattern.crow_indices[pattern.rows / pattern.block_size] != pattern.blocks)
+    return Status::error("crow_indices must start at 0 and end at " +
+                         std::string(pattern.block_size == 1 ? "nnz" : "the number of blocks") +
+                         " = " + std::to_string(pattern.blocks));
+  return Status::ok();
+}
+
+// Block rows may not cross the border of two groups, nor the end of the weight.
+Status check_pattern(const ConvShape& shape, const BsrPattern& pattern) {
+  const int64_t size = pattern.block_size, rows = shape.out_channels / shape.groups;
+  if (size < 1 || rows % size != 0)
+    return Status::error("block_size: expected a divisor of the " + std::to_string(rows) +
+                         " output channels of a group, got " + std::to_string(size));
+  if (pattern.nnz() > std::numeric_limits<int32_t>::max())
+    return Status::error("a weight may have 2^31 - 1 non-zeros, got " +
+                         std::to_string(pattern.nnz()));
   return Status::ok();
 }
 
@@ -61,26 +75,28 @@ std::vector<TapTarget> tap_targets(const Pass& pass, GatherPlan* plan) {
   return targets;
 }
 
-// Calls visit(row, channel within the group, tap, position) for every non-zero, rows in order; a
-// column outside the row or a crow_indices that runs backwards ends it with an error.
+// Calls visit(row, channel within the group, tap, index of its value) for every non-zero, rows in
+// order; a column outside the row or a crow_indices that runs backwards ends it with an error.
 template <typename Visit>
-Status for_each_nonzero(const ConvShape& s, const CsrPattern& pattern, Visit visit) {
+Status for_each_nonzero(const ConvShape& s, const BsrPattern& pattern, Visit visit) {
   const int32_t length = static_cast<int32_t>(s.row_length()),
                 taps = static_cast<int32_t>(s.taps());
+  const int64_t size = pattern.block_size;
   for (int64_t o = 0; o < pattern.rows; ++o) {
-    const int32_t begin = pattern.crow_indices[o], end = pattern.crow_indices[o + 1];
-    if (end < begin || end > pattern.nnz)
-      return Status::error("crow_indices decreases at row " + std::to_string(o));
+    const int64_t row = o / size, within = o % size;
+    const int32_t begin = pattern.crow_indices[row], end = pattern.crow_indices[row + 1];
+    if (end < begin || end > pattern.blocks)
+      return Status::error("crow_indices decreases at row " + std::to_string(row));
     int32_t previous = -1;
     for (int32_t k = begin; k < end; ++k) {
       const int32_t col = pattern.col_indices[k];
       if (col <= previous || col >= length)
-        return Status::error("col_indices of row " + std::to_string(o) +
+        return Status::error("col_indices of row " + std::to_string(row) +
                              " must ascend strictly within [0, " + std::to_string(length) +
                              "), got " + std::to_string(col) + " after " +
                              std::to_string(previous));
       previous = col;
-      visit(o, col / taps, col % taps, k);
+      visit(o, col / taps, col % taps, static_cast<int32_t>(k * size + within));
     }
   }
   return Status::ok();
@@ -88,7 +104,7 @@ Status for_each_nonzero(const ConvShape& s, const CsrPattern& pattern, Visit vis
 
 // A counting sort of the non-zeros into (table, block, destination channel, frame). In forward a
 // row of the pattern is a destination channel, in grad-input a source channel.
-Status order_nonzeros(const ConvShape& s, const CsrPattern& pattern, const Pass& pass,
+Status order_nonzeros(const ConvShape& s, const BsrPattern& pattern, const Pass& pass,
                       GatherPlan* plan) {
   const bool forward = pass.sign > 0;
   const std::vector<TapTarget> targets = tap_targets(pass, plan);
@@ -115,8 +131,8 @@ Status order_nonzeros(const ConvShape& s, const CsrPattern& pattern, const Pass&
   for (int64_t slot = 1; slot <= total; ++slot) cursor[slot] += cursor[slot - 1];
   plan->bounds.assign(cursor.begin(), cursor.end() - 1);
   plan->no_bounds.assign(plan->destination.channels + 1, 0);
-  plan->offsets.resize(pattern.nnz);
-  plan->value_index.resize(pattern.nnz);
+  plan->offsets.resize(pattern.nnz());
+  plan->value_index.resize(pattern.nnz());
   return for_each_nonzero(s, pattern, [&](int64_t o, int32_t i, int32_t tap, int32_t k) {
     const int32_t at = cursor[slot_of(o, i, targets[tap])]++;
     const int64_t source = forward ? o / group_out * group_in + i : o;
@@ -132,14 +148,15 @@ int64_t GatherPlan::bytes() const {
       sizeof(int32_t) * (offsets.size() + value_index.size() + bounds.size() + no_bounds.size()));
 }
 
-Status make_gather_plan(const ConvShape& shape, const CsrPattern& pattern, int element_size,
+Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int element_size,
                         Lanes lanes, Direction direction, GatherPlan* plan) {
   const Pass pass = direction == Direction::kForward ? forward_pass(shape) : grad_input_pass(shape);
   plan->lanes = lanes;
   Status status = lay_out(pass, element_size, plan);
   if (!status.is_ok()) return status;
-  choose_tiling(pattern.nnz, element_size, plan);
-  status = check_offsets(*plan, pattern);
+  choose_tiling(pattern.nnz(), element_size, plan);
+  status = check_pattern(shape, pattern);
+  if (status.is_ok()) status = check_offsets(*plan, pattern);
   return status.is_ok() ? order_nonzeros(shape, pattern, pass, plan) : status;
 }
 

@@ -151,9 +151,9 @@ struct GatherPlan {
 // What a plan gathers: y from x (grad-weight shares this one), or grad_x from grad_y.
 enum class Direction { kForward, kGradInput };
 
-// Fails where the packed source would pass 2^31 scalars, where the pattern is not a CSR matrix of
+// Fails where the packed source would pass 2^31 scalars, where the pattern is not a BSR matrix of
 // the shape, and where the lanes do not apply to it. element_size is 4 or 8.
-Status make_gather_plan(const ConvShape& shape, const CsrPattern& pattern, int element_size,
+Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int element_size,
                         Lanes lanes, Direction direction, GatherPlan* plan);
 
 }  // namespace dsr::cpu

@@ -89,7 +89,7 @@ def clear_unmet(
     if prepared.unmet:
         zeros = patterns.plan(crow_indices, col_indices, prepared.unmet, lists.build_unmet)
         zeros.wait()
-        out.masked_fill_(zeros.mask, 0)
+        out.view(zeros.mask.numel(), -1).masked_fill_(zeros.mask[:, None], 0)
     return out
 
 
@@ -101,9 +101,9 @@ def subsampled(x: Tensor, out_size: Sizes, shape: ConvShape) -> tuple[Tensor, Co
     return x, shape
 
 
-def density_of(col_indices: Tensor, shape: ConvShape) -> float:
+def density_of(nnz: int, shape: ConvShape) -> float:
     """Rounded, so that a rewire that moves a few non-zeros does not change the tiling."""
-    return float(f"{col_indices.numel() / math.prod(shape.weight_shape):.1g}")
+    return float(f"{nnz / math.prod(shape.weight_shape):.1g}")
 
 
 def queue_of(x: Tensor) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends.blocks import block_size_of, expand
 from dsr_kernels.backends.native import _C
 
 ALIGN = _C.cuda_limits.LIST_ALIGN  # segments start at multiples of so many entries
@@ -103,19 +104,20 @@ class DirectList(_OnDevice):
 class UnmetList(_OnDevice):
     def __init__(self, mask: Tensor) -> None:
         super().__init__((mask,))
-        self.mask = mask  # [nnz] bool: the non-zeros that no kernel sees
+        self.mask = mask  # [blocks] bool: those that no kernel sees
 
 
 class _NonZeros(NamedTuple):
     tap: Tensor  # [nnz] int64
     source: Tensor  # [nnz] source channel in its group
     dest: Tensor  # [nnz] destination channel of all groups
+    value: Tensor  # [nnz] which of the flat values it has
 
 
 def build_list(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> NonZeroList:
     """The list of a pass with slabs."""
     nonzeros = _take_apart(crow_indices, col_indices, key)
-    device, nnz = col_indices.device, col_indices.numel()
+    device, nnz = col_indices.device, nonzeros.tap.numel()
     tables = key.tap_class, key.tap_offset, key.tap_plane
     tap_class, tap_offset, tap_plane = torch.tensor(tables).to(device, non_blocking=True)
     block = nonzeros.source // key.channel_block
@@ -135,7 +137,7 @@ def build_list(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> NonZe
     offsets[place] = offset[order].int()
     value_index = torch.full_like(offsets, -1)
     met = segment < (key.classes - 1) * key.blocks * channels
-    value_index[place] = torch.where(met, order, -1).int()
+    value_index[place] = torch.where(met, nonzeros.value[order], -1).int()
     bounds = torch.stack((starts[:-1], starts[:-1] + count), 1).int()
     return NonZeroList(offsets, value_index, bounds)
 
@@ -149,27 +151,33 @@ def build_direct_list(crow_indices: Tensor, col_indices: Tensor, key: DirectKey)
     segment = tap_class[nonzeros.tap] * channels + nonzeros.dest
     _, order, first = _sorted(segment, key.classes * channels)
     tap = nonzeros.tap[order]
-    entries = torch.stack((nonzeros.source[order], tap_dh[tap], tap_dw[tap], order), 1).int()
+    columns = nonzeros.source[order], tap_dh[tap], tap_dw[tap], nonzeros.value[order]
+    entries = torch.stack(columns, 1).int()
     return DirectList(entries, torch.stack((first[:-1], first[1:]), 1).int())
 
 
 def build_unmet(crow_indices: Tensor, col_indices: Tensor, unmet: tuple[bool, ...]) -> UnmetList:
-    """The non-zeros of taps that meet only padding: unmet [KH * KW]."""
+    """The blocks of taps that meet only padding: unmet [KH * KW]."""
     table = torch.tensor(unmet).to(col_indices.device, non_blocking=True)
     return UnmetList(table[col_indices.long() % len(unmet)])
 
 
 def _take_apart(crow: Tensor, col: Tensor, key: ListKey | DirectKey) -> _NonZeros:
-    """Every non-zero's tap and channels, in CSR order."""
+    """Every non-zero's tap and channels, in CSR order, of blocks row by row."""
+    block_size = block_size_of(crow, key.rows)
+    value = None
+    if block_size > 1:
+        crow, col, value = expand(crow, col, block_size)
     index = torch.arange(col.numel(), dtype=torch.int32, device=col.device)
+    value = index if value is None else value
     row = torch.searchsorted(crow, index, right=True) - 1
     taps = len(key.tap_class)
     tap, channel = col.long() % taps, col.long() // taps
     if not key.transposed:
-        return _NonZeros(tap, channel, row)
+        return _NonZeros(tap, channel, row, value)
     rows_of_group = key.rows // key.groups
     group = row // rows_of_group
-    return _NonZeros(tap, row % rows_of_group, group * key.dest_channels + channel)
+    return _NonZeros(tap, row % rows_of_group, group * key.dest_channels + channel, value)
 
 
 def _sorted(segment: Tensor, segments: int) -> tuple[Tensor, Tensor, Tensor]:

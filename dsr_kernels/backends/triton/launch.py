@@ -15,6 +15,7 @@ from torch import Tensor
 from triton import JITFunction, cdiv, next_power_of_2
 
 from dsr_kernels.backends import live_taps
+from dsr_kernels.backends.blocks import Expanded, block_size_of, expand
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.triton import kernels
@@ -45,6 +46,9 @@ def sparse_conv2d(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv2d(pad(x), W) + bias."""
+    if (csr := _csr(crow_indices, col_indices, shape)) is not None:
+        rows, values = csr[:2], values.flatten()[csr.order]
+        return sparse_conv2d(out, x, values, bias, *rows, shape)
     parts = live_taps.parts_of(x.shape[2:], out.shape[2:], shape, False)
     if parts is not None:
         whole = values, bias, crow_indices, col_indices
@@ -65,6 +69,9 @@ def sparse_conv2d_grad_input(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv_transpose2d(grad, W) without the padding's share: a gather by the transpose."""
+    if (csr := _csr(crow_indices, col_indices, shape)) is not None:
+        rows, values = csr[:2], values.flatten()[csr.order]
+        return sparse_conv2d_grad_input(out, grad, values, *rows, shape)
     parts = live_taps.parts_of(out.shape[2:], grad.shape[2:], shape, True)
     if parts is not None:
         whole = values, crow_indices, col_indices
@@ -120,6 +127,9 @@ def sparse_conv2d_grad_weight(
     shape: ConvShape,
 ) -> Tensor:
     """out = the dense weight's gradient at the non-zeros: sums of parts, in a fixed order."""
+    if (csr := _csr(crow_indices, col_indices, shape)) is not None:
+        found = sparse_conv2d_grad_weight(torch.empty_like(out), x, grad, *csr[:2], shape)
+        return out.index_copy_(0, csr.order, found)
     parts = live_taps.parts_of(x.shape[2:], grad.shape[2:], shape, False)
     if parts is not None:
         whole = crow_indices, col_indices
@@ -230,6 +240,15 @@ def _planar_like(out: Tensor) -> Tensor:
 
 
 # --- what is derived from a pattern ---------------------------------------------------------------
+
+
+def _csr(crow_indices: Tensor, col_indices: Tensor, shape: ConvShape) -> Expanded | None:
+    """The pattern row by row, if it is one of blocks, of which these kernels know nothing."""
+    size = block_size_of(crow_indices, shape.rows)
+    if size == 1:
+        return None
+    check_pattern(shape.weight_shape, crow_indices, col_indices, size)
+    return patterns.plan(crow_indices, col_indices, size, expand)
 
 
 def _checked(crow_indices: Tensor, col_indices: Tensor, weight_shape: tuple[int, ...]) -> Tables:

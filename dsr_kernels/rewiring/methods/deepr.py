@@ -70,6 +70,13 @@ class DeepR(Rewirer):
     ) -> None:
         super().__init__(model, optimizer, every=1, stop=stop, seed=seed)
         self._check_trains()
+        for layer in self._layers:
+            if layer.block > 1:
+                raise ValueError(
+                    f"layer {layer.name!r}: DeepR prunes a weight that changes its sign, and the "
+                    f"{layer.block} weights of a block have signs of their own; use block_size=1 "
+                    "or another method"
+                )
         self.l1, self.eta = as_number(l1, "l1", 0), as_number(eta, "eta", 0)
         temperature = as_number(temperature, "temperature", 0)
         final_temperature = as_number(final_temperature, "final_temperature", 0)

@@ -82,8 +82,14 @@ class GMP(Rewirer):
         exact_fraction(final_sparsity, "final_sparsity")
         self.final_sparsity, self.scope, self.kind = final_sparsity, scope, density_schedule
         self.initial = {layer.name: layer.weight_values.numel() for layer in self._layers}
+        sizes = {layer.block for layer in self._layers}
+        if scope == "global" and len(sizes) > 1:
+            raise ValueError(
+                f"scope: 'global' prunes over layers of one block size, these have "
+                f"{sorted(sizes)}; use scope='layer', or leave the layers dense that stand apart"
+            )
         for layer in self._layers:
-            last = budget(layer.module.numel, final_sparsity)
+            last = self._final(layer)
             if scope == "layer" and self.initial[layer.name] < last:
                 raise ValueError(
                     f"layer {layer.name!r}: expected at least the {last} non-zeros that "
@@ -108,10 +114,12 @@ class GMP(Rewirer):
         if first <= last:  # there is nothing to prune
             return now
         numbers = Anneal(self.kind, first, last, self.begin, self.end - self.begin)
-        return min(now, max(last, round(numbers.at(iteration))))
+        wanted = round(numbers.at(iteration))
+        wanted -= wanted % max(layer.block for layer in layers)  # whole blocks of any
+        return min(now, max(last, wanted))
 
     def _final(self, layer: SparseLayer) -> int:
-        return budget(layer.module.numel, self.final_sparsity)
+        return budget(layer.module.numel, self.final_sparsity, layer.block)
 
     # ---- recipes ------------------------------------------------------------------------------
 
@@ -149,9 +157,10 @@ class GMP(Rewirer):
 
     def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
         if self.scope == "global":
-            plan.prune_smallest(sum(plan.nnz) - self._wanted(layers), regrown=False)
+            now = sum(layer.weight_values.numel() for layer in layers)
+            plan.prune_smallest((now - self._wanted(layers)) // layers[0].block, regrown=False)
         else:
-            targets = [self.scheduled([layer], self.iteration) for layer in layers]
+            targets = [self.scheduled([x], self.iteration) // x.block for x in layers]
             plan.prune_smallest_each([m - n for m, n in zip(plan.nnz, targets, strict=True)])
         return plan.threshold, plan.threshold
 

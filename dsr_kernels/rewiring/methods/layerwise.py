@@ -20,7 +20,8 @@ GROWTHS = ("random", "gradient")
 
 
 class LayerwiseRewirer(Rewirer):
-    """Prunes the smallest round(fraction * nnz) weights of each layer and grows as many.
+    """Prunes the smallest round(fraction * nnz) weights of each layer and grows as many; of blocks
+    round(fraction * blocks).
 
     Args:
         model: holds the sparse modules. Frozen ones (`weight_values.requires_grad`
@@ -141,8 +142,8 @@ class LayerwiseRewirer(Rewirer):
         fraction = self.fraction.at(iteration)
         counts = []
         for layer in layers:
-            nnz, size = layer.weight_values.numel(), layer.module.numel
-            counts.append(min(round(fraction * nnz), max(nnz - 1, 0), size - nnz))
+            count = min(round(fraction * layer.entries), max(layer.entries - 1, 0))
+            counts.append(min(count, layer.free_entries))
         return counts
 
     def _decide_ahead(self) -> dict[int, Share]:

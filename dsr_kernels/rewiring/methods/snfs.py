@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from dsr_kernels.rewiring.allocation import share_growth
+from dsr_kernels.rewiring.allocation import share_in_blocks
 from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.methods.layerwise import LayerwiseRewirer
 from dsr_kernels.rewiring.plan import RewirePlan
@@ -52,13 +52,16 @@ class SNFS(LayerwiseRewirer):
     def _grown_counts(self, layers: list[SparseLayer], pruned: list[int]) -> list[int]:
         means = [self._mean_momentum(layer) for layer in layers]
         weights = [Fraction(mean) if math.isfinite(mean) else Fraction(0) for mean in means]
+        blocks = [layer.block for layer in layers]
+        lost = [count * block for count, block in zip(pruned, blocks, strict=True)]
         survivors = [
-            layer.weight_values.numel() - count for layer, count in zip(layers, pruned, strict=True)
+            layer.weight_values.numel() - count for layer, count in zip(layers, lost, strict=True)
         ]
-        capacities = [layer.module.numel - layer.weight_values.numel() for layer in layers]
+        capacities = [layer.free_entries * layer.block for layer in layers]
         if not any(weights):  # before the first step
-            weights = [Fraction(count) for count in pruned]
-        return share_growth(sum(pruned), weights, survivors, capacities)
+            weights = [Fraction(count) for count in lost]
+        grown = share_in_blocks(sum(lost), weights, survivors, capacities, blocks)
+        return [count // block for count, block in zip(grown, blocks, strict=True)]
 
     def _check_momentum(self, layer: SparseLayer) -> None:
         """Raises ValueError where there is state of the layer, and no momentum among it."""

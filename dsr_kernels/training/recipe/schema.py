@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from dsr_kernels.backends.blocks import BLOCK_SIZES
 from dsr_kernels.choices import unknown
 from dsr_kernels.distribution import DISTRIBUTIONS
 from dsr_kernels.errors import UsageError, shown
@@ -56,6 +57,8 @@ class Model:
     width: float = setting(0.0, low=0.0, high=1000.0)
     distribution: str = setting("uniform", choices=DISTRIBUTIONS)  # of the non-zeros at the start
     granularity: str = setting("weight", choices=("weight", "kernel"))  # "kernel": of some methods
+    # So many consecutive output channels share their positions.
+    block_size: int = setting(1, choices=BLOCK_SIZES)
     memory_format: str = setting("contiguous", choices=("contiguous", "channels_last"))
     # Of a sparse model: batch norm, ReLU and additions inside its convolutions (dsr_kernels.fuse).
     fused: bool = setting(True)
@@ -176,7 +179,9 @@ def _value(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
     if hint is float and not math.isfinite(value):
         raise UsageError(f"recipe: {key}: expected a finite number, got {value!r}")
     if limits.get("choices") and value not in limits["choices"]:
-        raise UsageError(f"recipe: {key}: unknown value {unknown(value, limits['choices'])}")
+        raise UsageError(
+            f"recipe: {key}: unknown value {unknown(str(value), map(str, limits['choices']))}"
+        )
     if hint in (int, float):
         _check_number(value, key, MOST_INT if hint is int else MOST_FLOAT, limits)
     return float(value) if hint is float else value
