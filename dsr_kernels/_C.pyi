@@ -155,6 +155,7 @@ def choose_lanes(
     padding: _Pair,  # top, left
     dilation: _Pair,
     dtype: str,
+    block_size: int = 1,
 ) -> str:
     """What should fill the lanes of a vector: "plane", "row" or "batch"."""
 
@@ -168,6 +169,7 @@ def lanes_reason(
     padding: _Pair,
     dilation: _Pair,
     dtype: str,
+    block_size: int = 1,
 ) -> str:
     """Why choose_lanes chooses as it does, in words."""
 

@@ -80,17 +80,17 @@ ConvShape lane_shape(int64_t width, int64_t out_width, Pair kernel, Pair stride,
 
 const char* choose_lanes(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
                          Pair kernel, Pair stride, Pair padding, Pair dilation,
-                         const std::string& dtype) {
+                         const std::string& dtype, int64_t block_size) {
   const ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
-  return name_of(cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype)));
+  return name_of(cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), block_size));
 }
 
 std::string lanes_reason(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
                          Pair kernel, Pair stride, Pair padding, Pair dilation,
-                         const std::string& dtype) {
+                         const std::string& dtype, int64_t block_size) {
   const ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
   std::string reason;
-  cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), &reason);
+  cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), block_size, &reason);
   return reason;
 }
 
@@ -204,10 +204,10 @@ void bind_conv(py::module_& m) {
            py::arg("grad_y"), py::arg("grad_values"), py::arg("threads"), py::arg("workspace"));
   m.def("choose_lanes", &choose_lanes, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-        py::arg("dilation"), py::arg("dtype"));
+        py::arg("dilation"), py::arg("dtype"), py::arg("block_size") = 1);
   m.def("lanes_reason", &lanes_reason, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-        py::arg("dilation"), py::arg("dtype"), "Why choose_lanes chooses as it does, in words.");
+        py::arg("dilation"), py::arg("dtype"), py::arg("block_size") = 1, "Why choose_lanes chooses as it does, in words.");
   m.def("long_rows", &cpu::long_rows, py::arg("pixels"),
         "(height, width) of the same pixels in rows that cut well into vectors.");
   m.def(

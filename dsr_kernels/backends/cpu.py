@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsr_kernels.backends import live_taps
 from dsr_kernels.backends.address import address
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import Forward, is_native
 from dsr_kernels.backends.cpu_plans import activation, build_plan, geometry, scratch
@@ -54,7 +55,8 @@ def sparse_conv2d_grad_input(
         whole = values, crow_indices, col_indices
         return live_taps.grad_input(sparse_conv2d_grad_input, parts, out, grad, *whole)
     dtype, n = values.dtype, grad.shape[0]
-    g = geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, transposed=True)
+    size = block_size_of(crow_indices, shape.rows)
+    g = geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, True, size)
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     grad, values, gx = _readable(grad, dtype), values.contiguous(), _writable(out, dtype)
     threads = torch.get_num_threads()
@@ -79,7 +81,8 @@ def sparse_conv2d_grad_weight(
         whole = crow_indices, col_indices
         return live_taps.grad_weight(sparse_conv2d_grad_weight, parts, out, x, grad, *whole)
     dtype, n = out.dtype, x.shape[0]
-    g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype)
+    size = block_size_of(crow_indices, shape.rows)
+    g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype, block_size=size)
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     x, grad = _readable(x, dtype), _readable(grad, dtype)
     threads = torch.get_num_threads()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsr_kernels.backends import live_taps
 from dsr_kernels.backends.address import known_address as address
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.buffers import SMALLEST, buffers
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_plans import activation, build_plan, geometry, scratch
@@ -83,7 +84,8 @@ class Forward(Call):
     ) -> None:
         owner = patterns.owner_of(crow_indices, col_indices)
         super().__init__(out, sums, owner is not None)
-        g = geometry(x, out, x.shape[1:], out.shape[1:], shape, values.dtype)
+        size = block_size_of(crow_indices, shape.rows)
+        g = geometry(x, out, x.shape[1:], out.shape[1:], shape, values.dtype, block_size=size)
         self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
         self.x, self.y = activation(x, g)[1:], activation(out, g)[1:]
         self.workspace = self.plan.workspace_bytes("forward", x.shape[0], self.threads, sums)
@@ -145,8 +147,9 @@ class Backward(Call):
         owner = patterns.owner_of(crow_indices, col_indices)
         super().__init__(out, sums, owner is not None)
         dtype, n, sizes = values.dtype, grad.shape[0], (out.shape[1:], grad.shape[1:])
-        g = geometry(grad, out, *sizes, shape, dtype, transposed=True)
-        forward_g = geometry(x, grad, *sizes, shape, dtype)
+        size = block_size_of(crow_indices, shape.rows)
+        g = geometry(grad, out, *sizes, shape, dtype, True, size)
+        forward_g = geometry(x, grad, *sizes, shape, dtype, False, size)
         self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
         self.forward = patterns.plan(crow_indices, col_indices, forward_g, build_plan)
         self.grad, self.out = activation(grad, g)[1:], activation(out, g)[1:]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import NO_NUMBERS, Backward, Forward, is_native, same_strides
 from dsr_kernels.backends.cpu_plans import Geometry, activation, build_plan, geometry, scratch
@@ -71,7 +72,8 @@ def sparse_conv2d_fused_grad_input(
     """out = the gradient of x, and the sums that are the gradients of scale and shift."""
     dtype, n, kept = values.dtype, grad.shape[0], _Kept()
     grad, y = _like(grad, by_statistics)
-    g = geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, transposed=True)
+    size = block_size_of(crow_indices, shape.rows)
+    g = geometry(grad, out, out.shape[1:], grad.shape[1:], shape, dtype, True, size)
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     threads, sums = torch.get_num_threads(), store.sums is not None
     workspace = scratch(plan.workspace_bytes("grad_input", n, threads, sums))
@@ -137,7 +139,8 @@ def sparse_conv2d_fused_grad_weight(
     """out = the dense weight's gradient at the non-zeros, by z and g."""
     dtype, n, kept = out.dtype, x.shape[0], _Kept()
     grad, y = _like(grad, by_statistics)
-    g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype)
+    size = block_size_of(crow_indices, shape.rows)
+    g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype, block_size=size)
     plan = patterns.plan(crow_indices, col_indices, g, build_plan)
     threads = torch.get_num_threads()
     workspace = scratch(plan.workspace_bytes("grad_weight", n, threads))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address, address_to_read
-from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape, Pair
 from dsr_kernels.backends.native import _C, DTYPE_CODES
 
@@ -24,6 +23,7 @@ class Geometry(NamedTuple):
     dtype: torch.dtype
     lanes: str = "plane"  # what fills the lanes of a vector: "plane", "row" or "batch"
     transposed: bool = False  # a plan for grad-input
+    block_size: int = 1  # output channels that share their positions
 
 
 def build_plan(crow_indices: Tensor, col_indices: Tensor, g: Geometry) -> _C.ConvPlan:
@@ -47,7 +47,7 @@ def build_plan(crow_indices: Tensor, col_indices: Tensor, g: Geometry) -> _C.Con
         DTYPE_CODES[g.dtype],
         g.lanes,
         g.transposed,
-        block_size_of(crow_indices, rows),
+        g.block_size,
     )
 
 
@@ -59,6 +59,7 @@ def geometry(
     shape: ConvShape,
     dtype: torch.dtype,
     transposed: bool = False,
+    block_size: int = 1,
 ) -> Geometry:
     """The geometry of a call, with the lanes that suit its batch and memory formats.
 
@@ -70,9 +71,10 @@ def geometry(
         if height > 1 and all(t.stride(2) == width * t.stride(3) for t in (read, written)):
             height, width = _long_rows(height * width)
         sizes = (input_size[0], height, width), (output_size[0], height, width)
-        return Geometry(*sizes, shape, dtype, "plane", transposed)
-    lanes = _C.choose_lanes(*_of_lanes(read, written, input_size, output_size, shape, dtype))
-    return Geometry(input_size, output_size, shape, dtype, lanes, transposed)
+        return Geometry(*sizes, shape, dtype, "plane", transposed, block_size)
+    of_lanes = _of_lanes(read, written, input_size, output_size, shape, dtype)
+    lanes = _C.choose_lanes(*of_lanes, block_size)
+    return Geometry(input_size, output_size, shape, dtype, lanes, transposed, block_size)
 
 
 def lanes_reason(read: Tensor, written: Tensor, g: Geometry) -> str:
@@ -80,7 +82,7 @@ def lanes_reason(read: Tensor, written: Tensor, g: Geometry) -> str:
     if _pointwise(g.shape):
         return "pointwise: an image is one long row"
     sizes = g.input_size, g.output_size
-    return _C.lanes_reason(*_of_lanes(read, written, *sizes, g.shape, g.dtype))
+    return _C.lanes_reason(*_of_lanes(read, written, *sizes, g.shape, g.dtype), g.block_size)
 
 
 def _pointwise(shape: ConvShape) -> bool:
@@ -95,7 +97,7 @@ def _of_lanes(
     shape: ConvShape,
     dtype: torch.dtype,
 ) -> tuple[int, bool, int, int, Pair, Pair, Pair, Pair, str]:
-    """The arguments of _C.choose_lanes and _C.lanes_reason."""
+    """The arguments of _C.choose_lanes and _C.lanes_reason, but the block size."""
     top, _, left, _ = shape.padding
     return (
         read.shape[0],

@@ -62,7 +62,7 @@ def fuse(model: nn.Module, *, verbose: bool = True) -> FuseReport:
             continue
         plans = [Plan(each.graph, dict(module.named_modules())) for each in traces[module]]
         if module not in within:
-            report.rows.extend(rows_of(name, plans[0]))
+            report.rows.extend(dict.fromkeys(rows_of(name, plans[0])))  # each layer once
             within |= set(modules_through(module, set(opaque)).values())
         if any(plan.is_worth_it() for plan in plans):
             _give_forward(module, traces[module], plans)

@@ -53,8 +53,9 @@ def _norm(start: str, node: fx.Node, plan: Plan) -> Row:
     if plan.how[end] == "takers" and not plus:
         names = ", ".join(_name(start, user) for user in plan.takers(end))
         return Row(_name(start, node), "BatchNorm2d", True, f"inside {names}{relu}; {taken}")
-    name, note = _name(start, node), f"one pass{plus}{relu}; {taken}"
-    return Row(name, "BatchNorm2d", bool(relu or plus) or taken.startswith("stat"), note)
+    fused = bool(relu or plus) or taken.startswith("stat")
+    note = f"one pass{plus}{relu}; {taken}" if fused else "alone: neither neighbour takes it in"
+    return Row(_name(start, node), "BatchNorm2d", fused, note)
 
 
 def _statistics(start: str, source: fx.Node, node: fx.Node, plan: Plan) -> str:
@@ -84,7 +85,7 @@ def _add(start: str, node: fx.Node, plan: Plan) -> Row:
         if plan.roles[operand] == "norm":
             return Row(node.name, "+", True, f"in the pass of {_name(start, operand)}")
     return Row(
-        node.name, "+", False, "neither of both comes from a convolution or batch norm alone"
+        node.name, "+", False, "neither operand comes straight from a convolution or batch norm"
     )
 
 
@@ -105,7 +106,8 @@ def _left(start: str, node: fx.Node, plan: Plan) -> Row | None:
     module, name = plan.module(node), _name(start, node)
     kind = plain_class(type(module))
     if kind in ROLES:
-        return Row(name, kind.__name__, False, "writes to what others see, or is called unusually")
+        note = "writes over a tensor that others may see, or is called unusually"
+        return Row(name, kind.__name__, False, note)
     if isinstance(module, tuple(ROLES)):
         return Row(name, kind.__name__, False, "of a class of its own")
     if isinstance(module, OTHER_NORMS):

@@ -38,5 +38,7 @@ class FuseReport:
             table = [(row.layer, row.what, row.note) for row in self.rows]
             lines = text_table.columns([HEADER, *table], left=(0, 1, 2), rules=(1,))
         lines += [f"{name}: its forward {why}" for name, why in self.not_traced.items()]
+        if not self.rows:
+            lines.append("no batch norm and no sum was found to fuse")
         lines.append(f"{len(self.fused)} fused, {len(self.left)} left as they are")
         return "\n".join(lines)

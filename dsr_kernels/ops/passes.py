@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import cpu_plans, live_taps
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
@@ -106,7 +107,8 @@ def _whole_pass(
 ) -> Pass:
     read, written = (y, x) if transposed else (x, y)
     sizes = tuple(x.shape[1:]), tuple(y.shape[1:])
-    geometry = cpu_plans.geometry(read, written, *sizes, shape, dtype, transposed)
+    size = block_size_of(pattern[0], shape.rows)
+    geometry = cpu_plans.geometry(read, written, *sizes, shape, dtype, transposed, size)
     plan = patterns.plan(*pattern, geometry, cpu_plans.build_plan)
     how = plan.describe()
     return Pass(

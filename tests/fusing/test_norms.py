@@ -136,6 +136,19 @@ def test_an_empty_batch_is_what_it_is_to_torch(mode):
     assert outcome(fused) == outcome(plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_empty_batch_leaves_gradients_of_zero(dtype):
+    """A frozen batch norm in front of a convolution: no kernel fills the sums of no image."""
+    norm = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    model = dsr_kernels.sparsify(norm, sparsity=0.5)
+    dsr_kernels.fuse(model, verbose=False)
+    model[0].eval()
+    torch.empty(2**16).fill_(torch.nan)  # what fresh memory may hold
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        model(torch.randn(0, 8, 4, 4, requires_grad=True)).float().sum().backward()
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("shape", [(3, 9, 9), (2, 4, 9, 9), (2, 3, 2, 9)])
 def test_inputs_that_do_not_fit_are_refused_as_before(shape):
     fused, plain = sparse_pair(chain(nn.BatchNorm2d(6)), torch.float32)

@@ -112,7 +112,8 @@ int64_t ConvPlan::slices(int64_t n) const {
 }
 
 Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
-                   std::string* reason) {
+                   int64_t block_size, std::string* reason) {
+  constexpr int64_t kMarginPercent = 15;  // of a row, that blocks compute in vain in the plane
   constexpr int64_t kFilledPercent = 60;  // below, the shifted loads of the plane cost less
   const Limits& limits = kernels().limits;
   const int64_t lanes = limits.lanes(element_size);
@@ -122,7 +123,13 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
   };
   if (shape.taps() == 1 && shape.stride_h * shape.stride_w == 1)
     return because(Lanes::kPlane, [] { return "pointwise: no tap shifts a load"; });
-  if (limits.masks_lanes && element_size == 4 && contiguous_rows) {
+  const bool blocks = shares_operands(block_size);
+  const int64_t margin = ceil_div((shape.kernel_w - 1) * shape.dilation_w, 2 * shape.stride_w);
+  if (blocks && contiguous_rows && kMarginPercent * shape.out_width >= 100 * margin)
+    return because(Lanes::kPlane, [&] {
+      return "a shifted load serves " + std::to_string(block_size) + " output channels";
+    });
+  if (!blocks && limits.masks_lanes && element_size == 4 && contiguous_rows) {
     const int64_t slot =
         std::min(slot_lanes(forward_pass(shape)), slot_lanes(grad_input_pass(shape)));
     // Narrow rows lie beside those of other images.

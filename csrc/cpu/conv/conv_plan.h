@@ -88,6 +88,6 @@ class ConvPlan {
 // `contiguous_rows` says whether the pixels of a row lie side by side in the activations' memory.
 // `reason`, where asked for, gets the rule that decided, in words.
 Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
-                   std::string* reason = nullptr);
+                   int64_t block_size, std::string* reason = nullptr);
 
 }  // namespace dsr::cpu

@@ -5,6 +5,7 @@
 
 #include "cpu/conv/layout.h"
 #include "cpu/conv/tiling.h"
+#include "cpu/dispatch.h"
 
 namespace dsr::cpu {
 namespace {
@@ -75,14 +76,16 @@ std::vector<TapTarget> tap_targets(const Pass& pass, GatherPlan* plan) {
   return targets;
 }
 
-// Calls visit(row, channel within the group, tap, index of its value) for every non-zero, rows in
-// order; a column outside the row or a crow_indices that runs backwards ends it with an error.
+// Calls visit(first row, channel within the group, tap, index of the first value) for every
+// `rows` non-zeros of one position, rows in order; a column outside the row or a crow_indices that
+// runs backwards ends it with an error. `rows` divides the block size, and values of one position
+// lie side by side.
 template <typename Visit>
-Status for_each_nonzero(const ConvShape& s, const BsrPattern& pattern, Visit visit) {
+Status for_each_step(const ConvShape& s, const BsrPattern& pattern, int64_t rows, Visit visit) {
   const int32_t length = static_cast<int32_t>(s.row_length()),
                 taps = static_cast<int32_t>(s.taps());
   const int64_t size = pattern.block_size;
-  for (int64_t o = 0; o < pattern.rows; ++o) {
+  for (int64_t o = 0; o < pattern.rows; o += rows) {
     const int64_t row = o / size, within = o % size;
     const int32_t begin = pattern.crow_indices[row], end = pattern.crow_indices[row + 1];
     if (end < begin || end > pattern.blocks)
@@ -102,62 +105,121 @@ Status for_each_nonzero(const ConvShape& s, const BsrPattern& pattern, Visit vis
   return Status::ok();
 }
 
-// A counting sort of the non-zeros into (table, block, destination channel, frame). In forward a
-// row of the pattern is a destination channel, in grad-input a source channel.
-Status order_nonzeros(const ConvShape& s, const BsrPattern& pattern, const Pass& pass,
-                      GatherPlan* plan) {
+// A counting sort of the steps into slots, which begin at `starts` [slots]. Of a step by its first
+// output channel, its input channel (of all groups) and its tap, slot(o, in, tap) says where it
+// belongs and offset(o, in, tap) what the plan notes of it.
+template <typename Slot, typename Offset>
+Status sort_steps(const ConvShape& s, const BsrPattern& pattern, int64_t slots, GatherPlan* plan,
+                  std::vector<int32_t>* starts, Slot slot, Offset offset) {
+  const int64_t group_in = s.in_channels / s.groups, group_out = s.out_channels / s.groups;
+  const int64_t rows = plan->block_rows;
+  const auto input = [&](int64_t o, int32_t i) { return o / group_out * group_in + i; };
+  // The slot behind a block's last one counts nothing and so ends it.
+  std::vector<int32_t> cursor(slots + 1, 0);
+  Status status =
+      for_each_step(s, pattern, rows, [&](int64_t o, int32_t i, int32_t tap, int32_t) {
+        ++cursor[slot(o, input(o, i), tap) + 1];
+      });
+  if (!status.is_ok()) return status;
+  for (int64_t at = 1; at <= slots; ++at) cursor[at] += cursor[at - 1];
+  starts->assign(cursor.begin(), cursor.end() - 1);
+  plan->offsets.resize(pattern.nnz() / rows);
+  plan->value_index.resize(pattern.nnz());
+  return for_each_step(s, pattern, rows, [&](int64_t o, int32_t i, int32_t tap, int32_t value) {
+    const int64_t in = input(o, i);
+    const int32_t at = cursor[slot(o, in, tap)]++;
+    plan->offsets[at] = static_cast<int32_t>(offset(o, in, tap));
+    for (int64_t r = 0; r < rows; ++r)
+      plan->value_index[at * rows + r] = static_cast<int32_t>(value + r);
+  });
+}
+
+// By table, block, destination channels and frame. In forward a row of the pattern is a destination
+// channel, in grad-input a source channel.
+Status order_by_destination(const ConvShape& s, const BsrPattern& pattern, const Pass& pass,
+                            GatherPlan* plan) {
   const bool forward = pass.sign > 0;
   const std::vector<TapTarget> targets = tap_targets(pass, plan);
-  const int64_t group_in = s.in_channels / s.groups, group_out = s.out_channels / s.groups;
   const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images;
   int64_t total = 0;
   for (Table& table : plan->tables) {
     table.begin = total;
-    total += plan->block.count * (plan->destination.channels * table.frames() + 1);
+    total += plan->block.count * (plan->rows() * table.frames() + 1);
   }
-  const auto slot_of = [&](int64_t o, int32_t i, const TapTarget& tap) {
-    const int64_t in = o / group_out * group_in + i, source = forward ? in : o;
-    const Table& table = plan->tables[tap.table];
-    return table.begin +
-           source / plan->block.channels * (plan->destination.channels * table.frames() + 1) +
-           (forward ? o : in) * table.frames() + tap.frame;
-  };
-  // The slot behind a block's last one counts nothing and so ends it.
-  std::vector<int32_t> cursor(total + 1, 0);
-  Status status = for_each_nonzero(s, pattern, [&](int64_t o, int32_t i, int32_t tap, int32_t) {
-    ++cursor[slot_of(o, i, targets[tap]) + 1];
-  });
-  if (!status.is_ok()) return status;
-  for (int64_t slot = 1; slot <= total; ++slot) cursor[slot] += cursor[slot - 1];
-  plan->bounds.assign(cursor.begin(), cursor.end() - 1);
   plan->no_bounds.assign(plan->destination.channels + 1, 0);
-  plan->offsets.resize(pattern.nnz());
-  plan->value_index.resize(pattern.nnz());
-  return for_each_nonzero(s, pattern, [&](int64_t o, int32_t i, int32_t tap, int32_t k) {
-    const int32_t at = cursor[slot_of(o, i, targets[tap])]++;
-    const int64_t source = forward ? o / group_out * group_in + i : o;
-    plan->offsets[at] = static_cast<int32_t>(source * stride + targets[tap].offset);
-    plan->value_index[at] = k;
-  });
+  const auto slot = [&](int64_t o, int64_t in, int32_t tap) {
+    const Table& table = plan->tables[targets[tap].table];
+    return table.begin +
+           (forward ? in : o) / plan->block.channels * (plan->rows() * table.frames() + 1) +
+           (forward ? o / plan->block_rows : in) * table.frames() + targets[tap].frame;
+  };
+  const auto offset = [&](int64_t o, int64_t in, int32_t tap) {
+    return (forward ? in : o) * stride + targets[tap].offset;
+  };
+  return sort_steps(s, pattern, total, plan, &plan->bounds, slot, offset);
+}
+
+// Grad-input in groups: by table, strip, group and destination channel. A group is `block_rows`
+// source channels at one tap.
+Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass& pass,
+                      GatherPlan* plan) {
+  const std::vector<TapTarget> targets = tap_targets(pass, plan);
+  const int64_t taps = static_cast<int64_t>(targets.size()), rows = plan->block_rows;
+  const int64_t strip = plan->strip.channels, channels = plan->destination.channels;
+  const int64_t strips = ceil_div(channels, strip), blocks = s.out_channels / rows;
+  const int64_t tables = static_cast<int64_t>(plan->tables.size());
+  const int64_t of_strip = blocks * taps, slots = tables * strips * of_strip;
+  const auto slot = [&](int64_t o, int64_t in, int32_t tap) {
+    return (targets[tap].table * strips + in / strip) * of_strip + o / rows * taps + tap;
+  };
+  const auto within = [&](int64_t, int64_t in, int32_t) { return in % strip; };
+  std::vector<int32_t> starts;  // and the number of steps
+  const Status status = sort_steps(s, pattern, slots + 1, plan, &starts, slot, within);
+  if (!status.is_ok()) return status;
+  const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images;
+  for (int64_t at = 0, table = 0; table < tables; ++table) {
+    for (int64_t of = 0; of < strips; ++of) {
+      plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
+      for (int64_t g = 0; g < of_strip; ++g, ++at) {
+        if (starts[at] == starts[at + 1]) continue;
+        const int64_t offset = g / taps * rows * stride + targets[g % taps].offset;
+        plan->groups.push_back({static_cast<int32_t>(offset), starts[at]});
+      }
+    }
+    plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
+  }
+  plan->groups.push_back({0, starts[slots]});
+  return status;
 }
 
 }  // namespace
 
+bool shares_operands(int64_t block_size) {
+  constexpr int64_t kFewest = 4;  // two would save too few loads
+  return block_size >= kFewest;
+}
+
 int64_t GatherPlan::bytes() const {
   return static_cast<int64_t>(
-      sizeof(int32_t) * (offsets.size() + value_index.size() + bounds.size() + no_bounds.size()));
+      sizeof(int32_t) * (offsets.size() + value_index.size() + bounds.size() + no_bounds.size()) +
+      sizeof(Group) * groups.size());
 }
 
 Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int element_size,
                         Lanes lanes, Direction direction, GatherPlan* plan) {
   const Pass pass = direction == Direction::kForward ? forward_pass(shape) : grad_input_pass(shape);
   plan->lanes = lanes;
-  Status status = lay_out(pass, element_size, plan);
+  Status status = check_pattern(shape, pattern);
+  if (status.is_ok()) status = lay_out(pass, element_size, plan);
   if (!status.is_ok()) return status;
-  choose_tiling(pattern.nnz(), element_size, plan);
-  status = check_pattern(shape, pattern);
-  if (status.is_ok()) status = check_offsets(*plan, pattern);
-  return status.is_ok() ? order_nonzeros(shape, pattern, pass, plan) : status;
+  if (lanes != Lanes::kRow && shares_operands(pattern.block_size))
+    plan->block_rows = std::min<int64_t>(pattern.block_size, kernels().limits.block_rows);
+  choose_tiling(pattern.nnz() / plan->block_rows, pass, element_size, plan);
+  status = check_offsets(*plan, pattern);
+  if (!status.is_ok()) return status;
+  if (direction == Direction::kGradInput && plan->block_rows > 1)
+    return order_by_group(shape, pattern, pass, plan);
+  return order_by_destination(shape, pattern, pass, plan);
 }
 
 }  // namespace dsr::cpu

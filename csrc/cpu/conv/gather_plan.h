@@ -12,6 +12,12 @@
 //     0 x x x      and one row.
 //     0 0 0 0
 //
+// Where `block_rows` output channels share their positions, the inner loops take them at once, and
+// each operand that they load serves them all (block_rows > 1; never in kRow). In forward they are
+// destination channels: one offset leads to the source of all of them. In grad-input they are
+// source channels: their vectors at one tap, a *group*, stay in registers while the destination
+// channels that need them stream past.
+//
 // A stride in the source (forward) splits it into phases, one plane each; a stride in the
 // destination (grad-input) splits that into classes, each a stride-1 gather of its own. No scatter
 // anywhere.
@@ -124,13 +130,23 @@ struct GatherPlan {
   Row row;
   Batch batch;
   double cycles_per_fma = 0;  // of one vector, as the cost model expects
+  int64_t block_rows = 1;     // of the pattern, that the inner loops take at once
 
-  // Ordered by table, block, destination channel and frame.
-  std::vector<int32_t> offsets;      // [nnz], scalars into the packed source
-  std::vector<int32_t> value_index;  // [nnz], which value each offset belongs to
+  // A step is what one offset leads to, `block_rows` non-zeros. Ordered by table, block, destination
+  // channels and frame; with groups by table, strip, group and destination channel.
+  std::vector<int32_t> offsets;      // [steps], scalars into the packed source; with groups the
+                                     // destination channel within the strip
+  std::vector<int32_t> value_index;  // [nnz], which value each of the steps' non-zeros has
   std::vector<Table> tables;         // of the classes that some tap reaches
-  std::vector<int32_t> bounds;       // into offsets; see Table
+  std::vector<int32_t> bounds;       // into offsets; see Table. With groups into `groups`:
+                                     // [tables][strips + 1]
   std::vector<int32_t> no_bounds;    // [destination.channels + 1] zeros, where no tap reaches
+  // What grad-input keeps in registers while the steps [begin, the next group's begin) stream past.
+  struct Group {
+    int32_t offset;  // scalars into the packed source, of its first channel
+    int32_t begin;
+  };
+  std::vector<Group> groups;  // and one more, which ends the last
 
   int64_t image_groups(int64_t n) const {
     const int64_t together = unit.images * batch.lane_images;
@@ -138,18 +154,33 @@ struct GatherPlan {
   }
   int64_t units(int64_t n) const { return image_groups(n) * unit.bands; }
   int64_t bytes() const;
+  int64_t steps() const { return static_cast<int64_t>(offsets.size()); }
+  int64_t nnz() const { return static_cast<int64_t>(value_index.size()); }
+  bool has_groups() const { return !groups.empty(); }
+  // Destination channels that are computed together: parts of them are whole multiples of it.
+  int64_t channel_step() const { return has_groups() ? strip.channels : block_rows; }
+  // Segments of a block, each of `block_rows` destination channels.
+  int64_t rows() const { return destination.channels / block_rows; }
   // Where the frames of block b begin, from destination channel d on; each ends where the next
-  // begins.
+  // begins. (Not with groups.)
   const int32_t* segments(int64_t table, int64_t b, int64_t d) const {
     if (table < 0) return no_bounds.data();
     const int64_t frames = tables[table].frames();
-    return bounds.data() + tables[table].begin + b * (destination.channels * frames + 1) +
-           d * frames;
+    return bounds.data() + tables[table].begin + b * (rows() * frames + 1) +
+           d / block_rows * frames;
+  }
+  // The groups of the strip of destination channels from d on: [first, first of the next strip).
+  const int32_t* groups_of(int64_t table, int64_t d) const {
+    const int64_t strips = (destination.channels + strip.channels - 1) / strip.channels;
+    return bounds.data() + table * (strips + 1) + d / strip.channels;
   }
 };
 
 // What a plan gathers: y from x (grad-weight shares this one), or grad_x from grad_y.
 enum class Direction { kForward, kGradInput };
+
+// Whether the inner loops take so large blocks of rows at once, and not row by row.
+bool shares_operands(int64_t block_size);
 
 // Fails where the packed source would pass 2^31 scalars, where the pattern is not a BSR matrix of
 // the shape, and where the lanes do not apply to it. element_size is 4 or 8.

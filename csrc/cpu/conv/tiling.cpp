@@ -15,14 +15,17 @@ namespace {
 // crosses a cache line it costs twice. A segment costs its accumulators' load and store and a loop.
 constexpr double kL1Load = 0.6, kL2Load = 1.0, kL1Miss = 0.8, kCrossing = 1.9, kNonzero = 1.2;
 constexpr double kAccumulator = 1.4, kSegment = 9, kTurn = 0.7, kFrame = 6;
+// Where blocks share their operands, the multiply-add itself is what costs.
+constexpr double kMultiplyAdd = 0.55;
 // Shares of the caches: what a block may fill of L1, and a packed unit and its accumulators of L2.
 constexpr double kL1Share = 0.86, kUnitShare = 0.45, kStripShare = 0.15;
+constexpr double kGroupStripShare = 0.5;  // of L1, for the accumulators that a group passes
 constexpr int64_t kMaxImages = 256;
 constexpr int64_t kWidestBytes = 16 << 20;  // of one tile's packed source
 
 struct Costs {
   const GatherPlan& plan;
-  double nnz;
+  double steps;
   int64_t vector_bytes, lanes;  // lanes of a vector
   double l1, crossing;          // bytes; how much dearer a load is for its alignment
 
@@ -41,7 +44,7 @@ struct Costs {
 
   // Of one block.
   double segments() const {
-    return static_cast<double>(plan.destination.channels *
+    return static_cast<double>(plan.rows() *
                                std::max<int64_t>(1, static_cast<int64_t>(plan.tables.size())));
   }
 
@@ -49,7 +52,8 @@ struct Costs {
   double per_fma(double vectors, double footprint, int64_t blocks) const {
     const double channels = std::ceil(static_cast<double>(plan.source.channels) / blocks);
     const double rows = segments();
-    const double segment = nnz / (rows * blocks);  // non-zeros, on average
+    const double segment = steps / (rows * blocks);  // steps, on average
+    const double together = static_cast<double>(plan.block_rows);  // multiply-adds of a load
     const double resident = std::min(1.0, l1 / (channels * footprint));
     const double missing = (1 - resident) * (1 - resident);
     const double load = crossing * (kL1Load + missing * kL1Miss);
@@ -57,8 +61,10 @@ struct Costs {
     const double turns = plan.lanes == Lanes::kRow ? 2 * (vectors * kTurn + kFrame) : 0;
     const double filling = channels * footprint / vector_bytes * kL2Load /
                            (rows * segment * vectors);  // of L1, once per tile and block
-    return load + kNonzero / vectors +
-           filled * (vectors * kAccumulator + kSegment + turns) / (segment * vectors) + filling;
+    const double sums = filled * vectors * kAccumulator / (segment * vectors);
+    const double fixed = filled * (kSegment + turns) / (segment * vectors);
+    return (plan.block_rows > 1 ? kMultiplyAdd : 0) + sums +
+           (load + kNonzero / vectors + fixed + filling) / together;
   }
 };
 
@@ -72,7 +78,7 @@ void consider(const Costs& costs, int64_t rows, int64_t cols, double vectors, Ga
     const int64_t blocks = ceil_div(channels, std::clamp<int64_t>(wanted, 1, channels));
     // Segments hold a non-zero each, at least: their bounds take memory too.
     if (blocks == previous ||
-        (blocks > 1 && costs.segments() * static_cast<double>(blocks) > costs.nnz))
+        (blocks > 1 && costs.segments() * static_cast<double>(blocks) > costs.steps))
       continue;
     previous = blocks;
     const double cost = costs.per_fma(vectors, footprint, blocks);
@@ -85,13 +91,20 @@ void consider(const Costs& costs, int64_t rows, int64_t cols, double vectors, Ga
   }
 }
 
-void choose_tile(int64_t nnz, int element_size, GatherPlan* plan) {
+// Sums of a tile in one channel, at most.
+int64_t most_vectors(const GatherPlan& plan) {
   const Limits& limits = kernels().limits;
-  const int64_t lanes = limits.lanes(element_size), most = limits.tile_vectors;
+  if (plan.block_rows == 1) return limits.tile_vectors;
+  return limits.block_vectors * limits.block_rows / plan.block_rows;
+}
+
+void choose_tile(int64_t steps, int element_size, GatherPlan* plan) {
+  const Limits& limits = kernels().limits;
+  const int64_t lanes = limits.lanes(element_size), most = most_vectors(*plan);
   const DestinationClass& k = plan->destination.classes[0];
   const bool aligned = plan->lanes != Lanes::kPlane || plan->source.pitch == k.cols;
   const Costs costs{.plan = *plan,
-                    .nnz = static_cast<double>(std::max<int64_t>(1, nnz)),
+                    .steps = static_cast<double>(std::max<int64_t>(1, steps)),
                     .vector_bytes = limits.vector_bytes,
                     .lanes = lanes,
                     .l1 = kL1Share * static_cast<double>(caches().l1),
@@ -125,7 +138,8 @@ void choose_tile(int64_t nnz, int element_size, GatherPlan* plan) {
     }
     return;
   }
-  for (int64_t rows = 1; rows <= std::min<int64_t>(kMaxTileRows, k.rows); ++rows) {
+  const int64_t most_rows = plan->block_rows > 1 ? 1 : kMaxTileRows;
+  for (int64_t rows = 1; rows <= std::min(most_rows, k.rows); ++rows) {
     for (int64_t cols = 1; cols <= std::min(most / rows, k.cols); ++cols) {
       if (cols > kMaxTileCols && rows > 1) break;
       const int64_t tiles = ceil_div(k.rows, rows) * ceil_div(k.cols, cols);
@@ -237,9 +251,39 @@ void choose_plane(int element_size, GatherPlan* plan) {
 
 }  // namespace
 
-void choose_tiling(int64_t nnz, int element_size, GatherPlan* plan) {
+// Grad-input in groups: a tile as wide as registers allow, and strips whose accumulators of one
+// tile stay in L1. There are no blocks: a group is loaded once for each tile and strip.
+void choose_group_tile(int64_t steps, int64_t taps, int element_size, GatherPlan* plan) {
+  const Limits& limits = kernels().limits;
+  const DestinationClass& k = plan->destination.classes[0];
+  const int64_t lanes = limits.lanes(element_size), rows = plan->block_rows;
+  const int64_t unit = plan->lanes == Lanes::kBatch ? k.cols
+                                                    : ceil_div(kMaxImages * k.rows * k.cols, lanes);
+  plan->tile.rows = 1;
+  plan->tile.cols = std::clamp<int64_t>(unit, 1, most_vectors(*plan));
+  plan->block.channels = plan->source.channels;
+  plan->block.count = 1;
+  const double groups = static_cast<double>(plan->source.channels / rows * taps);
+  const double passing = std::max(1.0, static_cast<double>(steps) / groups);
+  plan->cycles_per_fma =
+      kMultiplyAdd + kCrossing * kL1Load / passing + kAccumulator / static_cast<double>(rows);
+}
+
+// Destination channels whose accumulators of one tile fill their share of L1, in even strips.
+int64_t group_strip(const GatherPlan& plan) {
+  const double share = kGroupStripShare * static_cast<double>(caches().l1);
+  const int64_t of_channel = plan.tile.cols * kernels().limits.vector_bytes;
+  const int64_t channels = plan.destination.channels;
+  const int64_t most = std::max<int64_t>(16, static_cast<int64_t>(share) / of_channel);
+  return ceil_div(channels, ceil_div(channels, most));
+}
+
+void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan* plan) {
   plan->batch.lane_images = plan->lanes == Lanes::kBatch ? kernels().limits.lanes(element_size) : 1;
-  choose_tile(nnz, element_size, plan);
+  const bool grouped = pass.sign < 0 && plan->block_rows > 1;
+  const int64_t taps = static_cast<int64_t>(pass.rows.size() * pass.cols.size());
+  grouped ? choose_group_tile(steps, taps, element_size, plan)
+          : choose_tile(steps, element_size, plan);
   const int64_t rows = plan->destination.classes[0].rows;
   plan->tile.rows = ceil_div(rows, ceil_div(rows, plan->tile.rows));
   if (plan->lanes == Lanes::kPlane) {
@@ -251,6 +295,9 @@ void choose_tiling(int64_t nnz, int element_size, GatherPlan* plan) {
   } else {
     choose_batch_unit(plan);
   }
+  plan->strip.channels = grouped ? group_strip(*plan)
+                                 : ceil_div(plan->strip.channels, plan->block_rows) *
+                                       plan->block_rows;
   plan->unit.bands = ceil_div(plan->destination.classes[0].rows, plan->unit.band_rows);
   choose_plane(element_size, plan);
 }

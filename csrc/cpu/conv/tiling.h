@@ -3,12 +3,13 @@
 
 #include <utility>
 
-#include "cpu/conv/gather_plan.h"
+#include "cpu/conv/layout.h"
 
 namespace dsr::cpu {
 
-// Fills tile, block, strip, unit, and the plane's length. The layout is there already.
-void choose_tiling(int64_t nnz, int element_size, GatherPlan* plan);
+// Fills tile, block, strip, unit, and the plane's length. The layout and block_rows are there
+// already. `steps`: see GatherPlan.
+void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan* plan);
 
 // (height, width) of the pixels of an image that may be cut anywhere (a pointwise convolution's):
 // rows of some fourteen of the widest vectors, or a single row where that does not come out even.

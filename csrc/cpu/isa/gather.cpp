@@ -10,6 +10,10 @@
 namespace dsr::cpu::DSR_ISA {
 namespace {
 
+int64_t channel_steps(const GatherPlan& plan) {
+  return ceil_div(plan.destination.channels, plan.channel_step());
+}
+
 // Where there are few units for the threads, the destination channels are shared out too, each
 // thread packing for itself. Which channels are stored together decides the order in which sums are
 // added up, so where sums are asked for, their parts depend on the problem alone.
@@ -17,13 +21,19 @@ template <typename S>
 int64_t channel_parts(const GatherArgs<S>& args) {
   constexpr int64_t kItems = 16;
   const int64_t units = args.plan->units(args.n), threads = args.threads;
-  const int64_t channels = args.plan->destination.channels;
+  const int64_t channels = args.plan->destination.channels, steps = channel_steps(*args.plan);
   if (args.finish.sums.partial) {
     const int64_t wanted = units >= kItems ? 1 : ceil_div(kItems, most(units, 1));
-    return most(1, least(wanted, channels / kMaxLanes));
+    return most(1, least(least(wanted, channels / kMaxLanes), steps));
   }
   const bool even = units % threads == 0 ? units >= threads : units >= 8 * threads;
-  return even ? 1 : least(threads, channels);
+  return even ? 1 : least(threads, steps);
+}
+
+// Where part i of the destination channels begins.
+int64_t first_channel(const GatherPlan& plan, int64_t i, int64_t parts) {
+  return least(plan.destination.channels,
+               boundary(channel_steps(plan), i, parts) * plan.channel_step());
 }
 
 // Adds up what the units left: every thread of the team takes a share of the channels.
@@ -48,16 +58,17 @@ void merge(const GatherArgs<S>& args) {
 
 // How often a unit's inner loops call Ahead::step().
 int64_t steps_of_a_unit(const GatherPlan& plan, int64_t lanes) {
-  return tiles_of_a_unit(plan, lanes) * plan.block.count *
-         static_cast<int64_t>(plan.destination.classes.size()) * plan.destination.channels;
+  const int64_t tiles = tiles_of_a_unit(plan, lanes);
+  if (plan.has_groups()) return tiles * static_cast<int64_t>(plan.groups.size() - 1);
+  return tiles * plan.block.count * static_cast<int64_t>(plan.destination.classes.size()) *
+         plan.rows();
 }
 
 template <typename Worker, typename S>
 void run_units(const GatherArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
   const int64_t share = gather_bytes(plan, sizeof(S));
-  const int64_t units = plan.units(args.n), channels = plan.destination.channels;
-  const int64_t parts = channel_parts(args);
+  const int64_t units = plan.units(args.n), parts = channel_parts(args);
   const int64_t steps = steps_of_a_unit(plan, kLanes<S>);
 #pragma omp parallel num_threads(args.threads)
   {
@@ -69,8 +80,9 @@ void run_units(const GatherArgs<S>& args) {
       Ahead next;
       if (parts == 1 && item + 1 < units)
         next = Ahead(args, unit_at(plan, args.n, item + 1), steps);
-      worker.run(unit_at(plan, args.n, item / parts), next, boundary(channels, item % parts, parts),
-                 boundary(channels, item % parts + 1, parts));
+      worker.run(unit_at(plan, args.n, item / parts), next,
+                 first_channel(plan, item % parts, parts),
+                 first_channel(plan, item % parts + 1, parts));
     }
     fence();
     merge(args);
@@ -84,9 +96,8 @@ void run_both(const GatherArgs<S>& args, const GradWeightArgs<S>& weight) {
   const int64_t share = gather_bytes(plan, sizeof(S)), units = plan.units(args.n);
   const int64_t weight_share = grad_weight_bytes(*weight.plan, *weight.grad_layout, sizeof(S));
   const int64_t weight_units = weight.plan->units(weight.n);
-  const int64_t nnz = static_cast<int64_t>(weight.plan->offsets.size());
+  const int64_t nnz = weight.plan->nnz();
   const int64_t steps = steps_of_a_unit(plan, kLanes<S>);
-  const int64_t channels = plan.destination.channels;
   const int64_t parts = args.finish.sums.partial ? channel_parts(args) : 1;
 #pragma omp parallel num_threads(args.threads)
   {
@@ -103,8 +114,8 @@ void run_both(const GatherArgs<S>& args, const GradWeightArgs<S>& weight) {
           Ahead next;
           if (parts == 1 && u + 1 < units) next = Ahead(args, unit_at(plan, args.n, u + 1), steps);
           for (int64_t part = 0; part < parts; ++part)
-            worker.run(unit_at(plan, args.n, u), next, boundary(channels, part, parts),
-                       boundary(channels, part + 1, parts));
+            worker.run(unit_at(plan, args.n, u), next, first_channel(plan, part, parts),
+                       first_channel(plan, part + 1, parts));
         }
         add_units(weight, weight.workspace + thread_index() * weight_share, w, w + 1, sums);
       }

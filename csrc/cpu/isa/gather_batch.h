@@ -1,7 +1,7 @@
 // Forward and grad-input with lanes along the batch: the work of one unit.
 #pragma once
 
-#include "cpu/isa/gather_tile.h"
+#include "cpu/isa/block_tile.h"
 #include "cpu/isa/pack.h"
 #include "cpu/isa/store_batch.h"
 
@@ -87,7 +87,22 @@ class GatherBatch {
     const int64_t pixel = (row * plan_.source.pitch + cols.begin) * kLanes<S>;
     const int64_t at =
         k.row0 * strip_width + (cols.begin - strip_begin) * plan_.destination.step_w + k.col0;
-    const auto accumulate_tile = kGatherTiles<S>.at(rows, cols.end - cols.begin);
+    if (plan_.has_groups() && k.table >= 0) {
+      const int32_t* range = plan_.groups_of(k.table, d);
+      const auto accumulate_groups = group_tile<S>(plan_, cols.end - cols.begin);
+      return accumulate_groups({.packed = packed_ + pixel,
+                                .packed_channel = plan_.source.channel_stride() * kLanes<S>,
+                                .first = plan_.groups.data() + range[0],
+                                .last = plan_.groups.data() + range[1],
+                                .targets = plan_.offsets.data(),
+                                .values = args_.values,
+                                .accumulators = accumulators_ + at * kLanes<S>,
+                                .channels = channels,
+                                .channel_step = strip_elements(plan_) * kLanes<S>,
+                                .col_step = plan_.destination.step_w * kLanes<S>,
+                                .ahead = &ahead_});
+    }
+    const auto accumulate_tile = gather_tile<S>(plan_, rows, cols.end - cols.begin);
     accumulate_tile({.packed = packed_ + pixel,
                      .packed_row = plan_.source.pitch * kLanes<S>,
                      .offsets = plan_.offsets.data(),

@@ -1,7 +1,7 @@
 // Forward and grad-input with lanes along the plane: the work of one unit.
 #pragma once
 
-#include "cpu/isa/gather_tile.h"
+#include "cpu/isa/block_tile.h"
 #include "cpu/isa/pack.h"
 #include "cpu/isa/store_plane.h"
 
@@ -55,17 +55,19 @@ class GatherPlane {
     if (found == 0) return;
     const int64_t table = plan_.destination.classes[k].table,
                   blocks = table < 0 ? 1 : plan_.block.count;
+    const bool grouped = plan_.has_groups() && table >= 0;
     // One run of whole vectors goes straight from the registers to the destination.
     const bool direct = Sink::kPlain && std::is_same_v<S, Destination> && found == 1 &&
-                        runs[0].step == 1 && runs[0].length == width;
+                        runs[0].step == 1 && runs[0].length == width && !grouped;
     const bool streams = direct && large_ && runs[0].to % kLanes<S> == 0;
     for (int64_t d = first; d < last; d += plan_.strip.channels) {
       const int64_t channels = least(plan_.strip.channels, last - d);
       const Strides4& s = args_.destination_strides;
       Destination* to = static_cast<Destination*>(args_.destination) + d * s.c;
-      for (int64_t b = 0; b < blocks; ++b) {
+      if (grouped) accumulate_strip(table, first_element, vectors, d, channels);
+      for (int64_t b = 0; b < blocks && !grouped; ++b) {
         const bool out = direct && b + 1 == blocks;
-        const auto accumulate_tile = kGatherTiles<S>.at(1, vectors);
+        const auto accumulate_tile = gather_tile<S>(plan_, 1, vectors);
         accumulate_tile({.packed = packed_ + first_element,
                          .packed_row = 0,
                          .offsets = plan_.offsets.data(),
@@ -85,6 +87,24 @@ class GatherPlane {
       }
       if (!direct) store_plane(accumulators_, width, d, channels, runs, found, to, s.c, sink_);
     }
+  }
+
+  // The groups of one tile and strip.
+  void accumulate_strip(int64_t table, int64_t first_element, int vectors, int64_t d,
+                        int64_t channels) {
+    const int32_t* range = plan_.groups_of(table, d);
+    const auto accumulate_groups = group_tile<S>(plan_, vectors);
+    accumulate_groups({.packed = packed_ + first_element,
+                       .packed_channel = plan_.source.channel_stride(),
+                       .first = plan_.groups.data() + range[0],
+                       .last = plan_.groups.data() + range[1],
+                       .targets = plan_.offsets.data(),
+                       .values = args_.values,
+                       .accumulators = accumulators_,
+                       .channels = channels,
+                       .channel_step = vectors * kLanes<S>,
+                       .col_step = kLanes<S>,
+                       .ahead = &ahead_});
   }
 
   const GatherArgs<S>& args_;

@@ -10,6 +10,7 @@
 // result for any number of threads.
 #include "cpu/isa/ahead.h"
 #include "cpu/isa/entry.h"
+#include "cpu/isa/grad_block.h"
 #include "cpu/isa/grad_tile.h"
 #include "cpu/isa/pack.h"
 
@@ -56,6 +57,7 @@ class GradWeight {
       grad_ = packed_grad_;
       grad_channel_ = grad_layout_.plane * plan_.batch.lane_images;
     }
+    if (plan_.block_rows > 1) return blocks(unit, first, last, sums);
     if (plan_.lanes != Lanes::kPlane) {
       const int64_t down = ceil_div(unit.rows, plan_.tile.rows);
       const int64_t most_cols = least(plan_.tile.cols, kLimits.grad_tile_vectors / plan_.tile.rows);
@@ -91,10 +93,43 @@ class GradWeight {
   void look_ahead(const Unit* next) {
     ahead_ = ahead_grad_ = Ahead();
     if (!next) return;
-    const int64_t steps =
-        tiles_of_a_unit(plan_, kLanes<S>) * plan_.block.count * plan_.destination.channels;
+    const int64_t steps = tiles_of_a_unit(plan_, kLanes<S>) * plan_.block.count * plan_.rows();
     ahead_ = Ahead(args_.x, plan_.source, *next, steps);
     ahead_grad_ = Ahead(args_.grad, grad_layout_, *next, steps);
+  }
+
+  // A unit whose output channels are taken block by block.
+  void blocks(const Unit& unit, int64_t first, int64_t last, S* sums) {
+    const int64_t scalars = plan_.batch.lane_images;
+    const bool plane = plan_.lanes == Lanes::kPlane;
+    const int64_t cols = plan_.destination.classes[0].cols;
+    const int64_t elements =
+        ((unit.images - 1) * plan_.source.image_rows + unit.rows - 1) * plan_.source.pitch + cols;
+    const int64_t rows = plane ? 1 : unit.rows;
+    const int64_t vectors = plane ? ceil_div(elements, kLanes<S>) : cols;
+    const int64_t most_cols = least(vectors, kGradBlockVectors);
+    const int64_t most_rows = most(1, kGradBlockVectors / most_cols);
+    const int64_t down = ceil_div(rows, most_rows), across = ceil_div(vectors, most_cols);
+    const auto accumulate = grad_block<S>(plan_);
+    for (int64_t t = 0; t < down * across; ++t) {
+      const int64_t row = boundary(rows, t / across, down),
+                    col = boundary(vectors, t % across, across);
+      for (int64_t b = 0; b < plan_.block.count; ++b)
+        accumulate({.packed = packed_ + row * plan_.source.pitch * scalars + col * kLanes<S>,
+                    .packed_row = plan_.source.pitch * scalars,
+                    .grad = grad_ + first * grad_channel_ + row * grad_layout_.pitch * scalars +
+                            col * kLanes<S>,
+                    .grad_channel = grad_channel_,
+                    .grad_row = grad_layout_.pitch * scalars,
+                    .rows = boundary(rows, t / across + 1, down) - row,
+                    .cols = boundary(vectors, t % across + 1, across) - col,
+                    .offsets = plan_.offsets.data(),
+                    .bounds = plan_.segments(0, b, first),
+                    .channels = last - first,
+                    .sums = sums,
+                    .ahead = &ahead_,
+                    .ahead_grad = &ahead_grad_});
+    }
   }
 
   void row_tile(int64_t row, int64_t rows, int64_t first, int64_t last, S* sums) {
@@ -161,7 +196,7 @@ template <typename S>
 void clear_sums(const GatherPlan& plan, int64_t first, int64_t last, S* sums) {
   for (int64_t b = 0; b < plan.block.count; ++b) {
     const int64_t begin = *plan.segments(0, b, first), end = *plan.segments(0, b, last);
-    zero(sums + begin, end - begin);
+    zero(sums + begin * plan.block_rows, (end - begin) * plan.block_rows);
   }
 }
 
@@ -170,11 +205,11 @@ void clear_sums(const GatherPlan& plan, int64_t first, int64_t last, S* sums) {
 template <typename S>
 void grad_weight(const GradWeightArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
-  const int64_t nnz = static_cast<int64_t>(plan.offsets.size());
+  const int64_t nnz = plan.nnz();
   const int64_t share = grad_weight_bytes(plan, *args.grad_layout, sizeof(S));
   S* sums = slice_sums(args);
-  const int64_t units = plan.units(args.n), channels = plan.destination.channels;
-  const int64_t parts = args.is_even() ? 1 : least(args.threads, channels);
+  const int64_t units = plan.units(args.n), rows = plan.rows();
+  const int64_t parts = args.is_even() ? 1 : least(args.threads, rows);
 #pragma omp parallel num_threads(args.threads)
   {
     const FlushSubnormals flush;
@@ -183,8 +218,8 @@ void grad_weight(const GradWeightArgs<S>& args) {
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < args.slices * parts; ++item) {
       const int64_t slice = item / parts;
-      const int64_t first = boundary(channels, item % parts, parts);
-      const int64_t last = boundary(channels, item % parts + 1, parts);
+      const int64_t first = boundary(rows, item % parts, parts) * plan.block_rows;
+      const int64_t last = boundary(rows, item % parts + 1, parts) * plan.block_rows;
       S* of_slice = sums + slice * nnz;
       clear_sums(plan, first, last, of_slice);
       const int64_t end = boundary(units, slice + 1, args.slices);
@@ -208,7 +243,7 @@ void add_units(const GradWeightArgs<S>& args, char* share, int64_t begin, int64_
 template <typename S>
 void add_slices(const GradWeightArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
-  const int64_t nnz = static_cast<int64_t>(plan.offsets.size());
+  const int64_t nnz = plan.nnz();
   const S* sums = slice_sums(args);
 #pragma omp for schedule(static)
   for (int64_t k = 0; k < nnz; ++k) {

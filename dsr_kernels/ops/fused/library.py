@@ -51,9 +51,11 @@ for _schema in (
 
 
 def _backend(x: Tensor, y: Tensor, values: Tensor, shape: ConvShape) -> dispatch.FusedBackend:
-    """`composed` where there is no fused kernel, and where taps meet nothing but padding."""
+    """`composed` where there is no fused kernel, where taps meet nothing but padding, and for empty
+    batches, whose sums no kernel would fill.
+    """
     backend = dispatch.fused_backend(x.device)
-    if backend is None or not all(backend.takes(t, values.dtype) for t in (x, y)):
+    if backend is None or not x.numel() or not all(backend.takes(t, values.dtype) for t in (x, y)):
         return composed
     sizes = x.shape[2:], y.shape[2:]
     if any(live_taps.parts_of(*sizes, shape, transposed) for transposed in (False, True)):
