@@ -25,8 +25,7 @@ std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, i
                                     int64_t width, Pair kernel, Pair stride, Pair padding,
                                     Pair out_size, Pair dilation, int64_t groups, uintptr_t crow,
                                     uintptr_t col, int64_t blocks, const std::string& dtype,
-                                    const std::string& lanes, bool transposed,
-                                    int64_t block_size) {
+                                    const std::string& lanes, bool transposed, int64_t block_size) {
   const ConvShape shape{.in_channels = in_channels,
                         .height = height,
                         .width = width,
@@ -207,7 +206,8 @@ void bind_conv(py::module_& m) {
         py::arg("dilation"), py::arg("dtype"), py::arg("block_size") = 1);
   m.def("lanes_reason", &lanes_reason, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-        py::arg("dilation"), py::arg("dtype"), py::arg("block_size") = 1, "Why choose_lanes chooses as it does, in words.");
+        py::arg("dilation"), py::arg("dtype"), py::arg("block_size") = 1,
+        "Why choose_lanes chooses as it does, in words.");
   m.def("long_rows", &cpu::long_rows, py::arg("pixels"),
         "(height, width) of the same pixels in rows that cut well into vectors.");
   m.def(

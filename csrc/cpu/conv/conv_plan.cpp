@@ -123,13 +123,7 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
   };
   if (shape.taps() == 1 && shape.stride_h * shape.stride_w == 1)
     return because(Lanes::kPlane, [] { return "pointwise: no tap shifts a load"; });
-  const bool blocks = shares_operands(block_size);
-  const int64_t margin = ceil_div((shape.kernel_w - 1) * shape.dilation_w, 2 * shape.stride_w);
-  if (blocks && contiguous_rows && kMarginPercent * shape.out_width >= 100 * margin)
-    return because(Lanes::kPlane, [&] {
-      return "a shifted load serves " + std::to_string(block_size) + " output channels";
-    });
-  if (!blocks && limits.masks_lanes && element_size == 4 && contiguous_rows) {
+  if (limits.masks_lanes && element_size == 4 && contiguous_rows) {
     const int64_t slot =
         std::min(slot_lanes(forward_pass(shape)), slot_lanes(grad_input_pass(shape)));
     // Narrow rows lie beside those of other images.
@@ -138,6 +132,12 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
         return "rows of " + std::to_string(shape.width) + " px turn in registers";
       });
   }
+  const int64_t margin = ceil_div((shape.kernel_w - 1) * shape.dilation_w, 2 * shape.stride_w);
+  if (block_size % kBlockRows == 0 && contiguous_rows &&
+      kMarginPercent * shape.out_width >= 100 * margin)
+    return because(Lanes::kPlane, [&] {
+      return "a shifted load serves " + std::to_string(kBlockRows) + " output channels";
+    });
   const int64_t carried = ceil_div(n, lanes) * lanes;
   if (100 * n >= kFilledPercent * carried)
     return because(Lanes::kBatch, [&] {

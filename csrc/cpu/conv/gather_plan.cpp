@@ -5,7 +5,7 @@
 
 #include "cpu/conv/layout.h"
 #include "cpu/conv/tiling.h"
-#include "cpu/dispatch.h"
+#include "cpu/isa/limits.h"
 
 namespace dsr::cpu {
 namespace {
@@ -116,10 +116,9 @@ Status sort_steps(const ConvShape& s, const BsrPattern& pattern, int64_t slots, 
   const auto input = [&](int64_t o, int32_t i) { return o / group_out * group_in + i; };
   // The slot behind a block's last one counts nothing and so ends it.
   std::vector<int32_t> cursor(slots + 1, 0);
-  Status status =
-      for_each_step(s, pattern, rows, [&](int64_t o, int32_t i, int32_t tap, int32_t) {
-        ++cursor[slot(o, input(o, i), tap) + 1];
-      });
+  Status status = for_each_step(s, pattern, rows, [&](int64_t o, int32_t i, int32_t tap, int32_t) {
+    ++cursor[slot(o, input(o, i), tap) + 1];
+  });
   if (!status.is_ok()) return status;
   for (int64_t at = 1; at <= slots; ++at) cursor[at] += cursor[at - 1];
   starts->assign(cursor.begin(), cursor.end() - 1);
@@ -159,6 +158,33 @@ Status order_by_destination(const ConvShape& s, const BsrPattern& pattern, const
   return sort_steps(s, pattern, total, plan, &plan->bounds, slot, offset);
 }
 
+// Where the groups of one strip come: frame by frame, and in each by source channels.
+struct GroupOrder {
+  struct Place {
+    int32_t block, tap;
+  };
+  std::vector<Place> places;
+  std::vector<int32_t> of;  // [blocks * taps] the place of a block of channels at a tap
+};
+
+GroupOrder group_order(const std::vector<TapTarget>& targets, int64_t blocks) {
+  const int32_t taps = static_cast<int32_t>(targets.size());
+  GroupOrder order;
+  order.of.resize(blocks * taps);
+  int64_t last_frame = 0;
+  for (const TapTarget& target : targets) last_frame = std::max(last_frame, target.frame);
+  for (int64_t frame = 0; frame <= last_frame; ++frame) {
+    for (int32_t block = 0; block < blocks; ++block) {
+      for (int32_t tap = 0; tap < taps; ++tap) {
+        if (targets[tap].frame != frame) continue;
+        order.of[block * taps + tap] = static_cast<int32_t>(order.places.size());
+        order.places.push_back({block, tap});
+      }
+    }
+  }
+  return order;
+}
+
 // Grad-input in groups: by table, strip, group and destination channel. A group is `block_rows`
 // source channels at one tap.
 Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass& pass,
@@ -166,38 +192,47 @@ Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass&
   const std::vector<TapTarget> targets = tap_targets(pass, plan);
   const int64_t taps = static_cast<int64_t>(targets.size()), rows = plan->block_rows;
   const int64_t strip = plan->strip.channels, channels = plan->destination.channels;
-  const int64_t strips = ceil_div(channels, strip), blocks = s.out_channels / rows;
+  const int64_t strips = ceil_div(channels, strip);
   const int64_t tables = static_cast<int64_t>(plan->tables.size());
-  const int64_t of_strip = blocks * taps, slots = tables * strips * of_strip;
+  const GroupOrder order = group_order(targets, s.out_channels / rows);
+  const int64_t of_strip = static_cast<int64_t>(order.places.size());
+  const int64_t slots = tables * strips * of_strip;
   const auto slot = [&](int64_t o, int64_t in, int32_t tap) {
-    return (targets[tap].table * strips + in / strip) * of_strip + o / rows * taps + tap;
+    return (targets[tap].table * strips + in / strip) * of_strip + order.of[o / rows * taps + tap];
   };
   const auto within = [&](int64_t, int64_t in, int32_t) { return in % strip; };
   std::vector<int32_t> starts;  // and the number of steps
   const Status status = sort_steps(s, pattern, slots + 1, plan, &starts, slot, within);
   if (!status.is_ok()) return status;
-  const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images;
-  for (int64_t at = 0, table = 0; table < tables; ++table) {
-    for (int64_t of = 0; of < strips; ++of) {
+  const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images * rows;
+  for (int64_t at = 0; at < slots; ++at) {
+    if (at % (strips * of_strip) % of_strip == 0) {  // a strip begins
+      if (at > 0 && at % (strips * of_strip) == 0)   // and a table has ended
+        plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
       plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
-      for (int64_t g = 0; g < of_strip; ++g, ++at) {
-        if (starts[at] == starts[at + 1]) continue;
-        const int64_t offset = g / taps * rows * stride + targets[g % taps].offset;
-        plan->groups.push_back({static_cast<int32_t>(offset), starts[at]});
-      }
     }
-    plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
+    if (starts[at] == starts[at + 1]) continue;
+    const GroupOrder::Place& place = order.places[at % of_strip];
+    const TapTarget& target = targets[place.tap];
+    plan->groups.push_back({static_cast<int32_t>(place.block * stride + target.offset),
+                            static_cast<int32_t>(target.frame), starts[at]});
   }
-  plan->groups.push_back({0, starts[slots]});
+  plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
+  plan->groups.push_back({0, 0, starts[slots]});
   return status;
 }
 
-}  // namespace
-
-bool shares_operands(int64_t block_size) {
-  constexpr int64_t kFewest = 4;  // two would save too few loads
-  return block_size >= kFewest;
+// Rows that the inner loops take at once. A group of grad-input must serve enough steps to be worth
+// its loads: as many as the input channels that have a block at one tap.
+int64_t block_rows_of(const ConvShape& s, const BsrPattern& pattern, Direction direction) {
+  constexpr int64_t kFewestSteps = 8;
+  if (pattern.block_size % kBlockRows != 0) return 1;
+  const int64_t groups = pattern.rows / pattern.block_size * s.taps();
+  const bool worthwhile = pattern.blocks >= kFewestSteps * groups;
+  return direction == Direction::kForward || worthwhile ? kBlockRows : 1;
 }
+
+}  // namespace
 
 int64_t GatherPlan::bytes() const {
   return static_cast<int64_t>(
@@ -212,8 +247,7 @@ Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int e
   Status status = check_pattern(shape, pattern);
   if (status.is_ok()) status = lay_out(pass, element_size, plan);
   if (!status.is_ok()) return status;
-  if (lanes != Lanes::kRow && shares_operands(pattern.block_size))
-    plan->block_rows = std::min<int64_t>(pattern.block_size, kernels().limits.block_rows);
+  plan->block_rows = block_rows_of(shape, pattern, direction);
   choose_tiling(pattern.nnz() / plan->block_rows, pass, element_size, plan);
   status = check_offsets(*plan, pattern);
   if (!status.is_ok()) return status;

@@ -13,10 +13,10 @@
 //     0 0 0 0
 //
 // Where `block_rows` output channels share their positions, the inner loops take them at once, and
-// each operand that they load serves them all (block_rows > 1; never in kRow). In forward they are
-// destination channels: one offset leads to the source of all of them. In grad-input they are
-// source channels: their vectors at one tap, a *group*, stay in registers while the destination
-// channels that need them stream past.
+// each operand that they load serves them all. In forward they are destination channels: one offset
+// leads to the source of all of them. In grad-input they are source channels: their vectors at one
+// tap, a *group*, stay in registers while the destination channels that need them stream past. (In
+// kRow those of a frame come together, and between frames a strip's accumulators are turned.)
 //
 // A stride in the source (forward) splits it into phases, one plane each; a stride in the
 // destination (grad-input) splits that into classes, each a stride-1 gather of its own. No scatter
@@ -132,8 +132,9 @@ struct GatherPlan {
   double cycles_per_fma = 0;  // of one vector, as the cost model expects
   int64_t block_rows = 1;     // of the pattern, that the inner loops take at once
 
-  // A step is what one offset leads to, `block_rows` non-zeros. Ordered by table, block, destination
-  // channels and frame; with groups by table, strip, group and destination channel.
+  // A step is what one offset leads to, `block_rows` non-zeros. Ordered by table, block,
+  // destination channels and frame; with groups by table, strip, frame, group and destination
+  // channel.
   std::vector<int32_t> offsets;      // [steps], scalars into the packed source; with groups the
                                      // destination channel within the strip
   std::vector<int32_t> value_index;  // [nnz], which value each of the steps' non-zeros has
@@ -144,6 +145,7 @@ struct GatherPlan {
   // What grad-input keeps in registers while the steps [begin, the next group's begin) stream past.
   struct Group {
     int32_t offset;  // scalars into the packed source, of its first channel
+    int32_t frame;   // of its table
     int32_t begin;
   };
   std::vector<Group> groups;  // and one more, which ends the last
@@ -178,9 +180,6 @@ struct GatherPlan {
 
 // What a plan gathers: y from x (grad-weight shares this one), or grad_x from grad_y.
 enum class Direction { kForward, kGradInput };
-
-// Whether the inner loops take so large blocks of rows at once, and not row by row.
-bool shares_operands(int64_t block_size);
 
 // Fails where the packed source would pass 2^31 scalars, where the pattern is not a BSR matrix of
 // the shape, and where the lanes do not apply to it. element_size is 4 or 8.

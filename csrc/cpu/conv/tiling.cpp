@@ -52,7 +52,7 @@ struct Costs {
   double per_fma(double vectors, double footprint, int64_t blocks) const {
     const double channels = std::ceil(static_cast<double>(plan.source.channels) / blocks);
     const double rows = segments();
-    const double segment = steps / (rows * blocks);  // steps, on average
+    const double segment = steps / (rows * blocks);                // steps, on average
     const double together = static_cast<double>(plan.block_rows);  // multiply-adds of a load
     const double resident = std::min(1.0, l1 / (channels * footprint));
     const double missing = (1 - resident) * (1 - resident);
@@ -94,8 +94,8 @@ void consider(const Costs& costs, int64_t rows, int64_t cols, double vectors, Ga
 // Sums of a tile in one channel, at most.
 int64_t most_vectors(const GatherPlan& plan) {
   const Limits& limits = kernels().limits;
-  if (plan.block_rows == 1) return limits.tile_vectors;
-  return limits.block_vectors * limits.block_rows / plan.block_rows;
+  if (plan.block_rows > 1) return limits.block_vectors;
+  return plan.lanes == Lanes::kRow ? limits.row_tile_vectors : limits.tile_vectors;
 }
 
 void choose_tile(int64_t steps, int element_size, GatherPlan* plan) {
@@ -129,10 +129,11 @@ void choose_tile(int64_t steps, int element_size, GatherPlan* plan) {
       // Only narrow rows share a packed row: a wide one would make small batches wait for images.
       const int64_t slot = plan->row.slot_lanes;
       if (slot >= lanes ? cols * lanes != slot : cols * lanes < slot) continue;
-      for (int64_t rows = 1; rows <= std::min<int64_t>(limits.row_tile_vectors / cols, k.rows);
-           ++rows) {
-        const double even =
-            static_cast<double>(k.rows) / static_cast<double>(ceil_div(k.rows, rows));
+      const int64_t of_vector = std::max<int64_t>(1, lanes / slot);  // narrow rows, one image's
+      for (int64_t rows = 1; rows <= std::min<int64_t>(most / cols, k.rows); ++rows) {
+        const bool whole = rows % of_vector == 0 || rows == k.rows;
+        if (plan->block_rows > 1 && !whole && most / cols >= of_vector) continue;
+        const double even = static_cast<double>(k.rows) / ceil_div(k.rows, rows);
         consider(costs, rows, cols, even * static_cast<double>(cols), plan);
       }
     }
@@ -249,41 +250,25 @@ void choose_plane(int element_size, GatherPlan* plan) {
   }
 }
 
-}  // namespace
-
-// Grad-input in groups: a tile as wide as registers allow, and strips whose accumulators of one
-// tile stay in L1. There are no blocks: a group is loaded once for each tile and strip.
-void choose_group_tile(int64_t steps, int64_t taps, int element_size, GatherPlan* plan) {
-  const Limits& limits = kernels().limits;
-  const DestinationClass& k = plan->destination.classes[0];
-  const int64_t lanes = limits.lanes(element_size), rows = plan->block_rows;
-  const int64_t unit = plan->lanes == Lanes::kBatch ? k.cols
-                                                    : ceil_div(kMaxImages * k.rows * k.cols, lanes);
-  plan->tile.rows = 1;
-  plan->tile.cols = std::clamp<int64_t>(unit, 1, most_vectors(*plan));
-  plan->block.channels = plan->source.channels;
-  plan->block.count = 1;
-  const double groups = static_cast<double>(plan->source.channels / rows * taps);
-  const double passing = std::max(1.0, static_cast<double>(steps) / groups);
-  plan->cycles_per_fma =
-      kMultiplyAdd + kCrossing * kL1Load / passing + kAccumulator / static_cast<double>(rows);
-}
-
 // Destination channels whose accumulators of one tile fill their share of L1, in even strips.
 int64_t group_strip(const GatherPlan& plan) {
   const double share = kGroupStripShare * static_cast<double>(caches().l1);
-  const int64_t of_channel = plan.tile.cols * kernels().limits.vector_bytes;
+  const int64_t of_channel = plan.tile.rows * plan.tile.cols * kernels().limits.vector_bytes;
   const int64_t channels = plan.destination.channels;
   const int64_t most = std::max<int64_t>(16, static_cast<int64_t>(share) / of_channel);
   return ceil_div(channels, ceil_div(channels, most));
 }
 
+}  // namespace
+
 void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan* plan) {
   plan->batch.lane_images = plan->lanes == Lanes::kBatch ? kernels().limits.lanes(element_size) : 1;
   const bool grouped = pass.sign < 0 && plan->block_rows > 1;
-  const int64_t taps = static_cast<int64_t>(pass.rows.size() * pass.cols.size());
-  grouped ? choose_group_tile(steps, taps, element_size, plan)
-          : choose_tile(steps, element_size, plan);
+  choose_tile(steps, element_size, plan);
+  if (grouped) {  // a group is loaded once for each tile and strip, so there are no blocks
+    plan->block.channels = plan->source.channels;
+    plan->block.count = 1;
+  }
   const int64_t rows = plan->destination.classes[0].rows;
   plan->tile.rows = ceil_div(rows, ceil_div(rows, plan->tile.rows));
   if (plan->lanes == Lanes::kPlane) {
@@ -295,9 +280,9 @@ void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan
   } else {
     choose_batch_unit(plan);
   }
-  plan->strip.channels = grouped ? group_strip(*plan)
-                                 : ceil_div(plan->strip.channels, plan->block_rows) *
-                                       plan->block_rows;
+  plan->strip.channels = grouped
+                             ? group_strip(*plan)
+                             : ceil_div(plan->strip.channels, plan->block_rows) * plan->block_rows;
   plan->unit.bands = ceil_div(plan->destination.classes[0].rows, plan->unit.band_rows);
   choose_plane(element_size, plan);
 }

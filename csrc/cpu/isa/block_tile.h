@@ -1,5 +1,6 @@
 // The inner loops where B output channels share their positions (GatherPlan::block_rows), so that
-// what is loaded once is multiplied B times.
+// what is loaded once is multiplied B times. (Lanes along rows have loops of their own:
+// block_row.h.)
 //
 // Forward: the sums of B channels x C vectors stay in registers, as in gather_tile.h; each step
 // loads C operands. Grad-input: the vectors of a group, B source channels x C, stay in registers;
@@ -10,9 +11,18 @@
 
 namespace dsr::cpu::DSR_ISA {
 
-template <typename S, int B, int C>
+// The values of one step.
+template <typename S>
+struct StepValues {
+  Vec<S> of_row[kBlockRows];
+  DSR_INLINE_MEMBER explicit StepValues(const S* values) {
+    DSR_UNROLL for (int b = 0; b < kBlockRows; ++b) of_row[b] = broadcast(values[b]);
+  }
+};
+
+template <typename S, int C>
 static void accumulate_block_tile(const TileJob<S>& shared) {
-  constexpr int V = kLanes<S>;
+  constexpr int V = kLanes<S>, B = kBlockRows;
   const TileJob<S> job = shared;  // a copy, which stores to memory cannot change
   const bool in_place = job.results == job.accumulators;
   const int32_t* bounds = job.bounds;
@@ -31,15 +41,13 @@ static void accumulate_block_tile(const TileJob<S>& shared) {
         DSR_UNROLL for (int c = 0; c < C; ++c, at = pinned(at + job.col_step)) sum[b][c] = load(at);
       }
     }
-    const S* value = job.values + static_cast<int64_t>(begin) * B;
 #pragma GCC unroll 1
-    for (int32_t k = begin; k < end; ++k, value += B) {
-      const S* x = job.packed + job.offsets[k];
-      Vec<S> operand[C];
-      DSR_UNROLL for (int c = 0; c < C; ++c) operand[c] = load(x + c * V);
-      DSR_UNROLL for (int b = 0; b < B; ++b) {
-        const Vec<S> of_row = broadcast(value[b]);
-        DSR_UNROLL for (int c = 0; c < C; ++c) sum[b][c] += of_row * operand[c];
+    for (int32_t k = begin; k < end; ++k) {
+      const S* x = pinned(job.packed + job.offsets[k]);
+      const StepValues<S> values(job.values + static_cast<int64_t>(k) * B);
+      DSR_UNROLL for (int c = 0; c < C; ++c) {
+        const Vec<S> operand = load(x + c * V);
+        DSR_UNROLL for (int b = 0; b < B; ++b) sum[b][c] += values.of_row[b] * operand;
       }
     }
     S* to = job.results + d * job.result_channel;
@@ -70,33 +78,42 @@ struct GroupJob {
   Ahead* ahead;
 };
 
-template <typename S, int B, int C>
-static void accumulate_groups(const GroupJob<S>& shared) {
-  constexpr int V = kLanes<S>;
-  const GroupJob<S> job = shared;
+// The steps of one group, whose C vectors of each channel are `source`.
+template <typename S, int C>
+DSR_INLINE void add_group(const GroupJob<S>& job, const GatherPlan::Group* group,
+                          const Vec<S> (&source)[kBlockRows][C]) {
+#pragma GCC unroll 1
+  for (int32_t k = group->begin; k < group[1].begin; ++k) {
+    S* at = job.accumulators + job.targets[k] * job.channel_step;
+    const StepValues<S> values(job.values + static_cast<int64_t>(k) * kBlockRows);
+    DSR_UNROLL for (int c = 0; c < C; ++c, at = pinned(at + job.col_step)) {
+      Vec<S> sum = load(at);
+      DSR_UNROLL for (int b = 0; b < kBlockRows; ++b) sum += values.of_row[b] * source[b][c];
+      store(at, sum);
+    }
+  }
+}
+
+// The sums of a strip begin at zero.
+template <typename S, int C>
+DSR_INLINE void clear_strip(const GroupJob<S>& job) {
   for (int64_t d = 0; d < job.channels; ++d) {
     S* at = job.accumulators + d * job.channel_step;
     DSR_UNROLL for (int c = 0; c < C; ++c) store(at + c * job.col_step, Vec<S>{});
   }
+}
+
+template <typename S, int C>
+static void accumulate_groups(const GroupJob<S>& shared) {
+  const GroupJob<S> job = shared;
+  clear_strip<S, C>(job);
   for (const GatherPlan::Group* group = job.first; group < job.last; ++group) {
     job.ahead->step();
-    Vec<S> source[B][C];
+    Vec<S> source[kBlockRows][C];
     const S* from = job.packed + group->offset;
-    DSR_UNROLL for (int b = 0; b < B; ++b, from = pinned(from + job.packed_channel))
-        DSR_UNROLL for (int c = 0; c < C; ++c) source[b][c] = load(from + c * V);
-    const int32_t begin = group->begin, end = group[1].begin;
-    const S* value = job.values + static_cast<int64_t>(begin) * B;
-#pragma GCC unroll 1
-    for (int32_t k = begin; k < end; ++k, value += B) {
-      S* at = job.accumulators + job.targets[k] * job.channel_step;
-      Vec<S> sum[C];
-      DSR_UNROLL for (int c = 0; c < C; ++c) sum[c] = load(at + c * job.col_step);
-      DSR_UNROLL for (int b = 0; b < B; ++b) {
-        const Vec<S> of_channel = broadcast(value[b]);
-        DSR_UNROLL for (int c = 0; c < C; ++c) sum[c] += of_channel * source[b][c];
-      }
-      DSR_UNROLL for (int c = 0; c < C; ++c) store(at + c * job.col_step, sum[c]);
-    }
+    DSR_UNROLL for (int b = 0; b < kBlockRows; ++b, from = pinned(from + job.packed_channel))
+        DSR_UNROLL for (int c = 0; c < C; ++c) source[b][c] = load(from + c * kLanes<S>);
+    add_group<S, C>(job, group, source);
   }
 }
 
@@ -104,37 +121,29 @@ template <typename S>
 using GroupFunction = void (*)(const GroupJob<S>&);
 
 // The inner loops for every width of a tile, [C - 1].
-template <typename S, int B>
+template <typename S>
 struct BlockTiles {
-  static constexpr int kMost = kLimits.block_vectors * kLimits.block_rows / B;
-  TileFunction<S> tiles[kMost];
-  GroupFunction<S> groups[kMost];
+  TileFunction<S> tiles[kLimits.block_vectors];
+  GroupFunction<S> groups[kLimits.block_vectors];
 
   template <int... C>
   static constexpr BlockTiles of(std::integer_sequence<int, C...>) {
-    return {{accumulate_block_tile<S, B, C + 1>...}, {accumulate_groups<S, B, C + 1>...}};
+    return {{accumulate_block_tile<S, C + 1>...}, {accumulate_groups<S, C + 1>...}};
   }
 };
-template <typename S, int B>
+template <typename S>
 constexpr auto kBlockTiles =
-    BlockTiles<S, B>::of(std::make_integer_sequence<int, BlockTiles<S, B>::kMost>{});
+    BlockTiles<S>::of(std::make_integer_sequence<int, kLimits.block_vectors>{});
 
 // The inner loop of forward, and of grad-input without groups.
 template <typename S>
 static TileFunction<S> gather_tile(const GatherPlan& plan, int64_t rows, int64_t cols) {
-  if (plan.block_rows == 4) return kBlockTiles<S, 4>.tiles[cols - 1];
-  if constexpr (kLimits.block_rows == 8) {
-    if (plan.block_rows == 8) return kBlockTiles<S, 8>.tiles[cols - 1];
-  }
-  return kGatherTiles<S>.at(rows, cols);
+  return plan.block_rows > 1 ? kBlockTiles<S>.tiles[cols - 1] : kGatherTiles<S>.at(rows, cols);
 }
 
 template <typename S>
-static GroupFunction<S> group_tile(const GatherPlan& plan, int64_t cols) {
-  if constexpr (kLimits.block_rows == 8) {
-    if (plan.block_rows == 8) return kBlockTiles<S, 8>.groups[cols - 1];
-  }
-  return kBlockTiles<S, 4>.groups[cols - 1];
+static GroupFunction<S> group_tile(int64_t cols) {
+  return kBlockTiles<S>.groups[cols - 1];
 }
 
 }  // namespace dsr::cpu::DSR_ISA

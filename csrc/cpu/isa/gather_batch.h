@@ -89,7 +89,7 @@ class GatherBatch {
         k.row0 * strip_width + (cols.begin - strip_begin) * plan_.destination.step_w + k.col0;
     if (plan_.has_groups() && k.table >= 0) {
       const int32_t* range = plan_.groups_of(k.table, d);
-      const auto accumulate_groups = group_tile<S>(plan_, cols.end - cols.begin);
+      const auto accumulate_groups = group_tile<S>(cols.end - cols.begin);
       return accumulate_groups({.packed = packed_ + pixel,
                                 .packed_channel = plan_.source.channel_stride() * kLanes<S>,
                                 .first = plan_.groups.data() + range[0],

@@ -93,7 +93,7 @@ class GatherPlane {
   void accumulate_strip(int64_t table, int64_t first_element, int vectors, int64_t d,
                         int64_t channels) {
     const int32_t* range = plan_.groups_of(table, d);
-    const auto accumulate_groups = group_tile<S>(plan_, vectors);
+    const auto accumulate_groups = group_tile<S>(vectors);
     accumulate_groups({.packed = packed_ + first_element,
                        .packed_channel = plan_.source.channel_stride(),
                        .first = plan_.groups.data() + range[0],

@@ -1,85 +1,12 @@
-// Forward and grad-input with lanes along rows: the inner loop, and the work of one unit around it.
-// As in gather_tile.h, but the taps of one kernel column after the other, with the accumulators
-// turned by the distance of the columns in between.
+// Forward and grad-input with lanes along rows: the work of one unit.
 #pragma once
 
-#include "cpu/isa/ahead.h"
+#include "cpu/isa/block_row.h"
 #include "cpu/isa/pack.h"
 #include "cpu/isa/sink.h"
 #include "cpu/isa/store_row.h"
-#include "cpu/isa/tile_table.h"
-#include "cpu/isa/turn.h"
 
 namespace dsr::cpu::DSR_ISA {
-
-struct RowTileJob {
-  const float* packed;  // the tile's first vector in packed channel 0; its rows follow each other
-  const int32_t* offsets;
-  const float* values;
-  const float* bias;      // of the first channel, or null
-  const int32_t* bounds;  // [channels * frames + 1], into offsets
-  int64_t channels;
-  const Walk* walk;
-  bool first, last;  // of the blocks: start at the bias; turn back to where the lanes belong
-  const float* accumulators;  // [channels][R][VW] vectors
-  float* results;             // the same, or rows of the destination itself
-  int64_t result_channel;     // scalars from one channel's results to the next
-  bool streams;               // results go past the caches
-  Ahead* ahead;
-};
-
-template <int R, int VW, int SV>
-static void accumulate_row_tile(const RowTileJob& shared) {
-  constexpr int V = kLanes<float>;
-  const RowTileJob job = shared;
-  const Walk& walk = *job.walk;
-  const int frames = walk.frames;
-  const int32_t* bounds = job.bounds;
-  for (int64_t d = 0; d < job.channels; ++d, bounds += frames) {
-    job.ahead->step();
-    Vec<float> sum[R][VW];
-    if (job.first) {
-      const Vec<float> start = broadcast(job.bias ? job.bias[d] : 0.0f);
-      DSR_UNROLL for (int t = 0; t < R * VW; ++t) sum[t / VW][t % VW] = start;
-    } else {
-      const float* from = job.accumulators + d * R * VW * V;
-      DSR_UNROLL for (int t = 0; t < R * VW; ++t) sum[t / VW][t % VW] = load(from + t * V);
-    }
-#pragma GCC unroll 1
-    for (int i = 0; i < frames; ++i) {
-      if (i > 0) DSR_UNROLL for (int r = 0; r < R; ++r) turn_row<VW, SV>(sum[r], walk.turns[i]);
-      LaneMask masks[SV];
-      DSR_UNROLL for (int v = 0; v < SV; ++v) masks[v] = walk.masks[i][v];
-      const int32_t end = bounds[walk.order[i] + 1];
-#pragma GCC unroll 1
-      for (int32_t k = bounds[walk.order[i]]; k < end; ++k) {
-        const float* x = pinned(job.packed + job.offsets[k]);
-        const Vec<float> value = broadcast(job.values[k]);
-        DSR_UNROLL for (int t = 0; t < R * VW; ++t) sum[t / VW][t % VW] =
-            add_product(sum[t / VW][t % VW], value, load(x + t * V), masks[t % VW % SV]);
-      }
-    }
-    if (job.last && walk.turns[frames].amount != 0)
-      DSR_UNROLL for (int r = 0; r < R; ++r) turn_row<VW, SV>(sum[r], walk.turns[frames]);
-    float* to = job.results + d * job.result_channel;
-    if (job.streams) {
-      DSR_UNROLL for (int t = 0; t < R * VW; ++t) stream(to + t * V, sum[t / VW][t % VW]);
-    } else {
-      DSR_UNROLL for (int t = 0; t < R * VW; ++t) store(to + t * V, sum[t / VW][t % VW]);
-    }
-  }
-}
-
-using RowTileFunction = void (*)(const RowTileJob&);
-
-// The kernel of every tile size.
-struct RowTiles {
-  template <int R, int VW, int SV>
-  struct Kernel {
-    static constexpr RowTileFunction run = accumulate_row_tile<R, VW, SV>;
-  };
-};
-constexpr auto kRowTiles = RowTileTable<RowTileFunction>::of<RowTiles::Kernel>();
 
 // The work of one unit, lanes along rows.
 template <typename Sink>
@@ -115,10 +42,11 @@ class GatherRow {
 
  private:
   // Channels whose last block is computed before they are stored, while they are in L1.
-  static constexpr int64_t kChunk = 4;
+  static constexpr int64_t kChunk = kBlockRows;
 
   // Rows [row, row + rows) of the unit, of every class.
   void tile(const Unit& unit, int64_t row, int64_t rows, int64_t first, int64_t last) {
+    if (plan_.has_groups()) return grouped_tile(unit, row, rows, first, last);
     const int64_t before = plan_.block.count - 1;
     const bool direct = stores_directly();
     for (int64_t b = 0; b < before; ++b)
@@ -132,6 +60,43 @@ class GatherRow {
       for (size_t k = 0; k < plan_.destination.classes.size(); ++k)
         drain(k, unit, row, rows, d, end, origin);
     }
+  }
+
+  // The same, strip by strip of channels whose sums stay in L1 while the groups pass.
+  void grouped_tile(const Unit& unit, int64_t row, int64_t rows, int64_t first, int64_t last) {
+    for (int64_t d = first; d < last; d += plan_.strip.channels) {
+      const int64_t end = least(last, d + plan_.strip.channels);
+      for (size_t k = 0; k < plan_.destination.classes.size(); ++k) {
+        if (plan_.destination.classes[k].table < 0) {
+          accumulate(k, unit, row, rows, 0, d, end, d, false);
+        } else {
+          accumulate_strip(k, unit, row, rows, d, end);
+        }
+      }
+      for (size_t k = 0; k < plan_.destination.classes.size(); ++k)
+        drain(k, unit, row, rows, d, end, d);
+    }
+  }
+
+  void accumulate_strip(size_t index, const Unit& unit, int64_t row, int64_t rows, int64_t d,
+                        int64_t end) {
+    const DestinationClass& k = plan_.destination.classes[index];
+    rows = class_rows(k, unit, row, rows);
+    if (rows == 0 || k.cols == 0) return;
+    const int32_t* range = plan_.groups_of(k.table, d);
+    const auto accumulate_row_groups = kRowGroups.at(rows, plan_.row.vectors, slot_vectors(plan_));
+    accumulate_row_groups({.groups = {.packed = packed_ + row * plan_.source.pitch,
+                                      .packed_channel = plan_.source.channel_stride(),
+                                      .first = plan_.groups.data() + range[0],
+                                      .last = plan_.groups.data() + range[1],
+                                      .targets = plan_.offsets.data(),
+                                      .values = args_.values,
+                                      .accumulators = accumulators(index, d, d, rows),
+                                      .channels = end - d,
+                                      .channel_step = rows * plan_.row.vectors * V,
+                                      .col_step = V,
+                                      .ahead = &ahead_},
+                           .walk = &walks_[k.table][1]});
   }
 
   // Whether a tile's rows are whole vectors, one after the other, in the destination too.
@@ -164,7 +129,10 @@ class GatherRow {
     float* kept = accumulators(index, begin, origin, rows);
     float* const to = static_cast<float*>(args_.destination) + unit.image * s.n + begin * s.c +
                       (unit.row + row) * s.h;
-    const auto accumulate_row_tile = kRowTiles.at(rows, plan_.row.vectors, slot_vectors(plan_));
+    const bool blocks = plan_.block_rows > 1 && !plan_.has_groups();
+    const auto accumulate_row_tile =
+        blocks ? kRowBlocks.at(rows, plan_.row.vectors, slot_vectors(plan_))
+               : kRowTiles.at(rows, plan_.row.vectors, slot_vectors(plan_));
     accumulate_row_tile({.packed = packed_ + row * plan_.source.pitch,
                          .offsets = plan_.offsets.data(),
                          .values = args_.values,
@@ -205,21 +173,23 @@ class GatherRow {
       Destination* to = static_cast<Destination*>(args_.destination) + unit.image * s.n + d * s.c +
                         (k.row0 + (unit.row + row) * plan_.destination.step_h) * s.h + k.col0 * s.w;
       auto lanes = sink_.of_channel(d);
+      // Tiles of narrow rows may begin within a vector of the destination.
+      const bool streams = streams_ && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
       if (one_run) {
-        lanes.put_run(to, from, rows * s.h, streams_);
+        lanes.put_run(to, from, rows * s.h, streams);
         lanes.done();
         continue;
       }
       int64_t done = 0;
       if (halved) {
-        drain_halves(from, odd, plan_, rows, plan_.destination.step_h * s.h, s.n, streams_, to,
+        drain_halves(from, odd, plan_, rows, plan_.destination.step_h * s.h, s.n, streams, to,
                      lanes);
         done = rows;
       }
       if (grouped && plan_.row.slot_lanes == V / 2)
-        done = drain_groups<V / 2>(from, plan_.row.vectors, rows, s.n, streams_, to, lanes);
+        done = drain_groups<V / 2>(from, plan_.row.vectors, rows, s.n, streams, to, lanes);
       if (grouped && plan_.row.slot_lanes == V / 4)
-        done = drain_groups<V / 4>(from, plan_.row.vectors, rows, s.n, streams_, to, lanes);
+        done = drain_groups<V / 4>(from, plan_.row.vectors, rows, s.n, streams, to, lanes);
       drain_rows(k, unit, from, odd, done, rows, to, lanes);
       lanes.done();
     }

@@ -23,7 +23,8 @@ template <typename S>
 constexpr auto kTiles =
     TileTable<GradTileFunction<S>,
               kLimits.grad_tile_vectors>::template of<GradTiles<S>::template Kernel>();
-constexpr auto kRowTiles = RowTileTable<RowGradTileFunction>::of<RowGradTiles::Kernel>();
+constexpr auto kRowTiles =
+    RowTileTable<RowGradTileFunction, kLimits.row_tile_vectors>::of<RowGradTiles::Kernel>();
 
 template <typename S>
 class GradWeight {
@@ -106,7 +107,9 @@ class GradWeight {
     const int64_t elements =
         ((unit.images - 1) * plan_.source.image_rows + unit.rows - 1) * plan_.source.pitch + cols;
     const int64_t rows = plane ? 1 : unit.rows;
-    const int64_t vectors = plane ? ceil_div(elements, kLanes<S>) : cols;
+    const int64_t vectors = plane                        ? ceil_div(elements, kLanes<S>)
+                            : plan_.lanes == Lanes::kRow ? plan_.row.vectors
+                                                         : cols;
     const int64_t most_cols = least(vectors, kGradBlockVectors);
     const int64_t most_rows = most(1, kGradBlockVectors / most_cols);
     const int64_t down = ceil_div(rows, most_rows), across = ceil_div(vectors, most_cols);
@@ -128,7 +131,9 @@ class GradWeight {
                     .channels = last - first,
                     .sums = sums,
                     .ahead = &ahead_,
-                    .ahead_grad = &ahead_grad_});
+                    .ahead_grad = &ahead_grad_,
+                    .walk = &walk_,
+                    .shifts = shifts_});
     }
   }
 

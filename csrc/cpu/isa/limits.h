@@ -25,6 +25,8 @@ inline constexpr int kRowVectors[] = {1, 2, 4}, kMaxRowVectors = 4;
 inline constexpr int kMaxRowStrideH = 4, kMaxRowStrideW = 2;
 inline constexpr int kMaxTables = kMaxRowStrideH * kMaxRowStrideW;
 inline constexpr int kMaxFrames = kMaxLanes;
+// Rows of the pattern that share their positions and that the inner loops take at once.
+inline constexpr int kBlockRows = 4;
 // Readable scalars behind every packed buffer: a packed row.
 inline constexpr int kSlack = kMaxLanes * kMaxRowVectors;
 
@@ -37,8 +39,7 @@ struct Limits {
   int tile_vectors;       // sums of a tile; beside an operand and a value
   int row_tile_vectors;   // the same in Lanes::kRow; beside masks and what a turn needs too
   int grad_tile_vectors;  // a tile of the output gradient; beside an operand and partial sums
-  int block_rows;         // rows of a block whose sums are kept at once; see block_tile.h
-  int block_vectors;      // vectors of each of them; beside as many operands and a value
+  int block_vectors;      // sums in each of kBlockRows rows; beside an operand and their values
   int chains;             // multiply-adds in flight that fill the units, for the measured peak
 
   constexpr int lanes(int element_size) const { return vector_bytes / element_size; }
@@ -56,7 +57,6 @@ constexpr Limits portable{.vector_bytes = 16,
                           .tile_vectors = 12,
                           .row_tile_vectors = 10,
                           .grad_tile_vectors = 10,
-                          .block_rows = 4,
                           .block_vectors = 2,
                           .chains = 12};
 // 16 registers.
@@ -65,7 +65,6 @@ constexpr Limits avx2{.vector_bytes = 32,
                       .tile_vectors = 14,
                       .row_tile_vectors = 12,
                       .grad_tile_vectors = 12,
-                      .block_rows = 4,
                       .block_vectors = 2,
                       .chains = 12};
 // 32 registers.
@@ -74,8 +73,7 @@ constexpr Limits avx512{.vector_bytes = 64,
                         .tile_vectors = 28,
                         .row_tile_vectors = 20,
                         .grad_tile_vectors = 24,
-                        .block_rows = 8,
-                        .block_vectors = 3,
+                        .block_vectors = 6,
                         .chains = 24};
 
 }  // namespace limits

@@ -45,8 +45,8 @@ class TileTable {
   Function functions_[kMaxTileRows][Most] = {};
 };
 
-// Found by rows, vectors of a row, and vectors of a slot (powers of two).
-template <typename Function>
+// Found by rows, vectors of a row, and vectors of a slot (powers of two). At most `Most` vectors.
+template <typename Function, int Most>
 class RowTileTable {
  public:
   Function at(int64_t rows, int64_t row_vectors, int64_t slot_vectors) const {
@@ -56,24 +56,22 @@ class RowTileTable {
   template <template <int, int, int> class Kernel>
   static constexpr RowTileTable of() {
     RowTileTable table;
-    fill<Kernel, 1, 1>(table, std::make_integer_sequence<int, kMost>{});
-    fill<Kernel, 2, 1>(table, std::make_integer_sequence<int, kMost / 2>{});
-    fill<Kernel, 2, 2>(table, std::make_integer_sequence<int, kMost / 2>{});
-    fill<Kernel, 4, 1>(table, std::make_integer_sequence<int, kMost / 4>{});
-    fill<Kernel, 4, 2>(table, std::make_integer_sequence<int, kMost / 4>{});
-    fill<Kernel, 4, 4>(table, std::make_integer_sequence<int, kMost / 4>{});
+    fill<Kernel, 1, 1>(table, std::make_integer_sequence<int, Most>{});
+    fill<Kernel, 2, 1>(table, std::make_integer_sequence<int, Most / 2>{});
+    fill<Kernel, 2, 2>(table, std::make_integer_sequence<int, Most / 2>{});
+    fill<Kernel, 4, 1>(table, std::make_integer_sequence<int, Most / 4>{});
+    fill<Kernel, 4, 2>(table, std::make_integer_sequence<int, Most / 4>{});
+    fill<Kernel, 4, 4>(table, std::make_integer_sequence<int, Most / 4>{});
     return table;
   }
 
  private:
-  static constexpr int kMost = kLimits.row_tile_vectors;
-
   template <template <int, int, int> class Kernel, int VW, int SV, int... R>
   static constexpr void fill(RowTileTable& table, std::integer_sequence<int, R...>) {
     ((table.functions_[VW / 2][SV / 2][R] = Kernel<R + 1, VW, SV>::run), ...);
   }
 
-  Function functions_[3][3][kMost] = {};
+  Function functions_[3][3][Most] = {};
 };
 
 }  // namespace dsr::cpu::DSR_ISA
