@@ -172,8 +172,10 @@ def test_compiled_without_a_break() -> None:
     for nnz in (None, 80, 160):
         if nnz is not None:
             swap_pattern(net[0], nnz), swap_pattern(net[3], nnz)
-        found = [torch.autograd.grad(call(x).square().sum(), net.parameters()) for call in
-                 (compiled, net)]
+        found = [
+            torch.autograd.grad(call(x).square().sum(), net.parameters())
+            for call in (compiled, net)
+        ]
         assert found[0][0].shape == net[0].weight_values.shape
         torch.testing.assert_close(*found)
     torch._dynamo.reset()
