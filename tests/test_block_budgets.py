@@ -87,7 +87,7 @@ def test_fixed_layers_stand_outside() -> None:
     shapes = [(8, 10), (16, 10), (10, 10)]
     counts = layer_nnz(shapes, 0.5, "erk", fixed={0: 16}, block_sizes=[8, 16, 2])
     assert counts[0] == 16 and sum(counts[1:]) == 130 and counts[1] % 16 == counts[2] % 2 == 0
-    with pytest.raises(ValueError, match="expected a multiple of block_size=8, got 20; .* 16"):
+    with pytest.raises(ValueError, match=r"expected a multiple of block_size=8, got 20; .* 16"):
         layer_nnz(shapes, 0.5, "erk", fixed={0: 20}, block_sizes=[8, 16, 2])
 
 
