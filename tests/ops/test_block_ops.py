@@ -17,7 +17,6 @@ from dsr_kernels.nn import functional
 from dsr_kernels.ops import reference
 
 
-
 @pytest.mark.parametrize("last", [False, True])
 def test_ops_agree_with_the_reference(last: bool) -> None:
     check_against_the_reference(last, block_size=2)
