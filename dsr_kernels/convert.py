@@ -223,11 +223,12 @@ def _share_out(
         taken = dense + sum(fixed.values())
         every = dense + sum(shape.numel() for shape in shapes)
         total = budget(every, sparsity) - taken
-        if not len(free) <= total <= sum(sizes):
+        least = sum(block_sizes[i] for i in free)
+        if not least <= total <= sum(sizes):
             raise ValueError(
                 f"sparsity: {sparsity} of all {every} weights cannot be met: {taken} of them stay "
                 "in layers that are dense or have a sparsity of their own; reachable: "
-                f"{reachable(taken + len(free), taken + sum(sizes), every)}"
+                f"{reachable(taken + least, taken + sum(sizes), every)}"
             )
     shared = distribute([shapes[i] for i in free], total, distribution) if free else []
     shared = whole_blocks(shared, sizes, [block_sizes[i] for i in free])

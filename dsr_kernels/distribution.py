@@ -108,17 +108,24 @@ def whole_blocks(
 
     They are rounded down. What that leaves goes to the largest remainders, block by block, as far
     as a block fits: together they are at most sum(counts), short of it by less than a block of
-    every layer that has room.
+    every layer that has room. Raises ValueError where they are too few for a block in each layer.
     """
+    least, most = sum(block_sizes), sum(sizes)
+    if sum(counts) < least:
+        raise ValueError(
+            f"sparsity: {sum(counts)} non-zeros are too few for {len(sizes)} layers that hold at "
+            f"least a block each, {least} weights together; reachable: "
+            f"{reachable(least, most, most)}"
+        )
     triples = list(zip(counts, sizes, block_sizes, strict=True))
     shares = [max(block, count - count % block) for count, _, block in triples]
     left = sum(counts) - sum(shares)
-    while left < 0 and any(s > b for s, b in zip(shares, block_sizes, strict=True)):
+    while left < 0:
         spare = [s if s > b else 0 for s, b in zip(shares, block_sizes, strict=True)]
         i = spare.index(max(spare))
         shares[i] -= block_sizes[i]
         left += block_sizes[i]
-    order = sorted(range(len(shares)), key=lambda i: (-Fraction(counts[i] % block_sizes[i]), i))
+    order = sorted(range(len(shares)), key=lambda i: (shares[i] - counts[i], i))
     for most in (1, left):  # a block for each remainder, then whatever still fits
         for i in order:
             _, size, block = triples[i]
@@ -176,14 +183,19 @@ def _decimals(value: Fraction, up: bool) -> str:
     return f"{(math.ceil(scaled) if up else math.floor(scaled)) / 10**6:g}"
 
 
-def check_uniform(sizes: Mapping[str, int], sparsity: float) -> None:
-    """Raises ValueError if floor((1 - sparsity) N_l) is 0 for a layer (name -> N_l)."""
-    smallest = min(sizes, key=sizes.__getitem__)
-    if (1 - exact_fraction(sparsity)) * sizes[smallest] >= 1:
+def check_uniform(
+    sizes: Mapping[str, int], sparsity: float, block_sizes: Mapping[str, int] | None = None
+) -> None:
+    """Raises ValueError if floor((1 - sparsity) N_l) is not a block for a layer (name -> N_l)."""
+    blocks = dict.fromkeys(sizes, 1) if block_sizes is None else block_sizes
+    tightest = min(sizes, key=lambda name: Fraction(sizes[name], blocks[name]))
+    size, block = sizes[tightest], blocks[tightest]
+    if (1 - exact_fraction(sparsity)) * size >= block:
         return
-    size, total, count = sizes[smallest], sum(sizes.values()), len(sizes)
+    total, least = sum(sizes.values()), sum(blocks.values())
+    lacks = "none" if block == 1 else f"less than a block of {block}"
     raise ValueError(
-        f"sparsity: {sparsity} leaves layer {smallest!r} none of its {size} weights; reachable: "
-        f"{reachable(1, size, size)}, with distribution 'er' or 'erk' "
-        f"{reachable(count, total, total)}"
+        f"sparsity: {sparsity} leaves layer {tightest!r} {lacks} of its {size} weights; reachable: "
+        f"{reachable(block, size, size)}, with distribution 'er' or 'erk' "
+        f"{reachable(least, total, total)}"
     )

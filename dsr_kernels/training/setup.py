@@ -101,8 +101,10 @@ def _lay_out(
     plain = settings.distribution == "uniform" and settings.granularity == "weight"
     try:
         if settings.distribution == "uniform":
-            sizes = {name: module.numel for name, module in named_sparse_modules(model)}
-            check_uniform(sizes, settings.sparsity)
+            layers = dict(named_sparse_modules(model))
+            sizes = {name: module.numel for name, module in layers.items()}
+            blocks = {name: module.block_size for name, module in layers.items()}
+            check_uniform(sizes, settings.sparsity, blocks)
         if not plain:
             lay_out_(model, sparsity, settings.distribution, settings.granularity, generator)
     except ValueError as error:

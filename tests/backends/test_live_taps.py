@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers.cuda_plan_cases import Conv
-from helpers.kernel_cases import ISAS, kernels
+from helpers.kernel_cases import ISAS, in_blocks, kernels
 from helpers.nn_cases import check_layer, layer, results, swap_pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,6 +156,19 @@ def test_every_instruction_set_and_type(name: str, isa: str) -> None:
             check(conv, x.to(memory_format=torch.channels_last))
 
 
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_blocks(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (c, o, kernel, image, n), rest = in_blocks(CASES[name], size)
+    selected, select = [], live_taps.select
+    monkeypatch.setattr(live_taps, "select", lambda *a: selected.append(select(*a)) or selected[-1])
+    conv, x = layer(c, o, kernel, **{"sparsity": 0.4, **rest}), torch.randn(n, c, *image)
+    check(conv, x)
+    rows = conv.out_channels // size
+    assert all(one.pattern[0].numel() == rows + 1 for one in selected)
+    assert selected or name in ("no tap at all", "no image", "taps between that meet nothing")
+
+
 def check(conv, x: torch.Tensor) -> None:
     """check_layer, where torch can compute the dense layer: not beyond 32 bits."""
     if max(conv.dilation) < 2**31:
@@ -168,6 +181,7 @@ def check(conv, x: torch.Tensor) -> None:
         dilation=1024,
         dtype=conv.weight_values.dtype,
         sparsity=0.4,
+        block_size=conv.block_size,
     )
     middle.load_state_dict(conv.state_dict())
     grad = torch.randn(*conv(x).shape).to(x.dtype)

@@ -201,7 +201,10 @@ MODELS = {
 
 
 def sparse_pair(
-    model: nn.Module, dtype: torch.dtype = torch.float64, sparsity: float = 0.6
+    model: nn.Module,
+    dtype: torch.dtype = torch.float64,
+    sparsity: float = 0.6,
+    block_size: int = 1,
 ) -> tuple[nn.Module, nn.Module]:
     """(fused, plain): two copies of a sparse model whose batch norms are not fresh."""
     model = model.to(dtype)
@@ -218,7 +221,7 @@ def sparse_pair(
             ):
                 if tensor is not None:
                     nn.init.uniform_(tensor, low, high)
-    plain = dsr_kernels.sparsify(model, sparsity, inplace=True)
+    plain = dsr_kernels.sparsify(model, sparsity, inplace=True, block_size=block_size)
     fused = copy.deepcopy(plain)
     dsr_kernels.fuse(fused, verbose=False)
     return fused, plain

@@ -107,11 +107,22 @@ AWKWARD = {
 
 
 def conv_and_input(
-    name: str, dtype: torch.dtype = torch.float32, cases: dict = CASES
+    name: str, dtype: torch.dtype = torch.float32, cases: dict = CASES, block_size: int = 1
 ) -> tuple[SparseConv2d, Tensor]:
-    (c, o, kernel, size, n), rest = cases[name]
+    """With a block size, of at least as many output channels as the case says."""
+    (c, o, kernel, size, n), rest = in_blocks(cases[name], block_size)
     conv = layer(c, o, kernel, dtype=dtype, seed=3, **{"sparsity": 0.7, **rest})
     return conv, torch.randn(n, c, *size, dtype=dtype, generator=torch.Generator().manual_seed(7))
+
+
+def in_blocks(case: tuple, block_size: int) -> tuple:
+    """The case as one of blocks: of output channels as many more as make whole blocks."""
+    if block_size == 1:
+        return case
+    (c, o, *sizes), rest = case
+    groups = rest.get("groups", 1)
+    block_rows = -(-o // (groups * block_size))
+    return (c, groups * block_rows * block_size, *sizes), {**rest, "block_size": block_size}
 
 
 def single_nonzero() -> tuple[SparseConv2d, Tensor]:

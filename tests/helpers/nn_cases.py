@@ -111,6 +111,14 @@ def check_results(
         assert within_rule(*results), f"{name} of {conv}, input {tuple(x.shape)} {x.dtype}"
 
 
+def positions_of(conv: SparseModule) -> Tensor:
+    """[blocks, block_size]: where in the flat dense weight each value is."""
+    size, length = conv.block_size, conv.row_length
+    block = conv.topology.linear_positions()[:, None]
+    row = block // length * size + torch.arange(size, device=block.device)
+    return row * length + block % length
+
+
 def dense_results(
     conv: SparseModule, x: Tensor, grad: Tensor, dtype: torch.dtype, device: str | torch.device
 ) -> list[Tensor]:
@@ -118,18 +126,18 @@ def dense_results(
     x = x.detach().to(device, dtype).requires_grad_()
     values = conv.weight_values.detach().to(device, dtype).requires_grad_()
     bias = None if conv.bias is None else conv.bias.detach().to(device, dtype).requires_grad_()
-    positions = conv.topology.to(device).linear_positions()
     weight = torch.zeros(conv.numel, dtype=dtype, device=device)
-    weight = weight.index_put((positions,), values.flatten()).view(conv.weight_shape)
+    weight = weight.index_put((positions_of(conv).to(device),), values).view(conv.weight_shape)
     y = dense_conv(conv, x, weight, bias)
     inputs = [x, values] + ([] if bias is None else [bias])
     return [y.detach(), *torch.autograd.grad(y, inputs, grad.to(device, dtype))]
 
 
 def swap_pattern(module, nnz: int, seed: int = 1) -> None:
-    """Replace a layer's pattern by a random one of `nnz` entries with random values."""
+    """Replace a layer's pattern by a random one of `nnz` weights with random values."""
     generator = torch.Generator().manual_seed(seed)
-    topology = Topology.random(module.weight_shape, nnz, generator=generator)
+    options = {"block_size": module.block_size, "generator": generator}
+    topology = Topology.random(module.weight_shape, nnz, **options)
     values = torch.randn(nnz, generator=generator, dtype=module.weight_values.dtype)
     topology, values = (
         topology.to(module.weight_values.device),

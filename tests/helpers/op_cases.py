@@ -13,10 +13,11 @@ from dsr_kernels.topology import Topology
 OPS = torch.ops.dsr_kernels
 
 
-def problem(dtype=torch.float64, last=False, requires_grad=True, device="cpu"):
+def problem(dtype=torch.float64, last=False, requires_grad=True, device="cpu", block_size=1):
     """x, values, bias, crow, col and the shape of a small awkward convolution."""
     generator = torch.Generator().manual_seed(0)
-    topology = Topology.random((4, 3, 3, 2), 20, generator=generator, device=device)
+    options = {"block_size": block_size, "generator": generator, "device": device}
+    topology = Topology.random((4, 3, 3, 2), 20, **options)
     x = torch.randn(2, 6, 5, 4, dtype=dtype, generator=generator)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     values = torch.randn(20, dtype=dtype, generator=generator)
@@ -32,9 +33,10 @@ def grad_like_output(x, values, bias, crow, col, shape):
     return torch.randn_like(y).requires_grad_(x.requires_grad)
 
 
-def check_against_the_reference(last: bool, device="cpu") -> None:
+def check_against_the_reference(last: bool, device="cpu", block_size=1) -> None:
     """Every op beside `reference`, which computes on the CPU in float64."""
-    x, values, bias, crow, col, shape = problem(last=last, requires_grad=False, device=device)
+    options = {"requires_grad": False, "device": device, "block_size": block_size}
+    x, values, bias, crow, col, shape = problem(last=last, **options)
     grad, size = grad_like_output(x, values, bias, crow, col, shape), x.shape[1:]
     ours = [
         OPS.sparse_conv2d(x, values, bias, crow, col, *shape),
@@ -53,10 +55,11 @@ def check_against_the_reference(last: bool, device="cpu") -> None:
     torch.testing.assert_close([t.cpu() for t in ours], expected)
 
 
-def check_opcheck(dtype: torch.dtype, last: bool, device="cpu") -> None:
+def check_opcheck(dtype: torch.dtype, last: bool, device="cpu", block_size=1) -> None:
     """torch.library.opcheck of every op."""
     weights = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-    x, values, bias, crow, col, shape = problem(weights, last, device=device)
+    options = {"device": device, "block_size": block_size}
+    x, values, bias, crow, col, shape = problem(weights, last, **options)
     x = x.detach().to(dtype).requires_grad_()
     grad = grad_like_output(x, values, bias, crow, col, shape)
     torch.library.opcheck(OPS.sparse_conv2d, (x, values, bias, crow, col, *shape))
@@ -68,9 +71,9 @@ def check_opcheck(dtype: torch.dtype, last: bool, device="cpu") -> None:
     torch.library.opcheck(OPS.sparse_conv2d_grad_bias, (grad, weights))
 
 
-def check_derivatives(direct: bool, device="cpu") -> None:
+def check_derivatives(direct: bool, device="cpu", block_size=1) -> None:
     """gradcheck and gradgradcheck of the ops, called directly or through the dispatcher."""
-    x, values, bias, crow, col, shape = problem(device=device)
+    x, values, bias, crow, col, shape = problem(device=device, block_size=block_size)
     fields = (shape,) if direct else shape  # the dispatcher's schemas know no ConvShape
     ops = autograd if direct else OPS
     grad = grad_like_output(x, values, bias, crow, col, shape)

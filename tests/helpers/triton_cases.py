@@ -79,10 +79,15 @@ def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     patterns.clear()
 
 
-def problem(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple:
-    size, weight_shape, *shape, nnz = CASES[name]
+def problem(
+    name: str, dtype: torch.dtype = torch.float32, seed: int = 0, block_size: int = 1
+) -> tuple:
+    """With a block size, of as many times the output channels and non-zeros."""
+    size, (rows, *rest), *shape, nnz = CASES[name]
+    weight_shape, nnz = (rows * block_size, *rest), nnz * block_size
     generator = torch.Generator().manual_seed(seed)
-    topology = Topology.random(weight_shape, nnz, generator=generator).to(DEVICE)
+    options = {"block_size": block_size, "generator": generator}
+    topology = Topology.random(weight_shape, nnz, **options).to(DEVICE)
     weights = EXACT if dtype == EXACT else torch.float32
     x, values, bias = (torch.randn(s, generator=generator) for s in (size, nnz, weight_shape[0]))
     tensors = x.to(DEVICE, dtype), values.to(DEVICE, weights), bias.to(DEVICE, weights)
@@ -112,6 +117,25 @@ def check(x: Tensor, values: Tensor, bias: Tensor, *rest, grad: Tensor | None = 
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_reference(name: str) -> None:
     check(*problem(name))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_agree_with_the_reference(name: str) -> None:
+    check(*problem(name, block_size=4))
+
+
+def test_values_as_layers_hold_them_and_plans_made_once() -> None:
+    x, values, bias, *rest = problem("everything", block_size=4)
+    check(x, values.view(-1, 4), bias, *rest)
+    before = [id(plan) for plan in patterns.plans()]
+    check(x, values, bias, *rest)
+    assert [id(plan) for plan in patterns.plans()] == before
+
+
+def test_a_pattern_of_no_blocks_is_refused() -> None:
+    x, values, bias, crow, col, *rest = problem("pointwise", block_size=4)
+    with pytest.raises(ValueError, match=r"col_indices: expected columns in \[0, 7\)"):
+        functional.sparse_conv2d(x, values, bias, crow, col + 3, *rest)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
