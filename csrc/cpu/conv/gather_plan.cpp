@@ -5,6 +5,7 @@
 
 #include "cpu/conv/layout.h"
 #include "cpu/conv/tiling.h"
+#include "cpu/dispatch.h"
 #include "cpu/isa/limits.h"
 
 namespace dsr::cpu {
@@ -224,9 +225,12 @@ Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass&
 
 // Rows that the inner loops take at once. A group of grad-input must serve enough steps to be worth
 // its loads: as many as the input channels that have a block at one tap.
-int64_t block_rows_of(const ConvShape& s, const BsrPattern& pattern, Direction direction) {
+int64_t block_rows_of(const ConvShape& s, const BsrPattern& pattern, Direction direction,
+                      int64_t slot_lanes) {
   constexpr int64_t kFewestSteps = 8;
-  if (pattern.block_size % kBlockRows != 0) return 1;
+  const Limits& limits = kernels().limits;
+  const bool fits = slot_lanes <= limits.block_vectors * limits.lanes(sizeof(float));  // kRow
+  if (pattern.block_size % kBlockRows != 0 || !fits) return 1;
   const int64_t groups = pattern.rows / pattern.block_size * s.taps();
   const bool worthwhile = pattern.blocks >= kFewestSteps * groups;
   return direction == Direction::kForward || worthwhile ? kBlockRows : 1;
@@ -247,7 +251,7 @@ Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int e
   Status status = check_pattern(shape, pattern);
   if (status.is_ok()) status = lay_out(pass, element_size, plan);
   if (!status.is_ok()) return status;
-  plan->block_rows = block_rows_of(shape, pattern, direction);
+  plan->block_rows = block_rows_of(shape, pattern, direction, plan->row.slot_lanes);
   choose_tiling(pattern.nnz() / plan->block_rows, pass, element_size, plan);
   status = check_offsets(*plan, pattern);
   if (!status.is_ok()) return status;
