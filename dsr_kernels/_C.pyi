@@ -29,6 +29,7 @@ class PlanDescription(TypedDict):
     destination_block: int
     channel_block: int
     blocks: int
+    block_rows: int  # rows of the pattern that the inner loops take at once
     phases: int
     classes: int
     class_rows: int

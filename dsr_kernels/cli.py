@@ -130,6 +130,8 @@ def _add_bench(commands: Commands) -> None:
     add("--layer", metavar="OxCxKHxKW@H", required=True, help=layer)
     sparsity = "share of zeros, 0 <= S < 1 (default: 0.9)"
     add("--sparsity", metavar="S", type=float, default=0.9, help=sparsity)
+    blocks = "output channels that share their positions (default: 1)"
+    add("--block-size", metavar="G", type=int, default=1, help=blocks)
     add("--stride", metavar="N", type=int, default=1, help="stride of the kernel (default: 1)")
     add("--padding", metavar="N", type=int, help="zeros at each side (default: half of the kernel)")
     add("--batch", metavar="N", type=int, default=128, help="images in a batch (default: 128)")

@@ -145,7 +145,7 @@ py::dict plan_describe(const ConvPlan& plan) {
       "images"_a = p.unit.images, "band_rows"_a = p.unit.band_rows, "bands"_a = p.unit.bands,
       "tile_rows"_a = p.tile.rows, "tile_cols"_a = p.tile.cols, "strip_cols"_a = p.strip.cols,
       "destination_block"_a = p.strip.channels, "channel_block"_a = p.block.channels,
-      "blocks"_a = p.block.count, "phases"_a = p.source.phases.size(),
+      "blocks"_a = p.block.count, "block_rows"_a = p.block_rows, "phases"_a = p.source.phases.size(),
       "classes"_a = p.destination.classes.size(), "class_rows"_a = p.destination.classes[0].rows,
       "class_cols"_a = p.destination.classes[0].cols, "image_rows"_a = p.source.image_rows,
       "pitch"_a = p.source.pitch, "plane"_a = p.source.plane,

@@ -18,6 +18,7 @@ from dsr_kernels.bench.rivals import bf16_here, fastest, rival_sentence, words
 from dsr_kernels.bench.timing import compare
 from dsr_kernels.environment import check_processor
 from dsr_kernels.errors import UsageError
+from dsr_kernels.topology import check_block_size
 
 SPEC = re.compile(r"(\d+)x(\d+)(?:x(\d+)x(\d+)@(\d+)(?:x(\d+))?)?")
 
@@ -28,6 +29,10 @@ def run(options: argparse.Namespace) -> int:
     _at_least(1, rounds=options.rounds)
     if not 0 <= options.sparsity < 1:
         raise UsageError(f"--sparsity: expected 0 <= sparsity < 1, got {options.sparsity:g}")
+    try:
+        check_block_size(layer.weight_shape, options.block_size)
+    except ValueError as error:
+        raise UsageError(f"--block-size: {str(error).partition(': ')[2]}") from None
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise UsageError(f"--json: the folder of {options.json} does not exist")
     check_processor()
@@ -36,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     _keep_freed_memory()
     peak = _C.peak_gflops(torch.get_num_threads())
-    problem = Problem(layer, [options.sparsity])
+    problem = Problem(layer, [options.sparsity], block_size=options.block_size)
     low = problem.in_bfloat16() if bf16_here() else None
     records = [r for op in OPERATIONS for r in compare(problem, op, options.rounds, peak, low=low)]
     print(table(records, peak))
@@ -107,7 +112,8 @@ def table(records: list[dict], peak: float) -> str:
     first = records[0]
     measured = (
         f"{first['layer']}, batch {first['batch']}, {first['nnz']:,} non-zeros "
-        f"({100 * first['sparsity']:g} % zeros), {first['isa']}, {first['threads']} threads, "
+        f"({100 * first['sparsity']:g} % zeros{_of_blocks(first)}), {first['isa']}, "
+        f"{first['threads']} threads, "
         f"peak {peak:.0f} GF/s"
     )
     rows = [("", "dense", "dense ms", "ours ms", "ratio", "over best dense", "GF/s", "variant")]
@@ -120,6 +126,11 @@ def table(records: list[dict], peak: float) -> str:
         best.setdefault(words(each["best dense"]), []).append(each["operation"])
     named = "; ".join(f"{name} ({', '.join(operations)})" for name, operations in best.items())
     return "\n".join([*lines, f"best dense of this machine: {named}", rival_sentence()])
+
+
+def _of_blocks(record: dict) -> str:
+    size = record.get("block_size", 1)
+    return f", blocks of {size} output channels" if size > 1 else ""
 
 
 def _row(record: dict, precision: str) -> tuple[str, ...]:

@@ -90,8 +90,10 @@ class Problem:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        block_size: int = 1,
     ) -> None:
         self.layer, self.device, self.dtype, self.seed = layer, torch.device(device), dtype, seed
+        self.block_size = block_size
         self.generator = torch.Generator(self.device).manual_seed(seed)
         n = layer.batch
         self.x = self._randn(n, layer.in_channels, *layer.size).to(dtype)
@@ -104,16 +106,16 @@ class Problem:
 
     def in_bfloat16(self) -> Problem:
         """The same numbers and patterns, activations and the dense weight rounded to bfloat16."""
-        return Problem(self.layer, [*self.sparse], self.seed, self.device, torch.bfloat16)
+        rest = self.seed, self.device, torch.bfloat16, self.block_size
+        return Problem(self.layer, [*self.sparse], *rest)
 
     def _randn(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self.generator, device=self.device)
 
     def _sparse(self, sparsity: float) -> tuple[Tensor, Tensor, Tensor]:
-        nnz = budget(self.weight.numel(), sparsity)
-        drawn = Topology.random(
-            self.layer.weight_shape, nnz, generator=self.generator, device=self.device
-        )
+        nnz = budget(self.weight.numel(), sparsity, self.block_size)
+        options = {"generator": self.generator, "device": self.device}
+        drawn = Topology.random(self.layer.weight_shape, nnz, block_size=self.block_size, **options)
         return self._randn(nnz), drawn.crow_indices, drawn.col_indices
 
     # --- runs -------------------------------------------------------------------------------------
@@ -142,6 +144,7 @@ class Problem:
     def _sparse_module(self, values: Tensor, crow: Tensor, col: Tensor) -> SparseModule:
         layer = self.layer
         options = {"bias": False, "nnz": values.numel(), "device": self.device}
+        options["block_size"] = self.block_size
         if layer.linear:
             module = SparseLinear(layer.in_channels, layer.out_channels, **options)
         else:

@@ -90,6 +90,7 @@ def record(
         "operation": operation,
         "sparsity": sparsity,
         "nnz": values.numel(),
+        "block_size": problem.block_size,
         "ms": milliseconds,
         **verdict(milliseconds),
         "GF/s": short(flops / ours / 1e6),

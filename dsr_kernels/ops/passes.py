@@ -25,17 +25,21 @@ class Pass(NamedTuple):
     lanes: str  # "none" where no tap meets the image
     tile: tuple[int, int]  # rows x columns of vectors
     blocks: int  # of channels
+    together: int  # output channels that share what is loaded
     reason: str
     speed: float  # useful multiply-adds by the cost model, as a share of the machine's peak
     bytes: int  # of the plans and the parts' patterns
 
     @property
     def variant(self) -> str:
-        """As in "row 4x4, 2 blocks": lanes, tile in rows x columns of vectors, channel blocks."""
+        """As in "row 4x4, 2 blocks": lanes, tile in rows x columns of vectors, channel blocks. Of
+        weights in blocks "row 3x2 by 4 channels, 1 block".
+        """
         if not self.plans:
             return self.lanes
+        by = f" by {self.together} channels" if self.together > 1 else ""
         blocks = f"{self.blocks} block{'s' if self.blocks > 1 else ''}"
-        return f"{self.lanes} {self.tile[0]}x{self.tile[1]}, {blocks}"
+        return f"{self.lanes} {self.tile[0]}x{self.tile[1]}{by}, {blocks}"
 
     def workspace_bytes(self, op: str, n: int, threads: int) -> int:
         return max((plan.workspace_bytes(op, n, threads) for plan in self.plans), default=0)
@@ -84,7 +88,7 @@ def _pass(
         taps += len(part.taps.rows) * len(part.taps.cols)
         reached += math.prod(windows[0 if transposed else 1].shape[2:])
     if not found:
-        return Pass((), "none", (0, 0), 0, "no tap meets the image", 0.0, 0)
+        return Pass((), "none", (0, 0), 0, 1, "no tap meets the image", 0.0, 0)
     runs = [run for _, run in sorted(found, key=lambda one: -one[0])]
     pixels = math.prod((x if transposed else y).shape[2:])
     verb = "reaches" if taps == 1 else "reach"
@@ -116,6 +120,7 @@ def _whole_pass(
         geometry.lanes,
         (how["tile_rows"], how["tile_cols"]),
         how["blocks"],
+        how["block_rows"],
         cpu_plans.lanes_reason(read, written, geometry),
         CYCLES_AT_PEAK / how["cycles_per_fma"] * _filled(how, read.shape[0]),
         plan.bytes,

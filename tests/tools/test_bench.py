@@ -135,6 +135,18 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, capsys, tmp_pat
     assert [r["operation"] for r in kept["records"]] == list(OPERATIONS) and kept["rounds"] == 1
 
 
+def test_the_command_measures_blocks(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(rivals, "dense_bf16_by", lambda: None)
+    out = tmp_path / "bench.json"
+    args = ["bench", "--layer", "8x5x3x3@9x8", "--batch", "3", "--rounds", "1", "--threads", "1"]
+    assert main([*args, "--sparsity", ".8", "--block-size", "4", "--json", str(out)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "72 non-zeros (80 % zeros, blocks of 4 output channels)" in first
+    records = json.loads(out.read_text())["records"]
+    assert {record["block_size"] for record in records} == {4}
+    assert all("by 4 channels" in r["variant"] for r in records if r["operation"] == "forward")
+
+
 def test_the_table_names_the_best_dense_and_ours_against_it(monkeypatch):
     """Ours wins in float32 and loses to dense in bfloat16: both stand there."""
     monkeypatch.setattr(rivals, "dense_bf16_by", lambda: "AMX")
@@ -179,6 +191,8 @@ def test_layers_are_read():
         (["--layer", "4x4", "--threads", "0"], "--threads: expected at least 1"),
         (["--layer", "4x4x3x3@4", "--padding", "-1"], "--padding: expected at least 0"),
         (["--layer", "4x4", "--json", "/nowhere/x.json"], "--json: the folder of"),
+        (["--layer", "4x4", "--block-size", "3"], "--block-size: expected one of (1, 2, 4,"),
+        (["--layer", "6x4", "--block-size", "4"], "--block-size: expected a divisor of the 6 "),
     ],
 )
 def test_wrong_options_are_one_sentence(capsys, args, words):
