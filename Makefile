@@ -1,12 +1,14 @@
 # make demo: set up, install, train a sparse WRN-28-2 on the embedded data in about two minutes
 # make test: set up, install, run every test
 # make bench: measure this machine, sparse against dense: build/bench-kept.json, pictures, tables
+# make bench-blocks: layers with weights in blocks of output channels: build/blocks.json, a table
 # make cuda-table: what the compiled GPU kernels take, written into docs/cuda.md
 # make cuda-model: what the cost model expects of them on GPUs that are not here, written there too
 # make gpu-tables: what the kept JSON of an H200 says, written into docs/measured.md and docs/cuda.md
 # make bench-models: whole models alone, ours beside every dense rival: build/models.json, tables
 # make cpu-tables: what the kept JSON of a CPU says, written into docs/measured.md
 # make model-tables: what the kept JSONs of whole models say, written into docs/performance.md
+# make blocks-table: what the kept JSONs of blocks say, written into docs/performance.md
 # make readme-table: the few lines of both that README.md shows, written there
 # make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
 # make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
@@ -22,12 +24,13 @@ SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find cs
 CPU_RESULTS = benchmarks/results/xeon-avx512-2cores.json
 GPU_RESULTS = benchmarks/results/h200.json
 MODEL_RESULTS = $(sort $(wildcard benchmarks/results/*-models.json))
+BLOCK_RESULTS = $(sort $(wildcard benchmarks/results/*-blocks.json))
 # Of these machines the one whose dense is hardest to beat: README shows that.
 README_MODELS = benchmarks/results/xeon-amx-2cores-models.json
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test lint bench bench-models cuda-table cuda-model gpu-tables cpu-tables model-tables \
+.PHONY: demo test lint bench bench-models bench-blocks blocks-table cuda-table cuda-model gpu-tables cpu-tables model-tables \
   readme-table \
   test-gpu test-gpu-sanitizer bench-gpu clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
@@ -61,6 +64,9 @@ cpu-tables: $(STAMP)
 model-tables: $(STAMP)
 	$(BIN)/python benchmarks/model_tables.py $(MODEL_RESULTS) docs/performance.md
 
+blocks-table: $(STAMP)
+	$(BIN)/python benchmarks/blocks_table.py $(BLOCK_RESULTS) docs/performance.md
+
 readme-table: $(STAMP)
 	$(BIN)/python benchmarks/readme_table.py $(CPU_RESULTS) $(GPU_RESULTS) $(README_MODELS) README.md
 
@@ -77,6 +83,10 @@ bench: $(STAMP)
 # MODELS names what to measure and how, as in make bench-models MODELS='-k WRN --rounds 15'.
 bench-models: $(STAMP)
 	$(KEEP_FREED) $(BIN)/python benchmarks/measure_models.py build/models.json $(MODELS)
+
+# BLOCKS names what to measure and how, as in make bench-blocks BLOCKS='-k WRN --rounds 5'.
+bench-blocks: $(STAMP)
+	$(KEEP_FREED) $(BIN)/python benchmarks/measure_blocks.py build/blocks.json $(BLOCKS)
 
 # $(call on_gpu,ARGUMENTS): Python with these. Nothing is installed over a Python that has torch with CUDA already.
 define on_gpu

@@ -29,7 +29,7 @@ MISSING = "not measured"
 
 
 def speed_up(
-    layers: list[dict], sparsity: float, over: str = "speed-up", **fields: str
+    layers: list[dict], sparsity: float, over: str = "speed-up", **fields: object
 ) -> float | None:
     """Geometric mean over the raw operations of the records with these fields.
 

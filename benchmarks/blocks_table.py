@@ -1,0 +1,52 @@
+"""What blocks of output channels are worth in single layers, as docs/performance.md shows it.
+
+python benchmarks/blocks_table.py KEPT-blocks.json [...] docs/performance.md
+
+writes it between two marks, from JSONs of measure_blocks.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from gpu.pages import renew
+from targets import speed_up
+
+from dsr_kernels.text_table import markdown
+
+BEGIN = "<!-- blocks: made by `make blocks-table` -->"
+END = "<!-- end of blocks -->"
+SPARSITIES = (0.8, 0.9)
+
+
+def table(kept: list[dict]) -> str:
+    """Geometric means over a family's layers and their three passes, a row for each block size."""
+    rows = []
+    for each in kept:
+        facts, layers = each["machine"], each["layers"]
+        by = facts["dense bf16 by"]
+        where = f"{facts['cpu']}, {facts['threads']} threads, dense bf16 by {by}"
+        for family in dict.fromkeys(record["family"] for record in layers):
+            for size in dict.fromkeys(record["block_size"] for record in layers):
+                ratios = [
+                    speed_up(layers, s, over, family=family, block_size=size)
+                    for s in SPARSITIES
+                    for over in ("speed-up", "over best dense")
+                ]
+                rows.append([family, str(size), *map(_cell, ratios), where])
+    header = [f"{over}, {s:.0%}" for s in SPARSITIES for over in ("fp32", "best dense")]
+    return markdown(["times as fast as dense", "block size", *header, "machine"], rows)
+
+
+def _cell(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"*{ratio:.2f}*" if ratio < 1 else f"{ratio:.2f}"
+
+
+if __name__ == "__main__":
+    *results, page = map(Path, sys.argv[1:])
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in results]
+    renew(page, BEGIN, END, table(kept))
