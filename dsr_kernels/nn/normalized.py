@@ -24,8 +24,8 @@ def refuse_normalized(layer: nn.Module) -> None:
     """Raises TypeError where torch normalises the weight_values of a sparse layer.
 
     They are the list of its blocks, [blocks, block_size], and not its weight: the norm of a row or
-    of the whole weight is not what torch would take. Other parametrizations see the list that they asked
-    for.
+    of the whole weight is not what torch would take. Other parametrizations see the list that they
+    asked for.
     """
     found: list[Any] = [
         hook

@@ -89,3 +89,18 @@ def share_in_blocks(
             shares[i] += count * blocks[i]
             left -= count * blocks[i]
     return shares
+
+
+def even_trade(
+    pruned: Sequence[int], grown: Sequence[int], blocks: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """(pruned, grown) blocks of each layer, as given if as many weights grow as are pruned.
+
+    Otherwise layers do not trade: blocks of several sizes need not add up to any number.
+    """
+    lost = sum(count * block for count, block in zip(pruned, blocks, strict=True))
+    gained = sum(count * block for count, block in zip(grown, blocks, strict=True))
+    if lost == gained:
+        return list(pruned), list(grown)
+    least = [min(pair) for pair in zip(pruned, grown, strict=True)]
+    return least, list(least)
