@@ -5,8 +5,7 @@
 and `.to()` treat a sparse layer like any other. Values are float32 or float64. The indices stay
 int32 under every `.to()`. With a block size of 1, the default, each non-zero has its own position.
 
-The values have two dimensions because many training scripts decay only parameters that have at
-least two.
+They have two dimensions because many training scripts decay only parameters that have at least two.
 """
 
 from __future__ import annotations
