@@ -248,6 +248,23 @@ def test_whole_kernels_of_blocks(threshold: str) -> None:
     assert lost
 
 
+def test_snfs_keeps_each_layers_number_where_no_block_can_take_what_is_left() -> None:
+    """The small blocks' layer draws all growth, is full, and leaves half a block of the other's."""
+    torch.manual_seed(0)
+    small = SparseLinear(6, 4, nnz=14, block_size=2)  # loses 2, has room for 10
+    large = SparseLinear(20, 16, nnz=160, block_size=16)  # loses 32
+    model = nn.ModuleList([small, large])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    rewirer = SNFS(model, optimizer, fraction=0.15, length=100, growth="random")
+    for layer, momentum in ((small, 1e3), (large, 1e-9)):
+        layer(torch.randn(3, layer.in_features)).sum().backward()
+        optimizer.step()
+        optimizer.state[layer.weight_values]["momentum_buffer"].fill_(momentum)
+    report = rewirer.rewire()
+    assert [row.pruned for row in report.layers] == [row.grown for row in report.layers] == [2, 32]
+    assert (small.nnz, large.nnz) == (14, 160)
+
+
 def test_deepr_refuses_blocks() -> None:
     model = network()
     with pytest.raises(
