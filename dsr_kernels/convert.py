@@ -89,9 +89,10 @@ def sparsify(
     counts = _share_out(shapes, sparsity, distribution, fixed, dense, sizes)
     twins: dict[nn.Module, nn.Module] = {}
     for (name, module), nnz, size in zip(layers.items(), counts, sizes, strict=True):
-        twin, options = KINDS[type(module)], {"keep": keep, "generator": generator}
+        twin = KINDS[type(module)]
+        options: dict[str, Any] = {"block_size": size, "keep": keep, "generator": generator}
         try:
-            twins[module] = twin.from_dense(module, nnz=nnz, block_size=size, **options)
+            twins[module] = twin.from_dense(module, nnz=nnz, **options)
         except ValueError as error:
             raise ValueError(f"sparsify: layer {name or 'the model'!r}: {error}") from None
     sparse = _exchange(model, twins, inplace)

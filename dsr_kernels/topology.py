@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +126,11 @@ class Topology:
         check_nnz(shape, nnz, block_size)
         size = math.prod(shape[2:])
         count = max(1, nnz // (size * block_size)) * block_size
-        options = {"block_size": block_size, "generator": generator, "device": device}
+        options: dict[str, Any] = {
+            "block_size": block_size,
+            "generator": generator,
+            "device": device,
+        }
         kernels = cls.random(shape[:2], count, **options)
         steps = torch.arange(size, dtype=torch.int32, device=kernels.col_indices.device)
         col = (kernels.col_indices[:, None] * size + steps).flatten()

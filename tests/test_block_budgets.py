@@ -15,6 +15,7 @@ from dsr_kernels.backends.blocks import BLOCK_SIZES
 from dsr_kernels.distribution import budget, check_uniform, layer_nnz, whole_blocks
 from dsr_kernels.models import lenet_300_100, wrn_28
 from dsr_kernels.models.layers import lay_out_
+from dsr_kernels.rewiring.allocation import even_trade
 from dsr_kernels.topology import fitting_block_size
 
 LAYER = st.tuples(st.integers(0, 300), st.integers(1, 40), st.sampled_from(BLOCK_SIZES))
@@ -189,3 +190,9 @@ def test_a_uniform_sparsity_must_leave_every_layer_a_block() -> None:
         "sparsity: 0.9901 leaves layer 'a' less than a block of 16 of its 1600 weights; reachable: "
         "a sparsity from 0 to 0.99, with distribution 'er' or 'erk' a sparsity from 0 to 0.993076"
     )
+
+
+def test_layers_trade_only_what_comes_out_even() -> None:
+    assert even_trade([1, 4], [2, 0], [8, 2]) == ([1, 4], [2, 0])
+    assert even_trade([1, 4], [2, 1], [8, 2]) == ([1, 1], [1, 1])
+    assert even_trade([0, 3], [2, 3], [16, 1]) == ([0, 3], [0, 3])

@@ -32,7 +32,7 @@ def sparse_conv2d_fused(
     out: Tensor,  # [N, O, P, Q]
     x: Tensor,  # [N, C, H, W]
     prologue: Prologue,
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,

@@ -23,10 +23,10 @@ class Backend(Protocol):
         self,
         out: Tensor,  # [N, O, P, Q]
         x: Tensor,  # [N, C, H, W]
-        values: Tensor,  # [nnz, 1] or [nnz]
+        values: Tensor,  # [blocks, block_size] or [nnz]
         bias: Tensor | None,  # [O]
-        crow_indices: Tensor,  # [O + 1] int32
-        col_indices: Tensor,  # [nnz] int32
+        crow_indices: Tensor,  # [O // block_size + 1] int32
+        col_indices: Tensor,  # [blocks] int32
         shape: ConvShape,
     ) -> Tensor:
         """out = conv2d(pad(x), W) + bias."""
@@ -75,10 +75,10 @@ class FusedBackend(Protocol):
         out: Tensor,  # [N, O, P, Q]
         x: Tensor,  # [N, C, H, W]
         prologue: Prologue,
-        values: Tensor,  # [nnz, 1] or [nnz]
+        values: Tensor,  # [blocks, block_size] or [nnz]
         bias: Tensor | None,  # [O]
-        crow_indices: Tensor,  # [O + 1] int32
-        col_indices: Tensor,  # [nnz] int32
+        crow_indices: Tensor,  # [O // block_size + 1] int32
+        col_indices: Tensor,  # [blocks] int32
         epilogue: Epilogue,
         shape: ConvShape,
     ) -> Tensor | None:

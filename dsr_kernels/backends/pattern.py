@@ -80,12 +80,12 @@ class Pattern:
 
     @property
     def crow_indices(self) -> Tensor:
-        """[O + 1] int32, for the caller to keep."""
+        """[O // block_size + 1] int32, for the caller to keep."""
         return torch._lazy_clone(self._crow)
 
     @property
     def col_indices(self) -> Tensor:
-        """[nnz] int32, for the caller to keep."""
+        """[blocks] int32, for the caller to keep."""
         return torch._lazy_clone(self._col)
 
     def expired(self) -> bool:

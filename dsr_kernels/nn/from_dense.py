@@ -118,7 +118,11 @@ def choose_topology(
     if keep == "magnitude":
         return Topology.from_dense_magnitude(weight, nnz, block_size)
     draw = Topology.random if keep == "random" else Topology.random_kernels
-    options = {"block_size": block_size, "generator": generator, "device": weight.device}
+    options: dict[str, Any] = {
+        "block_size": block_size,
+        "generator": generator,
+        "device": weight.device,
+    }
     return draw(weight.shape, nnz, **options)
 
 
@@ -130,8 +134,9 @@ def sparse_twin(sparse_class: type[S], dense: DenseLayer, topology: Topology) ->
     if reason := _why_misfit(dense, type(dense), type(dense), sparse_class):
         raise TypeError(f"from_dense: cannot convert {type(dense).__name__}: {reason}")
     weight = dense.weight.detach()
-    size = {"nnz": topology.nnz, "block_size": topology.block_size}
-    sparse = sparse_class(**_arguments(dense, type(dense)), dtype=weight.dtype, **size)
+    arguments = _arguments(dense, type(dense)) | {"nnz": topology.nnz}
+    arguments |= {"block_size": topology.block_size, "dtype": weight.dtype}
+    sparse = sparse_class(**arguments)
     crow, col = topology.crow_indices, topology.col_indices
     if weight.is_meta:
         values = weight.new_empty(topology.blocks, topology.block_size)

@@ -17,10 +17,10 @@ from dsr_kernels.ops.results import check_tensors
 
 def sparse_conv1d(
     x: Tensor,  # [N, C, L] or [C, L], any strides
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
-    crow_indices: Tensor,  # [O + 1] int32
-    col_indices: Tensor,  # [nnz] int32
+    crow_indices: Tensor,  # [O // block_size + 1] int32
+    col_indices: Tensor,  # [blocks] int32
     weight_shape: Sequence[int],  # (O, C // groups, K)
     stride: Sequence[int] = (1,),
     padding: Sequence[int] = (0, 0),  # left, right
@@ -72,10 +72,10 @@ def check_sequence(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
 
 def sparse_conv2d(
     x: Tensor,  # [N, C, H, W] or [C, H, W], any strides
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
-    crow_indices: Tensor,  # [O + 1] int32
-    col_indices: Tensor,  # [nnz] int32
+    crow_indices: Tensor,  # [O // block_size + 1] int32
+    col_indices: Tensor,  # [blocks] int32
     weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),  # top, bottom, left, right
@@ -102,10 +102,10 @@ def sparse_conv2d(
 def sparse_conv2d_fused(
     x: Tensor,  # [N, C, H, W], any strides
     prologue: Prologue,
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
-    crow_indices: Tensor,  # [O + 1] int32
-    col_indices: Tensor,  # [nnz] int32
+    crow_indices: Tensor,  # [O // block_size + 1] int32
+    col_indices: Tensor,  # [blocks] int32
     weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),  # top, bottom, left, right
@@ -133,9 +133,9 @@ def sparse_conv2d_fused(
 def sparse_conv2d_folded(
     x: Tensor,  # [N, C, H, W], any strides
     prologue: Prologue,
-    values: Tensor,  # [nnz, 1] or [nnz]
-    crow_indices: Tensor,  # [O + 1] int32
-    col_indices: Tensor,  # [nnz] int32
+    values: Tensor,  # [blocks, block_size] or [nnz]
+    crow_indices: Tensor,  # [O // block_size + 1] int32
+    col_indices: Tensor,  # [blocks] int32
     weight_shape: Sequence[int],  # (O, C // groups, KH, KW)
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0, 0, 0),  # top, bottom, left, right
@@ -161,7 +161,7 @@ def sparse_conv2d_folded(
 
 def sparse_linear(
     x: Tensor,  # [..., I]
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,

@@ -276,9 +276,8 @@ class SparseLinear(SparseModule):
         generator: torch.Generator | None = None,
     ) -> SparseLinear:
         """The sparse twin of `linear`; see SparseConv2d.from_dense."""
-        topology = from_dense.choose_topology(
-            linear, nn.Linear, sparsity, nnz, mask, keep, generator, block_size
-        )
+        which = sparsity, nnz, mask, keep, generator, block_size
+        topology = from_dense.choose_topology(linear, nn.Linear, *which)
         return from_dense.sparse_twin(cls, linear, topology)
 
     def dense_module(self) -> nn.Linear:

@@ -5,8 +5,7 @@
 and `.to()` treat a sparse layer like any other. Values are float32 or float64. The indices stay
 int32 under every `.to()`. With a block size of 1, the default, each non-zero has its own position.
 
-The values have two dimensions because many training scripts decay only parameters that have at
-least two.
+They have two dimensions because many training scripts decay only parameters that have at least two.
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ class SparseModule(StoredWeight):
         self.block_size = block_size
         if nnz is None:
             nnz = budget(math.prod(self.weight_shape), sparsity, block_size)
-        options = {"block_size": block_size, "generator": generator, "device": device}
-        topology = Topology.random(self.weight_shape, nnz, **options)
+        topology = self._draw(nnz, device, generator)
         self.register_buffer("crow_indices", topology.crow_indices)
         self.register_buffer("col_indices", topology.col_indices)
         self._set_dense_shape()
@@ -100,6 +98,10 @@ class SparseModule(StoredWeight):
             )
         let_nnz_vary()
         install()
+
+    def _draw(self, nnz: int, device: Any, generator: torch.Generator | None) -> Topology:
+        options: dict[str, Any] = {"block_size": self.block_size, "generator": generator}
+        return Topology.random(self.weight_shape, nnz, device=device, **options)
 
     # --- the weight ---
 
@@ -218,8 +220,7 @@ class SparseModule(StoredWeight):
     def replace_topology(
         self, crow_indices: Tensor, col_indices: Tensor, values: Tensor, *, validate: bool = True
     ) -> None:
-        """Replaces the pattern and the values [blocks, block_size] or [nnz]. The module keeps these
-        tensors.
+        """Replaces pattern and values [blocks, block_size] or [nnz]. The module keeps the tensors.
 
         The Parameter object stays the same, so optimizers still know it; their state is the
         caller's to remap, but where a rewirer has the optimizer, which moves it before the next
@@ -278,9 +279,7 @@ class SparseModule(StoredWeight):
         """
         if self._pattern_pending and not self.weight_values.is_meta:
             if self._is_vacant():
-                device, size = self.weight_values.device, self.block_size
-                options = {"block_size": size, "generator": generator, "device": device}
-                drawn = Topology.random(self.weight_shape, self.nnz, **options)
+                drawn = self._draw(self.nnz, self.weight_values.device, generator)
                 self._exchange_pattern(drawn.crow_indices, drawn.col_indices)
                 self._pattern_pending = False
             else:

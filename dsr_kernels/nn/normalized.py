@@ -23,9 +23,9 @@ NORMALISATIONS: dict[type, tuple[str, str]] = {
 def refuse_normalized(layer: nn.Module) -> None:
     """Raises TypeError where torch normalises the weight_values of a sparse layer.
 
-    They are the list of its non-zeros, [nnz, 1], and not its weight: the norm of a row or of the
-    whole weight is not what torch would take. Other parametrizations see the list that they asked
-    for.
+    They are the list of its blocks, [blocks, block_size], and not its weight: the norm of a row or
+    of the whole weight is not what torch would take. Other parametrizations see the list that they
+    asked for.
     """
     found: list[Any] = [
         hook

@@ -26,9 +26,7 @@ from dsr_kernels.topology import check_pattern
 
 
 class PatternOwner(nn.Module):
-    """Holds crow_indices [O // block_size + 1] and col_indices [blocks] (int32), and dense_shape
-    [2, 3 or 4] (int64).
-    """
+    """Holds crow_indices [O // block_size + 1], col_indices [blocks] and dense_shape (int64)."""
 
     weight_shape: tuple[int, ...]
     block_size: int = 1  # consecutive output channels that share their positions

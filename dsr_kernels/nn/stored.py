@@ -95,12 +95,11 @@ class StoredWeight(PatternOwner):
         Raises ValueError, before anything changed, for what cannot be this layer's weight.
         """
         if "weight_values" not in self._parameters:
-            sizes = self.weight_shape, self.block_size, self.col_indices.numel()
-            check_stored_pattern(*sizes, state_dict, prefix)
+            blocks = self.col_indices.numel()
+            check_stored_pattern(self.weight_shape, self.block_size, blocks, state_dict, prefix)
             self._pattern_pending &= f"{prefix}col_indices" not in state_dict
             return {**state_dict, f"{prefix}dense_shape": torch.tensor(self.weight_shape)}
-        sizes = self.weight_shape, self.block_size
-        weight = read_weight(*sizes, state_dict, prefix, metadata)
+        weight = read_weight(self.weight_shape, self.block_size, state_dict, prefix, metadata)
         if weight is None:
             return state_dict
         bias = state_dict.get(f"{prefix}bias")

@@ -32,10 +32,10 @@ OPS = torch.ops.dsr_kernels
 
 def sparse_conv2d(
     x: Tensor,  # [N, C, H, W]
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
-    crow_indices: Tensor,  # [O + 1] int32
-    col_indices: Tensor,  # [nnz] int32
+    crow_indices: Tensor,  # [O // block_size + 1] int32
+    col_indices: Tensor,  # [blocks] int32
     shape: ConvShape,
 ) -> Tensor:
     """y [N, O, P, Q] = conv2d(pad(x), W) + bias."""
@@ -49,7 +49,7 @@ def sparse_conv2d(
 
 def sparse_conv2d_grad_input(
     grad: Tensor,  # [N, O, P, Q]
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     crow_indices: Tensor,
     col_indices: Tensor,
     input_size: Sequence[int],  # (C, H, W)

@@ -50,7 +50,7 @@ def _grad_bias(grad: Size, *others: Any, out_shape: Size) -> int:
 
 
 def _count(values: Size, output: Size) -> int:
-    """values [nnz, ...], output [N, O, P, Q]."""
+    """values of nnz elements, output [N, O, P, Q]."""
     n, _, *plane = output
     return 2 * math.prod(values) * n * math.prod(plane)
 

@@ -68,10 +68,15 @@ def share_in_blocks(
     """As `share_growth`, where layer l grows in blocks of blocks[l] weights. All numbers but
     `blocks` count weights, and the shares are whole blocks.
 
-    Shares are rounded down to whole blocks. What is left is then shared, block by block, in the
-    order of what rounding took from the layers. Less than `total` is shared where no more whole
-    blocks fit; then the rest is smaller than the smallest block for which there is capacity.
+    Of one size, blocks are shared out as single weights are. Of several, shares are rounded down to
+    whole blocks. What is left is then shared, block by block, in the order of what rounding took
+    from the layers. Less than `total` is shared where no more whole blocks fit; then the rest is
+    smaller than the smallest block for which there is capacity.
     """
+    if len(set(blocks)) == 1:
+        size = blocks[0]
+        counted = ([n // size for n in numbers] for numbers in (survivors, capacities))
+        return [size * n for n in share_growth(total // size, weights, *counted)]
     shares = share_growth(total, weights, survivors, capacities)
     lost = [share % block for share, block in zip(shares, blocks, strict=True)]
     shares = [share - loss for share, loss in zip(shares, lost, strict=True)]
@@ -84,3 +89,18 @@ def share_in_blocks(
             shares[i] += count * blocks[i]
             left -= count * blocks[i]
     return shares
+
+
+def even_trade(
+    pruned: Sequence[int], grown: Sequence[int], blocks: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """(pruned, grown) blocks of each layer, as given if as many weights grow as are pruned.
+
+    Otherwise layers do not trade: blocks of several sizes need not add up to any number.
+    """
+    lost = sum(count * block for count, block in zip(pruned, blocks, strict=True))
+    gained = sum(count * block for count, block in zip(grown, blocks, strict=True))
+    if lost == gained:
+        return list(pruned), list(grown)
+    least = [min(pair) for pair in zip(pruned, grown, strict=True)]
+    return least, list(least)

@@ -24,6 +24,7 @@ from torch.nn.grad import conv2d_weight
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.distribution import share_out
 from dsr_kernels.ops import watch
+from dsr_kernels.rewiring.allocation import even_trade
 from dsr_kernels.rewiring.layers import KeptPattern, SparseLayer
 
 ROW_CHUNK = 2**18  # weights (at least a row) whose gradient exists at a time: 1 MiB of float32
@@ -147,8 +148,9 @@ class GradientWatch:
             for layer in layers
         ]
         pruned, grown = ([share[i] for share in shares] for i in (0, 1))
-        if len({layer.block for layer in layers}) > 1:
-            return _balanced_each(layers, pruned, grown)
+        blocks = [layer.block for layer in layers]
+        if len(set(blocks)) > 1:
+            return even_trade(pruned, grown, blocks)
         total = min(sum(pruned), sum(grown))  # they differ where layers are left out
         return share_out(total, pruned, pruned), share_out(total, grown, grown)
 
@@ -186,22 +188,6 @@ class GradientWatch:
             return None
         address = values.data_ptr()
         return next((one for one in self._layers if one.weight_values.data_ptr() == address), None)
-
-
-def _balanced_each(
-    layers: list[SparseLayer], pruned: list[int], grown: list[int]
-) -> tuple[list[int], list[int]]:
-    """Layers whose entries differ in size cannot trade any number of them: where the weights do not
-    come out even, each layer keeps its own number.
-    """
-    balance = sum(
-        (gained - lost) * layer.block
-        for layer, lost, gained in zip(layers, pruned, grown, strict=True)
-    )
-    if balance == 0:
-        return pruned, grown
-    least = [min(pair) for pair in zip(pruned, grown, strict=True)]
-    return least, least
 
 
 def _backward_pass() -> int:

@@ -134,8 +134,8 @@ class Where:
 
     def __init__(self, known: KnownLayer) -> None:
         module = known.module
-        indices = (t.to(module.col_indices.device) for t in known.pattern.indices)
-        old = Topology(module.weight_shape, *indices, module.block_size).linear_positions()
+        crow, col = (t.to(module.col_indices.device) for t in known.pattern.indices)
+        old = Topology(module.weight_shape, crow, col, module.block_size).linear_positions()
         new = known.module.topology.linear_positions()
         self.source = torch.searchsorted(old, new).clamp_(max=max(old.numel() - 1, 0))
         if old.numel():

@@ -1,8 +1,8 @@
 """Optimizers that update a two-dimensional parameter as a matrix, which weight_values is not.
 
-`weight_values` [nnz, 1] is a list of single weights. An update that mixes its entries, by singular
-vectors, Kronecker factors or a projection, makes no sense of them, and its state could not follow
-a rewire. docs/optimizers.md says which optimizers work.
+`weight_values` [blocks, block_size] is a list of single weights, or of blocks of them. An update
+that mixes its entries, by singular vectors, Kronecker factors or a projection, makes no sense of
+them, and its state could not follow a rewire. docs/optimizers.md says which optimizers work.
 """
 
 from __future__ import annotations

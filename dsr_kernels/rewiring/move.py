@@ -20,7 +20,7 @@ class Move:
     Args:
         after: how many entries the layer will have.
         state: what optimizers hold of its entries.
-        entry_state: where more tensors [nnz, ...] to move are held.
+        entry_state: where more tensors [blocks, ...] to move are held.
     """
 
     NOTHING: ClassVar[tuple] = (0, 0, [], 0)  # the output for a layer that stays as it is

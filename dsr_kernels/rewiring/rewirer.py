@@ -199,7 +199,7 @@ class Rewirer(FromRecipe):
         return sum(layer.weight_values.numel() for layer in layers)
 
     def _entry_state(self, layer: SparseLayer) -> list[Slot]:
-        """Where more tensors [nnz, ...] are held that move with the survivors."""
+        """Where more tensors [blocks, ...] are held that move with the survivors."""
         return []
 
     def _rewired(self, layers: list[SparseLayer]) -> None:

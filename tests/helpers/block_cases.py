@@ -99,8 +99,8 @@ def rows_of(layer: SparseModule, optimizer: torch.optim.Optimizer | None = None)
     """Of each block its values, and every number that the optimizer holds of them."""
     state = optimizer.state.get(layer.weight_values, {}) if optimizer else {}
     held = [layer.weight_values.detach()]
-    held += [v for _, v in sorted(state.items()) if torch.is_tensor(v) and len(v) == layer.blocks
-             and v.dim() > 1]
+    held += [v for _, v in sorted(state.items()) if torch.is_tensor(v) and v.dim() > 1]
+    held = [t for t in held if len(t) == layer.blocks]
     numbers = torch.cat([t.reshape(layer.blocks, -1) for t in held], 1).tolist()
     return dict(zip(layer.topology.linear_positions().tolist(), map(tuple, numbers), strict=True))
 

@@ -192,6 +192,29 @@ def test_adafactor_on_a_layer_of_one_weight_that_grows():
     assert 1 in counts and max(counts) > 1
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Adafactor"), reason="torch before 2.5")
+def test_adafactor_on_a_layer_of_one_block_that_grows() -> None:
+    """Its column factor then has the shape of its values."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        SparseLinear(8, 8, nnz=4, block_size=4), SparseLinear(8, 4, nnz=24, block_size=4)
+    )
+    with torch.no_grad():
+        model[0].weight_values.fill_(5.0)
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.01)
+    rewirer = DSR(model, optimizer, prune_fraction=0.5, threshold="exact", allocation="M")
+    counts = set()
+    for _ in range(6):
+        model(torch.randn(5, 8)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        counts.add(model[0].blocks)
+        rewirer.rewire()
+        assert optimizer.state[model[0].weight_values]["col_var"].shape == (1, 4)
+        assert model[0].weight_values.isfinite().all()
+    assert 1 in counts and max(counts) > 1
+
+
 def test_state_with_one_dimension_moves_too():
     """transformers' Adafactor keeps the row factor as [nnz] and the column factor as [1]."""
     model = make_model()

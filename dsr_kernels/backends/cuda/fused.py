@@ -31,7 +31,7 @@ def sparse_conv2d_fused(
     out: Tensor,  # [N, O, P, Q]
     x: Tensor,  # [N, C, H, W]
     prologue: Prologue,
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,
@@ -71,7 +71,7 @@ def sparse_conv2d_fused_grad_input(
     out: Tensor,  # [N, C, H, W]
     grad: Tensor,  # [N, O, P, Q]
     by_statistics: StatisticsGrad | None,
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     crow_indices: Tensor,
     col_indices: Tensor,
     store: InputGrad,

@@ -39,7 +39,7 @@ class Tables(tuple[Tensor, ...]):
 def sparse_conv2d(
     out: Tensor,  # [N, O, P, Q]
     x: Tensor,  # [N, C, H, W]
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
     crow_indices: Tensor,
     col_indices: Tensor,
@@ -63,7 +63,7 @@ def sparse_conv2d(
 def sparse_conv2d_grad_input(
     out: Tensor,  # [N, C, H, W]
     grad: Tensor,  # [N, O, P, Q]
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     crow_indices: Tensor,
     col_indices: Tensor,
     shape: ConvShape,

@@ -35,10 +35,10 @@ class Fused(NamedTuple):
 def sparse_conv2d_fused(
     x: Tensor,  # [N, C, H, W]
     prologue: Prologue,
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     bias: Tensor | None,  # [O]
-    crow_indices: Tensor,  # [O + 1] int32
-    col_indices: Tensor,  # [nnz] int32
+    crow_indices: Tensor,  # [O // block_size + 1] int32
+    col_indices: Tensor,  # [blocks] int32
     residual: Tensor | None,  # [N, O, P, Q]
     statistics: bool,
     shape: ConvShape,
@@ -116,7 +116,7 @@ def sparse_conv2d_fused_grad_weight(
 def sparse_conv2d_folded(
     x: Tensor,  # [N, C, H, W]
     prologue: Prologue,
-    values: Tensor,  # [nnz, 1] or [nnz]
+    values: Tensor,  # [blocks, block_size] or [nnz]
     crow_indices: Tensor,
     col_indices: Tensor,
     out_scale: Tensor,  # [O]

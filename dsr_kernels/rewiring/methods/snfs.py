@@ -61,6 +61,8 @@ class SNFS(LayerwiseRewirer):
         if not any(weights):  # before the first step
             weights = [Fraction(count) for count in lost]
         grown = share_in_blocks(sum(lost), weights, survivors, capacities, blocks)
+        if sum(grown) < sum(lost):  # what no free block can hold
+            return pruned
         return [count // block for count, block in zip(grown, blocks, strict=True)]
 
     def _check_momentum(self, layer: SparseLayer) -> None:
