@@ -256,7 +256,8 @@ class Problem:
         return self._errors[key]
 
     def _ours_and_exact(self, operation: str, sparsity: float) -> tuple[Tensor, Tensor]:
-        """The first images' results (grad-weight: those of the first row with non-zeros)."""
+        """The first images' results (grad-weight: the first row of the first block row with any).
+        """
         values, crow, col = self.sparse[sparsity]
         weight = to_dense(values.double(), crow, col, self.layer.weight_shape)
         ours, (forward, backward) = self.ours(operation, sparsity)(), self._dense_conv()
@@ -265,11 +266,12 @@ class Problem:
         if operation == "grad_input":
             x, grad = self.x[:IMAGES].double(), self.grad[:IMAGES].double()
             return ours[:IMAGES], backward(grad, x, weight, True, False)[0]
-        row = int((crow[1:] > crow[:-1]).nonzero()[0])
+        block_row = int((crow[1:] > crow[:-1]).nonzero()[0])
+        row = block_row * self.block_size
         grad, kept = self.grad[:, row : row + 1].double().contiguous(), weight[row : row + 1]
         exact = backward(grad, self.x.double(), kept, False, True)[1].flatten()
-        begin, end = int(crow[row]), int(crow[row + 1])
-        return ours[begin:end], exact[col[begin:end].long()]
+        begin, end = int(crow[block_row]), int(crow[block_row + 1])
+        return ours.view(-1, self.block_size)[begin:end, 0], exact[col[begin:end].long()]
 
     def passes(self, sparsity: float) -> dict[str, Pass]:
         values, crow, col = self.sparse[sparsity]

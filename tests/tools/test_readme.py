@@ -47,6 +47,7 @@ CPU, AVX2, GPU = (
     RESULTS / f"{name}.json" for name in ("xeon-avx512-2cores", "xeon-avx512-2cores-avx2", "h200")
 )
 MODELS = sorted(RESULTS.glob("*-models.json"))
+BLOCKS = sorted(RESULTS.glob("*-blocks.json"))
 README_MODELS = RESULTS / "xeon-amx-2cores-models.json"  # as in Makefile
 
 
@@ -107,6 +108,13 @@ def test_the_readme_s_table_has_at_most_eight_rows_some_of_which_dense_wins():
             "docs/measured.md",
             "<!-- measured on a CPU: made by `make cpu-tables` -->",
             "<!-- end of CPU -->",
+        ),
+        (
+            "blocks_table.py",
+            BLOCKS,
+            "docs/performance.md",
+            "<!-- blocks: made by `make blocks-table` -->",
+            "<!-- end of blocks -->",
         ),
         (
             "model_tables.py",
