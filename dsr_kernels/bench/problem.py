@@ -256,7 +256,7 @@ class Problem:
         return self._errors[key]
 
     def _ours_and_exact(self, operation: str, sparsity: float) -> tuple[Tensor, Tensor]:
-        """The first images' results (grad-weight: the first row of the first block row with any)."""
+        """The first images' results (grad-weight: the first row that has non-zeros)."""
         values, crow, col = self.sparse[sparsity]
         weight = to_dense(values.double(), crow, col, self.layer.weight_shape)
         ours, (forward, backward) = self.ours(operation, sparsity)(), self._dense_conv()
