@@ -15,6 +15,7 @@ from dsr_kernels.nn.leaf import why_fixed
 from dsr_kernels.rewiring.names import named_layers
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices [O // block_size + 1], col_indices [blocks]
+BLOCK_SCORES = ("mean", "l2")
 Slot = tuple[dict[str, Any], str]  # where a tensor is held: the dict, and its key there
 
 
@@ -68,6 +69,7 @@ class SparseLayer:
     sharers: list[tuple[str, SparseModule]] = field(default_factory=list)
     followers: list[tuple[str, SparseModule]] = field(default_factory=list)
     kernel: int = 1  # positions pruned and grown together: a kernel's k x k, or 1
+    block_score: str = "mean"  # of BLOCK_SCORES: what several weights together are worth
 
     @property
     def weight_values(self) -> nn.Parameter:
@@ -100,9 +102,16 @@ class SparseLayer:
         return crow // self.kernel, col[:: self.kernel] // self.kernel
 
     def magnitudes(self) -> Tensor:
-        """The scores of entries, [entries]: single weights, or the means of |w| of several."""
+        """The scores of entries, [entries]: single weights, or of several the mean of |w| or ("l2")
+        the root of the mean of w^2.
+        """
         values = self.weight_values.detach().flatten()
-        return values if self.block == 1 else values.abs().view(-1, self.block).mean(1)
+        if self.block == 1:
+            return values
+        together = values.view(-1, self.block)
+        if self.block_score == "l2":
+            return together.square().mean(1).sqrt()
+        return together.abs().mean(1)
 
     def check(self) -> None:
         """Raises ValueError where this layer could not be rewired, RuntimeError where something

@@ -50,6 +50,8 @@ class Key:
 
 EVERY = Key("every", ByEpoch, [], "schedule", needed=True)  # iterations between rewires
 STOP_EPOCH = Key("stop_epoch", float, 0.0, "stop", low=0.0, epochs=True, unset=True)  # 0: never
+# By what weights are judged that are pruned together, see Rewirer.
+BLOCK_SCORE = Key("block_score", str, "mean", choices=("mean", "l2"))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsr_kernels.choices import check_choice
 from dsr_kernels.rewiring.followers import add_followers
-from dsr_kernels.rewiring.layers import Slot, SparseLayer, find_layers
+from dsr_kernels.rewiring.layers import BLOCK_SCORES, Slot, SparseLayer, find_layers
 from dsr_kernels.rewiring.move import Move, commit
 from dsr_kernels.rewiring.optimizers import OneOrMore, Optimizers
 from dsr_kernels.rewiring.plan import RewirePlan, open_plan
@@ -36,6 +37,8 @@ class Rewirer(FromRecipe):
         every: iterations from one rewire to the next (default 100).
         schedule: instead of `every`, [(start_iteration, every), ...].
         stop: no rewire follows an iteration from this one on (0-based).
+        block_score: by what weights are judged that are pruned together, blocks of output channels
+            or whole kernels: "mean", of their magnitudes, or "l2", the root of their mean square.
         seed: of the grown positions. With the same seed the same weights are rewired in the same
             way, bit for bit, on any number of threads and on any device (DeepR: on any device of
             the same kind).
@@ -51,9 +54,13 @@ class Rewirer(FromRecipe):
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
         stop: int | None = None,
+        block_score: str = "mean",
         seed: int = 0,
     ) -> None:
         self._layers = find_layers(model)
+        check_choice(block_score, "block_score", BLOCK_SCORES)
+        for layer in self._layers:
+            layer.block_score = block_score
         self._optimizers = Optimizers(optimizer, self._layers)
         self.schedule = Schedule.make(every, schedule, stop)
         self.seed = as_int(seed, "seed", 0)

@@ -15,6 +15,7 @@ from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import (
+    BLOCK_SCORE,
     EVERY,
     STOP_EPOCH,
     Arguments,
@@ -59,7 +60,7 @@ class DSR(Rewirer):
             and the budget still count weights: at most N_p are pruned, in whole kernels. A
             remainder that no kernel can hold, where kernels differ in size, is carried over to the
             next rewire.
-        every, schedule, stop, seed: see `Rewirer`.
+        every, schedule, stop, block_score, seed: see `Rewirer`.
 
     Raises ValueError for arguments out of range, a model without trainable sparse modules, and an
     optimizer that does not hold their values.
@@ -67,6 +68,7 @@ class DSR(Rewirer):
 
     RECIPE: ClassVar[tuple[Key, ...]] = (
         EVERY,
+        BLOCK_SCORE,
         STOP_EPOCH,
         Key("prune_count", int, 0, low=0, unset=True),  # N_p; 0: prune_fraction says
         Key("prune_fraction", float, 0.0, low=0.0, below=1.0, unset=True),
@@ -95,9 +97,11 @@ class DSR(Rewirer):
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
         stop: int | None = None,
+        block_score: str = "mean",
         seed: int = 0,
     ) -> None:
-        super().__init__(model, optimizer, every=every, schedule=schedule, stop=stop, seed=seed)
+        when = {"every": every, "schedule": schedule, "stop": stop}
+        super().__init__(model, optimizer, block_score=block_score, seed=seed, **when)
         self._check_trains()
         check_choice(threshold, "threshold", THRESHOLDS)
         check_choice(allocation, "allocation", ALLOCATIONS)

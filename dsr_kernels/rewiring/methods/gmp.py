@@ -13,7 +13,14 @@ from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.names import under_names
 from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
-from dsr_kernels.rewiring.recipe_keys import EVERY, STOP_EPOCH, Arguments, Key, MethodRecipe
+from dsr_kernels.rewiring.recipe_keys import (
+    BLOCK_SCORE,
+    EVERY,
+    STOP_EPOCH,
+    Arguments,
+    Key,
+    MethodRecipe,
+)
 from dsr_kernels.rewiring.rewirer import Rewirer, State
 from dsr_kernels.rewiring.schedule import Anneal, as_int
 
@@ -49,6 +56,7 @@ class GMP(Rewirer):
 
     RECIPE: ClassVar[tuple[Key, ...]] = (
         EVERY,
+        BLOCK_SCORE,
         STOP_EPOCH,  # the end of pruning; 0: the end of training
         Key("initial_sparsity", float, 0.0, argument=None, low=0.0, below=1.0),  # of the model
         Key("begin_epoch", float, 0.0, "begin", low=0.0, epochs=True),
@@ -69,10 +77,12 @@ class GMP(Rewirer):
         density_schedule: str = "cubic",
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
+        block_score: str = "mean",
         seed: int = 0,
     ) -> None:
         end = as_int(end, "end", 1)
-        super().__init__(model, optimizer, every=every, schedule=schedule, stop=end, seed=seed)
+        when = {"every": every, "schedule": schedule, "stop": end}
+        super().__init__(model, optimizer, block_score=block_score, seed=seed, **when)
         self._check_trains()
         self.begin, self.end = as_int(begin, "begin", 0), end
         if self.begin >= self.end:

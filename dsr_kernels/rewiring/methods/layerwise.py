@@ -12,7 +12,14 @@ from dsr_kernels.rewiring.gradient_growth import GradientWatch, Share
 from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
-from dsr_kernels.rewiring.recipe_keys import EVERY, STOP_EPOCH, Arguments, Key, MethodRecipe
+from dsr_kernels.rewiring.recipe_keys import (
+    BLOCK_SCORE,
+    EVERY,
+    STOP_EPOCH,
+    Arguments,
+    Key,
+    MethodRecipe,
+)
 from dsr_kernels.rewiring.rewirer import Ranks, Rewirer
 from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int, as_number
 
@@ -39,7 +46,7 @@ class LayerwiseRewirer(Rewirer):
             only the best positions are kept: a dense gradient never exists. It needs a backward
             pass in eager mode (gradient checkpointing: with `use_reentrant=False`). Where a weight
             is used several times, the sum of its gradients decides.
-        every, schedule, stop, seed: see `Rewirer`.
+        every, schedule, stop, block_score, seed: see `Rewirer`.
 
     What was pruned does not grow again in the same rewire. A layer keeps its largest weight, and
     loses no more weights than it has capacity to grow. With gradient growth, a layer whose gradient
@@ -51,6 +58,7 @@ class LayerwiseRewirer(Rewirer):
 
     RECIPE: ClassVar[tuple[Key, ...]] = (
         EVERY,
+        BLOCK_SCORE,
         STOP_EPOCH,  # the end of the fraction's schedule, too; 0: the end of training
         Key("fraction", float, 0.0, low=0.0, below=1.0, unset=True),  # 0: the constructor's
         Key("fraction_schedule", str, "", choices=("", *KINDS), unset=True),  # "": the method's own
@@ -73,9 +81,11 @@ class LayerwiseRewirer(Rewirer):
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
         stop: int | None = None,
+        block_score: str = "mean",
         seed: int = 0,
     ) -> None:
-        super().__init__(model, optimizer, every=every, schedule=schedule, stop=stop, seed=seed)
+        when = {"every": every, "schedule": schedule, "stop": stop}
+        super().__init__(model, optimizer, block_score=block_score, seed=seed, **when)
         self._check_trains()
         fraction_schedule = fraction_schedule or self.FRACTION_SCHEDULE
         growth = growth or self.GROWTH
