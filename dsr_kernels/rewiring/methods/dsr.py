@@ -100,8 +100,15 @@ class DSR(Rewirer):
         block_score: str = "mean",
         seed: int = 0,
     ) -> None:
-        when = {"every": every, "schedule": schedule, "stop": stop}
-        super().__init__(model, optimizer, block_score=block_score, seed=seed, **when)
+        super().__init__(
+            model,
+            optimizer,
+            every=every,
+            schedule=schedule,
+            stop=stop,
+            block_score=block_score,
+            seed=seed,
+        )
         self._check_trains()
         check_choice(threshold, "threshold", THRESHOLDS)
         check_choice(allocation, "allocation", ALLOCATIONS)

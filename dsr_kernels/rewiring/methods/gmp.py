@@ -81,8 +81,15 @@ class GMP(Rewirer):
         seed: int = 0,
     ) -> None:
         end = as_int(end, "end", 1)
-        when = {"every": every, "schedule": schedule, "stop": end}
-        super().__init__(model, optimizer, block_score=block_score, seed=seed, **when)
+        super().__init__(
+            model,
+            optimizer,
+            every=every,
+            schedule=schedule,
+            stop=end,
+            block_score=block_score,
+            seed=seed,
+        )
         self._check_trains()
         self.begin, self.end = as_int(begin, "begin", 0), end
         if self.begin >= self.end:

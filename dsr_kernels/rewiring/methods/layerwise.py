@@ -84,8 +84,15 @@ class LayerwiseRewirer(Rewirer):
         block_score: str = "mean",
         seed: int = 0,
     ) -> None:
-        when = {"every": every, "schedule": schedule, "stop": stop}
-        super().__init__(model, optimizer, block_score=block_score, seed=seed, **when)
+        super().__init__(
+            model,
+            optimizer,
+            every=every,
+            schedule=schedule,
+            stop=stop,
+            block_score=block_score,
+            seed=seed,
+        )
         self._check_trains()
         fraction_schedule = fraction_schedule or self.FRACTION_SCHEDULE
         growth = growth or self.GROWTH
