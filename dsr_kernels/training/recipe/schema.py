@@ -179,8 +179,9 @@ def _value(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
     if hint is float and not math.isfinite(value):
         raise UsageError(f"recipe: {key}: expected a finite number, got {value!r}")
     if limits.get("choices") and value not in limits["choices"]:
+        got = value if hint is str else shown(value)
         raise UsageError(
-            f"recipe: {key}: unknown value {unknown(str(value), map(str, limits['choices']))}"
+            f"recipe: {key}: unknown value {unknown(got, map(str, limits['choices']))}"
         )
     if hint in (int, float):
         _check_number(value, key, MOST_INT if hint is int else MOST_FLOAT, limits)
