@@ -1,6 +1,6 @@
 // The inner loop of forward and grad-input. A tile of R x C vectors stays in registers while the
 // non-zeros of a segment stream past: one broadcast, one offset, R * C multiply-adds that take
-// their operand from L1. (Lanes along rows have a loop of their own: gather_row.h.)
+// their operand from L1. (Lanes along rows have a loop of their own: row_tile.h.)
 #pragma once
 
 #include "cpu/isa/ahead.h"
