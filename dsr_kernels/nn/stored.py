@@ -275,7 +275,7 @@ def _from_dense(weight: Tensor, shape: tuple[int, ...], block_size: int) -> dict
             f"got {weight.dtype} of shape {tuple(weight.shape)}"
         )
     there = weight.detach().ne(0).unflatten(0, (-1, block_size)).any(1)
-    pattern = Topology.from_mask(there.repeat_interleave(block_size, 0), block_size)
+    pattern = Topology.from_positions(shape, there.flatten().nonzero().flatten(), block_size)
     crow, col = pattern.crow_indices, pattern.col_indices
     return {
         "weight_values": at_pattern(weight.detach(), crow, col),

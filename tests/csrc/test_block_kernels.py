@@ -15,6 +15,7 @@ from torch import Tensor
 from dsr_kernels import SparseConv2d
 from dsr_kernels.backends.blocks import BLOCK_SIZES
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.patterns import patterns
 
 SIZES = BLOCK_SIZES[1:]
 EACH_IN_TURN = list(zip(CASES, itertools.cycle(SIZES), strict=False))
@@ -161,6 +162,36 @@ def test_what_is_not_finite_goes_where_it_belongs(isa: str, lanes: str, value: f
         y = conv(x)
     broken = (~y.isfinite()).nonzero()
     assert {tuple(i) for i in broken.tolist()} == {(3, o, 1, 2) for o in range(8)}
+
+
+@pytest.mark.skipif("avx512" not in ISAS, reason="lanes are masked in AVX-512 alone")
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_an_infinite_weight_stays_within_its_columns(column: int) -> None:
+    """Of the gradient of the input: lanes that a turn wraps around are not multiplied in."""
+    conv = layer(40, 8, 3, padding=1, sparsity=0.2, block_size=8)  # enough to go in groups
+    where = int((conv.col_indices % 9 == 3 + column).nonzero()[0])
+    with torch.no_grad():
+        conv.weight_values[where] = torch.inf
+    x = torch.randn(16, 40, 4, 16, requires_grad=True)
+    with kernels("avx512", "row"):
+        conv(x).backward(torch.ones(16, 8, 4, 16))
+        assert 4 in {p.describe()["block_rows"] for p in patterns.plans()}
+    reached = torch.zeros(4, 16, dtype=torch.bool)
+    reached[:, max(column - 1, 0) : 16 + min(column - 1, 0)] = True
+    channel = int(conv.col_indices[where]) // 9
+    broken = ~x.grad.isfinite()
+    assert (broken[:, channel] == reached).all()
+    assert not broken[:, :channel].any() and not broken[:, channel + 1 :].any()
+
+
+@pytest.mark.skipif("avx512" not in ISAS, reason="no other instruction set has such stores")
+@pytest.mark.parametrize("height", [10, 22, 26])
+@pytest.mark.parametrize("size", [1, 8])
+def test_large_outputs_of_narrow_rows(size: int, height: int) -> None:
+    """Tiles that begin within a vector of an output so large that vectors go past the caches."""
+    conv = layer(2, 64, 3, padding=1, sparsity=0.5, block_size=size)
+    with kernels("avx512", "row"):
+        check_layer(conv, torch.randn(256, 2, height, 8))
 
 
 def arguments(conv: SparseConv2d, crow: Tensor, col: Tensor, **changes) -> dict:

@@ -206,19 +206,23 @@ Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass&
   const Status status = sort_steps(s, pattern, slots + 1, plan, &starts, slot, within);
   if (!status.is_ok()) return status;
   const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images * rows;
-  for (int64_t at = 0; at < slots; ++at) {
-    if (at % (strips * of_strip) % of_strip == 0) {  // a strip begins
-      if (at > 0 && at % (strips * of_strip) == 0)   // and a table has ended
-        plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
-      plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
-    }
-    if (starts[at] == starts[at + 1]) continue;
-    const GroupOrder::Place& place = order.places[at % of_strip];
+  const auto note_group = [&](const GroupOrder::Place& place, int64_t at) {
+    if (starts[at] == starts[at + 1]) return;
     const TapTarget& target = targets[place.tap];
     plan->groups.push_back({static_cast<int32_t>(place.block * stride + target.offset),
                             static_cast<int32_t>(target.frame), starts[at]});
+  };
+  const auto note_bound = [&] {
+    plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
+  };
+  int64_t at = 0;
+  for (int64_t table = 0; table < tables; ++table) {
+    for (int64_t of = 0; of < strips; ++of) {
+      note_bound();
+      for (const GroupOrder::Place& place : order.places) note_group(place, at++);
+    }
+    note_bound();
   }
-  plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
   plan->groups.push_back({0, 0, starts[slots]});
   return status;
 }

@@ -74,6 +74,16 @@ DSR_INLINE void turn_strip(const GroupJob<float>& job, const Turn& turn) {
   }
 }
 
+// The lanes that the turn has not wrapped around get the product alone, as in row_tile.h.
+template <int T>
+struct AddUnwrapped {
+  LaneMask masks[T];
+  DSR_INLINE_MEMBER Vec<float> operator()(Vec<float> sum, Vec<float> value, Vec<float> x,
+                                          int t) const {
+    return add_product(sum, value, x, masks[t]);
+  }
+};
+
 template <int R, int VW, int SV>
 static void accumulate_row_groups(const RowGroupJob& shared) {
   constexpr int V = kLanes<float>, T = R * VW;
@@ -83,16 +93,16 @@ static void accumulate_row_groups(const RowGroupJob& shared) {
   const GatherPlan::Group* group = job.groups.first;
   for (int f = 0; f < walk.frames; ++f) {
     if (f > 0) turn_strip<R, VW, SV>(job.groups, walk.turns[f]);
-    LaneMask masks[T];
-    DSR_UNROLL for (int t = 0; t < T; ++t) masks[t] = walk.masks[f][t % VW % SV];
+    AddUnwrapped<T> add;
+    DSR_UNROLL for (int t = 0; t < T; ++t) add.masks[t] = walk.masks[f][t % VW % SV];
     for (; group < job.groups.last && group->frame == f; ++group) {
       job.groups.ahead->step();
       Vec<float> source[kBlockRows][T];
       const float* from = job.groups.packed + group->offset;
       DSR_UNROLL for (int b = 0; b < kBlockRows;
                       ++b, from = pinned(from + job.groups.packed_channel))
-          DSR_UNROLL for (int t = 0; t < T; ++t) source[b][t] = keep(load(from + t * V), masks[t]);
-      add_group<float, T>(job.groups, group, source);
+          DSR_UNROLL for (int t = 0; t < T; ++t) source[b][t] = load(from + t * V);
+      add_group<float, T>(job.groups, group, source, add);
     }
   }
   if (walk.turns[walk.frames].amount != 0)

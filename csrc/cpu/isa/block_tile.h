@@ -78,17 +78,26 @@ struct GroupJob {
   Ahead* ahead;
 };
 
+// sum + value * x, for vector c of a tile.
+template <typename S>
+struct AddProducts {
+  DSR_INLINE_MEMBER Vec<S> operator()(Vec<S> sum, Vec<S> value, Vec<S> x, int) const {
+    return sum + value * x;
+  }
+};
+
 // The steps of one group, whose C vectors of each channel are `source`.
-template <typename S, int C>
+template <typename S, int C, typename Add>
 DSR_INLINE void add_group(const GroupJob<S>& job, const GatherPlan::Group* group,
-                          const Vec<S> (&source)[kBlockRows][C]) {
+                          const Vec<S> (&source)[kBlockRows][C], const Add& add) {
 #pragma GCC unroll 1
   for (int32_t k = group->begin; k < group[1].begin; ++k) {
     S* at = job.accumulators + job.targets[k] * job.channel_step;
     const StepValues<S> values(job.values + static_cast<int64_t>(k) * kBlockRows);
     DSR_UNROLL for (int c = 0; c < C; ++c, at = pinned(at + job.col_step)) {
       Vec<S> sum = load(at);
-      DSR_UNROLL for (int b = 0; b < kBlockRows; ++b) sum += values.of_row[b] * source[b][c];
+      DSR_UNROLL for (int b = 0; b < kBlockRows; ++b) sum =
+          add(sum, values.of_row[b], source[b][c], c);
       store(at, sum);
     }
   }
@@ -113,7 +122,7 @@ static void accumulate_groups(const GroupJob<S>& shared) {
     const S* from = job.packed + group->offset;
     DSR_UNROLL for (int b = 0; b < kBlockRows; ++b, from = pinned(from + job.packed_channel))
         DSR_UNROLL for (int c = 0; c < C; ++c) source[b][c] = load(from + c * kLanes<S>);
-    add_group<S, C>(job, group, source);
+    add_group<S, C>(job, group, source, AddProducts<S>{});
   }
 }
 

@@ -14,7 +14,7 @@ struct RowTileJob {
   const int32_t* offsets;
   const float* values;
   const float* bias;      // of the first channel, or null
-  const int32_t* bounds;  // [channels * frames + 1], into offsets
+  const int32_t* bounds;  // [channels * frames + 1], into offsets; of blocks for every kBlockRows
   int64_t channels;
   const Walk* walk;
   bool first, last;  // of the blocks: start at the bias; turn back to where the lanes belong
