@@ -46,6 +46,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._before, self._collecting = sys.getprofile(), gc.isenabled()
+        self._outside = sys._getframe(1)
         gc.disable()  # it would run finalizers in the midst of the code
         sys.setprofile(self._event)
         return self
@@ -56,6 +57,7 @@ class Watch:
         else:  # a profiler written in C, which Python cannot put back
             sys.setprofile(None)
             self._before.enable()
+        del self._outside
         if self._collecting:
             gc.enable()
         if self._reason is not None:  # the code may have caught it
@@ -72,9 +74,15 @@ class Watch:
         raise NotTraceable(reason)
 
     def _event(self, frame: FrameType, event: str, function: Any) -> None:
+        if event not in ("call", "c_call"):
+            return
+        caller = frame.f_back if event == "call" else None
+        of_users = is_users(frame) or (caller is not None and is_users(caller))
+        if not of_users or self._imports(frame):
+            return
         if event == "call":
             self._called(frame)
-        elif event == "c_call" and is_users(frame):
+        else:
             name = getattr(function, "__name__", "")
             if name in reading.ASKED:
                 self._refuse(reading.ASKED[name])
@@ -87,12 +95,23 @@ class Watch:
             if code not in self._seen:
                 self._seen.update(reading.codes(code))
                 self._read(frame)
-        elif frame.f_back is not None and is_users(frame.f_back):
+        else:
             top = home.split(".")[0]
             if code.co_name in reading.ASKED:
                 self._refuse(reading.ASKED[code.co_name])
             if top in sys.stdlib_module_names and top not in SAME_EACH_TIME:
                 self._refuse(f"calls {code.co_name} of {home}")
+
+    def _imports(self, frame: FrameType) -> bool:
+        """Whether it runs because a module is imported: once, and beside what is recorded. Torch
+        imports some of its own at first use, and others' import hooks run then.
+        """
+        at: FrameType | None = frame
+        while at is not None and at is not self._outside:
+            if at.f_globals.get("__name__") == "importlib._bootstrap":
+                return True
+            at = at.f_back
+        return False
 
     def _read(self, frame: FrameType) -> None:
         code = frame.f_code

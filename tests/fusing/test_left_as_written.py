@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -155,3 +157,67 @@ def test_a_module_with_hooks_is_called_as_it_is():
     assert "features.denseblock1.denselayer1.norm1" in [row.layer for row in report.fused]
     model(images(torch.float32))
     assert calls == [1]
+
+
+IMPORTS_AT_FIRST_USE = """
+import random, sys
+import torch
+from torch import nn
+import dsr_kernels
+
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        random.random()
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        return self.conv(x) * torch.rand(1)
+
+assert "torch._dynamo" not in sys.modules
+model = dsr_kernels.sparsify(Block())
+sys.meta_path.insert(0, Hook())
+(why,) = dsr_kernels.fuse(model, verbose=False).not_traced.values()
+print(why)
+"""
+
+
+class TwoCalls(nn.Module):
+    """One activation, called after each of two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.norm, self.act = nn.BatchNorm2d(8), nn.ReLU6()
+
+    def forward(self, x):
+        return self.act(self.two(self.act(self.norm(self.one(x)))))
+
+
+def test_the_report_names_a_layer_once():
+    report = dsr_kernels.fuse(dsr_kernels.sparsify(TwoCalls()), verbose=False)
+    assert [(row.layer, row.note) for row in report.left] == [("act", "only ReLU is fused")]
+
+
+def test_a_batch_norm_that_nothing_takes_in_is_said_to_stand_alone():
+    chain = nn.Sequential(nn.Flatten(1, 1), nn.BatchNorm2d(3), nn.SiLU(), nn.Conv2d(3, 8, 3))
+    (norm, _) = dsr_kernels.fuse(dsr_kernels.sparsify(chain), verbose=False).left
+    assert norm.note == "alone: neither neighbour takes it in"
+
+
+def test_a_model_with_nothing_to_fuse_is_told_so():
+    chain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    text = str(dsr_kernels.fuse(dsr_kernels.sparsify(chain), verbose=False))
+    assert text == "no batch norm and no sum was found to fuse\n0 fused, 0 left as they are"
+
+
+def test_what_an_import_runs_is_not_taken_for_the_forward():
+    """Torch imports some of its own at first use, and then others' import hooks run."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS_AT_FIRST_USE], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "computes rand without its input\n"
