@@ -30,8 +30,8 @@ README_MODELS = benchmarks/results/xeon-amx-2cores-models.json
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test lint bench bench-models bench-blocks blocks-table cuda-table cuda-model gpu-tables cpu-tables model-tables \
-  readme-table \
+.PHONY: demo test lint bench bench-models bench-blocks cuda-table cuda-model gpu-tables cpu-tables \
+  model-tables blocks-table readme-table \
   test-gpu test-gpu-sanitizer bench-gpu clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)

@@ -30,11 +30,14 @@ BLOCK_SIZES = (1, 4, 8, 16)
 FEWEST_ROUNDS = 15  # that a number in a document may stand on
 
 
-def measure(family: str, layer: Layer, block_size: int, rounds: int, peak: float) -> list[dict]:
-    problem = Problem(layer, SPARSITIES, block_size=block_size)
-    low = problem.in_bfloat16() if bf16_here() else None
-    records = [r for op in OPERATIONS[:3] for r in compare(problem, op, rounds, peak, low=low)]
-    return [{"family": family, **record} for record in records]
+def measure(family: str, layer: Layer, rounds: int, peak: float) -> list[dict]:
+    """Records of all block sizes, which take turns with each other and with dense."""
+    problems = [Problem(layer, SPARSITIES, block_size=size) for size in BLOCK_SIZES]
+    (first, low), *others = ((p, p.in_bfloat16() if bf16_here() else None) for p in problems)
+    found = []
+    for operation in OPERATIONS[:3]:
+        found += compare(first, operation, rounds, peak, low=low, others=others)
+    return [{"family": family, **record} for record in found]
 
 
 def main() -> None:
@@ -51,16 +54,16 @@ def main() -> None:
     kept = {
         "machine": {**machine(torch.device("cpu")), **processor_facts(), "peak GF/s": peak},
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "rounds": options.rounds,
         "layers": [],
     }
     for family, layers in FAMILIES.items():
         if options.k.lower() not in family.lower():
             continue
         for layer in layers:
-            for size in BLOCK_SIZES:
-                print(f"{layer}, blocks of {size}", flush=True)
-                kept["layers"] += measure(family, layer, size, options.rounds, peak)
-                options.json.write_text(lines_of(kept))
+            print(layer, flush=True)
+            kept["layers"] += measure(family, layer, options.rounds, peak)
+            options.json.write_text(lines_of(kept))
     print(table([json.loads(options.json.read_text())]))
 
 

@@ -8,7 +8,7 @@ bfloat16 dense has its weight in bfloat16 already: no cast is timed. Ours keeps 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -26,9 +26,9 @@ WORST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 class Alternation:
     """Named runs that take turns: `round` times each of them once. There is one warm-up round."""
 
-    def __init__(self, runs: Mapping[str, Callable[[], object]]) -> None:
+    def __init__(self, runs: Mapping[Any, Callable[[], object]]) -> None:
         self.runs = runs
-        self.times: dict[str, list[float]] = {name: [] for name in runs}
+        self.times: dict[Hashable, list[float]] = {name: [] for name in runs}
         self.round()
         for taken in self.times.values():
             taken.clear()
@@ -40,7 +40,7 @@ class Alternation:
             self.times[name].append(1e3 * (time.perf_counter() - start))
             del result  # freed when no clock runs, and before the next one allocates
 
-    def milliseconds(self) -> dict[str, dict[str, float]]:
+    def milliseconds(self) -> dict[Any, dict[str, float]]:
         """{name: {"min": ms, "median": ms}} of the rounds so far."""
         return {
             name: {"min": round(min(taken), 4), "median": round(median(taken), 4)}
@@ -114,6 +114,7 @@ def compare(
     repeat: Callable[[Callable[[], None], int], None] | None = None,
     peers: Mapping[str, Mapping[float, Callable]] | None = None,
     low: Problem | None = None,
+    others: Sequence[tuple[Problem, Problem | None]] = (),
 ) -> list[dict[str, Any]]:
     """A record for each sparsity. All of them are timed in one alternation with dense.
 
@@ -121,15 +122,21 @@ def compare(
         repeat: runs the rounds, as in ``repeat(round, rounds)``; a plain loop if None.
         peers: further sparse implementations, name -> sparsity -> run.
         low: ``problem.in_bfloat16()``, to time dense and ours in bfloat16 too.
+        others: (problem, low) of the same tensors with other sparse weights, such as blocks; they
+            take turns with the rest, and have records of their own behind it.
 
     Raises AssertionError where a result is wrong.
     """
     dense = with_mask(problem, operation)
-    sparse = {("ours", s): problem.ours(operation, s) for s in problem.sparse}
     if low is not None:
         dense |= {_in_bf16(name): run for name, run in low.dense_runs(operation).items()}
-        sparse |= {("ours bf16", s): low.ours(operation, s) for s in low.sparse}
-    sparse |= {(name, s): run for name, by in (peers or {}).items() for s, run in by.items()}
+    both = [(problem, low), *others]
+    sparse: dict[tuple[str, float, int], Callable] = {}
+    for i, (full, half) in enumerate(both):
+        sparse |= {("ours", s, i): full.ours(operation, s) for s in full.sparse}
+        if half is not None:
+            sparse |= {("ours bf16", s, i): half.ours(operation, s) for s in half.sparse}
+    sparse |= {(name, s, 0): run for name, by in (peers or {}).items() for s, run in by.items()}
     alternation = Alternation(dense | sparse)
     if repeat is None:
         for _ in range(rounds):
@@ -138,12 +145,13 @@ def compare(
         repeat(alternation.round, rounds)
     taken = alternation.milliseconds()
     records = []
-    for sparsity in problem.sparse:
-        times = {name: taken[name] for name in dense}
-        times |= {name: taken[name, s] for name, s in sparse if s == sparsity}
-        records.append(record(problem, operation, sparsity, times, peak))
-        for each in filter(None, (problem, low)):
-            _check(each, operation, sparsity)
+    for i, (full, half) in enumerate(both):
+        for sparsity in full.sparse:
+            times = {name: taken[name] for name in dense}
+            times |= {key[0]: taken[key] for key in sparse if key[1:] == (sparsity, i)}
+            records.append(record(full, operation, sparsity, times, peak))
+            for each in filter(None, (full, half)):
+                _check(each, operation, sparsity)
     return records
 
 
