@@ -253,7 +253,7 @@ DSR_INLINE LaneMask lane_mask(uint32_t bits) {
 }
 DSR_INLINE Vec<float> keep(Vec<float> v, LaneMask mask) { return (Vec<float>)((LaneMask)v & mask); }
 DSR_INLINE Vec<float> add_product(Vec<float> sum, Vec<float> value, Vec<float> x, LaneMask mask) {
-  return sum + value * keep(x, mask);
+  return mask ? sum + value * x : sum;  // an infinite value leaves the other lanes alone
 }
 #endif
 
