@@ -13,12 +13,17 @@ cpu::Lanes lanes_named(const std::string& name) {
   if (name == "plane") return cpu::Lanes::kPlane;
   if (name == "row") return cpu::Lanes::kRow;
   if (name == "batch") return cpu::Lanes::kBatch;
-  throw std::invalid_argument("lanes: expected 'plane', 'row' or 'batch', got '" + name + "'");
+  if (name == "matrix") return cpu::Lanes::kMatrix;
+  throw std::invalid_argument("lanes: expected 'plane', 'row', 'batch' or 'matrix', got '" + name +
+                              "'");
 }
 
 const char* name_of(cpu::Lanes lanes) {
   using cpu::Lanes;
-  return lanes == Lanes::kPlane ? "plane" : lanes == Lanes::kRow ? "row" : "batch";
+  return lanes == Lanes::kPlane ? "plane"
+         : lanes == Lanes::kRow ? "row"
+         : lanes == Lanes::kBatch ? "batch"
+                                  : "matrix";
 }
 
 std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, int64_t height,
@@ -79,17 +84,19 @@ ConvShape lane_shape(int64_t width, int64_t out_width, Pair kernel, Pair stride,
 
 const char* choose_lanes(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
                          Pair kernel, Pair stride, Pair padding, Pair dilation,
-                         const std::string& dtype, int64_t block_size) {
+                         const std::string& dtype, int64_t block_size, bool bfloat16) {
   const ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
-  return name_of(cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), block_size));
+  return name_of(
+      cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), block_size, bfloat16));
 }
 
 std::string lanes_reason(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,
                          Pair kernel, Pair stride, Pair padding, Pair dilation,
-                         const std::string& dtype, int64_t block_size) {
+                         const std::string& dtype, int64_t block_size, bool bfloat16) {
   const ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
   std::string reason;
-  cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), block_size, &reason);
+  cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), block_size, bfloat16,
+                    &reason);
   return reason;
 }
 
@@ -204,11 +211,12 @@ void bind_conv(py::module_& m) {
            py::arg("grad_y"), py::arg("grad_values"), py::arg("threads"), py::arg("workspace"));
   m.def("choose_lanes", &choose_lanes, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-        py::arg("dilation"), py::arg("dtype"), py::arg("block_size") = 1);
+        py::arg("dilation"), py::arg("dtype"), py::arg("block_size") = 1,
+        py::arg("bfloat16") = false);
   m.def("lanes_reason", &lanes_reason, py::arg("n"), py::arg("contiguous_rows"), py::arg("width"),
         py::arg("out_width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("dtype"), py::arg("block_size") = 1,
-        "Why choose_lanes chooses as it does, in words.");
+        py::arg("bfloat16") = false, "Why choose_lanes chooses as it does, in words.");
   m.def("long_rows", &cpu::long_rows, py::arg("pixels"),
         "(height, width) of the same pixels in rows that cut well into vectors.");
   m.def(

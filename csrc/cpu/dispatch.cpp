@@ -1,6 +1,11 @@
 #include "cpu/dispatch.h"
 
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#if DSR_AMX
+#include <cpuid.h>
+#endif
 
 #include <cstdlib>
 
@@ -20,6 +25,32 @@ extern const KernelTable table;
 
 namespace {
 
+#if DSR_AMX
+// Whether the processor multiplies tiles of bfloat16, and the kernel lets this process use them:
+// the state of the tiles is large, so Linux wants to be asked, once.
+bool may_use_amx() {
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;  // of leaf 7's edx
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  static const bool may = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBFloat16) && (d & kTile) &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return may;
+}
+
+// The AMX table is AVX-512's, on a processor whose matrix unit the plans may use besides.
+const KernelTable& amx_table() {
+  static const KernelTable table = [] {
+    KernelTable with_unit = avx512::table;
+    with_unit.name = "amx";
+    with_unit.limits.has_matrix_unit = true;
+    return with_unit;
+  }();
+  return table;
+}
+#endif
+
 const KernelTable* find(const std::string& name) {
   if (name == "portable") return &portable::table;
 #if DSR_X86
@@ -33,6 +64,9 @@ const KernelTable* find(const std::string& name) {
   if (name == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return &avx512::table;
+#if DSR_AMX
+  if (name == "amx" && find("avx512") && may_use_amx()) return &amx_table();
+#endif
 #endif
 #endif
   return nullptr;
@@ -68,7 +102,7 @@ Choice& choice() {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const char* name : {"portable", "avx2", "avx512"})
+  for (const char* name : {"portable", "avx2", "avx512", "amx"})
     if (find(name)) names.push_back(name);
   return names;
 }

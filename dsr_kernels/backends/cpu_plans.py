@@ -21,7 +21,7 @@ class Geometry(NamedTuple):
     output_size: tuple[int, ...]  # (O, P, Q)
     shape: ConvShape
     dtype: torch.dtype
-    lanes: str = "plane"  # what fills the lanes of a vector: "plane", "row" or "batch"
+    lanes: str = "plane"  # what fills the lanes of a vector: "plane", "row", "batch"; or "matrix"
     transposed: bool = False  # a plan for grad-input
     block_size: int = 1  # output channels that share their positions
 
@@ -70,23 +70,27 @@ def geometry(
         height, width = input_size[1:]
         if height > 1 and all(t.stride(2) == width * t.stride(3) for t in (read, written)):
             height, width = _long_rows(height * width)
-        sizes = (input_size[0], height, width), (output_size[0], height, width)
-        return Geometry(*sizes, shape, dtype, "plane", transposed, block_size)
+        input_size = (input_size[0], height, width)
+        output_size = (output_size[0], height, width)
     of_lanes = _of_lanes(read, written, input_size, output_size, shape, dtype)
-    lanes = _C.choose_lanes(*of_lanes, block_size)
+    lanes = _C.choose_lanes(*of_lanes, block_size, _in_bfloat16(read, written))
     return Geometry(input_size, output_size, shape, dtype, lanes, transposed, block_size)
 
 
 def lanes_reason(read: Tensor, written: Tensor, g: Geometry) -> str:
     """Why `geometry`, called with these tensors, has chosen the lanes of `g`."""
-    if _pointwise(g.shape):
+    if _pointwise(g.shape) and g.lanes == "plane":
         return "pointwise: an image is one long row"
-    sizes = g.input_size, g.output_size
-    return _C.lanes_reason(*_of_lanes(read, written, *sizes, g.shape, g.dtype), g.block_size)
+    of_lanes = _of_lanes(read, written, g.input_size, g.output_size, g.shape, g.dtype)
+    return _C.lanes_reason(*of_lanes, g.block_size, _in_bfloat16(read, written))
 
 
 def _pointwise(shape: ConvShape) -> bool:
     return shape.kernel == (1, 1) and shape.stride == (1, 1) and not any(shape.padding)
+
+
+def _in_bfloat16(read: Tensor, written: Tensor) -> bool:
+    return read.dtype == written.dtype == torch.bfloat16
 
 
 def _of_lanes(
@@ -120,7 +124,7 @@ def activation(x: Tensor, g: Geometry) -> tuple[int, bool, tuple[int, ...]]:
     rows, so does the stride of a row.
     """
     n, c, h, w = x.stride()
-    if g.lanes == "plane" and x.shape[2] not in (g.input_size[1], g.output_size[1]):
+    if g.lanes in ("plane", "matrix") and x.shape[2] not in (g.input_size[1], g.output_size[1]):
         h = g.input_size[2] * w
     return address(x), x.dtype == torch.bfloat16, (n, c, h, w)
 

@@ -155,6 +155,10 @@ def _pair(value) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
+def _is_pointwise(n, contiguous_rows, width, out_width, kernel, stride, *others) -> bool:
+    return kernel == stride == (1, 1)
+
+
 @contextmanager
 def kernels(isa: str, lanes: str | None = None, threads: int = 1):
     """Every plan made within is of this instruction set and, but for pointwise ones, these lanes.
@@ -166,7 +170,7 @@ def kernels(isa: str, lanes: str | None = None, threads: int = 1):
     patterns.clear()
     _C.set_isa(isa)
     if lanes is not None:
-        _C.choose_lanes = lambda *args, **kwargs: lanes
+        _C.choose_lanes = lambda *args: choose(*args) if _is_pointwise(*args) else lanes
     try:
         yield
     finally:

@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "cpu/conv/layout.h"
+#include "cpu/conv/matrix_plan.h"
 #include "cpu/conv/workspace.h"
 #include "cpu/dispatch.h"
 
@@ -59,7 +60,7 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
   l.step_h = l.step_w = 1;
   l.phases = {{0, 0, target.rows, target.cols}};
   l.first_row = l.first_col = 0;
-  const bool stacked = forward.lanes == Lanes::kPlane && forward.unit.images > 1;
+  const bool stacked = forward.is_plane() && forward.unit.images > 1;
   l.halo_rows = stacked ? l.image_rows - target.rows : 0;
   l.halo_cols = 0;
   if (forward.lanes == Lanes::kRow) {
@@ -73,7 +74,9 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
   }
   const int64_t stored =
       ((forward.unit.images - 1) * l.image_rows + forward.unit.band_rows + l.halo_rows) * l.pitch;
-  l.plane = odd_lines(stored);
+  // A matrix unit takes whole stretches of pixels: those beyond the last are zero.
+  const int64_t whole = ceil_div(stored, kMatrixPixels) | 1;
+  l.plane = forward.lanes == Lanes::kMatrix ? whole * kMatrixPixels : odd_lines(stored);
   return l;
 }
 
@@ -112,7 +115,7 @@ int64_t ConvPlan::slices(int64_t n) const {
 }
 
 Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
-                   int64_t block_size, std::string* reason) {
+                   int64_t block_size, bool bfloat16, std::string* reason) {
   constexpr int64_t kMarginPercent = 15;  // of a row, that blocks compute in vain in the plane
   constexpr int64_t kFilledPercent = 60;  // below, the shifted loads of the plane cost less
   const Limits& limits = kernels().limits;
@@ -121,6 +124,8 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
     if (reason) *reason = words();
     return choice;
   };
+  if (limits.has_matrix_unit && bfloat16 && element_size == 4 && fits_matrix_unit(block_size))
+    return because(Lanes::kMatrix, [] { return "bfloat16: a matrix unit takes blocks of 16"; });
   if (shape.taps() == 1 && shape.stride_h * shape.stride_w == 1)
     return because(Lanes::kPlane, [] { return "pointwise: no tap shifts a load"; });
   if (limits.masks_lanes && element_size == 4 && contiguous_rows) {
@@ -155,7 +160,9 @@ int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads, bool sums) cons
   if (op == Op::kGradWeight)
     return kAlignment + slices(n) * nnz_ * size +
            threads * grad_weight_bytes(gather_, grad_layout_, size);
-  return kAlignment + part_bytes(nnz_ * size) + threads * gather_bytes(gather_, size) +
+  const int64_t values = gather_.lanes == Lanes::kMatrix ? tile_values_bytes(gather_)
+                                                         : part_bytes(nnz_ * size);
+  return kAlignment + values + threads * gather_bytes(gather_, size) +
          (sums ? partial_sums_bytes(gather_, n, size) : 0);
 }
 
@@ -175,11 +182,20 @@ GatherArgs<S> ConvPlan::gather_args(int64_t n, const Operand<S>& source, const S
                                     const S* bias, const Activation& destination,
                                     const Finish<S>& finish, int threads, char* workspace) const {
   char* parts = align_up(workspace);
-  values = ordered(values, threads, &parts);
+  void* tile_values = nullptr;
+  if constexpr (std::is_same_v<S, float>) {
+    if (gather_.lanes == Lanes::kMatrix) {
+      tile_values = cut_part(&parts, tile_values_bytes(gather_));
+      order_tile_values(gather_, values, threads, tile_values);
+      values = nullptr;
+    }
+  }
+  if (!tile_values) values = ordered(values, threads, &parts);
   GatherArgs<S> args{.plan = &gather_,
                      .n = n,
                      .source = source,
                      .values = values,
+                     .tile_values = tile_values,
                      .bias = bias,
                      .destination = destination.data,
                      .destination_strides = destination.strides,

@@ -85,9 +85,10 @@ class ConvPlan {
 };
 
 // The lanes that suit a convolution at a batch of n on the active instruction set.
-// `contiguous_rows` says whether the pixels of a row lie side by side in the activations' memory.
+// `contiguous_rows` says whether the pixels of a row lie side by side in the activations' memory,
+// `bfloat16` whether that holds bfloat16.
 // `reason`, where asked for, gets the rule that decided, in words.
 Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int element_size,
-                   int64_t block_size, std::string* reason = nullptr);
+                   int64_t block_size, bool bfloat16, std::string* reason = nullptr);
 
 }  // namespace dsr::cpu

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cpu/conv/layout.h"
+#include "cpu/conv/matrix_plan.h"
 #include "cpu/conv/tiling.h"
 #include "cpu/dispatch.h"
 #include "cpu/isa/limits.h"
@@ -187,29 +188,34 @@ GroupOrder group_order(const std::vector<TapTarget>& targets, int64_t blocks) {
 }
 
 // Grad-input in groups: by table, strip, group and destination channel. A group is `block_rows`
-// source channels at one tap.
+// source channels at one tap; on a matrix unit kMatrixDepth of them, in pairs.
 Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass& pass,
                       GatherPlan* plan) {
   const std::vector<TapTarget> targets = tap_targets(pass, plan);
+  const bool matrix = plan->lanes == Lanes::kMatrix;
   const int64_t taps = static_cast<int64_t>(targets.size()), rows = plan->block_rows;
+  const int64_t span = matrix ? kMatrixDepth : rows;
   const int64_t strip = plan->strip.channels, channels = plan->destination.channels;
   const int64_t strips = ceil_div(channels, strip);
   const int64_t tables = static_cast<int64_t>(plan->tables.size());
-  const GroupOrder order = group_order(targets, s.out_channels / rows);
+  const GroupOrder order = group_order(targets, ceil_div(s.out_channels, span));
   const int64_t of_strip = static_cast<int64_t>(order.places.size());
   const int64_t slots = tables * strips * of_strip;
   const auto slot = [&](int64_t o, int64_t in, int32_t tap) {
-    return (targets[tap].table * strips + in / strip) * of_strip + order.of[o / rows * taps + tap];
+    return (targets[tap].table * strips + in / strip) * of_strip + order.of[o / span * taps + tap];
   };
-  const auto within = [&](int64_t, int64_t in, int32_t) { return in % strip; };
+  const auto within = [&](int64_t o, int64_t in, int32_t) {
+    return matrix ? in % strip * (span / rows) + o % span / rows : in % strip;
+  };
   std::vector<int32_t> starts;  // and the number of steps
   const Status status = sort_steps(s, pattern, slots + 1, plan, &starts, slot, within);
   if (!status.is_ok()) return status;
-  const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images * rows;
+  const int64_t stride = plan->source.channel_stride() * plan->batch.lane_images * span;
+  const int64_t pixel = matrix ? 2 : 1;
   const auto note_group = [&](const GroupOrder::Place& place, int64_t at) {
     if (starts[at] == starts[at + 1]) return;
     const TapTarget& target = targets[place.tap];
-    plan->groups.push_back({static_cast<int32_t>(place.block * stride + target.offset),
+    plan->groups.push_back({static_cast<int32_t>(place.block * stride + target.offset * pixel),
                             static_cast<int32_t>(target.frame), starts[at]});
   };
   const auto note_bound = [&] {
@@ -230,10 +236,11 @@ Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass&
 // Rows that the inner loops take at once. A group of grad-input must serve enough steps to be worth
 // its loads: as many as the input channels that have a block at one tap.
 int64_t block_rows_of(const ConvShape& s, const BsrPattern& pattern, Direction direction,
-                      int64_t slot_lanes) {
+                      const GatherPlan& plan) {
+  if (plan.lanes == Lanes::kMatrix) return kMatrixRows;
   constexpr int64_t kFewestSteps = 8;
   const Limits& limits = kernels().limits;
-  const bool fits = slot_lanes <= limits.block_vectors * limits.lanes(sizeof(float));  // kRow
+  const bool fits = plan.row.slot_lanes <= limits.block_vectors * limits.lanes(sizeof(float));  // kRow
   if (pattern.block_size % kBlockRows != 0 || !fits) return 1;
   const int64_t groups = pattern.rows / pattern.block_size * s.taps();
   const bool worthwhile = pattern.blocks >= kFewestSteps * groups;
@@ -244,7 +251,8 @@ int64_t block_rows_of(const ConvShape& s, const BsrPattern& pattern, Direction d
 
 int64_t GatherPlan::bytes() const {
   return static_cast<int64_t>(
-      sizeof(int32_t) * (offsets.size() + value_index.size() + bounds.size() + no_bounds.size()) +
+      sizeof(int32_t) * (offsets.size() + value_index.size() + bounds.size() + no_bounds.size() +
+                         first_tiles.size()) +
       sizeof(Group) * groups.size());
 }
 
@@ -252,16 +260,24 @@ Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int e
                         Lanes lanes, Direction direction, GatherPlan* plan) {
   const Pass pass = direction == Direction::kForward ? forward_pass(shape) : grad_input_pass(shape);
   plan->lanes = lanes;
+  plan->uses_matrix_unit = kernels().limits.has_matrix_unit;
   Status status = check_pattern(shape, pattern);
+  if (status.is_ok() && lanes == Lanes::kMatrix &&
+      (element_size != 4 || !fits_matrix_unit(pattern.block_size)))
+    return Status::error("lanes 'matrix': need float32 and blocks of 16 output channels or of a "
+                         "multiple, got blocks of " +
+                         std::to_string(pattern.block_size));
   if (status.is_ok()) status = lay_out(pass, element_size, plan);
   if (!status.is_ok()) return status;
-  plan->block_rows = block_rows_of(shape, pattern, direction, plan->row.slot_lanes);
+  plan->block_rows = block_rows_of(shape, pattern, direction, *plan);
   choose_tiling(pattern.nnz() / plan->block_rows, pass, element_size, plan);
   status = check_offsets(*plan, pattern);
   if (!status.is_ok()) return status;
   if (direction == Direction::kGradInput && plan->block_rows > 1)
     return order_by_group(shape, pattern, pass, plan);
-  return order_by_destination(shape, pattern, pass, plan);
+  status = order_by_destination(shape, pattern, pass, plan);
+  if (status.is_ok() && lanes == Lanes::kMatrix) place_weight_tiles(plan);
+  return status;
 }
 
 }  // namespace dsr::cpu

@@ -31,6 +31,8 @@
 //           rotation wraps around is masked out of that frame's multiply-adds.
 //   kBatch  the same pixel of as many images as there are lanes. An element of the packed source is
 //           a whole vector, so every load is aligned at any tap, stride and width.
+//   kMatrix no vector, but the tiles of a matrix unit, for blocks of 16 output channels: pixels as
+//           in kPlane, packed as bfloat16. (In grad-input the packed channels are paired after.)
 #pragma once
 
 #include <cstdint>
@@ -42,10 +44,10 @@
 
 namespace dsr::cpu {
 
-enum class Lanes { kPlane, kRow, kBatch };
+enum class Lanes { kPlane, kRow, kBatch, kMatrix };
 
 // How a [N, C, H, W] source is laid out in a packed buffer [channels][phases][plane]. An element is
-// a scalar (kPlane, kRow) or a vector of images (kBatch).
+// a scalar (kPlane, kRow, kMatrix) or a vector of images (kBatch).
 struct PackLayout {
   struct Phase {
     int64_t row, col;       // first source row and column of the phase
@@ -97,7 +99,7 @@ struct GatherPlan {
     int64_t images = 1, band_rows = 0, bands = 1;
   };
   // What stays in registers: rows x cols vectors (kPlane: 1 x cols, along the plane; kRow: cols =
-  // row.vectors).
+  // row.vectors; kMatrix: cols tiles of sums, 16 pixels each).
   struct Tile {
     int64_t rows = 1, cols = 1;
   };
@@ -149,6 +151,10 @@ struct GatherPlan {
     int32_t begin;
   };
   std::vector<Group> groups;  // and one more, which ends the last
+  // kMatrix: where the tiles of weights of each segment begin, beside `bounds` (forward), and
+  // whether the processor's own unit multiplies them.
+  std::vector<int32_t> first_tiles;
+  bool uses_matrix_unit = false;
 
   int64_t image_groups(int64_t n) const {
     const int64_t together = unit.images * batch.lane_images;
@@ -163,6 +169,7 @@ struct GatherPlan {
   int64_t channel_step() const { return has_groups() ? strip.channels : block_rows; }
   // Segments of a block, each of `block_rows` destination channels.
   int64_t rows() const { return destination.channels / block_rows; }
+  bool is_plane() const { return lanes == Lanes::kPlane || lanes == Lanes::kMatrix; }
   // Where the frames of block b begin, from destination channel d on; each ends where the next
   // begins. (Not with groups.)
   const int32_t* segments(int64_t table, int64_t b, int64_t d) const {

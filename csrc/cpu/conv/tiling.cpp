@@ -6,6 +6,8 @@
 #include <limits>
 
 #include "cpu/conv/layout.h"
+#include "cpu/conv/matrix_plan.h"
+#include "cpu/conv/workspace.h"
 #include "cpu/dispatch.h"
 
 namespace dsr::cpu {
@@ -252,6 +254,7 @@ void choose_plane(int element_size, GatherPlan* plan) {
 
 // Destination channels whose accumulators of one tile fill their share of L1, in even strips.
 int64_t group_strip(const GatherPlan& plan) {
+  if (plan.lanes == Lanes::kMatrix) return kMatrixDepth;
   const double share = kGroupStripShare * static_cast<double>(caches().l1);
   const int64_t of_channel = plan.tile.rows * plan.tile.cols * kernels().limits.vector_bytes;
   const int64_t channels = plan.destination.channels;
@@ -264,14 +267,19 @@ int64_t group_strip(const GatherPlan& plan) {
 void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan* plan) {
   plan->batch.lane_images = plan->lanes == Lanes::kBatch ? kernels().limits.lanes(element_size) : 1;
   const bool grouped = pass.sign < 0 && plan->block_rows > 1;
-  choose_tile(steps, element_size, plan);
+  if (plan->lanes == Lanes::kMatrix) {
+    choose_matrix_tile(steps, plan);
+    element_size = packed_size(*plan, element_size);
+  } else {
+    choose_tile(steps, element_size, plan);
+  }
   if (grouped) {  // a group is loaded once for each tile and strip, so there are no blocks
     plan->block.channels = plan->source.channels;
     plan->block.count = 1;
   }
   const int64_t rows = plan->destination.classes[0].rows;
   plan->tile.rows = ceil_div(rows, ceil_div(rows, plan->tile.rows));
-  if (plan->lanes == Lanes::kPlane) {
+  if (plan->is_plane()) {
     plan->strip.cols = plan->destination.classes[0].cols;
     plan->strip.channels = std::min<int64_t>(128, plan->destination.channels);
     choose_plane_unit(element_size, plan);

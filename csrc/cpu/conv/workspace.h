@@ -2,6 +2,7 @@
 // part takes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #if defined(DSR_SANITIZE)
@@ -12,6 +13,8 @@
 #include "cpu/isa/limits.h"
 
 namespace dsr::cpu {
+
+inline constexpr int kBFloat16Bytes = 2;
 
 static inline int64_t align_up(int64_t bytes) {
   return (bytes + kAlignment - 1) & ~int64_t{kAlignment - 1};
@@ -43,9 +46,14 @@ static inline __attribute__((always_inline)) void drop_guards([[maybe_unused]] c
   ASAN_UNPOISON_MEMORY_REGION(workspace, bytes);
 #endif
 }
+// Of what is packed.
+static inline int packed_size(const GatherPlan& plan, int element_size) {
+  return plan.lanes == Lanes::kMatrix ? kBFloat16Bytes : element_size;
+}
 static inline int64_t packed_bytes(const GatherPlan& plan, const PackLayout& layout,
                                    int element_size) {
-  return part_bytes((layout.elements() * plan.batch.lane_images + kSlack) * element_size);
+  return part_bytes((layout.elements() * plan.batch.lane_images + kSlack) *
+                    packed_size(plan, element_size));
 }
 // kBatch: where each pixel of a source channel goes, and which elements of the packed plane are
 // zero.
@@ -74,9 +82,8 @@ static inline int64_t accumulator_bytes(const GatherPlan& plan, int element_size
     // A last vector is read whole, from wherever its slot begins.
     return part_bytes((classes * row_class_scalars(plan, lanes) + lanes) * element_size);
   }
-  const int64_t scalars = plan.lanes == Lanes::kPlane
-                              ? kMaxTileElements
-                              : strip_elements(plan) * plan.batch.lane_images;
+  const int64_t scalars =
+      plan.is_plane() ? kMaxTileElements : strip_elements(plan) * plan.batch.lane_images;
   return part_bytes(plan.strip.channels * scalars * element_size);
 }
 // A thread's sums of one unit by channel (isa/channel_sums.h), and what all units leave.
@@ -87,14 +94,34 @@ static inline int64_t unit_sums_bytes(const GatherPlan& plan, int element_size) 
 static inline int64_t partial_sums_bytes(const GatherPlan& plan, int64_t n, int element_size) {
   return part_bytes(3 * plan.units(n) * plan.destination.channels * element_size);
 }
+// kMatrix, grad-input: the packed source in pairs of channels, and the tiles of one window's groups.
+static inline int64_t pairs_bytes(const GatherPlan& plan) {
+  if (plan.lanes != Lanes::kMatrix || !plan.has_groups()) return 0;
+  const int64_t products = (plan.source.channels + kMatrixDepth - 1) / kMatrixDepth;
+  return part_bytes((products * kMatrixDepth * plan.source.plane + kSlack) * kBFloat16Bytes);
+}
+static inline int64_t window_bytes(const GatherPlan& plan) {
+  if (plan.lanes != Lanes::kMatrix || !plan.has_groups()) return 0;
+  int32_t most = 0;
+  for (size_t i = 0; i + 1 < plan.bounds.size(); ++i)
+    most = std::max(most, plan.bounds[i + 1] - plan.bounds[i]);
+  return part_bytes(int64_t{most} * 2 * kMatrixRows * kMatrixDepth * kBFloat16Bytes);
+}
+// kMatrix, grad-weight: the gradient of one block of output channels in pairs of pixels.
+static inline int64_t grad_tiles_bytes(const GatherPlan& plan, const PackLayout& grad) {
+  if (plan.lanes != Lanes::kMatrix) return 0;
+  return part_bytes((grad.plane + kMatrixPixels) * kMatrixRows * kBFloat16Bytes);
+}
 static inline int64_t gather_bytes(const GatherPlan& plan, int element_size) {
   return packed_bytes(plan, plan.source, element_size) + accumulator_bytes(plan, element_size) +
-         pixel_map_bytes(plan, plan.source) + unit_sums_bytes(plan, element_size);
+         pixel_map_bytes(plan, plan.source) + unit_sums_bytes(plan, element_size) +
+         pairs_bytes(plan) + window_bytes(plan);
 }
 static inline int64_t grad_weight_bytes(const GatherPlan& plan, const PackLayout& grad,
                                         int element_size) {
   return packed_bytes(plan, plan.source, element_size) + packed_bytes(plan, grad, element_size) +
-         pixel_map_bytes(plan, plan.source) + pixel_map_bytes(plan, grad);
+         pixel_map_bytes(plan, plan.source) + pixel_map_bytes(plan, grad) +
+         grad_tiles_bytes(plan, grad);
 }
 
 }  // namespace dsr::cpu

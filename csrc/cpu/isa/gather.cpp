@@ -4,6 +4,7 @@
 #include "cpu/isa/ahead.h"
 #include "cpu/isa/entry.h"
 #include "cpu/isa/gather_batch.h"
+#include "cpu/isa/gather_matrix.h"
 #include "cpu/isa/gather_plane.h"
 #include "cpu/isa/gather_row.h"
 
@@ -134,6 +135,10 @@ void run(const GatherArgs<S>& args, const GradWeightArgs<S>* weight) {
 template <typename Sink, typename S>
 void run_lanes(const GatherArgs<S>& args, const GradWeightArgs<S>* weight) {
   if constexpr (std::is_same_v<S, float>) {
+    if (args.plan->lanes == Lanes::kMatrix)
+      return with_matrix_unit(*args.plan, [&](auto* unit) {
+        run<GatherMatrix<Sink, std::remove_pointer_t<decltype(unit)>>>(args, weight);
+      });
     if (args.plan->lanes == Lanes::kRow) return run<GatherRow<Sink>>(args, weight);
   }
   if (args.plan->lanes == Lanes::kBatch) return run<GatherBatch<Sink>>(args, weight);

@@ -11,6 +11,7 @@
 #include "cpu/isa/ahead.h"
 #include "cpu/isa/entry.h"
 #include "cpu/isa/grad_block.h"
+#include "cpu/isa/grad_matrix.h"
 #include "cpu/isa/grad_tile.h"
 #include "cpu/isa/pack.h"
 
@@ -205,10 +206,8 @@ void clear_sums(const GatherPlan& plan, int64_t first, int64_t last, S* sums) {
   }
 }
 
-}  // namespace
-
-template <typename S>
-void grad_weight(const GradWeightArgs<S>& args) {
+template <typename Worker, typename S>
+void run_slices(const GradWeightArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
   const int64_t nnz = plan.nnz();
   const int64_t share = grad_weight_bytes(plan, *args.grad_layout, sizeof(S));
@@ -218,7 +217,7 @@ void grad_weight(const GradWeightArgs<S>& args) {
 #pragma omp parallel num_threads(args.threads)
   {
     const FlushSubnormals flush;
-    GradWeight<S> worker(args, args.workspace + thread_index() * share);
+    Worker worker(args, args.workspace + thread_index() * share);
 // Static, so that the next slice continues this one.
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < args.slices * parts; ++item) {
@@ -238,11 +237,34 @@ void grad_weight(const GradWeightArgs<S>& args) {
   }
 }
 
+// Calls use(null pointer to the class that does the work of a unit).
+template <typename S, typename Use>
+void with_worker(const GatherPlan& plan, Use use) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (plan.lanes == Lanes::kMatrix)
+      return with_matrix_unit(plan, [&](auto* unit) {
+        use(static_cast<GradMatrix<std::remove_pointer_t<decltype(unit)>>*>(nullptr));
+      });
+  }
+  use(static_cast<GradWeight<S>*>(nullptr));
+}
+
+}  // namespace
+
+template <typename S>
+void grad_weight(const GradWeightArgs<S>& args) {
+  with_worker<S>(*args.plan, [&](auto* worker) {
+    run_slices<std::remove_pointer_t<decltype(worker)>>(args);
+  });
+}
+
 template <typename S>
 void add_units(const GradWeightArgs<S>& args, char* share, int64_t begin, int64_t end, S* sums) {
-  GradWeight<S> worker(args, share);
-  for (int64_t u = begin; u < end; ++u)
-    worker.run(unit_at(*args.plan, args.n, u), nullptr, 0, args.plan->destination.channels, sums);
+  with_worker<S>(*args.plan, [&](auto* of) {
+    std::remove_pointer_t<decltype(of)> worker(args, share);
+    for (int64_t u = begin; u < end; ++u)
+      worker.run(unit_at(*args.plan, args.n, u), nullptr, 0, args.plan->destination.channels, sums);
+  });
 }
 
 template <typename S>

@@ -25,4 +25,12 @@ static void pack(const Operand<S>& operand, const GatherPlan& plan, const PackLa
   });
 }
 
+// For matrix units: whatever the operand is stored as, rounded to bfloat16.
+static inline void pack_plane_in_bfloat16(const Operand<float>& operand, const PackLayout& layout,
+                                          const Unit& unit, BFloat16* packed) {
+  with_source<float>(operand, [&](auto source) {
+    pack_plane<float>(source, operand.strides, layout, unit, packed);
+  });
+}
+
 }  // namespace dsr::cpu::DSR_ISA

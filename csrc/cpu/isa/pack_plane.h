@@ -1,4 +1,5 @@
-// Packing a unit whose lanes run along the plane.
+// Packing a unit whose lanes run along the plane: computed in S, and kept as P (S, or bfloat16 for
+// matrix units).
 #pragma once
 
 #include "cpu/isa/shuffle.h"
@@ -8,31 +9,32 @@
 namespace dsr::cpu::DSR_ISA {
 
 // One row of one channel: [margin] data [margin], `pitch` elements.
-template <typename S, typename From>
+template <typename S, typename P, typename From>
 DSR_INLINE void pack_row(From from, int64_t stride, int64_t lead, int64_t n, int64_t pitch,
-                         S* __restrict to) {
-  for (int64_t j = 0; j < lead; ++j) to[j] = 0;
+                         P* __restrict to) {
+  const auto element = [&](int64_t i) { return element_of<S, P>(value_of<S>(from[i])); };
+  for (int64_t j = 0; j < lead; ++j) to[j] = P{};
   if (stride == 1) {
-    copy_in(to + lead, from, n);
+    copy_in<S>(to + lead, from, n);
   } else if (stride == 2) {  // a constant stride, which the compiler may vectorize
-    for (int64_t j = 0; j < n; ++j) to[lead + j] = value_of<S>(from[j * 2]);
+    for (int64_t j = 0; j < n; ++j) to[lead + j] = element(j * 2);
   } else {
-    for (int64_t j = 0; j < n; ++j) to[lead + j] = value_of<S>(from[j * stride]);
+    for (int64_t j = 0; j < n; ++j) to[lead + j] = element(j * stride);
   }
-  for (int64_t j = lead + n; j < pitch; ++j) to[j] = 0;
+  for (int64_t j = lead + n; j < pitch; ++j) to[j] = P{};
 }
 
 // The same row of `channels` channels from `first` on, which are adjacent in the source
 // (channels_last, linear layers): squares of vectors are transposed. `from` is at channel `first`.
-template <typename S, typename From>
+template <typename S, typename P, typename From>
 DSR_INLINE void pack_row_of_channels(From from, int64_t stride, int64_t lead, int64_t n,
                                      int64_t pitch, int64_t first, int64_t channels,
-                                     int64_t channel_stride, S* to) {
+                                     int64_t channel_stride, P* to) {
   constexpr int V = kLanes<S>;
   for (int64_t c = 0; c < channels; ++c) {
-    S* row = to + c * channel_stride;
-    for (int64_t j = 0; j < lead; ++j) row[j] = 0;
-    for (int64_t j = lead + n; j < pitch; ++j) row[j] = 0;
+    P* row = to + c * channel_stride;
+    for (int64_t j = 0; j < lead; ++j) row[j] = P{};
+    for (int64_t j = lead + n; j < pitch; ++j) row[j] = P{};
   }
   to += lead;
   for (int64_t j = 0; j < n; j += V) {
@@ -43,12 +45,14 @@ DSR_INLINE void pack_row_of_channels(From from, int64_t stride, int64_t lead, in
         Vec<S> square[V];
         DSR_UNROLL for (int i = 0; i < V; ++i) square[i] = load_as<S>(pixels_from + i * stride);
         transpose<S>(square);
-        DSR_UNROLL for (int i = 0; i < V; ++i) store(to + (c + i) * channel_stride + j, square[i]);
+        DSR_UNROLL for (int i = 0; i < V; ++i)
+            store_as<S>(to + (c + i) * channel_stride + j, square[i]);
       } else {
         for (int64_t k = 0; k < count; ++k) {
           const From channel = of_channel(from + (j * stride + c + k), first + c + k);
           for (int64_t i = 0; i < pixels; ++i)
-            to[(c + k) * channel_stride + j + i] = value_of<S>(channel[i * stride]);
+            to[(c + k) * channel_stride + j + i] =
+                element_of<S, P>(value_of<S>(channel[i * stride]));
         }
       }
     }
@@ -56,10 +60,10 @@ DSR_INLINE void pack_row_of_channels(From from, int64_t stride, int64_t lead, in
 }
 
 // One phase of channels [first, first + count), from their first row on; `source` is at the first.
-template <typename S, typename From>
+template <typename S, typename P, typename From>
 static void pack_phase(From source, const Strides4& strides, const PackLayout& l,
                        const PackLayout::Phase& phase, const Unit& unit, int64_t first,
-                       int64_t count, int64_t channel_stride, S* plane) {
+                       int64_t count, int64_t channel_stride, P* plane) {
   const int64_t stored_rows = unit.rows + l.halo_rows, step = l.step_w * strides.w;
   const int64_t lead = least(most(-l.first_col, 0), l.pitch), skip = most(l.first_col, 0);
   const int64_t n = most(0, least(phase.width - skip, l.pitch - lead));
@@ -70,12 +74,12 @@ static void pack_phase(From source, const Strides4& strides, const PackLayout& l
       const int64_t row = unit.row + l.first_row + r;
       const bool inside = row >= 0 && row < phase.height;
       const From from = image + (inside ? row * l.step_h * strides.h : 0);
-      S* to = plane + (g * l.image_rows + r) * l.pitch;
+      P* to = plane + (g * l.image_rows + r) * l.pitch;
       if (count > 1) {
-        pack_row_of_channels(from, step, lead, inside ? n : 0, l.pitch, first, count,
+        pack_row_of_channels<S>(from, step, lead, inside ? n : 0, l.pitch, first, count,
                              channel_stride, to);
       } else if (inside) {
-        pack_row(of_channel(from, first), step, lead, n, l.pitch, to);
+        pack_row<S>(of_channel(from, first), step, lead, n, l.pitch, to);
       } else {
         zero(to, l.pitch);
       }
@@ -95,14 +99,16 @@ DSR_INLINE bool is_one_row(const Strides4& s, const PackLayout& l, const Unit& u
 }
 
 // Fills the packed buffer with one unit: its rows, and the zeros behind the last one that its taps
-// and the lanes of the last vector reach (less than a row, and a vector).
-template <typename S, typename From>
+// and the lanes of the last vector, or a matrix unit's last pixels, reach (less than a row, and
+// those).
+template <typename S, typename P, typename From>
 static void pack_plane(From source, const Strides4& strides, const PackLayout& l, const Unit& unit,
-                       S* packed) {
+                       P* packed) {
+  constexpr int64_t kLast = std::is_same_v<S, P> ? kLanes<S> : kMatrixPixels;
   const int64_t phases = static_cast<int64_t>(l.phases.size());
   const int64_t channel_stride = phases * l.plane;
   const int64_t end = ((unit.images - 1) * l.image_rows + unit.rows + l.halo_rows) * l.pitch;
-  const int64_t tail = least(l.plane - end, l.pitch + kLanes<S>);
+  const int64_t tail = least(l.plane - end, l.pitch + kLast);
   const bool one_row = is_one_row(strides, l, unit);
   const int64_t row_step = l.image_rows * l.pitch == 1 ? strides.n : strides.w;
   // Adjacent channels are read a cache line at a time.
@@ -112,15 +118,15 @@ static void pack_plane(From source, const Strides4& strides, const PackLayout& l
     const int64_t count = least(block, l.channels - c);
     if (one_row) {
       const From from = source + (unit.image * strides.n + unit.row * strides.h + c * strides.c);
-      S* to = packed + c * channel_stride;
+      P* to = packed + c * channel_stride;
       if (count > 1) {
-        pack_row_of_channels(from, row_step, 0, end, end, c, count, channel_stride, to);
+        pack_row_of_channels<S>(from, row_step, 0, end, end, c, count, channel_stride, to);
       } else {
-        pack_row(of_channel(from, c), row_step, 0, end, end, to);
+        pack_row<S>(of_channel(from, c), row_step, 0, end, end, to);
       }
     } else {
       for (int64_t f = 0; f < phases; ++f)
-        pack_phase(source + c * strides.c, strides, l, l.phases[f], unit, c, count, channel_stride,
+        pack_phase<S>(source + c * strides.c, strides, l, l.phases[f], unit, c, count, channel_stride,
                    packed + c * channel_stride + f * l.plane);
     }
     for (int64_t plane = c * phases; plane < (c + count) * phases; ++plane)

@@ -48,7 +48,7 @@ static S* slice_sums(const GradWeightArgs<S>& args) {
 
 // Tiles of one class in a whole unit.
 static inline int64_t tiles_of_a_unit(const GatherPlan& plan, int64_t lanes) {
-  if (plan.lanes == Lanes::kPlane) {
+  if (plan.is_plane()) {
     const int64_t rows = (plan.unit.images - 1) * plan.source.image_rows + plan.unit.band_rows;
     return ceil_div(rows * plan.source.pitch, lanes * plan.tile.cols);
   }

@@ -1,0 +1,97 @@
+#include "cpu/conv/matrix_plan.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/conv/layout.h"
+#include "cpu/conv/workspace.h"
+#include "cpu/dispatch.h"
+
+namespace dsr::cpu {
+namespace {
+
+constexpr int64_t kTileHalves = kMatrixRows * kMatrixDepth;
+
+// To the nearest, ties to even, NaN to the quiet NaN.
+uint16_t bfloat16_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return static_cast<uint16_t>(value != value ? 0x7fc0
+                                              : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+int64_t tiles_of(int64_t steps) { return ceil_div(steps, kMatrixDepth); }
+
+}  // namespace
+
+void choose_matrix_tile(int64_t steps, GatherPlan* plan) {
+  constexpr double kL1Share = 0.8;
+  constexpr int64_t kGathered = 8 << 10;  // bytes of L1 that the tiles under way take
+  // Cycles of 16 pixels and one non-zero, as measured: see docs/performance.md.
+  constexpr double kForward = 0.1, kWindow = 0.06;
+  const PackLayout& l = plan->source;
+  const DestinationClass& k = plan->destination.classes[0];
+  const int64_t channels = l.channels, phases = static_cast<int64_t>(l.phases.size());
+  plan->tile.rows = 1;
+  plan->tile.cols = k.rows * k.cols > kMatrixPixels && plan->destination.step_h == 1 ? 4 : 2;
+  plan->block.channels = channels;
+  plan->block.count = 1;
+  if (plan->destination.step_h * plan->destination.step_w > 1 || steps == 0) plan->tile.cols = 2;
+  const int64_t pixels = plan->tile.cols * kMatrixRows + l.halo_rows * l.pitch + l.halo_cols;
+  const double room = kL1Share * static_cast<double>(caches().l1) - kGathered;
+  const int64_t fitting =
+      std::max<int64_t>(1, static_cast<int64_t>(room) / (pixels * phases * kBFloat16Bytes));
+  // A segment fills two tiles of weights, at least.
+  const int64_t rows = std::max<int64_t>(1, plan->destination.channels / plan->block_rows);
+  const int64_t most = std::max<int64_t>(1, steps / (rows * 2 * kMatrixDepth));
+  plan->block.count = std::min(ceil_div(channels, fitting), most);
+  plan->block.channels = ceil_div(channels, plan->block.count);
+  plan->block.count = ceil_div(channels, plan->block.channels);
+  plan->cycles_per_fma = kForward;
+  (void)kWindow;
+}
+
+void place_weight_tiles(GatherPlan* plan) {
+  plan->first_tiles.assign(plan->bounds.size(), 0);
+  int64_t tiles = 0;
+  for (size_t i = 0; i + 1 < plan->bounds.size(); ++i) {
+    plan->first_tiles[i] = static_cast<int32_t>(tiles);
+    tiles += tiles_of(plan->bounds[i + 1] - plan->bounds[i]);
+  }
+  if (!plan->bounds.empty()) plan->first_tiles.back() = static_cast<int32_t>(tiles);
+}
+
+int64_t tile_values_bytes(const GatherPlan& plan) {
+  if (plan.has_groups()) return part_bytes(plan.nnz() * kBFloat16Bytes);
+  const int64_t tiles = plan.first_tiles.empty() ? 0 : plan.first_tiles.back();
+  return part_bytes(tiles * kTileHalves * kBFloat16Bytes);
+}
+
+void order_tile_values(const GatherPlan& plan, const float* values, int threads, void* to) {
+  constexpr int64_t kWorthThreads = 8192;
+  uint16_t* halves = static_cast<uint16_t*>(to);
+  const int32_t* index = plan.value_index.data();
+  if (plan.has_groups()) {
+#pragma omp parallel for num_threads(threads) if (plan.nnz() > kWorthThreads)
+    for (int64_t k = 0; k < plan.nnz(); ++k) halves[k] = bfloat16_of(values[index[k]]);
+    return;
+  }
+  const int64_t segments = static_cast<int64_t>(plan.bounds.size()) - 1;
+#pragma omp parallel for num_threads(threads) if (plan.nnz() > kWorthThreads)
+  for (int64_t i = 0; i < segments; ++i) {
+    const int64_t begin = plan.bounds[i], end = plan.bounds[i + 1];
+    uint16_t* tile = halves + plan.first_tiles[i] * kTileHalves;
+    std::memset(tile, 0, tiles_of(end - begin) * kTileHalves * kBFloat16Bytes);
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t at = (k - begin) / kMatrixDepth * kTileHalves + (k - begin) % kMatrixDepth;
+      // The values of one position lie side by side.
+      const float* from = values + index[k * kMatrixRows];
+      for (int64_t r = 0; r < kMatrixRows; ++r)
+        tile[at + r * kMatrixDepth] = bfloat16_of(from[r]);
+    }
+  }
+}
+
+}  // namespace dsr::cpu

@@ -1,0 +1,26 @@
+// What plans for matrix units have of their own (Lanes::kMatrix).
+#pragma once
+
+#include "cpu/conv/gather_plan.h"
+#include "cpu/isa/limits.h"
+
+namespace dsr::cpu {
+
+// Whether blocks are as tall as a matrix unit's tiles, or taller by a whole number.
+inline bool fits_matrix_unit(int64_t block_size) {
+  return block_size > 0 && block_size % kMatrixRows == 0;
+}
+
+// Fills tile and block: how many pixels are summed at once, and how many source channels of them
+// stay in L1. `steps` are those of the whole plan.
+void choose_matrix_tile(int64_t steps, GatherPlan* plan);
+
+// Fills first_tiles: 32 steps of a segment are a tile of weights, of which its last may have fewer.
+void place_weight_tiles(GatherPlan* plan);
+
+// The values in the order and type that matrix units take them: in forward tiles [16][32], in
+// grad-input [steps][16], as bfloat16.
+int64_t tile_values_bytes(const GatherPlan& plan);
+void order_tile_values(const GatherPlan& plan, const float* values, int threads, void* to);
+
+}  // namespace dsr::cpu
