@@ -252,7 +252,7 @@ int64_t block_rows_of(const ConvShape& s, const BsrPattern& pattern, Direction d
 int64_t GatherPlan::bytes() const {
   return static_cast<int64_t>(
       sizeof(int32_t) * (offsets.size() + value_index.size() + bounds.size() + no_bounds.size() +
-                         first_tiles.size()) +
+                         first_tiles.size() + row_targets.size()) +
       sizeof(Group) * groups.size());
 }
 
@@ -273,8 +273,11 @@ Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int e
   choose_tiling(pattern.nnz() / plan->block_rows, pass, element_size, plan);
   status = check_offsets(*plan, pattern);
   if (!status.is_ok()) return status;
-  if (direction == Direction::kGradInput && plan->block_rows > 1)
-    return order_by_group(shape, pattern, pass, plan);
+  if (direction == Direction::kGradInput && plan->block_rows > 1) {
+    status = order_by_group(shape, pattern, pass, plan);
+    if (status.is_ok() && lanes == Lanes::kMatrix) place_group_rows(plan);
+    return status;
+  }
   status = order_by_destination(shape, pattern, pass, plan);
   if (status.is_ok() && lanes == Lanes::kMatrix) place_weight_tiles(plan);
   return status;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "cpu/conv/layout.h"
 #include "cpu/conv/workspace.h"
@@ -26,19 +27,16 @@ int64_t tiles_of(int64_t steps) { return ceil_div(steps, kMatrixDepth); }
 
 }  // namespace
 
-void choose_matrix_tile(int64_t steps, GatherPlan* plan) {
+void choose_matrix_tile(int64_t steps, bool grad_input, GatherPlan* plan) {
   constexpr double kL1Share = 0.8;
   constexpr int64_t kGathered = 8 << 10;  // bytes of L1 that the tiles under way take
-  // Cycles of 16 pixels and one non-zero, as measured: see docs/performance.md.
-  constexpr double kForward = 0.1, kWindow = 0.06;
+  constexpr double kCycles = 0.1;  // of 16 pixels and one non-zero, as measured
   const PackLayout& l = plan->source;
-  const DestinationClass& k = plan->destination.classes[0];
   const int64_t channels = l.channels, phases = static_cast<int64_t>(l.phases.size());
   plan->tile.rows = 1;
-  plan->tile.cols = k.rows * k.cols > kMatrixPixels && plan->destination.step_h == 1 ? 4 : 2;
+  plan->tile.cols = grad_input ? 2 : 4;
   plan->block.channels = channels;
   plan->block.count = 1;
-  if (plan->destination.step_h * plan->destination.step_w > 1 || steps == 0) plan->tile.cols = 2;
   const int64_t pixels = plan->tile.cols * kMatrixRows + l.halo_rows * l.pitch + l.halo_cols;
   const double room = kL1Share * static_cast<double>(caches().l1) - kGathered;
   const int64_t fitting =
@@ -49,8 +47,23 @@ void choose_matrix_tile(int64_t steps, GatherPlan* plan) {
   plan->block.count = std::min(ceil_div(channels, fitting), most);
   plan->block.channels = ceil_div(channels, plan->block.count);
   plan->block.count = ceil_div(channels, plan->block.channels);
-  plan->cycles_per_fma = kForward;
-  (void)kWindow;
+  plan->cycles_per_fma = kCycles;
+}
+
+int64_t matrix_strip(int64_t steps, int64_t taps, const GatherPlan& plan) {
+  constexpr int64_t kStreams = 64;  // of stores
+  const int64_t channels = plan.destination.channels;
+  if (plan.tile.cols > 2) {
+    const int64_t most = std::min(kStreams, channels);
+    return ceil_div(ceil_div(channels, ceil_div(channels, most)), kMatrixRows) * kMatrixRows;
+  }
+  // Grad-input: as many as fill the rows of a tile, of which each has one of two blocks or both.
+  const double places =
+      static_cast<double>(channels * taps) * std::max<double>(1, plan.source.channels / 16.0);
+  const double density = std::min(1.0, static_cast<double>(steps) / places);
+  const double in_row = 1 - (1 - density) * (1 - density);
+  const auto most = static_cast<int64_t>(kMatrixRows / std::max(in_row, 0.05));
+  return ceil_div(channels, ceil_div(channels, std::clamp<int64_t>(most, kMatrixRows, 192)));
 }
 
 void place_weight_tiles(GatherPlan* plan) {
@@ -63,8 +76,35 @@ void place_weight_tiles(GatherPlan* plan) {
   if (!plan->bounds.empty()) plan->first_tiles.back() = static_cast<int32_t>(tiles);
 }
 
+void place_group_rows(GatherPlan* plan) {
+  const std::vector<GatherPlan::Group> groups = std::move(plan->groups);
+  std::vector<int32_t> row_of(plan->strip.channels), tiles_before(groups.size());
+  std::vector<int32_t>& targets = plan->row_targets;
+  plan->groups.clear();
+  for (size_t g = 0; g + 1 < groups.size(); ++g) {
+    tiles_before[g] = static_cast<int32_t>(plan->groups.size());
+    std::fill(row_of.begin(), row_of.end(), -1);
+    const size_t first = targets.size();
+    for (int32_t k = groups[g].begin; k < groups[g + 1].begin; ++k) {
+      const int32_t target = plan->offsets[k] / 2, upper = plan->offsets[k] % 2;
+      if (row_of[target] < 0) {
+        row_of[target] = static_cast<int32_t>(targets.size());
+        targets.push_back(target);
+      }
+      plan->offsets[k] = 2 * row_of[target] + upper;
+    }
+    while (targets.size() % kMatrixRows != 0) targets.push_back(-1);
+    for (size_t row = first; row < targets.size(); row += kMatrixRows)
+      plan->groups.push_back({groups[g].offset, 0, static_cast<int32_t>(row)});
+  }
+  tiles_before.back() = static_cast<int32_t>(plan->groups.size());
+  plan->groups.push_back({0, 0, static_cast<int32_t>(targets.size())});
+  for (int32_t& bound : plan->bounds) bound = tiles_before[bound];
+}
+
 int64_t tile_values_bytes(const GatherPlan& plan) {
-  if (plan.has_groups()) return part_bytes(plan.nnz() * kBFloat16Bytes);
+  const int64_t rows = static_cast<int64_t>(plan.row_targets.size());
+  if (plan.has_groups()) return part_bytes(rows * kMatrixDepth * kBFloat16Bytes);
   const int64_t tiles = plan.first_tiles.empty() ? 0 : plan.first_tiles.back();
   return part_bytes(tiles * kTileHalves * kBFloat16Bytes);
 }
@@ -75,7 +115,14 @@ void order_tile_values(const GatherPlan& plan, const float* values, int threads,
   const int32_t* index = plan.value_index.data();
   if (plan.has_groups()) {
 #pragma omp parallel for num_threads(threads) if (plan.nnz() > kWorthThreads)
-    for (int64_t k = 0; k < plan.nnz(); ++k) halves[k] = bfloat16_of(values[index[k]]);
+    for (int64_t row = 0; row < static_cast<int64_t>(plan.row_targets.size()); ++row)
+      std::memset(halves + row * kMatrixDepth, 0, kMatrixDepth * kBFloat16Bytes);
+#pragma omp parallel for num_threads(threads) if (plan.nnz() > kWorthThreads)
+    for (int64_t k = 0; k < plan.steps(); ++k) {
+      const float* from = values + index[k * kMatrixRows];
+      for (int64_t r = 0; r < kMatrixRows; ++r)
+        halves[plan.offsets[k] * kMatrixRows + r] = bfloat16_of(from[r]);
+    }
     return;
   }
   const int64_t segments = static_cast<int64_t>(plan.bounds.size()) - 1;

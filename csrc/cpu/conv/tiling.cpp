@@ -254,7 +254,6 @@ void choose_plane(int element_size, GatherPlan* plan) {
 
 // Destination channels whose accumulators of one tile fill their share of L1, in even strips.
 int64_t group_strip(const GatherPlan& plan) {
-  if (plan.lanes == Lanes::kMatrix) return kMatrixDepth;
   const double share = kGroupStripShare * static_cast<double>(caches().l1);
   const int64_t of_channel = plan.tile.rows * plan.tile.cols * kernels().limits.vector_bytes;
   const int64_t channels = plan.destination.channels;
@@ -268,7 +267,7 @@ void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan
   plan->batch.lane_images = plan->lanes == Lanes::kBatch ? kernels().limits.lanes(element_size) : 1;
   const bool grouped = pass.sign < 0 && plan->block_rows > 1;
   if (plan->lanes == Lanes::kMatrix) {
-    choose_matrix_tile(steps, plan);
+    choose_matrix_tile(steps, grouped, plan);
     element_size = packed_size(*plan, element_size);
   } else {
     choose_tile(steps, element_size, plan);
@@ -288,7 +287,9 @@ void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan
   } else {
     choose_batch_unit(plan);
   }
-  plan->strip.channels = grouped
+  const int64_t taps = static_cast<int64_t>(pass.rows.size() * pass.cols.size());
+  plan->strip.channels = plan->lanes == Lanes::kMatrix ? matrix_strip(steps, taps, *plan)
+                         : grouped
                              ? group_strip(*plan)
                              : ceil_div(plan->strip.channels, plan->block_rows) * plan->block_rows;
   plan->unit.bands = ceil_div(plan->destination.classes[0].rows, plan->unit.band_rows);

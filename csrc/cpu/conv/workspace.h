@@ -2,7 +2,6 @@
 // part takes.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #if defined(DSR_SANITIZE)
@@ -94,18 +93,11 @@ static inline int64_t unit_sums_bytes(const GatherPlan& plan, int element_size) 
 static inline int64_t partial_sums_bytes(const GatherPlan& plan, int64_t n, int element_size) {
   return part_bytes(3 * plan.units(n) * plan.destination.channels * element_size);
 }
-// kMatrix, grad-input: the packed source in pairs of channels, and the tiles of one window's groups.
+// kMatrix, grad-input: the packed source in pairs of channels.
 static inline int64_t pairs_bytes(const GatherPlan& plan) {
   if (plan.lanes != Lanes::kMatrix || !plan.has_groups()) return 0;
   const int64_t products = (plan.source.channels + kMatrixDepth - 1) / kMatrixDepth;
   return part_bytes((products * kMatrixDepth * plan.source.plane + kSlack) * kBFloat16Bytes);
-}
-static inline int64_t window_bytes(const GatherPlan& plan) {
-  if (plan.lanes != Lanes::kMatrix || !plan.has_groups()) return 0;
-  int32_t most = 0;
-  for (size_t i = 0; i + 1 < plan.bounds.size(); ++i)
-    most = std::max(most, plan.bounds[i + 1] - plan.bounds[i]);
-  return part_bytes(int64_t{most} * 2 * kMatrixRows * kMatrixDepth * kBFloat16Bytes);
 }
 // kMatrix, grad-weight: the gradient of one block of output channels in pairs of pixels.
 static inline int64_t grad_tiles_bytes(const GatherPlan& plan, const PackLayout& grad) {
@@ -115,7 +107,7 @@ static inline int64_t grad_tiles_bytes(const GatherPlan& plan, const PackLayout&
 static inline int64_t gather_bytes(const GatherPlan& plan, int element_size) {
   return packed_bytes(plan, plan.source, element_size) + accumulator_bytes(plan, element_size) +
          pixel_map_bytes(plan, plan.source) + unit_sums_bytes(plan, element_size) +
-         pairs_bytes(plan) + window_bytes(plan);
+         pairs_bytes(plan);
 }
 static inline int64_t grad_weight_bytes(const GatherPlan& plan, const PackLayout& grad,
                                         int element_size) {

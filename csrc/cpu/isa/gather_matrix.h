@@ -20,7 +20,6 @@ class GatherMatrix {
     packed_ = part<BFloat16>(&workspace, packed_bytes(plan_, plan_.source, sizeof(float)));
     accumulators_ = part<float>(&workspace, accumulator_bytes(plan_, sizeof(float)));
     pairs_ = part<BFloat16>(&workspace, pairs_bytes(plan_));
-    tiles_ = part<BFloat16>(&workspace, window_bytes(plan_));
     if (plan_.has_groups()) clear_odd_channels();
   }
 
@@ -29,20 +28,9 @@ class GatherMatrix {
     ahead_ = next;
     pack_plane_in_bfloat16(args_.source, plan_.source, unit, packed_);
     if (plan_.has_groups()) pair_channels();
-    for (const DestinationClass& target : plan_.destination.classes) {
-      const int64_t rows = least(unit.rows, target.rows - unit.row);
-      if (rows <= 0 || target.cols <= 0) continue;
-      const PackLayout& l = plan_.source;
-      const int64_t elements =
-          ((unit.images - 1) * l.image_rows + rows - 1) * l.pitch + target.cols;
-      const int64_t pieces = ceil_div(elements, kPixels);
-      if (plan_.has_groups() && target.table >= 0) {
-        for (int64_t d = first; d < last; d += plan_.strip.channels)
-          window(unit, target, pieces, d, least(plan_.strip.channels, last - d));
-      } else {
-        tiles(unit, target, pieces, first, last);
-      }
-    }
+    // Strips one after the other: a strip's channels are as many streams of stores as pay.
+    for (int64_t d = first; d < last; d += plan_.strip.channels)
+      strip(unit, d, least(plan_.strip.channels, last - d));
     sink_.end_unit(unit.index, first, last);
   }
 
@@ -52,31 +40,42 @@ class GatherMatrix {
     return reinterpret_cast<T*>(cut_part(workspace, bytes));
   }
 
-  // Forward, and pixels that no tap reaches.
-  void tiles(const Unit& unit, const DestinationClass& target, int64_t pieces, int64_t first,
-             int64_t last) {
-    const int64_t at_once = plan_.tile.cols * kTileRows / kPixels, count = ceil_div(pieces, at_once);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t begin = boundary(pieces, i, count), end = boundary(pieces, i + 1, count);
-      const int64_t width = (end - begin) * kPixels;
-      Run runs[kMaxTileElements];
-      const int found = find_runs(plan_, target, unit, args_.destination_strides, begin * kPixels,
-                                  width, runs);
-      for (int64_t d = first; found > 0 && d < last; d += plan_.strip.channels) {
-        const int64_t channels = least(plan_.strip.channels, last - d);
-        if (target.table < 0) {
-          zero(accumulators_, channels * width);
-        } else {
-          for (int64_t b = 0; b < plan_.block.count; ++b)
-            tile(target.table, begin * kPixels, end - begin, b, d, channels);
-        }
-        store(width, d, channels, runs, found);
-      }
+  void strip(const Unit& unit, int64_t d, int64_t channels) {
+    for (const DestinationClass& target : plan_.destination.classes) {
+      const int64_t rows = least(unit.rows, target.rows - unit.row);
+      if (rows <= 0 || target.cols <= 0) continue;
+      const PackLayout& l = plan_.source;
+      const int64_t elements =
+          ((unit.images - 1) * l.image_rows + rows - 1) * l.pitch + target.cols;
+      const int64_t pieces = ceil_div(elements, kPixels);
+      const int64_t count = ceil_div(pieces, plan_.tile.cols * kTileRows / kPixels);
+      for (int64_t i = 0; i < count; ++i)
+        tile(unit, target, boundary(pieces, i, count), boundary(pieces, i + 1, count), d, channels);
     }
   }
 
-  void tile(int64_t table, int64_t first_element, int64_t pieces, int64_t b, int64_t d,
+  // Pieces [begin, end), of 32 pixels each.
+  void tile(const Unit& unit, const DestinationClass& target, int64_t begin, int64_t end, int64_t d,
             int64_t channels) {
+    const int64_t width = (end - begin) * kPixels;
+    Run runs[kMaxTileElements];
+    const Strides4& s = args_.destination_strides;
+    const int found = find_runs(plan_, target, unit, s, begin * kPixels, width, runs);
+    if (found == 0) return;
+    if (target.table < 0) {  // no tap reaches these pixels
+      zero(accumulators_, channels * width);
+    } else if (plan_.has_groups()) {
+      accumulate_groups(target.table, begin * kPixels, d, channels);
+    } else {
+      for (int64_t b = 0; b < plan_.block.count; ++b)
+        accumulate_block(target.table, begin * kPixels, end - begin, b, d, channels);
+    }
+    Destination* to = static_cast<Destination*>(args_.destination) + d * s.c;
+    store_plane(accumulators_, width, d, channels, runs, found, to, s.c, sink_);
+  }
+
+  void accumulate_block(int64_t table, int64_t first_element, int64_t pieces, int64_t b, int64_t d,
+                        int64_t channels) {
     const int32_t* bounds = plan_.segments(table, b, d);
     const auto accumulate_tile =
         pieces == 1 ? accumulate_matrix_tile<1, MatrixUnit> : accumulate_matrix_tile<2, MatrixUnit>;
@@ -95,39 +94,18 @@ class GatherMatrix {
          .ahead = &ahead_});
   }
 
-  // Grad-input of one strip of destination channels, a window.
-  void window(const Unit& unit, const DestinationClass& target, int64_t pieces, int64_t d,
-              int64_t channels) {
-    const int32_t* range = plan_.groups_of(target.table, d);
-    const GatherPlan::Group* groups = plan_.groups.data();
-    const BFloat16* values = static_cast<const BFloat16*>(args_.tile_values);
-    for (int32_t g = range[0]; g < range[1]; ++g) {
-      const int32_t begin = groups[g].begin;
-      spread_group(plan_.offsets.data() + begin, values + int64_t{begin} * kTileRows,
-                   groups[g + 1].begin - begin, tiles_ + (g - range[0]) * 2 * kTileHalves);
-    }
-    for (int64_t i = 0; i < pieces; ++i) {
-      Run runs[kMaxTileElements];
-      const int found = find_runs(plan_, target, unit, args_.destination_strides, i * kPixels,
-                                  kPixels, runs);
-      if (found == 0) continue;
-      accumulate_window(matrix_unit_,
-                        {.packed = pairs_ + i * kPixels * 2,
-                         .pair_bytes = plan_.source.plane * 2 * int64_t{sizeof(BFloat16)},
-                         .first = groups + range[0],
-                         .last = groups + range[1],
-                         .tiles = tiles_,
-                         .accumulators = accumulators_,
-                         .both = channels > kTileRows,
-                         .ahead = &ahead_});
-      store(kPixels, d, channels, runs, found);
-    }
-  }
-
-  void store(int64_t width, int64_t d, int64_t channels, const Run* runs, int found) {
-    const Strides4& s = args_.destination_strides;
-    Destination* to = static_cast<Destination*>(args_.destination) + d * s.c;
-    store_plane(accumulators_, width, d, channels, runs, found, to, s.c, sink_);
+  void accumulate_groups(int64_t table, int64_t first_element, int64_t d, int64_t channels) {
+    const int32_t* range = plan_.groups_of(table, d);
+    accumulate_rows(matrix_unit_,
+                    {.packed = pairs_ + first_element * 2,
+                     .pair_bytes = plan_.source.plane * 2 * int64_t{sizeof(BFloat16)},
+                     .first = plan_.groups.data() + range[0],
+                     .last = plan_.groups.data() + range[1],
+                     .targets = plan_.row_targets.data(),
+                     .weights = static_cast<const BFloat16*>(args_.tile_values),
+                     .accumulators = accumulators_,
+                     .channels = channels,
+                     .ahead = &ahead_});
   }
 
   // Channels 2 c and 2 c + 1 side by side, pixel by pixel.
@@ -161,7 +139,6 @@ class GatherMatrix {
   BFloat16* packed_;
   float* accumulators_;
   BFloat16* pairs_;
-  BFloat16* tiles_;
 };
 
 }  // namespace dsr::cpu::DSR_ISA

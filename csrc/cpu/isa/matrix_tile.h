@@ -4,9 +4,10 @@
 // Forward: tile A holds the weights of 16 output channels at 32 of their positions, tile B the
 // pixels at these positions. Positions lie anywhere, so B is gathered: two rows of 32 pixels become
 // rows of two tiles, the even pixels' and the odd ones'.
-// Grad-input: the weights of 32 source channels at one tap (GatherPlan::Group) to 32 destination
-// channels become tiles A, mostly zeros, while B is read in place: the packed source holds pairs of
-// channels. What is dense is a window of 32 destination channels.
+// Grad-input: tile B is read in place, for the packed source holds pairs of channels: 32 source
+// channels at one tap. The rows of tiles A are the destination channels that have weights there
+// (GatherPlan::Group: one tile); zeros stand where a row has only one of the two blocks. Sums are
+// added to those of a strip, which are in L1.
 #pragma once
 
 #include "cpu/conv/gather_plan.h"
@@ -131,56 +132,80 @@ static void accumulate_matrix_tile(Unit& unit, const MatrixJob& job) {
   }
 }
 
-// The weights of one group as two tiles A: from `source` channels 0 .. 31 to destination channels
-// 0 .. 15 and 16 .. 31 of a window. A step is the 16 weights that targets[k] = destination * 2 +
-// (which half of the source channels) says.
-static inline void spread_group(const int32_t* targets, const BFloat16* weights, int32_t count,
-                                BFloat16* tiles) {
-  std::memset(tiles, 0, 2 * kTileBytes);
-  for (int32_t k = 0; k < count; ++k)
-    std::memcpy(tiles + targets[k] * kTileRows, weights + int64_t{k} * kTileRows, kTileRowBytes / 2);
-}
-
-struct WindowJob {
+// accumulators[target] += A * B for the tiles A of one strip of destination channels.
+struct RowsJob {
   const BFloat16* packed;  // pairs of channels: the tile's first pixel in pair 0
   int64_t pair_bytes;      // from one pair of channels to the next
   const GatherPlan::Group* first;
   const GatherPlan::Group* last;
-  const BFloat16* tiles;  // two of each group
-  float* accumulators;    // [32][32]
-  bool both;              // whether the window has more than 16 channels
+  const int32_t* targets;   // of all groups' rows: destination channel in the strip, or -1
+  const BFloat16* weights;  // of all groups: [rows][32]
+  float* accumulators;      // [channels][32]
+  int64_t channels;         // of the strip
   Ahead* ahead;
 };
 
-// Sums of 32 destination channels at 32 pixels.
-template <typename Unit>
-static void accumulate_window(Unit& unit, const WindowJob& job) {
-  constexpr int64_t kRow = kPixels * sizeof(float);
-  unit.template zero<0>();
-  unit.template zero<1>();
-  unit.template zero<2>();
-  unit.template zero<3>();
-  const BFloat16* tiles = job.tiles;
-#pragma GCC unroll 1
-  for (const GatherPlan::Group* g = job.first; g < job.last; ++g, tiles += 2 * kTileHalves) {
-    job.ahead->step();
-    const BFloat16* pixels = job.packed + g->offset;
+// One tile A times 32 pixels, in tiles of sums C and C + 1; `pixels` are in tiles 6 and 7 already
+// if they are those of the tile before.
+template <int C, typename Unit>
+DSR_INLINE void multiply_rows(Unit& unit, const RowsJob& job, const GatherPlan::Group* group) {
+  if (group == job.first || group->offset != group[-1].offset) {
+    const BFloat16* pixels = job.packed + group->offset;
     unit.template load<6>(pixels, job.pair_bytes);
     unit.template load<7>(pixels + kPixels, job.pair_bytes);
-    unit.template load<4>(tiles, kTileRowBytes);
-    unit.template multiply<0, 4, 6>();
-    unit.template multiply<1, 4, 7>();
-    if (!job.both) continue;
-    unit.template load<5>(tiles + kTileHalves, kTileRowBytes);
-    unit.template multiply<2, 5, 6>();
-    unit.template multiply<3, 5, 7>();
   }
-  unit.template store<0>(job.accumulators, kRow);
-  unit.template store<1>(job.accumulators + kTileRows, kRow);
-  if (!job.both) return;
-  float* lower = job.accumulators + kTileRows * kPixels;
-  unit.template store<2>(lower, kRow);
-  unit.template store<3>(lower + kTileRows, kRow);
+  unit.template load<4 + C / 2>(job.weights + int64_t{group->begin} * kTileDepth, kTileRowBytes);
+  unit.template zero<C>();
+  unit.template zero<C + 1>();
+  unit.template multiply<C, 4 + C / 2, 6>();
+  unit.template multiply<C + 1, 4 + C / 2, 7>();
+}
+
+// Tiles of sums to memory, [16][32].
+template <int C, typename Unit>
+DSR_INLINE void store_rows(const Unit& unit, float* sums) {
+  unit.template store<C>(sums, 2 * kTileRowBytes);
+  unit.template store<C + 1>(sums + kTileRows, 2 * kTileRowBytes);
+}
+
+DSR_INLINE void add_rows(const RowsJob& job, const GatherPlan::Group* group, const float* sums) {
+  typedef float Floats __attribute__((vector_size(kTileRowBytes), aligned(4), may_alias));
+  const int32_t* targets = job.targets + group->begin;
+  for (int r = 0; r < kTileRows && targets[r] >= 0; ++r, sums += kPixels) {
+    Floats* to = reinterpret_cast<Floats*>(job.accumulators + targets[r] * kPixels);
+    const Floats* from = reinterpret_cast<const Floats*>(sums);
+    to[0] += from[0];
+    to[1] += from[1];
+  }
+}
+
+// Sums of a strip's destination channels at 32 pixels. Tiles are computed, stored and added in
+// turn: while one is under way, the one before it is stored, and the one before that added.
+template <typename Unit>
+static void accumulate_rows(Unit& unit, const RowsJob& shared) {
+  alignas(kAlignment) float sums[2][2 * kTileSums];
+  const RowsJob job = shared;
+  std::memset(job.accumulators, 0, job.channels * kPixels * sizeof(float));
+  const GatherPlan::Group* g = job.first;
+#pragma GCC unroll 1
+  for (; g + 1 < job.last; g += 2) {
+    job.ahead->step();
+    multiply_rows<0>(unit, job, g);
+    if (g > job.first) add_rows(job, g - 2, sums[0]);
+    multiply_rows<2>(unit, job, g + 1);
+    store_rows<0>(unit, sums[0]);
+    if (g > job.first) add_rows(job, g - 1, sums[1]);
+    store_rows<2>(unit, sums[1]);
+  }
+  if (g > job.first) {
+    add_rows(job, g - 2, sums[0]);
+    add_rows(job, g - 1, sums[1]);
+  }
+  if (g == job.last) return;
+  job.ahead->step();
+  multiply_rows<0>(unit, job, g);
+  store_rows<0>(unit, sums[0]);
+  add_rows(job, g, sums[0]);
 }
 
 }  // namespace dsr::cpu::DSR_ISA

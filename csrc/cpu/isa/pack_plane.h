@@ -8,12 +8,39 @@
 
 namespace dsr::cpu::DSR_ISA {
 
+// n elements as bfloat16 and then zeros, less than kMatrixPixels in all: where rows are written in
+// order, the next ones overwrite what is too much.
+template <typename From>
+DSR_INLINE void copy_head(BFloat16* to, From from, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<From, const BFloat16*>) {
+    for (int64_t j = 0; j < n; j += kMatrixPixels) {
+      const int64_t left = least(n - j, kMatrixPixels);
+      const auto mask = static_cast<__mmask32>((uint64_t{1} << left) - 1);
+      _mm512_storeu_si512(to + j, _mm512_maskz_loadu_epi16(mask, from + j));
+    }
+    return;
+  }
+#endif
+  constexpr int V = kLanes<float>;
+  int64_t j = 0;
+  for (; j + V <= n; j += V) store_as<float>(to + j, load_as<float>(from + j));
+  if (j < n) store_as<float>(to + j, load_first(from + j, n - j));
+}
+
 // One row of one channel: [margin] data [margin], `pitch` elements.
 template <typename S, typename P, typename From>
 DSR_INLINE void pack_row(From from, int64_t stride, int64_t lead, int64_t n, int64_t pitch,
                          P* __restrict to) {
   const auto element = [&](int64_t i) { return element_of<S, P>(value_of<S>(from[i])); };
   for (int64_t j = 0; j < lead; ++j) to[j] = P{};
+  if constexpr (!std::is_same_v<S, P>) {
+    if (stride == 1) {
+      copy_head(to + lead, from, n);
+      for (int64_t j = lead + n; j < pitch; ++j) to[j] = P{};
+      return;
+    }
+  }
   if (stride == 1) {
     copy_in<S>(to + lead, from, n);
   } else if (stride == 2) {  // a constant stride, which the compiler may vectorize

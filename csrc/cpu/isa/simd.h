@@ -167,9 +167,7 @@ DSR_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <typename S, typename To, typename From>
 DSR_INLINE void copy_in(To* to, From from, int64_t n) {
   constexpr int V = kLanes<S>;
-  if constexpr (std::is_same_v<To, BFloat16> && std::is_same_v<From, const To*>) {
-    std::memcpy(to, from, n * sizeof(To));
-  } else if (n >= V) {
+  if (n >= V) {
     for (int64_t i = 0; i + V < n; i += V) store_as<S>(to + i, load_as<S>(from + i));
     store_as<S>(to + n - V, load_as<S>(from + n - V));
   } else {
