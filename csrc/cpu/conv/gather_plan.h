@@ -112,9 +112,12 @@ struct GatherPlan {
   struct Block {
     int64_t channels = 0, count = 1;
   };
-  // kRow alone: an image's row takes slot_lanes lanes (a power of two), a packed row `vectors`.
+  // kRow: an image's row takes slot_lanes lanes (a power of two), a packed row `vectors`. kMatrix:
+  // pieces of 32 pixels in a destination row, of which each half may be a row (`halves`); 0 where
+  // pieces run along the plane.
   struct Row {
-    int64_t slot_lanes = 0, vectors = 0;
+    int64_t slot_lanes = 0, vectors = 0, pieces = 0;
+    bool halves = false;
   };
   // Images in an element of the packed source: kBatch's a vector's lanes, elsewhere one. (kPlane
   // has nothing of its own.)

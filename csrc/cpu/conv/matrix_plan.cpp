@@ -48,6 +48,10 @@ void choose_matrix_tile(int64_t steps, bool grad_input, GatherPlan* plan) {
   plan->block.channels = ceil_div(channels, plan->block.count);
   plan->block.count = ceil_div(channels, plan->block.channels);
   plan->cycles_per_fma = kCycles;
+  const GatherPlan::Destination& d = plan->destination;
+  const int64_t cols = d.step_h * d.step_w == 1 ? d.classes[0].cols : 0;
+  plan->row.halves = cols == kMatrixRows;
+  plan->row.pieces = plan->row.halves ? 1 : cols % kMatrixPixels == 0 ? cols / kMatrixPixels : 0;
 }
 
 int64_t matrix_strip(int64_t steps, int64_t taps, const GatherPlan& plan) {

@@ -4,7 +4,7 @@
 
 #include "cpu/isa/matrix_tile.h"
 #include "cpu/isa/pack.h"
-#include "cpu/isa/store_plane.h"
+#include "cpu/isa/pieces.h"
 
 namespace dsr::cpu::DSR_ISA {
 
@@ -42,46 +42,42 @@ class GatherMatrix {
 
   void strip(const Unit& unit, int64_t d, int64_t channels) {
     for (const DestinationClass& target : plan_.destination.classes) {
-      const int64_t rows = least(unit.rows, target.rows - unit.row);
-      if (rows <= 0 || target.cols <= 0) continue;
-      const PackLayout& l = plan_.source;
-      const int64_t elements =
-          ((unit.images - 1) * l.image_rows + rows - 1) * l.pitch + target.cols;
-      const int64_t pieces = ceil_div(elements, kPixels);
-      const int64_t count = ceil_div(pieces, plan_.tile.cols * kTileRows / kPixels);
+      const Pieces pieces(plan_, target, unit, args_.destination_strides);
+      const int64_t count = ceil_div(pieces.count(), plan_.tile.cols * kTileRows / kPixels);
       for (int64_t i = 0; i < count; ++i)
-        tile(unit, target, boundary(pieces, i, count), boundary(pieces, i + 1, count), d, channels);
+        tile(pieces, target.table, boundary(pieces.count(), i, count),
+             boundary(pieces.count(), i + 1, count), d, channels);
     }
   }
 
-  // Pieces [begin, end), of 32 pixels each.
-  void tile(const Unit& unit, const DestinationClass& target, int64_t begin, int64_t end, int64_t d,
+  void tile(const Pieces& pieces, int64_t table, int64_t begin, int64_t end, int64_t d,
             int64_t channels) {
-    const int64_t width = (end - begin) * kPixels;
+    const int64_t width = (end - begin) * kPixels, channel = args_.destination_strides.c;
     Run runs[kMaxTileElements];
-    const Strides4& s = args_.destination_strides;
-    const int found = find_runs(plan_, target, unit, s, begin * kPixels, width, runs);
+    const int found = pieces.runs(begin, end, runs);
     if (found == 0) return;
-    if (target.table < 0) {  // no tap reaches these pixels
+    if (table < 0) {  // no tap reaches these pixels
       zero(accumulators_, channels * width);
     } else if (plan_.has_groups()) {
-      accumulate_groups(target.table, begin * kPixels, d, channels);
+      accumulate_groups(pieces, begin, table, d, channels);
     } else {
       for (int64_t b = 0; b < plan_.block.count; ++b)
-        accumulate_block(target.table, begin * kPixels, end - begin, b, d, channels);
+        accumulate_block(pieces, begin, end, table, b, d, channels);
     }
-    Destination* to = static_cast<Destination*>(args_.destination) + d * s.c;
-    store_plane(accumulators_, width, d, channels, runs, found, to, s.c, sink_);
+    Destination* to = static_cast<Destination*>(args_.destination) + d * channel;
+    store_plane(accumulators_, width, d, channels, runs, found, to, channel, sink_);
   }
 
-  void accumulate_block(int64_t table, int64_t first_element, int64_t pieces, int64_t b, int64_t d,
-                        int64_t channels) {
+  void accumulate_block(const Pieces& pieces, int64_t begin, int64_t end, int64_t table, int64_t b,
+                        int64_t d, int64_t channels) {
     const int32_t* bounds = plan_.segments(table, b, d);
-    const auto accumulate_tile =
-        pieces == 1 ? accumulate_matrix_tile<1, MatrixUnit> : accumulate_matrix_tile<2, MatrixUnit>;
+    const int64_t first = pieces.at(begin);
+    const auto accumulate_tile = matrix_tile<MatrixUnit>(end - begin, plan_.row.halves);
     accumulate_tile(
         matrix_unit_,
-        {.packed = packed_ + first_element,
+        {.packed = packed_ + first,
+         .next_piece = pieces.at(end - 1) - first,
+         .half = pieces.half(),
          .offsets = plan_.offsets.data(),
          .weights = static_cast<const BFloat16*>(args_.tile_values),
          .bounds = bounds,
@@ -90,14 +86,16 @@ class GatherMatrix {
          .channels = channels,
          .first = b == 0,
          .accumulators = accumulators_,
-         .channel_step = pieces * kPixels,
+         .channel_step = (end - begin) * kPixels,
          .ahead = &ahead_});
   }
 
-  void accumulate_groups(int64_t table, int64_t first_element, int64_t d, int64_t channels) {
+  void accumulate_groups(const Pieces& pieces, int64_t piece, int64_t table, int64_t d,
+                         int64_t channels) {
     const int32_t* range = plan_.groups_of(table, d);
     accumulate_rows(matrix_unit_,
-                    {.packed = pairs_ + first_element * 2,
+                    {.packed = pairs_ + pieces.at(piece) * 2,
+                     .half = pieces.half() * 2,
                      .pair_bytes = plan_.source.plane * 2 * int64_t{sizeof(BFloat16)},
                      .first = plan_.groups.data() + range[0],
                      .last = plan_.groups.data() + range[1],

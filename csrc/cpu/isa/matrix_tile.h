@@ -20,6 +20,8 @@ constexpr int kPixels = kMatrixPixels;
 
 struct MatrixJob {
   const BFloat16* packed;  // the tile's first pixel in packed channel 0
+  int64_t next_piece;      // elements to the second piece of 32 pixels,
+  int64_t half;            // and from a piece's first half to its second
   const int32_t* offsets;
   const BFloat16* weights;      // tiles A: [tiles][16][32]
   const int32_t* bounds;        // [channels / 16 + 1], into offsets
@@ -32,35 +34,48 @@ struct MatrixJob {
   Ahead* ahead;
 };
 
-// Rows of tiles B: the positions [begin, end) of a chunk, P times 32 pixels; [P][even, odd][16][32].
-template <int P>
-DSR_INLINE void gather_pairs(const BFloat16* packed, const int32_t* offsets, int32_t count,
+// Two halves of a piece: side by side, or `half` elements apart.
+template <bool kApart>
+DSR_INLINE Pairs load_piece(const BFloat16* from, int64_t half) {
+  if constexpr (!kApart) return load_pairs(from);
+#if defined(__AVX512F__)
+  const auto at = [](const BFloat16* p) { return reinterpret_cast<const __m256i*>(p); };
+  return (Pairs)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(at(from))),
+                                   _mm256_loadu_si256(at(from + half)), 1);
+#else
+  Pairs pairs;
+  std::memcpy(&pairs, from, kTileRowBytes / 2);
+  std::memcpy(reinterpret_cast<char*>(&pairs) + kTileRowBytes / 2, from + half, kTileRowBytes / 2);
+  return pairs;
+#endif
+}
+
+// Rows of tiles B: `count` positions of a chunk at P pieces; [P][even, odd][16][32].
+template <int P, bool kApart>
+DSR_INLINE void gather_pairs(const MatrixJob& job, const int32_t* offsets, int32_t count,
                              BFloat16* to) {
-  const auto put = [&](int j, const BFloat16* a, const BFloat16* b, bool alone) {
+  const auto put = [&](int j, const BFloat16* a, const BFloat16* b) {
     DSR_UNROLL for (int p = 0; p < P; ++p) {
-      const Pairs of_a = load_pairs(a + p * kPixels);
-      const Pairs of_b = alone ? Pairs{} : load_pairs(b + p * kPixels);
+      const int64_t piece = p * job.next_piece;
+      const Pairs of_a = load_piece<kApart>(a + piece, job.half);
+      const Pairs of_b = b ? load_piece<kApart>(b + piece, job.half) : Pairs{};
       BFloat16* row = to + p * 2 * kTileHalves + j * kTileDepth;
       store_pairs(row, even_pairs(of_a, of_b));
       store_pairs(row + kTileHalves, odd_pairs(of_a, of_b));
     }
   };
+  const BFloat16* packed = job.packed;
   if (count >= kTileDepth) {
     DSR_UNROLL for (int j = 0; j < kTileRows; ++j)
-        put(j, packed + offsets[2 * j], packed + offsets[2 * j + 1], false);
+        put(j, packed + offsets[2 * j], packed + offsets[2 * j + 1]);
     return;
   }
-  for (int j = 0; j < kTileRows; ++j) {
-    const int32_t left = count - 2 * j;
-    if (left > 1) {
-      put(j, packed + offsets[2 * j], packed + offsets[2 * j + 1], false);
-    } else if (left == 1) {
-      put(j, packed + offsets[2 * j], nullptr, true);
-    } else {
-      DSR_UNROLL for (int t = 0; t < 2 * P; ++t)
-          store_pairs(to + t * kTileHalves + j * kTileDepth, Pairs{});
-    }
-  }
+  int j = 0;
+  for (; 2 * j + 1 < count; ++j) put(j, packed + offsets[2 * j], packed + offsets[2 * j + 1]);
+  if (2 * j < count) put(j, packed + offsets[2 * j], nullptr), ++j;
+  for (; j < kTileRows; ++j)
+    DSR_UNROLL for (int t = 0; t < 2 * P; ++t)
+        store_pairs(to + t * kTileHalves + j * kTileDepth, Pairs{});
 }
 
 // Tiles of sums 0 .. 2 P - 1 += A * B, for the B of one chunk.
@@ -87,8 +102,9 @@ DSR_INLINE void put_in_order(const float* even, float* to) {
   store_pairs(reinterpret_cast<BFloat16*>(to + kTileRows), second_half(e, o));
 }
 
-template <int P, typename Unit>
-static void accumulate_matrix_tile(Unit& unit, const MatrixJob& job) {
+template <int P, bool kApart, typename Unit>
+static void accumulate_matrix_tile(Unit& unit, const MatrixJob& shared) {
+  const MatrixJob job = shared;
   alignas(kAlignment) BFloat16 pairs[2][2 * P * kTileHalves];
   alignas(kAlignment) float sums[2 * P * kTileSums];
   for (int64_t d = 0; d < job.channels; d += kTileRows) {
@@ -102,12 +118,12 @@ static void accumulate_matrix_tile(Unit& unit, const MatrixJob& job) {
     if constexpr (P == 2) unit.template zero<3>();
     const BFloat16* weights = job.weights + int64_t{job.first_weight[d / kTileRows]} * kTileHalves;
     // Pairs are gathered a chunk ahead: a tile's load waits for stores that are still under way.
-    if (begin < end) gather_pairs<P>(job.packed, job.offsets + begin, end - begin, pairs[0]);
+    if (begin < end) gather_pairs<P, kApart>(job, job.offsets + begin, end - begin, pairs[0]);
 #pragma GCC unroll 1
     for (int32_t k = begin, i = 0; k < end; k += kTileDepth, ++i, weights += kTileHalves) {
       const int32_t next = k + kTileDepth;
       if (next < end)
-        gather_pairs<P>(job.packed, job.offsets + next, end - next, pairs[(i + 1) % 2]);
+        gather_pairs<P, kApart>(job, job.offsets + next, end - next, pairs[(i + 1) % 2]);
       multiply_pairs<P>(unit, weights, pairs[i % 2]);
     }
     unit.template store<0>(sums, kTileRowBytes);
@@ -132,9 +148,20 @@ static void accumulate_matrix_tile(Unit& unit, const MatrixJob& job) {
   }
 }
 
+template <typename Unit>
+using MatrixTileFunction = void (*)(Unit&, const MatrixJob&);
+
+template <typename Unit>
+static MatrixTileFunction<Unit> matrix_tile(int64_t pieces, bool apart) {
+  if (apart)
+    return pieces == 1 ? accumulate_matrix_tile<1, true, Unit> : accumulate_matrix_tile<2, true, Unit>;
+  return pieces == 1 ? accumulate_matrix_tile<1, false, Unit> : accumulate_matrix_tile<2, false, Unit>;
+}
+
 // accumulators[target] += A * B for the tiles A of one strip of destination channels.
 struct RowsJob {
   const BFloat16* packed;  // pairs of channels: the tile's first pixel in pair 0
+  int64_t half;            // elements from the first 16 pixels to the others
   int64_t pair_bytes;      // from one pair of channels to the next
   const GatherPlan::Group* first;
   const GatherPlan::Group* last;
@@ -152,7 +179,7 @@ DSR_INLINE void multiply_rows(Unit& unit, const RowsJob& job, const GatherPlan::
   if (group == job.first || group->offset != group[-1].offset) {
     const BFloat16* pixels = job.packed + group->offset;
     unit.template load<6>(pixels, job.pair_bytes);
-    unit.template load<7>(pixels + kPixels, job.pair_bytes);
+    unit.template load<7>(pixels + job.half, job.pair_bytes);
   }
   unit.template load<4 + C / 2>(job.weights + int64_t{group->begin} * kTileDepth, kTileRowBytes);
   unit.template zero<C>();

@@ -8,12 +8,20 @@
 
 namespace dsr::cpu::DSR_ISA {
 
+// Whether rows are copied as they are, a whole matrix unit's row at once.
+template <typename From>
+#if defined(__AVX512F__)
+constexpr bool copies_pairs = std::is_same_v<From, const BFloat16*>;
+#else
+constexpr bool copies_pairs = false;
+#endif
+
 // n elements as bfloat16 and then zeros, less than kMatrixPixels in all: where rows are written in
 // order, the next ones overwrite what is too much.
 template <typename From>
 DSR_INLINE void copy_head(BFloat16* to, From from, int64_t n) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<From, const BFloat16*>) {
+  if constexpr (copies_pairs<From>) {
     for (int64_t j = 0; j < n; j += kMatrixPixels) {
       const int64_t left = least(n - j, kMatrixPixels);
       const auto mask = static_cast<__mmask32>((uint64_t{1} << left) - 1);
@@ -26,6 +34,19 @@ DSR_INLINE void copy_head(BFloat16* to, From from, int64_t n) {
   int64_t j = 0;
   for (; j + V <= n; j += V) store_as<float>(to + j, load_as<float>(from + j));
   if (j < n) store_as<float>(to + j, load_first(from + j, n - j));
+}
+
+// Rows of n elements whose zeros in between, `gap` elements, follow each of them.
+template <typename From>
+DSR_INLINE void copy_rows(BFloat16* to, From from, int64_t row_step, int64_t rows, int64_t n,
+                          int64_t gap) {
+  constexpr int64_t kWritten = copies_pairs<From> ? kMatrixPixels : kLanes<float>;
+  const int64_t covered = ceil_div(n, kWritten) * kWritten - n;
+  for (int64_t r = 0; r < rows; ++r, to += n + gap, from += row_step) {
+    copy_head(to, from, n);
+    for (int64_t z = covered; z < gap; z += kMatrixPixels)
+      std::memset(to + n + z, 0, kMatrixPixels * sizeof(BFloat16));
+  }
 }
 
 // One row of one channel: [margin] data [margin], `pitch` elements.
@@ -97,6 +118,21 @@ static void pack_phase(From source, const Strides4& strides, const PackLayout& l
   for (int64_t g = 0; g < unit.images; ++g) {
     const From image = source + ((unit.image + g) * strides.n + phase.row * strides.h +
                                  (phase.col + skip * l.step_w) * strides.w);
+    if constexpr (!std::is_same_v<S, P>) {
+      if (count == 1 && step == 1) {
+        const int64_t top = unit.row + l.first_row;
+        const int64_t above = least(most(-top, 0), stored_rows);
+        const int64_t rows = most(0, least(stored_rows, phase.height - top) - above);
+        P* to = plane + g * l.image_rows * l.pitch;
+        zero(to, above * l.pitch + lead);
+        copy_rows(to + above * l.pitch + lead,
+                  of_channel(image + (top + above) * l.step_h * strides.h, first),
+                  l.step_h * strides.h, rows, n, l.pitch - n);
+        const int64_t filled = above + rows;
+        zero(to + filled * l.pitch, (stored_rows - filled) * l.pitch);
+        continue;
+      }
+    }
     for (int64_t r = 0; r < stored_rows; ++r) {
       const int64_t row = unit.row + l.first_row + r;
       const bool inside = row >= 0 && row < phase.height;

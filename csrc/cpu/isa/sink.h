@@ -46,7 +46,7 @@ class PlainSink {
         for (int64_t i = 0; i + V < n; i += V) put(to + i, load(from + i), streams);
         put(to + n - V, load(from + n - V));
       } else {
-        for (int64_t i = 0; i < n; ++i) put_one(to + i, from[i]);
+        put_head(to, take_head<S>(from, n), n);
       }
     }
     DSR_INLINE_MEMBER void done() {}
