@@ -35,6 +35,8 @@ class GatherMatrix {
   }
 
  private:
+  static constexpr int64_t kStretch = 8;  // pieces
+
   template <typename T>
   static T* part(char** workspace, int64_t bytes) {
     return reinterpret_cast<T*>(cut_part(workspace, bytes));
@@ -43,33 +45,46 @@ class GatherMatrix {
   void strip(const Unit& unit, int64_t d, int64_t channels) {
     for (const DestinationClass& target : plan_.destination.classes) {
       const Pieces pieces(plan_, target, unit, args_.destination_strides);
-      const int64_t count = ceil_div(pieces.count(), plan_.tile.cols * kTileRows / kPixels);
+      const int64_t count = ceil_div(pieces.count(), kStretch);
       for (int64_t i = 0; i < count; ++i)
-        tile(pieces, target.table, boundary(pieces.count(), i, count),
-             boundary(pieces.count(), i + 1, count), d, channels);
+        stretch(pieces, target.table, boundary(pieces.count(), i, count),
+                boundary(pieces.count(), i + 1, count), d, channels);
     }
   }
 
-  void tile(const Pieces& pieces, int64_t table, int64_t begin, int64_t end, int64_t d,
-            int64_t channels) {
-    const int64_t width = (end - begin) * kPixels, channel = args_.destination_strides.c;
+  // Pieces [begin, end), which are stored together: so each channel reads and writes whole lines in
+  // a row.
+  void stretch(const Pieces& pieces, int64_t table, int64_t begin, int64_t end, int64_t d,
+               int64_t channels) {
     Run runs[kMaxTileElements];
     const int found = pieces.runs(begin, end, runs);
     if (found == 0) return;
+    // An odd number of cache lines, so that channels do not fall on the same sets.
+    channel_step_ = (end - begin) * kPixels + kTileRows;
     if (table < 0) {  // no tap reaches these pixels
-      zero(accumulators_, channels * width);
-    } else if (plan_.has_groups()) {
-      accumulate_groups(pieces, begin, table, d, channels);
+      zero(accumulators_, channels * channel_step_);
     } else {
-      for (int64_t b = 0; b < plan_.block.count; ++b)
-        accumulate_block(pieces, begin, end, table, b, d, channels);
+      const int64_t count = ceil_div(end - begin, plan_.tile.cols * kTileRows / kPixels);
+      for (int64_t i = 0; i < count; ++i)
+        tile(pieces, table, begin, begin + boundary(end - begin, i, count),
+             begin + boundary(end - begin, i + 1, count), d, channels);
     }
+    const int64_t channel = args_.destination_strides.c;
     Destination* to = static_cast<Destination*>(args_.destination) + d * channel;
-    store_plane(accumulators_, width, d, channels, runs, found, to, channel, sink_);
+    store_plane(accumulators_, channel_step_, d, channels, runs, found, to, channel, sink_);
+  }
+
+  // Pieces [begin, end) of a stretch from `first` on.
+  void tile(const Pieces& pieces, int64_t table, int64_t first, int64_t begin, int64_t end,
+            int64_t d, int64_t channels) {
+    float* accumulators = accumulators_ + (begin - first) * kPixels;
+    if (plan_.has_groups()) return accumulate_groups(pieces, begin, table, d, channels, accumulators);
+    for (int64_t b = 0; b < plan_.block.count; ++b)
+      accumulate_block(pieces, begin, end, table, b, d, channels, accumulators);
   }
 
   void accumulate_block(const Pieces& pieces, int64_t begin, int64_t end, int64_t table, int64_t b,
-                        int64_t d, int64_t channels) {
+                        int64_t d, int64_t channels, float* accumulators) {
     const int32_t* bounds = plan_.segments(table, b, d);
     const int64_t first = pieces.at(begin);
     const auto accumulate_tile = matrix_tile<MatrixUnit>(end - begin, plan_.row.halves);
@@ -85,13 +100,13 @@ class GatherMatrix {
          .bias = args_.bias ? args_.bias + d : nullptr,
          .channels = channels,
          .first = b == 0,
-         .accumulators = accumulators_,
-         .channel_step = (end - begin) * kPixels,
+         .accumulators = accumulators,
+         .channel_step = channel_step_,
          .ahead = &ahead_});
   }
 
   void accumulate_groups(const Pieces& pieces, int64_t piece, int64_t table, int64_t d,
-                         int64_t channels) {
+                         int64_t channels, float* accumulators) {
     const int32_t* range = plan_.groups_of(table, d);
     accumulate_rows(matrix_unit_,
                     {.packed = pairs_ + pieces.at(piece) * 2,
@@ -101,7 +116,8 @@ class GatherMatrix {
                      .last = plan_.groups.data() + range[1],
                      .targets = plan_.row_targets.data(),
                      .weights = static_cast<const BFloat16*>(args_.tile_values),
-                     .accumulators = accumulators_,
+                     .accumulators = accumulators,
+                     .channel_step = channel_step_,
                      .channels = channels,
                      .ahead = &ahead_});
   }
@@ -135,7 +151,8 @@ class GatherMatrix {
   Ahead ahead_;
   MatrixUnit matrix_unit_;
   BFloat16* packed_;
-  float* accumulators_;
+  float* accumulators_;  // [channels of a strip][channel_step_]
+  int64_t channel_step_;
   BFloat16* pairs_;
 };
 

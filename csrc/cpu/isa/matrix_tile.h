@@ -167,7 +167,8 @@ struct RowsJob {
   const GatherPlan::Group* last;
   const int32_t* targets;   // of all groups' rows: destination channel in the strip, or -1
   const BFloat16* weights;  // of all groups: [rows][32]
-  float* accumulators;      // [channels][32]
+  float* accumulators;      // [channels][32 of channel_step]
+  int64_t channel_step;     // scalars
   int64_t channels;         // of the strip
   Ahead* ahead;
 };
@@ -199,7 +200,7 @@ DSR_INLINE void add_rows(const RowsJob& job, const GatherPlan::Group* group, con
   typedef float Floats __attribute__((vector_size(kTileRowBytes), aligned(4), may_alias));
   const int32_t* targets = job.targets + group->begin;
   for (int r = 0; r < kTileRows && targets[r] >= 0; ++r, sums += kPixels) {
-    Floats* to = reinterpret_cast<Floats*>(job.accumulators + targets[r] * kPixels);
+    Floats* to = reinterpret_cast<Floats*>(job.accumulators + targets[r] * job.channel_step);
     const Floats* from = reinterpret_cast<const Floats*>(sums);
     to[0] += from[0];
     to[1] += from[1];
@@ -212,13 +213,15 @@ template <typename Unit>
 static void accumulate_rows(Unit& unit, const RowsJob& shared) {
   alignas(kAlignment) float sums[2][2 * kTileSums];
   const RowsJob job = shared;
-  std::memset(job.accumulators, 0, job.channels * kPixels * sizeof(float));
+  for (int64_t d = 0; d < job.channels; ++d)
+    std::memset(job.accumulators + d * job.channel_step, 0, kPixels * sizeof(float));
   const GatherPlan::Group* g = job.first;
 #pragma GCC unroll 1
   for (; g + 1 < job.last; g += 2) {
     job.ahead->step();
     multiply_rows<0>(unit, job, g);
     if (g > job.first) add_rows(job, g - 2, sums[0]);
+    job.ahead->step();
     multiply_rows<2>(unit, job, g + 1);
     store_rows<0>(unit, sums[0]);
     if (g > job.first) add_rows(job, g - 1, sums[1]);

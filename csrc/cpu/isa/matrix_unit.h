@@ -62,22 +62,27 @@ class PlainUnit {
 
 #if defined(DSR_AMX)
 // AMX's own tiles, of the thread that makes one; written as assembly, so that no compiler need know
-// them. The kernel's permission is asked for in cpu/dispatch.cpp.
+// them. The kernel's permission is asked for in cpu/dispatch.cpp. Units of one thread may be nested:
+// each leaves the tiles as they were configured (by an outer unit, or another library).
 class AmxUnit {
  public:
   AmxUnit() {
-    struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    Config config;
+    config.palette = 1;
     for (int t = 0; t < 8; ++t) {
       config.row_bytes[t] = kTileRowBytes;
       config.rows[t] = kTileRows;
     }
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
-  ~AmxUnit() { asm volatile("tilerelease"); }
+  ~AmxUnit() {
+    if (before_.palette != 0) {
+      asm volatile("ldtilecfg %0" ::"m"(before_));
+    } else {
+      asm volatile("tilerelease");
+    }
+  }
   AmxUnit(const AmxUnit&) = delete;
   AmxUnit& operator=(const AmxUnit&) = delete;
 
@@ -97,6 +102,16 @@ class AmxUnit {
   DSR_INLINE_MEMBER void multiply() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
+
+ private:
+  struct Config {
+    uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  };
+  static_assert(sizeof(Config) == 64);
+
+  Config before_;
 };
 #endif
 

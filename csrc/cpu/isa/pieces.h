@@ -48,7 +48,8 @@ class Pieces {
     int found = 0;
     const auto add = [&](int64_t from, int64_t length, int64_t to) {
       Run* last = found ? &runs[found - 1] : nullptr;
-      if (last && last->to + last->length * last->step == to) {
+      if (last && last->from + last->length == from &&
+          last->to + last->length * last->step == to) {
         last->length += length;
       } else {
         runs[found++] = {from, length, to, strides_.w};
