@@ -162,8 +162,10 @@ void choose_plane_unit(int element_size, GatherPlan* plan) {
   plan->unit.images = 1;
   plan->unit.band_rows = rows;
   if (l.image_rows * l.pitch <= std::max(budget, tile)) {
+    // A matrix unit leaves so little to compute that units need not be long, but many, to be even.
+    const int64_t most = plan->lanes == Lanes::kMatrix ? budget / 4 : budget;
     plan->unit.images =
-        std::clamp<int64_t>(std::max(budget, tile) / (l.image_rows * l.pitch), 1, kMaxImages);
+        std::clamp<int64_t>(std::max(most, tile) / (l.image_rows * l.pitch), 1, kMaxImages);
     if (l.image_rows * l.pitch == 1 && plan->unit.images > tile)
       plan->unit.images -= plan->unit.images % tile;
   } else {
