@@ -82,9 +82,14 @@ DSR_INLINE Vec<S> load_as(const E* p) {
   if constexpr (std::is_same_v<S, E>) {
     return load(p);
   } else {
+#if defined(__AVX512F__)  // one shuffle; compilers make three of what is below
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return (Vec<S>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+#else
     typedef uint16_t half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
     typedef uint32_t word __attribute__((vector_size(kVectorBytes), may_alias));
     return (Vec<S>)(__builtin_convertvector(*reinterpret_cast<const half*>(p), word) << 16);
+#endif
   }
 }
 
@@ -119,21 +124,42 @@ DSR_INLINE Vec<float> rounded(Vec<float> v) {
 #endif
 }
 
+// What a reader finds of v that is stored as E.
 template <typename S, typename E>
-DSR_INLINE void store_as(E* p, Vec<S> v) {
+DSR_INLINE Vec<S> as_element(Vec<S> v) {
+  if constexpr (std::is_same_v<S, E>) {
+    return v;
+  } else {
+    typedef uint32_t word __attribute__((vector_size(kVectorBytes), may_alias));
+    return (Vec<S>)((word)rounded(v) & 0xffff0000u);
+  }
+}
+
+// Of what is an E already, but for the bits that an E has not.
+template <typename S, typename E>
+DSR_INLINE void store_element(E* p, Vec<S> v) {
   if constexpr (std::is_same_v<S, E>) {
     store(p, v);
   } else {
     typedef uint16_t half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
 #if defined(__AVX512F__)
     typedef uint16_t words __attribute__((vector_size(kVectorBytes), may_alias));
-    const words w = (words)rounded(v);
+    const words w = (words)v;
     *reinterpret_cast<half*>(p) =
         __builtin_shufflevector(w, w, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 #else
     typedef uint32_t word __attribute__((vector_size(kVectorBytes), may_alias));
-    *reinterpret_cast<half*>(p) = __builtin_convertvector((word)rounded(v) >> 16, half);
+    *reinterpret_cast<half*>(p) = __builtin_convertvector((word)v >> 16, half);
 #endif
+  }
+}
+
+template <typename S, typename E>
+DSR_INLINE void store_as(E* p, Vec<S> v) {
+  if constexpr (std::is_same_v<S, E>) {
+    store(p, v);
+  } else {
+    store_element<S>(p, rounded(v));
   }
 }
 

@@ -18,6 +18,14 @@ DSR_INLINE void put(E* p, Vec<S> v, bool streams) {
   }
   store_as<S>(p, v);
 }
+// The same of what as_element() gave.
+template <typename S, typename E>
+DSR_INLINE void put_element(E* p, Vec<S> v, bool streams) {
+  if constexpr (std::is_same_v<S, E>) {
+    if (streams) return stream(p, v);
+  }
+  store_element<S>(p, v);
+}
 // The first n elements.
 template <typename S, typename E>
 DSR_INLINE void put_head(E* p, Vec<S> v, int64_t n) {
@@ -88,9 +96,9 @@ class OutputSink {
     MomentLanes<S> moments;
 
     DSR_INLINE_MEMBER void put(E* to, Vec<S> v, bool streams = false) {
-      v = finished(to, v, kLanes<S>);
-      DSR_ISA::put<S>(to, v, streams);
-      if (moments.asked()) moments.add(as_stored(to, v, kLanes<S>));
+      v = as_element<S, E>(finished(to, v, kLanes<S>));
+      put_element<S>(to, v, streams);
+      if (moments.asked()) moments.add(v);
     }
     DSR_INLINE_MEMBER void put_head(E* to, Vec<S> v, int64_t n) {
       v = finished(to, v, n);
@@ -120,10 +128,10 @@ class OutputSink {
     DSR_INLINE_MEMBER void vectors(E* to, const S* from, int64_t n, bool streams) {
       const Vec<S> floor = sink.floor_;
       for (int64_t i = 0; i < n; i += kLanes<S>) {
-        Vec<S> v = finished<kAdds>(to + i, load(from + i), kLanes<S>, floor);
-        DSR_ISA::put<S>(to + i, v, streams);
+        const Vec<S> v =
+            as_element<S, E>(finished<kAdds>(to + i, load(from + i), kLanes<S>, floor));
+        put_element<S>(to + i, v, streams);
         if constexpr (kSums) {
-          v = as_stored(to + i, v, kLanes<S>);
           if (i == 0) moments.choose_pivot(v, kLanes<S>);
           moments.add_to_pivot(v);
         }
