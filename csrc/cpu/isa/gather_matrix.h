@@ -70,8 +70,11 @@ class GatherMatrix {
              begin + boundary(end - begin, i + 1, count), d, channels);
     }
     const int64_t channel = args_.destination_strides.c;
+    // A sink that computes has so much to do for each run that few, long ones pay.
+    const int left =
+        Sink::kPlain ? found : close_gaps(accumulators_, channel_step_, channels, runs, found);
     Destination* to = static_cast<Destination*>(args_.destination) + d * channel;
-    store_plane(accumulators_, channel_step_, d, channels, runs, found, to, channel, sink_);
+    store_plane(accumulators_, channel_step_, d, channels, runs, left, to, channel, sink_);
   }
 
   // Pieces [begin, end) of a stretch from `first` on.

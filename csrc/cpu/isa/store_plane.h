@@ -46,6 +46,30 @@ static int find_runs(const GatherPlan& plan, const DestinationClass& k, const Un
   return found;
 }
 
+// Moves the sums of runs that continue each other in the destination next to each other, so that a
+// sink gets them at once: between rows lie margins. Returns how many runs are left. `stride` is from
+// channel to channel.
+static int close_gaps(float* accumulators, int64_t stride, int64_t channels, Run* runs, int found) {
+  const auto continues = [&](const Run& run, const Run& next) {
+    return run.to + run.length * run.step == next.to && run.step == next.step;
+  };
+  int left = 0;
+  for (int first = 0, i; first < found; first = i) {
+    Run merged = runs[first];
+    for (i = first + 1; i < found && continues(merged, runs[i]); ++i) merged.length += runs[i].length;
+    for (int64_t o = 0; i > first + 1 && o < channels; ++o) {
+      float* sums = accumulators + o * stride;
+      float* to = sums + merged.from + runs[first].length;
+      for (int r = first + 1; r < i; to += runs[r++].length)
+        for (int64_t j = 0; j < runs[r].length; j += kLanes<float>)
+          store_first(to + j, load(sums + runs[r].from + j),
+                      least(kLanes<float>, runs[r].length - j));
+    }
+    runs[left++] = merged;
+  }
+  return left;
+}
+
 // The pixels of a run for channels that are adjacent in the destination, from `first` on: squares
 // of vectors are transposed.
 template <typename S, typename E, typename Sink>
