@@ -18,7 +18,7 @@ _Activation = tuple[_Address, bool, _Quad]
 class PlanDescription(TypedDict):
     """How a pass is carried out; sizes in elements, tiles in rows x columns of vectors."""
 
-    lanes: str  # what fills a vector: "plane", "row" or "batch"
+    lanes: str  # what fills a vector: "plane", "row" or "batch"; or "matrix"
     lane_images: int
     images: int
     band_rows: int
@@ -157,8 +157,9 @@ def choose_lanes(
     dilation: _Pair,
     dtype: str,
     block_size: int = 1,
+    bfloat16: bool = False,  # both activations
 ) -> str:
-    """What should fill the lanes of a vector: "plane", "row" or "batch"."""
+    """What should fill the lanes of a vector: "plane", "row" or "batch"; or "matrix"."""
 
 def lanes_reason(
     n: int,
@@ -171,6 +172,7 @@ def lanes_reason(
     dilation: _Pair,
     dtype: str,
     block_size: int = 1,
+    bfloat16: bool = False,  # both activations
 ) -> str:
     """Why choose_lanes chooses as it does, in words."""
 

@@ -20,8 +20,8 @@ cpu::Lanes lanes_named(const std::string& name) {
 
 const char* name_of(cpu::Lanes lanes) {
   using cpu::Lanes;
-  return lanes == Lanes::kPlane ? "plane"
-         : lanes == Lanes::kRow ? "row"
+  return lanes == Lanes::kPlane   ? "plane"
+         : lanes == Lanes::kRow   ? "row"
          : lanes == Lanes::kBatch ? "batch"
                                   : "matrix";
 }
@@ -95,8 +95,7 @@ std::string lanes_reason(int64_t n, bool contiguous_rows, int64_t width, int64_t
                          const std::string& dtype, int64_t block_size, bool bfloat16) {
   const ConvShape shape = lane_shape(width, out_width, kernel, stride, padding, dilation);
   std::string reason;
-  cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), block_size, bfloat16,
-                    &reason);
+  cpu::choose_lanes(shape, n, contiguous_rows, element_size(dtype), block_size, bfloat16, &reason);
   return reason;
 }
 

@@ -29,7 +29,7 @@ namespace {
 // Whether the processor multiplies tiles of bfloat16, and the kernel lets this process use them:
 // the state of the tiles is large, so Linux wants to be asked, once.
 bool may_use_amx() {
-  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;  // of leaf 7's edx
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;   // of leaf 7's edx
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
   static const bool may = [] {
     unsigned a = 0, b = 0, c = 0, d = 0;

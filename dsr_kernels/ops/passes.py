@@ -132,7 +132,7 @@ def _filled(how: _C.PlanDescription, n: int) -> float:
     filled = n / (groups * how["images"] * how["lane_images"])
     if how["lanes"] == "row":
         return filled * how["class_cols"] * how["images"] / how["pitch"]
-    if how["lanes"] == "plane":
+    if how["lanes"] in ("plane", "matrix"):
         filled = how["class_cols"] / how["pitch"]  # images are stacked as far as there are any
         return filled * (how["class_rows"] / how["image_rows"] if how["images"] > 1 else 1)
     return filled

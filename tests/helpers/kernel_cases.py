@@ -13,7 +13,7 @@ from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
 
 LANES = ("plane", "row", "batch")
-ISAS = _C.available_isas()
+ISAS = [isa for isa in _C.available_isas() if isa != "amx"]  # AVX-512's kernels: test_matrix_*
 VECTOR_BYTES = {"portable": 16, "avx2": 32, "avx512": 64}
 
 # C, O, kernel, (H, W) and the batch; further arguments of the layer after that. Between them: rows
@@ -170,7 +170,8 @@ def kernels(isa: str, lanes: str | None = None, threads: int = 1):
     patterns.clear()
     _C.set_isa(isa)
     if lanes is not None:
-        _C.choose_lanes = lambda *args: choose(*args) if _is_pointwise(*args) else lanes
+        free = lanes != "matrix"  # which takes pointwise ones, too
+        _C.choose_lanes = lambda *args: choose(*args) if free and _is_pointwise(*args) else lanes
     try:
         yield
     finally:

@@ -124,7 +124,8 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
     if (reason) *reason = words();
     return choice;
   };
-  const bool strided = shape.stride_h * shape.stride_w > 1;  // phases pack, and classes store, by single pixels
+  const bool strided =
+      shape.stride_h * shape.stride_w > 1;  // phases pack, and classes store, by single pixels
   if (limits.has_matrix_unit && bfloat16 && !strided && element_size == 4 &&
       fits_matrix_unit(block_size))
     return because(Lanes::kMatrix, [] { return "bfloat16: a matrix unit takes blocks of 16"; });
@@ -162,8 +163,8 @@ int64_t ConvPlan::workspace_bytes(Op op, int64_t n, int threads, bool sums) cons
   if (op == Op::kGradWeight)
     return kAlignment + slices(n) * nnz_ * size +
            threads * grad_weight_bytes(gather_, grad_layout_, size);
-  const int64_t values = gather_.lanes == Lanes::kMatrix ? tile_values_bytes(gather_)
-                                                         : part_bytes(nnz_ * size);
+  const int64_t values =
+      gather_.lanes == Lanes::kMatrix ? tile_values_bytes(gather_) : part_bytes(nnz_ * size);
   return kAlignment + values + threads * gather_bytes(gather_, size) +
          (sums ? partial_sums_bytes(gather_, n, size) : 0);
 }

@@ -240,7 +240,8 @@ int64_t block_rows_of(const ConvShape& s, const BsrPattern& pattern, Direction d
   if (plan.lanes == Lanes::kMatrix) return kMatrixRows;
   constexpr int64_t kFewestSteps = 8;
   const Limits& limits = kernels().limits;
-  const bool fits = plan.row.slot_lanes <= limits.block_vectors * limits.lanes(sizeof(float));  // kRow
+  const bool fits =
+      plan.row.slot_lanes <= limits.block_vectors * limits.lanes(sizeof(float));  // kRow
   if (pattern.block_size % kBlockRows != 0 || !fits) return 1;
   const int64_t groups = pattern.rows / pattern.block_size * s.taps();
   const bool worthwhile = pattern.blocks >= kFewestSteps * groups;
@@ -250,10 +251,10 @@ int64_t block_rows_of(const ConvShape& s, const BsrPattern& pattern, Direction d
 }  // namespace
 
 int64_t GatherPlan::bytes() const {
-  return static_cast<int64_t>(
-      sizeof(int32_t) * (offsets.size() + value_index.size() + bounds.size() + no_bounds.size() +
-                         first_tiles.size() + row_targets.size()) +
-      sizeof(Group) * groups.size());
+  return static_cast<int64_t>(sizeof(int32_t) *
+                                  (offsets.size() + value_index.size() + bounds.size() +
+                                   no_bounds.size() + first_tiles.size() + row_targets.size()) +
+                              sizeof(Group) * groups.size());
 }
 
 Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int element_size,
@@ -264,9 +265,10 @@ Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int e
   Status status = check_pattern(shape, pattern);
   if (status.is_ok() && lanes == Lanes::kMatrix &&
       (element_size != 4 || !fits_matrix_unit(pattern.block_size)))
-    return Status::error("lanes 'matrix': need float32 and blocks of 16 output channels or of a "
-                         "multiple, got blocks of " +
-                         std::to_string(pattern.block_size));
+    return Status::error(
+        "lanes 'matrix': need float32 and blocks of 16 output channels or of a "
+        "multiple, got blocks of " +
+        std::to_string(pattern.block_size));
   if (status.is_ok()) status = lay_out(pass, element_size, plan);
   if (!status.is_ok()) return status;
   plan->block_rows = block_rows_of(shape, pattern, direction, *plan);

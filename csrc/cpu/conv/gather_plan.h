@@ -154,9 +154,10 @@ struct GatherPlan {
     int32_t begin;
   };
   std::vector<Group> groups;  // and one more, which ends the last
-  // kMatrix. Forward: where the tiles of weights of each segment begin, beside `bounds`. Grad-input:
-  // a group is one tile of weights, and `begin` its first row; of each row its destination channel
-  // within the strip, or -1; a step's offset is twice its row, and 1 for the upper source channels.
+  // kMatrix. Forward: where the tiles of weights of each segment begin, beside `bounds`.
+  // Grad-input: a group is one tile of weights, and `begin` its first row; of each row its
+  // destination channel within the strip, or -1; a step's offset is twice its row, and 1 for the
+  // upper source channels.
   std::vector<int32_t> first_tiles, row_targets;
   // Whether the processor's own unit multiplies them.
   bool uses_matrix_unit = false;

@@ -16,10 +16,10 @@ template <typename S>
 struct GatherArgs {
   const GatherPlan* plan;
   int64_t n;
-  Operand<S> source;  // [N, source channels, ...]
-  const S* values;    // [nnz], in the order of plan->offsets; kMatrix: null, and
+  Operand<S> source;                  // [N, source channels, ...]
+  const S* values;                    // [nnz], in the order of plan->offsets; kMatrix: null, and
   const void* tile_values = nullptr;  // bfloat16: forward tiles of weights, else [steps][16]
-  const S* bias;      // [destination channels] or null
+  const S* bias;                      // [destination channels] or null
   void* destination;  // [N, destination channels, ...] of destination_element, fully overwritten
   Strides4 destination_strides;
   Element destination_element;

@@ -30,7 +30,7 @@ int64_t tiles_of(int64_t steps) { return ceil_div(steps, kMatrixDepth); }
 void choose_matrix_tile(int64_t steps, bool grad_input, GatherPlan* plan) {
   constexpr double kL1Share = 0.8;
   constexpr int64_t kGathered = 8 << 10;  // bytes of L1 that the tiles under way take
-  constexpr double kCycles = 0.1;  // of 16 pixels and one non-zero, as measured
+  constexpr double kCycles = 0.25;        // of 16 pixels and one non-zero, as measured
   const PackLayout& l = plan->source;
   const int64_t channels = l.channels, phases = static_cast<int64_t>(l.phases.size());
   plan->tile.rows = 1;
@@ -139,8 +139,7 @@ void order_tile_values(const GatherPlan& plan, const float* values, int threads,
       const int64_t at = (k - begin) / kMatrixDepth * kTileHalves + (k - begin) % kMatrixDepth;
       // The values of one position lie side by side.
       const float* from = values + index[k * kMatrixRows];
-      for (int64_t r = 0; r < kMatrixRows; ++r)
-        tile[at + r * kMatrixDepth] = bfloat16_of(from[r]);
+      for (int64_t r = 0; r < kMatrixRows; ++r) tile[at + r * kMatrixDepth] = bfloat16_of(from[r]);
     }
   }
 }

@@ -81,8 +81,8 @@ static inline int64_t accumulator_bytes(const GatherPlan& plan, int element_size
     // A last vector is read whole, from wherever its slot begins.
     return part_bytes((classes * row_class_scalars(plan, lanes) + lanes) * element_size);
   }
-  const int64_t scalars =
-      plan.is_plane() ? kMaxTileElements + kMatrixRows : strip_elements(plan) * plan.batch.lane_images;
+  const int64_t scalars = plan.is_plane() ? kMaxTileElements + kMatrixRows
+                                          : strip_elements(plan) * plan.batch.lane_images;
   return part_bytes(plan.strip.channels * scalars * element_size);
 }
 // A thread's sums of one unit by channel (isa/channel_sums.h), and what all units leave.

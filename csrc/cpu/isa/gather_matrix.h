@@ -81,7 +81,8 @@ class GatherMatrix {
   void tile(const Pieces& pieces, int64_t table, int64_t first, int64_t begin, int64_t end,
             int64_t d, int64_t channels) {
     float* accumulators = accumulators_ + (begin - first) * kPixels;
-    if (plan_.has_groups()) return accumulate_groups(pieces, begin, table, d, channels, accumulators);
+    if (plan_.has_groups())
+      return accumulate_groups(pieces, begin, table, d, channels, accumulators);
     for (int64_t b = 0; b < plan_.block.count; ++b)
       accumulate_block(pieces, begin, end, table, b, d, channels, accumulators);
   }
@@ -91,38 +92,36 @@ class GatherMatrix {
     const int32_t* bounds = plan_.segments(table, b, d);
     const int64_t first = pieces.at(begin);
     const auto accumulate_tile = matrix_tile<MatrixUnit>(end - begin, plan_.row.halves);
-    accumulate_tile(
-        matrix_unit_,
-        {.packed = packed_ + first,
-         .next_piece = pieces.at(end - 1) - first,
-         .half = pieces.half(),
-         .offsets = plan_.offsets.data(),
-         .weights = static_cast<const BFloat16*>(args_.tile_values),
-         .bounds = bounds,
-         .first_weight = plan_.first_tiles.data() + (bounds - plan_.bounds.data()),
-         .bias = args_.bias ? args_.bias + d : nullptr,
-         .channels = channels,
-         .first = b == 0,
-         .accumulators = accumulators,
-         .channel_step = channel_step_,
-         .ahead = &ahead_});
+    accumulate_tile(matrix_unit_,
+                    {.packed = packed_ + first,
+                     .next_piece = pieces.at(end - 1) - first,
+                     .half = pieces.half(),
+                     .offsets = plan_.offsets.data(),
+                     .weights = static_cast<const BFloat16*>(args_.tile_values),
+                     .bounds = bounds,
+                     .first_weight = plan_.first_tiles.data() + (bounds - plan_.bounds.data()),
+                     .bias = args_.bias ? args_.bias + d : nullptr,
+                     .channels = channels,
+                     .first = b == 0,
+                     .accumulators = accumulators,
+                     .channel_step = channel_step_,
+                     .ahead = &ahead_});
   }
 
   void accumulate_groups(const Pieces& pieces, int64_t piece, int64_t table, int64_t d,
                          int64_t channels, float* accumulators) {
     const int32_t* range = plan_.groups_of(table, d);
-    accumulate_rows(matrix_unit_,
-                    {.packed = pairs_ + pieces.at(piece) * 2,
-                     .half = pieces.half() * 2,
-                     .pair_bytes = plan_.source.plane * 2 * int64_t{sizeof(BFloat16)},
-                     .first = plan_.groups.data() + range[0],
-                     .last = plan_.groups.data() + range[1],
-                     .targets = plan_.row_targets.data(),
-                     .weights = static_cast<const BFloat16*>(args_.tile_values),
-                     .accumulators = accumulators,
-                     .channel_step = channel_step_,
-                     .channels = channels,
-                     .ahead = &ahead_});
+    accumulate_rows(matrix_unit_, {.packed = pairs_ + pieces.at(piece) * 2,
+                                   .half = pieces.half() * 2,
+                                   .pair_bytes = plan_.source.plane * 2 * int64_t{sizeof(BFloat16)},
+                                   .first = plan_.groups.data() + range[0],
+                                   .last = plan_.groups.data() + range[1],
+                                   .targets = plan_.row_targets.data(),
+                                   .weights = static_cast<const BFloat16*>(args_.tile_values),
+                                   .accumulators = accumulators,
+                                   .channel_step = channel_step_,
+                                   .channels = channels,
+                                   .ahead = &ahead_});
   }
 
   // Channels 2 c and 2 c + 1 side by side, pixel by pixel.

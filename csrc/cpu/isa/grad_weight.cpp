@@ -253,9 +253,8 @@ void with_worker(const GatherPlan& plan, Use use) {
 
 template <typename S>
 void grad_weight(const GradWeightArgs<S>& args) {
-  with_worker<S>(*args.plan, [&](auto* worker) {
-    run_slices<std::remove_pointer_t<decltype(worker)>>(args);
-  });
+  with_worker<S>(*args.plan,
+                 [&](auto* worker) { run_slices<std::remove_pointer_t<decltype(worker)>>(args); });
 }
 
 template <typename S>

@@ -27,8 +27,9 @@ inline constexpr int kMaxTables = kMaxRowStrideH * kMaxRowStrideW;
 inline constexpr int kMaxFrames = kMaxLanes;
 // Rows of the pattern that share their positions and that the inner loops take at once.
 inline constexpr int kBlockRows = 4;
-// Lanes::kMatrix: rows of a matrix unit's tile, that is output channels of a block and pixels of its
-// sums; the pixels that two tiles of sums take; and source channels, or positions, of a product.
+// Lanes::kMatrix: rows of a matrix unit's tile, that is output channels of a block and pixels of
+// its sums; the pixels that two tiles of sums take; and source channels, or positions, of a
+// product.
 inline constexpr int kMatrixRows = 16, kMatrixPixels = 32, kMatrixDepth = 32;
 // Readable scalars behind every packed buffer: a packed row.
 inline constexpr int kSlack = kMaxLanes * kMaxRowVectors;
@@ -36,7 +37,7 @@ inline constexpr int kSlack = kMaxLanes * kMaxRowVectors;
 // ---- what an instruction set says of itself ----
 
 struct Limits {
-  int vector_bytes;  // of a register
+  int vector_bytes;              // of a register
   bool has_matrix_unit = false;  // AMX, for bfloat16
   bool masks_lanes;  // multiply-adds can leave lanes out at no cost: what Lanes::kRow wants
   // How many vectors fit the registers, after what the inner loop itself needs:

@@ -28,9 +28,9 @@ struct MatrixJob {
   const int32_t* first_weight;  // [channels / 16], into the tiles A
   const float* bias;            // of the first channel, or null
   int64_t channels;
-  bool first;             // of the blocks: start at the bias
-  float* accumulators;    // [channels][P][32]
-  int64_t channel_step;   // scalars
+  bool first;            // of the blocks: start at the bias
+  float* accumulators;   // [channels][P][32]
+  int64_t channel_step;  // scalars
   Ahead* ahead;
 };
 
@@ -141,8 +141,7 @@ static void accumulate_matrix_tile(Unit& unit, const MatrixJob& shared) {
         }
         float ordered[kPixels];
         put_in_order(of_row, ordered);
-        for (int i = 0; i < kPixels; ++i)
-          pixels[i] = ordered[i] + (job.first ? start : pixels[i]);
+        for (int i = 0; i < kPixels; ++i) pixels[i] = ordered[i] + (job.first ? start : pixels[i]);
       }
     }
   }
@@ -154,8 +153,10 @@ using MatrixTileFunction = void (*)(Unit&, const MatrixJob&);
 template <typename Unit>
 static MatrixTileFunction<Unit> matrix_tile(int64_t pieces, bool apart) {
   if (apart)
-    return pieces == 1 ? accumulate_matrix_tile<1, true, Unit> : accumulate_matrix_tile<2, true, Unit>;
-  return pieces == 1 ? accumulate_matrix_tile<1, false, Unit> : accumulate_matrix_tile<2, false, Unit>;
+    return pieces == 1 ? accumulate_matrix_tile<1, true, Unit>
+                       : accumulate_matrix_tile<2, true, Unit>;
+  return pieces == 1 ? accumulate_matrix_tile<1, false, Unit>
+                     : accumulate_matrix_tile<2, false, Unit>;
 }
 
 // accumulators[target] += A * B for the tiles A of one strip of destination channels.

@@ -45,8 +45,7 @@ class PlainUnit {
     for (int m = 0; m < kTileRows; ++m)
       for (int k = 0; k < kTileDepth; ++k)
         for (int n = 0; n < kTileRows; ++n)
-          sums[m * kTileRows + n] +=
-              a[m * kTileDepth + k] * b[k / 2 * kTileDepth + 2 * n + k % 2];
+          sums[m * kTileRows + n] += a[m * kTileDepth + k] * b[k / 2 * kTileDepth + 2 * n + k % 2];
     std::memcpy(tiles_[C], sums, kTileBytes);
   }
 
@@ -62,8 +61,8 @@ class PlainUnit {
 
 #if defined(DSR_AMX)
 // AMX's own tiles, of the thread that makes one; written as assembly, so that no compiler need know
-// them. The kernel's permission is asked for in cpu/dispatch.cpp. Units of one thread may be nested:
-// each leaves the tiles as they were configured (by an outer unit, or another library).
+// them. The kernel's permission is asked for in cpu/dispatch.cpp. Units of one thread may be
+// nested: each leaves the tiles as they were configured (by an outer unit, or another library).
 class AmxUnit {
  public:
   AmxUnit() {

@@ -140,7 +140,7 @@ static void pack_phase(From source, const Strides4& strides, const PackLayout& l
       P* to = plane + (g * l.image_rows + r) * l.pitch;
       if (count > 1) {
         pack_row_of_channels<S>(from, step, lead, inside ? n : 0, l.pitch, first, count,
-                             channel_stride, to);
+                                channel_stride, to);
       } else if (inside) {
         pack_row<S>(of_channel(from, first), step, lead, n, l.pitch, to);
       } else {
@@ -189,8 +189,8 @@ static void pack_plane(From source, const Strides4& strides, const PackLayout& l
       }
     } else {
       for (int64_t f = 0; f < phases; ++f)
-        pack_phase<S>(source + c * strides.c, strides, l, l.phases[f], unit, c, count, channel_stride,
-                   packed + c * channel_stride + f * l.plane);
+        pack_phase<S>(source + c * strides.c, strides, l, l.phases[f], unit, c, count,
+                      channel_stride, packed + c * channel_stride + f * l.plane);
     }
     for (int64_t plane = c * phases; plane < (c + count) * phases; ++plane)
       zero(packed + plane * l.plane + end, tail);

@@ -1,7 +1,8 @@
 // The pixels of a unit as matrix units take them: pieces of two halves, 16 pixels each.
 //
 // Where the destination's rows are whole pieces, or halves, pieces begin with them: then margins
-// are not computed, and a piece is stored as one run. Else pieces follow each other along the plane.
+// are not computed, and a piece is stored as one run. Else pieces follow each other along the
+// plane.
 #pragma once
 
 #include "cpu/isa/store_plane.h"
@@ -48,8 +49,7 @@ class Pieces {
     int found = 0;
     const auto add = [&](int64_t from, int64_t length, int64_t to) {
       Run* last = found ? &runs[found - 1] : nullptr;
-      if (last && last->from + last->length == from &&
-          last->to + last->length * last->step == to) {
+      if (last && last->from + last->length == from && last->to + last->length * last->step == to) {
         last->length += length;
       } else {
         runs[found++] = {from, length, to, strides_.w};
@@ -62,7 +62,8 @@ class Pieces {
                          (target_.row0 + unit_.row + p.row) * strides_.h +
                          (target_.col0 + p.col) * strides_.w;
       add(from, plan_.row.halves ? kMatrixRows : kMatrixPixels, to);
-      if (plan_.row.halves && p.row + 1 < rows_) add(from + kMatrixRows, kMatrixRows, to + strides_.h);
+      if (plan_.row.halves && p.row + 1 < rows_)
+        add(from + kMatrixRows, kMatrixRows, to + strides_.h);
     }
     return found;
   }

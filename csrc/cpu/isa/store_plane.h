@@ -47,8 +47,8 @@ static int find_runs(const GatherPlan& plan, const DestinationClass& k, const Un
 }
 
 // Moves the sums of runs that continue each other in the destination next to each other, so that a
-// sink gets them at once: between rows lie margins. Returns how many runs are left. `stride` is from
-// channel to channel.
+// sink gets them at once: between rows lie margins. Returns how many runs are left. `stride` is
+// from channel to channel.
 static int close_gaps(float* accumulators, int64_t stride, int64_t channels, Run* runs, int found) {
   const auto continues = [&](const Run& run, const Run& next) {
     return run.to + run.length * run.step == next.to && run.step == next.step;
@@ -56,7 +56,8 @@ static int close_gaps(float* accumulators, int64_t stride, int64_t channels, Run
   int left = 0;
   for (int first = 0, i; first < found; first = i) {
     Run merged = runs[first];
-    for (i = first + 1; i < found && continues(merged, runs[i]); ++i) merged.length += runs[i].length;
+    for (i = first + 1; i < found && continues(merged, runs[i]); ++i)
+      merged.length += runs[i].length;
     for (int64_t o = 0; i > first + 1 && o < channels; ++o) {
       float* sums = accumulators + o * stride;
       float* to = sums + merged.from + runs[first].length;
