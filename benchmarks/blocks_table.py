@@ -1,4 +1,4 @@
-"""What blocks of output channels are worth in single layers, as docs/performance.md shows it.
+"""What blocks of output channels are worth, as docs/performance.md shows it.
 
 python benchmarks/blocks_table.py KEPT-blocks.json [...] docs/performance.md
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from gpu.pages import renew
 from targets import speed_up
 
+from dsr_kernels.bench.rivals import PRECISIONS, fastest
 from dsr_kernels.text_table import markdown
 
 BEGIN = "<!-- blocks: made by `make blocks-table` -->"
@@ -40,6 +41,33 @@ def table(kept: list[dict]) -> str:
     return markdown(["times as fast as dense", "block size", *header, "machine"], rows)
 
 
+def steps_table(kept: list[dict]) -> str:
+    """A fused training step by precision: the best dense one, unstructured, and in blocks."""
+    rows = []
+    for each in kept:
+        facts = each["machine"]
+        where = (
+            f"{facts['cpu']}, {facts['threads']} threads, dense bf16 by {facts['dense bf16 by']}"
+        )
+        for record in each.get("steps", []):
+            for precision in PRECISIONS:
+                rows += _step_rows(record, precision, where)
+    header = ["step, ms (min / median)", "best dense", "unstructured", "blocks of 16"]
+    return markdown([*header, "over the best dense", "machine"], rows)
+
+
+def _step_rows(record: dict, precision: str, where: str) -> list[list[str]]:
+    taken = record["milliseconds"]
+    dense, ours = (fastest(taken, side, precision) for side in ("dense", "ours"))
+    if dense is None or ours is None:
+        return []
+    blocks = taken[f"{ours}, blocks of 16"]
+    ms = ["{min:.0f} / {median:.0f}".format(**t) for t in (taken[dense], taken[ours], blocks)]
+    over = [_cell(taken[dense]["min"] / t["min"]) for t in (taken[ours], blocks)]
+    name = f"{record['model']} at {record['sparsity']:.0%}, batch {record['batch']}, {precision}"
+    return [[name, *ms, " and ".join(over), where]]
+
+
 def _cell(ratio: float | None) -> str:
     if ratio is None:
         return ""
@@ -49,4 +77,4 @@ def _cell(ratio: float | None) -> str:
 if __name__ == "__main__":
     *results, page = map(Path, sys.argv[1:])
     kept = [json.loads(path.read_text(encoding="utf-8")) for path in results]
-    renew(page, BEGIN, END, table(kept))
+    renew(page, BEGIN, END, f"{table(kept)}\n\n{steps_table(kept)}")

@@ -1,9 +1,10 @@
-"""Measures single layers whose weights are blocks of output channels, beside every dense rival.
+"""Measures weights that are blocks of output channels, beside every dense rival: layers and steps.
 
     PYTHONPATH=. python benchmarks/measure_blocks.py build/blocks.json [--rounds 15] [-k WRN]
 
-Writes a JSON with a record for each layer, operation, block size and sparsity, and prints what
-blocks_table.py makes of it. `make bench-blocks` sets the allocator as for the other timings.
+Writes a JSON with a record for each layer, operation, block size and sparsity, and one of training
+steps, and prints what blocks_table.py makes of it. `make bench-blocks` sets the allocator as for
+the other timings.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import json
 from pathlib import Path
 
 import torch
-from blocks_table import table
+from blocks_table import steps_table, table
 from layers import FAMILIES
 from summarize import lines_of
+from whole_models.blocks import steps_record
+from whole_models.variants import WRN
 
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.processor import processor_facts
@@ -47,6 +50,7 @@ def main() -> None:
     add("-k", default="", metavar="TEXT", help="only families with it, as in 'WRN 3x3'")
     rounds = f"times of each (default: {FEWEST_ROUNDS}); fewer only show that everything works"
     add("--rounds", type=int, default=FEWEST_ROUNDS, help=rounds)
+    add("--no-compile", action="store_true", help="leave out what torch.compile makes of dense")
     options = parser.parse_args()
     options.json.parent.mkdir(parents=True, exist_ok=True)
     print(rival_sentence())
@@ -56,6 +60,7 @@ def main() -> None:
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         "rounds": options.rounds,
         "layers": [],
+        "steps": [],
     }
     for family, layers in FAMILIES.items():
         if options.k.lower() not in family.lower():
@@ -64,7 +69,12 @@ def main() -> None:
             print(layer, flush=True)
             kept["layers"] += measure(family, layer, options.rounds, peak)
             options.json.write_text(lines_of(kept))
-    print(table([json.loads(options.json.read_text())]))
+    if options.k.lower() in f"{WRN.name} step".lower():
+        print(f"{WRN.name} step", flush=True)
+        kept["steps"].append(steps_record(WRN, options.rounds, not options.no_compile))
+        options.json.write_text(lines_of(kept))
+    written = [json.loads(options.json.read_text())]
+    print(table(written), steps_table(written), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 #include "bindings/conv.h"
 #include "cpu/conv/channel_sum.h"
-#include "cpu/conv/tiling.h"
+#include "cpu/conv/layout.h"
 
 namespace dsr::bindings {
 namespace {

@@ -1,10 +1,12 @@
 #include "cpu/conv/layout.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "cpu/isa/limits.h"
 
 namespace dsr::cpu {
 namespace {
@@ -154,6 +156,16 @@ Status lay_out(const Pass& pass, int element_size, GatherPlan* plan) {
   }
   l.first_col = l.halo_cols = l.tail = 0;  // the pitch is the tiling's
   return Status::ok();
+}
+
+std::pair<int64_t, int64_t> long_rows(int64_t pixels) {
+  constexpr int64_t kBest = 14;  // vectors
+  if (pixels % kMaxLanes != 0) return {1, pixels};
+  const int64_t vectors = pixels / kMaxLanes;
+  int64_t best = 1;  // the divisor closest to kBest, of two the smaller
+  for (int64_t d = 2; d <= std::min(vectors, 2 * kBest); ++d)
+    if (vectors % d == 0 && std::abs(d - kBest) < std::abs(best - kBest)) best = d;
+  return {vectors / best, best * kMaxLanes};
 }
 
 }  // namespace dsr::cpu

@@ -1,6 +1,7 @@
 // From the geometry of a convolution to the layout of one pass: taps, phases, classes, margins.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "cpu/conv/gather_plan.h"
@@ -39,5 +40,10 @@ int64_t slot_lanes(const Pass& pass);
 // Fills what does not depend on the pattern or on caches: phases, classes, margins, pitch. Fails
 // where plan->lanes do not apply.
 Status lay_out(const Pass& pass, int element_size, GatherPlan* plan);
+
+// (height, width) of the pixels of an image that may be cut anywhere (a pointwise convolution's):
+// rows of some fourteen of the widest vectors, or a single row where that does not come out even.
+// The same for every instruction set and element size.
+std::pair<int64_t, int64_t> long_rows(int64_t pixels);
 
 }  // namespace dsr::cpu

@@ -298,14 +298,4 @@ void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan
   choose_plane(element_size, plan);
 }
 
-std::pair<int64_t, int64_t> long_rows(int64_t pixels) {
-  constexpr int64_t kBest = 14;  // vectors
-  if (pixels % kMaxLanes != 0) return {1, pixels};
-  const int64_t vectors = pixels / kMaxLanes;
-  int64_t best = 1;  // the divisor closest to kBest, of two the smaller
-  for (int64_t d = 2; d <= std::min(vectors, 2 * kBest); ++d)
-    if (vectors % d == 0 && std::abs(d - kBest) < std::abs(best - kBest)) best = d;
-  return {vectors / best, best * kMaxLanes};
-}
-
 }  // namespace dsr::cpu

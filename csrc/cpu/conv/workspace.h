@@ -49,9 +49,13 @@ static inline __attribute__((always_inline)) void drop_guards([[maybe_unused]] c
 static inline int packed_size(const GatherPlan& plan, int element_size) {
   return plan.lanes == Lanes::kMatrix ? kBFloat16Bytes : element_size;
 }
+// Readable scalars behind it. kMatrix: a piece of two rows may end a row after the last one.
+static inline int64_t slack(const GatherPlan& plan, const PackLayout& layout) {
+  return kSlack + (plan.lanes == Lanes::kMatrix ? layout.pitch : 0);
+}
 static inline int64_t packed_bytes(const GatherPlan& plan, const PackLayout& layout,
                                    int element_size) {
-  return part_bytes((layout.elements() * plan.batch.lane_images + kSlack) *
+  return part_bytes((layout.elements() * plan.batch.lane_images + slack(plan, layout)) *
                     packed_size(plan, element_size));
 }
 // kBatch: where each pixel of a source channel goes, and which elements of the packed plane are
@@ -97,7 +101,8 @@ static inline int64_t partial_sums_bytes(const GatherPlan& plan, int64_t n, int 
 static inline int64_t pairs_bytes(const GatherPlan& plan) {
   if (plan.lanes != Lanes::kMatrix || !plan.has_groups()) return 0;
   const int64_t products = (plan.source.channels + kMatrixDepth - 1) / kMatrixDepth;
-  return part_bytes((products * kMatrixDepth * plan.source.plane + kSlack) * kBFloat16Bytes);
+  const int64_t halves = products * kMatrixDepth * plan.source.plane;
+  return part_bytes((halves + 2 * slack(plan, plan.source)) * kBFloat16Bytes);
 }
 // kMatrix, grad-weight: the gradient of one block of output channels in pairs of pixels.
 static inline int64_t grad_tiles_bytes(const GatherPlan& plan, const PackLayout& grad) {

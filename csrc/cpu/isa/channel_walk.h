@@ -15,6 +15,7 @@
 
 #include "cpu/conv/kernels.h"
 #include "cpu/isa/channel_lanes.h"
+#include "cpu/isa/flush_subnormals.h"
 
 namespace dsr::cpu::DSR_ISA {
 

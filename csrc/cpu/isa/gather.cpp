@@ -3,6 +3,7 @@
 // stores it.
 #include "cpu/isa/ahead.h"
 #include "cpu/isa/entry.h"
+#include "cpu/isa/flush_subnormals.h"
 #include "cpu/isa/gather_batch.h"
 #include "cpu/isa/gather_matrix.h"
 #include "cpu/isa/gather_plane.h"

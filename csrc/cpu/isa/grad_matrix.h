@@ -60,32 +60,42 @@ static void add_grad_tiles(Unit& unit, const GradTilesJob& job) {
   if constexpr (T > 3) unit.template store<3>(job.sums + 3 * kTileSums, kTileRowBytes);
 }
 
-// Fewer than 16 positions: the last one stands for those that are missing.
+constexpr int kGradTiles = 4;  // of sums at once: as many products as hide the latency of one
+
+// Up to kGradTiles times 16 positions. The last one stands for those that are missing.
 template <typename Unit>
-static void add_last_grads(Unit& unit, GradTilesJob job, int32_t count) {
-  int32_t offsets[kTileRows];
-  alignas(kAlignment) float sums[kTileSums] = {};
-  for (int i = 0; i < kTileRows; ++i) offsets[i] = job.offsets[i < count ? i : count - 1];
+static void add_grads_at_once(Unit& unit, GradTilesJob job, int32_t count) {
+  int32_t offsets[kGradTiles * kTileRows];
+  alignas(kAlignment) float sums[kGradTiles * kTileSums] = {};
+  const int32_t tiles = (count + kTileRows - 1) / kTileRows;
   float* to = job.sums;
-  std::memcpy(sums, to, count * kTileRowBytes);
-  job.offsets = offsets;
-  job.sums = sums;
-  add_grad_tiles<1>(unit, job);
-  std::memcpy(to, sums, count * kTileRowBytes);
+  const bool whole = count == tiles * kTileRows;
+  if (!whole) {
+    for (int i = 0; i < tiles * kTileRows; ++i) offsets[i] = job.offsets[i < count ? i : count - 1];
+    std::memcpy(sums, to, count * kTileRowBytes);
+    job.offsets = offsets;
+    job.sums = sums;
+  }
+  if (tiles == 1) add_grad_tiles<1>(unit, job);
+  if (tiles == 2) add_grad_tiles<2>(unit, job);
+  if (tiles == 3) add_grad_tiles<3>(unit, job);
+  if (tiles == 4) add_grad_tiles<4>(unit, job);
+  if (!whole) std::memcpy(to, sums, count * kTileRowBytes);
 }
 
-// The positions [begin, end) of one block of output channels.
+// `count` positions of one block of output channels, in even turns.
 template <typename Unit>
 static void add_grads(Unit& unit, GradTilesJob job, int32_t count) {
-  const auto advance = [&](int32_t positions) {
+  const int32_t tiles = (count + kTileRows - 1) / kTileRows;
+  const int32_t turns = (tiles + kGradTiles - 1) / kGradTiles;
+  for (int32_t t = 0, done = 0; t < turns; ++t) {
+    const int32_t end = tiles * (t + 1) / turns * kTileRows;
+    const int32_t positions = (end < count ? end : count) - done;
+    add_grads_at_once(unit, job, positions);
     job.offsets += positions;
     job.sums += int64_t{positions} * kTileRows;
-    count -= positions;
-  };
-  for (; count >= 4 * kTileRows; advance(4 * kTileRows)) add_grad_tiles<4>(unit, job);
-  for (; count >= 2 * kTileRows; advance(2 * kTileRows)) add_grad_tiles<2>(unit, job);
-  for (; count >= kTileRows; advance(kTileRows)) add_grad_tiles<1>(unit, job);
-  if (count > 0) add_last_grads(unit, job, count);
+    done += positions;
+  }
 }
 
 template <typename MatrixUnit>

@@ -10,6 +10,7 @@
 // result for any number of threads.
 #include "cpu/isa/ahead.h"
 #include "cpu/isa/entry.h"
+#include "cpu/isa/flush_subnormals.h"
 #include "cpu/isa/grad_block.h"
 #include "cpu/isa/grad_matrix.h"
 #include "cpu/isa/grad_tile.h"

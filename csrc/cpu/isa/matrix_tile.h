@@ -214,8 +214,10 @@ template <typename Unit>
 static void accumulate_rows(Unit& unit, const RowsJob& shared) {
   alignas(kAlignment) float sums[2][2 * kTileSums];
   const RowsJob job = shared;
-  for (int64_t d = 0; d < job.channels; ++d)
-    std::memset(job.accumulators + d * job.channel_step, 0, kPixels * sizeof(float));
+  for (int64_t d = 0; d < job.channels; ++d) {
+    float* sums_of_channel = job.accumulators + d * job.channel_step;
+    for (int i = 0; i < kPixels; ++i) sums_of_channel[i] = 0;
+  }
   const GatherPlan::Group* g = job.first;
 #pragma GCC unroll 1
   for (; g + 1 < job.last; g += 2) {
