@@ -151,6 +151,19 @@ def test_what_is_not_finite_reaches_only_the_outputs_that_read_it(isa: str, valu
     assert {tuple(i) for i in broken.tolist()} == {(2, o, 1, 2) for o in range(16)}
 
 
+@pytest.mark.parametrize("isa", UNITS)
+def test_an_infinite_input_stays_out_of_the_gradients_of_the_channel_before(isa: str) -> None:
+    """Its plane follows at once where rows fill whole lines, and pieces reach beyond the last."""
+    conv = layer(2, 16, 3, sparsity=0.0, block_size=16, bias=False)
+    x = torch.ones(1, 2, 31, 32).to(LOW)
+    x[0, 1, 0, 0] = torch.inf
+    with kernels(isa, "matrix"):
+        _, _, gvalues = results(conv, x, torch.ones(1, 16, 29, 30).to(LOW))
+    of_channel = conv.col_indices // 9
+    assert (gvalues[of_channel == 0] == 29 * 30).all()
+    assert not gvalues[of_channel == 1].isfinite().all()
+
+
 @pytest.mark.skipif("amx" not in UNITS, reason="this processor has no AMX")
 @pytest.mark.parametrize(
     ("size", "stride", "dtype", "chosen"),

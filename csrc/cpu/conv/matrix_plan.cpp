@@ -6,7 +6,6 @@
 #include <cstring>
 #include <utility>
 
-#include "cpu/conv/layout.h"
 #include "cpu/conv/workspace.h"
 #include "cpu/dispatch.h"
 
@@ -27,14 +26,14 @@ int64_t tiles_of(int64_t steps) { return ceil_div(steps, kMatrixDepth); }
 
 }  // namespace
 
-void choose_matrix_tile(int64_t steps, bool grad_input, GatherPlan* plan) {
+void choose_matrix_tile(int64_t steps, const Pass& pass, GatherPlan* plan) {
   constexpr double kL1Share = 0.8;
   constexpr int64_t kGathered = 8 << 10;  // bytes of L1 that the tiles under way take
   constexpr double kCycles = 0.25;        // of 16 pixels and one non-zero, as measured
   const PackLayout& l = plan->source;
   const int64_t channels = l.channels, phases = static_cast<int64_t>(l.phases.size());
   plan->tile.rows = 1;
-  plan->tile.cols = grad_input ? 2 : 4;
+  plan->tile.cols = pass.sign > 0 ? 4 : 2;
   plan->block.channels = channels;
   plan->block.count = 1;
   const int64_t pixels = plan->tile.cols * kMatrixRows + l.halo_rows * l.pitch + l.halo_cols;
@@ -49,19 +48,22 @@ void choose_matrix_tile(int64_t steps, bool grad_input, GatherPlan* plan) {
   plan->block.count = ceil_div(channels, plan->block.channels);
   plan->cycles_per_fma = kCycles;
   const GatherPlan::Destination& d = plan->destination;
-  const int64_t cols = d.step_h * d.step_w == 1 ? d.classes[0].cols : 0;
-  plan->row.halves = cols == kMatrixRows;
+  const DestinationClass& k = d.classes[0];
+  const bool margins = l.pitch > k.cols || l.image_rows > k.rows;  // else the plane has no gaps
+  const int64_t cols = margins && d.step_h * d.step_w == 1 ? k.cols : 0;
+  plan->row.halves = cols == kMatrixRows && k.rows > 1;
   plan->row.pieces = plan->row.halves ? 1 : cols % kMatrixPixels == 0 ? cols / kMatrixPixels : 0;
 }
 
-int64_t matrix_strip(int64_t steps, int64_t taps, const GatherPlan& plan) {
+int64_t matrix_strip(int64_t steps, const Pass& pass, const GatherPlan& plan) {
   constexpr int64_t kStreams = 64;  // of stores
   const int64_t channels = plan.destination.channels;
-  if (plan.tile.cols > 2) {
+  if (pass.sign > 0) {
     const int64_t most = std::min(kStreams, channels);
     return ceil_div(ceil_div(channels, ceil_div(channels, most)), kMatrixRows) * kMatrixRows;
   }
-  // Grad-input: as many as fill the rows of a tile, of which each has one of two blocks or both.
+  // As many as fill the rows of a tile, of which each has one of two blocks or both.
+  const auto taps = static_cast<int64_t>(pass.rows.size() * pass.cols.size());
   const double places =
       static_cast<double>(channels * taps) * std::max<double>(1, plan.source.channels / 16.0);
   const double density = std::min(1.0, static_cast<double>(steps) / places);
@@ -125,7 +127,7 @@ void order_tile_values(const GatherPlan& plan, const float* values, int threads,
     for (int64_t k = 0; k < plan.steps(); ++k) {
       const float* from = values + index[k * kMatrixRows];
       for (int64_t r = 0; r < kMatrixRows; ++r)
-        halves[plan.offsets[k] * kMatrixRows + r] = bfloat16_of(from[r]);
+        halves[int64_t{plan.offsets[k]} * kMatrixRows + r] = bfloat16_of(from[r]);
     }
     return;
   }

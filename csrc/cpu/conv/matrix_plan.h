@@ -1,7 +1,7 @@
 // What plans for matrix units have of their own (Lanes::kMatrix).
 #pragma once
 
-#include "cpu/conv/gather_plan.h"
+#include "cpu/conv/layout.h"
 #include "cpu/isa/limits.h"
 
 namespace dsr::cpu {
@@ -13,10 +13,10 @@ inline bool fits_matrix_unit(int64_t block_size) {
 
 // Fills tile and block: how many pixels are summed at once, and how many source channels of them
 // stay in L1. `steps` are those of the whole plan.
-void choose_matrix_tile(int64_t steps, bool grad_input, GatherPlan* plan);
+void choose_matrix_tile(int64_t steps, const Pass& pass, GatherPlan* plan);
 
 // Destination channels whose sums are kept, and stored, together.
-int64_t matrix_strip(int64_t steps, int64_t taps, const GatherPlan& plan);
+int64_t matrix_strip(int64_t steps, const Pass& pass, const GatherPlan& plan);
 
 // Fills first_tiles: 32 steps of a segment are a tile of weights, of which its last may have fewer.
 void place_weight_tiles(GatherPlan* plan);

@@ -234,7 +234,9 @@ int64_t overfull(const GatherPlan& plan, int64_t plane, int64_t element_bytes) {
 void choose_plane(int element_size, GatherPlan* plan) {
   PackLayout& l = plan->source;
   const int64_t stacked = plan->lanes == Lanes::kRow ? 0 : (plan->unit.images - 1) * l.image_rows;
-  const int64_t stored = (stacked + plan->unit.band_rows + l.halo_rows) * l.pitch + l.tail;
+  // A matrix unit reads whole pieces: beyond the last pixel lie zeros, not the next channel.
+  const int64_t beyond = plan->lanes == Lanes::kMatrix ? kMatrixPixels : l.tail;
+  const int64_t stored = (stacked + plan->unit.band_rows + l.halo_rows) * l.pitch + beyond;
   if (plan->lanes != Lanes::kBatch) {
     // Whole cache lines, an odd number of them, so that the channels of a tile do not fall on the
     // same cache sets.
@@ -268,14 +270,13 @@ void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan
   plan->batch.lane_images = plan->lanes == Lanes::kBatch ? kernels().limits.lanes(element_size) : 1;
   const bool grouped = pass.sign < 0 && plan->block_rows > 1;
   if (plan->lanes == Lanes::kMatrix) {
-    choose_matrix_tile(steps, grouped, plan);
+    choose_matrix_tile(steps, pass, plan);
     element_size = packed_size(*plan, element_size);
   } else {
     choose_tile(steps, element_size, plan);
   }
   if (grouped) {  // a group is loaded once for each tile and strip, so there are no blocks
-    plan->block.channels = plan->source.channels;
-    plan->block.count = 1;
+    plan->block = {.channels = plan->source.channels, .count = 1};
   }
   const int64_t rows = plan->destination.classes[0].rows;
   plan->tile.rows = ceil_div(rows, ceil_div(rows, plan->tile.rows));
@@ -288,11 +289,9 @@ void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan
   } else {
     choose_batch_unit(plan);
   }
-  const int64_t taps = static_cast<int64_t>(pass.rows.size() * pass.cols.size());
-  plan->strip.channels = plan->lanes == Lanes::kMatrix ? matrix_strip(steps, taps, *plan)
-                         : grouped
-                             ? group_strip(*plan)
-                             : ceil_div(plan->strip.channels, plan->block_rows) * plan->block_rows;
+  const int64_t whole = ceil_div(plan->strip.channels, plan->block_rows) * plan->block_rows;
+  plan->strip.channels = grouped ? group_strip(*plan) : whole;
+  if (plan->lanes == Lanes::kMatrix) plan->strip.channels = matrix_strip(steps, pass, *plan);
   plan->unit.bands = ceil_div(plan->destination.classes[0].rows, plan->unit.band_rows);
   choose_plane(element_size, plan);
 }

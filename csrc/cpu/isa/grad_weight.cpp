@@ -3,8 +3,8 @@
 //
 // A tile of the packed gradient stays in registers while the non-zeros of its row stream past. Each
 // leaves one vector of partial sums; a full set of them is reduced at once.
-// kPlane, kRow: lanes on the margin, or that a turn wraps around, multiply a zero gradient with
-// whatever the packed source holds there, so an infinite or NaN input may also show as NaN in
+// kPlane, kRow, kMatrix: lanes on the margin, or that a turn wraps around, multiply a zero gradient
+// with whatever the packed source holds there, so an infinite or NaN input may also show as NaN in
 // gradients of other taps of its channel.
 // The batch is summed in a fixed number of slices, added up in order: no atomics, and the same
 // result for any number of threads.
