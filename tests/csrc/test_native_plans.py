@@ -76,7 +76,7 @@ def test_the_widest_row_an_instruction_set_takes(isa: str) -> None:
 
 
 def test_unknown_lanes_are_refused_with_the_choices(conv) -> None:
-    with pytest.raises(ValueError, match="expected 'plane', 'row' or 'batch', got 'sideways'"):
+    with pytest.raises(ValueError, match="expected 'plane', 'row', 'batch' or 'matrix', got"):
         _C.ConvPlan(**arguments(conv, (5, 5), lanes="sideways"))
 
 

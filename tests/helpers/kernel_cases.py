@@ -155,8 +155,8 @@ def _pair(value) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def _is_pointwise(n, contiguous_rows, width, out_width, kernel, stride, *others) -> bool:
-    return kernel == stride == (1, 1)
+def _is_pointwise(n, contiguous_rows, width, out_width, kernel, stride, padding, *rest) -> bool:
+    return kernel == stride == (1, 1) and padding == (0, 0)
 
 
 @contextmanager
