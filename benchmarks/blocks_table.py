@@ -27,8 +27,7 @@ def table(kept: list[dict]) -> str:
     rows = []
     for each in kept:
         facts, layers = each["machine"], each["layers"]
-        by = facts["dense bf16 by"]
-        where = f"{facts['cpu']}, {facts['threads']} threads, dense bf16 by {by}"
+        where = _where(facts)
         for family in dict.fromkeys(record["family"] for record in layers):
             for size in dict.fromkeys(record["block_size"] for record in layers):
                 ratios = [
@@ -41,14 +40,15 @@ def table(kept: list[dict]) -> str:
     return markdown(["times as fast as dense", "block size", *header, "machine"], rows)
 
 
+def _where(facts: dict) -> str:
+    return f"{facts['cpu']}, {facts['threads']} threads, dense bf16 by {facts['dense bf16 by']}"
+
+
 def steps_table(kept: list[dict]) -> str:
     """A fused training step by precision: the best dense one, unstructured, and in blocks."""
     rows = []
     for each in kept:
-        facts = each["machine"]
-        where = (
-            f"{facts['cpu']}, {facts['threads']} threads, dense bf16 by {facts['dense bf16 by']}"
-        )
+        where = _where(each["machine"])
         for record in each.get("steps", []):
             for precision in PRECISIONS:
                 rows += _step_rows(record, precision, where)

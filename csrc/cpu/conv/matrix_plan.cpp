@@ -29,7 +29,7 @@ int64_t tiles_of(int64_t steps) { return ceil_div(steps, kMatrixDepth); }
 void choose_matrix_tile(int64_t steps, const Pass& pass, GatherPlan* plan) {
   constexpr double kL1Share = 0.8;
   constexpr int64_t kGathered = 8 << 10;  // bytes of L1 that the tiles under way take
-  constexpr double kCycles = 0.25;        // of 16 pixels and one non-zero, as measured
+  constexpr double kCycles = 0.25;        // of 16 pixels and one non-zero: an estimate
   const PackLayout& l = plan->source;
   const int64_t channels = l.channels, phases = static_cast<int64_t>(l.phases.size());
   plan->tile.rows = 1;

@@ -20,7 +20,7 @@ class GatherMatrix {
     packed_ = part<BFloat16>(&workspace, packed_bytes(plan_, plan_.source, sizeof(float)));
     accumulators_ = part<float>(&workspace, accumulator_bytes(plan_, sizeof(float)));
     pairs_ = part<BFloat16>(&workspace, pairs_bytes(plan_));
-    if (plan_.has_groups()) clear_odd_channels();
+    if (plan_.has_groups()) clear_beyond_last();
   }
 
   // Destination channels [first, last) of one unit.
@@ -129,7 +129,7 @@ class GatherMatrix {
     const int64_t plane = plan_.source.plane, channels = plan_.source.channels;
     for (int64_t c = 0; c < channels; c += 2) {
       const BFloat16* even = packed_ + c * plane;
-      const BFloat16* odd = even + plane;  // the last of an odd number is followed by zeros
+      const BFloat16* odd = even + plane;  // blocks of 16 are an even number of channels
       BFloat16* to = pairs_ + c * plane;
       for (int64_t m = 0; m < plane; m += kPixels) {
         const Pairs a = load_pairs(even + m), b = load_pairs(odd + m);
@@ -141,7 +141,7 @@ class GatherMatrix {
   }
 
   // A group spans 32 channels: those beyond the last are zero.
-  void clear_odd_channels() {
+  void clear_beyond_last() {
     const int64_t plane = plan_.source.plane, channels = plan_.source.channels;
     const int64_t all = ceil_div(channels, kTileDepth) * kTileDepth;
     zero(pairs_ + channels * plane, (all - channels) * plane + kSlack);

@@ -66,13 +66,14 @@ constexpr int kGradTiles = 4;  // of sums at once: as many products as hide the 
 template <typename Unit>
 static void add_grads_at_once(Unit& unit, GradTilesJob job, int32_t count) {
   int32_t offsets[kGradTiles * kTileRows];
-  alignas(kAlignment) float sums[kGradTiles * kTileSums] = {};
-  const int32_t tiles = (count + kTileRows - 1) / kTileRows;
+  alignas(kAlignment) float sums[kGradTiles * kTileSums];
+  const auto tiles = static_cast<int32_t>(ceil_div(count, kTileRows));
   float* to = job.sums;
   const bool whole = count == tiles * kTileRows;
   if (!whole) {
     for (int i = 0; i < tiles * kTileRows; ++i) offsets[i] = job.offsets[i < count ? i : count - 1];
     std::memcpy(sums, to, count * kTileRowBytes);
+    zero(sums + count * kTileRows, (tiles * kTileRows - count) * kTileRows);
     job.offsets = offsets;
     job.sums = sums;
   }
@@ -86,8 +87,8 @@ static void add_grads_at_once(Unit& unit, GradTilesJob job, int32_t count) {
 // `count` positions of one block of output channels, in even turns.
 template <typename Unit>
 static void add_grads(Unit& unit, GradTilesJob job, int32_t count) {
-  const int32_t tiles = (count + kTileRows - 1) / kTileRows;
-  const int32_t turns = (tiles + kGradTiles - 1) / kGradTiles;
+  const auto tiles = static_cast<int32_t>(ceil_div(count, kTileRows));
+  const auto turns = static_cast<int32_t>(ceil_div(tiles, kGradTiles));
   for (int32_t t = 0, done = 0; t < turns; ++t) {
     const int32_t end = tiles * (t + 1) / turns * kTileRows;
     const int32_t positions = (end < count ? end : count) - done;

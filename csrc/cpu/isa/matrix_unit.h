@@ -59,7 +59,7 @@ class PlainUnit {
   alignas(kAlignment) char tiles_[8][kTileBytes] = {};
 };
 
-#if defined(DSR_AMX)
+#if DSR_AMX
 // AMX's own tiles, of the thread that makes one; written as assembly, so that no compiler need know
 // them. The kernel's permission is asked for in cpu/dispatch.cpp. Units of one thread may be
 // nested: each leaves the tiles as they were configured (by an outer unit, or another library).
@@ -117,7 +117,7 @@ class AmxUnit {
 // Calls use(null pointer to the kind of unit that a plan's tiles are multiplied by).
 template <typename Plan, typename Use>
 DSR_INLINE void with_matrix_unit([[maybe_unused]] const Plan& plan, Use use) {
-#if defined(DSR_AMX)
+#if DSR_AMX
   if (plan.uses_matrix_unit) return use(static_cast<AmxUnit*>(nullptr));
 #endif
   use(static_cast<PlainUnit*>(nullptr));

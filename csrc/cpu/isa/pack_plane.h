@@ -55,15 +55,12 @@ DSR_INLINE void pack_row(From from, int64_t stride, int64_t lead, int64_t n, int
                          P* __restrict to) {
   const auto element = [&](int64_t i) { return element_of<S, P>(value_of<S>(from[i])); };
   for (int64_t j = 0; j < lead; ++j) to[j] = P{};
-  if constexpr (!std::is_same_v<S, P>) {
-    if (stride == 1) {
-      copy_head(to + lead, from, n);
-      for (int64_t j = lead + n; j < pitch; ++j) to[j] = P{};
-      return;
-    }
-  }
   if (stride == 1) {
-    copy_in<S>(to + lead, from, n);
+    if constexpr (std::is_same_v<S, P>) {
+      copy_in(to + lead, from, n);
+    } else {
+      copy_head(to + lead, from, n);
+    }
   } else if (stride == 2) {  // a constant stride, which the compiler may vectorize
     for (int64_t j = 0; j < n; ++j) to[lead + j] = element(j * 2);
   } else {

@@ -117,7 +117,7 @@ static void pack_rows(From source, const Strides4& s, const GatherPlan& plan, co
       const From source_rows = image + (top + from) * l.step_h * s.h;
       float* packed_rows = plane + from * l.pitch;
       if (whole) {
-        copy_in<float>(packed_rows, source_rows, (to - from) * l.pitch);
+        copy_in(packed_rows, source_rows, (to - from) * l.pitch);
       } else {
         int64_t done = 0;
         if (grouped && plan.row.slot_lanes == V / 2)

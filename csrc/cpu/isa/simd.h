@@ -189,15 +189,15 @@ DSR_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 DSR_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 DSR_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// n elements, converted from one type to the other by way of S; vectors overlap at the end.
-template <typename S, typename To, typename From>
-DSR_INLINE void copy_in(To* to, From from, int64_t n) {
+// n elements, converted from one type to the other; vectors overlap at the end.
+template <typename S, typename From>
+DSR_INLINE void copy_in(S* to, From from, int64_t n) {
   constexpr int V = kLanes<S>;
   if (n >= V) {
-    for (int64_t i = 0; i + V < n; i += V) store_as<S>(to + i, load_as<S>(from + i));
-    store_as<S>(to + n - V, load_as<S>(from + n - V));
+    for (int64_t i = 0; i + V < n; i += V) store(to + i, load_as<S>(from + i));
+    store(to + n - V, load_as<S>(from + n - V));
   } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = element_of<S, To>(value_of<S>(from[i]));
+    for (int64_t i = 0; i < n; ++i) to[i] = value_of<S>(from[i]);
   }
 }
 DSR_INLINE void zero(BFloat16* to, int64_t n) { std::memset(to, 0, n * sizeof(BFloat16)); }
