@@ -3,7 +3,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#if DSR_AMX
+#if DSR_AMX || DSR_AVX512_BF16
 #include <cpuid.h>
 #endif
 
@@ -25,6 +25,30 @@ extern const KernelTable table;
 
 namespace {
 
+#if DSR_AMX || DSR_AVX512_BF16
+// The table of a processor that has a matrix unit besides AVX-512: AVX-512's, whose plans may use
+// that unit.
+KernelTable table_with(const char* name, MatrixUnit unit) {
+  KernelTable table = avx512::table;
+  table.name = name;
+  table.limits.matrix_unit = unit;
+  return table;
+}
+#endif
+
+#if DSR_AVX512_BF16
+bool has_dot_products() {
+  constexpr unsigned kBFloat16 = 1u << 5;  // of leaf 7.1's eax
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kBFloat16);
+}
+
+const KernelTable& dot_products_table() {
+  static const KernelTable table = table_with("avx512_bf16", MatrixUnit::kDotProducts);
+  return table;
+}
+#endif
+
 #if DSR_AMX
 // Whether the processor multiplies tiles of bfloat16, and the kernel lets this process use them:
 // the state of the tiles is large, so Linux wants to be asked, once.
@@ -39,14 +63,8 @@ bool may_use_amx() {
   return may;
 }
 
-// The AMX table is AVX-512's, on a processor whose matrix unit the plans may use besides.
 const KernelTable& amx_table() {
-  static const KernelTable table = [] {
-    KernelTable with_unit = avx512::table;
-    with_unit.name = "amx";
-    with_unit.limits.has_matrix_unit = true;
-    return with_unit;
-  }();
+  static const KernelTable table = table_with("amx", MatrixUnit::kAmx);
   return table;
 }
 #endif
@@ -64,6 +82,9 @@ const KernelTable* find(const std::string& name) {
   if (name == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return &avx512::table;
+#if DSR_AVX512_BF16
+  if (name == "avx512_bf16" && find("avx512") && has_dot_products()) return &dot_products_table();
+#endif
 #if DSR_AMX
   if (name == "amx" && find("avx512") && may_use_amx()) return &amx_table();
 #endif
@@ -102,7 +123,7 @@ Choice& choice() {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const char* name : {"portable", "avx2", "avx512", "amx"})
+  for (const char* name : {"portable", "avx2", "avx512", "avx512_bf16", "amx"})
     if (find(name)) names.push_back(name);
   return names;
 }

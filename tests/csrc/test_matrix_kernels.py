@@ -1,6 +1,7 @@
 """Blocks of 16 and 32 output channels in bfloat16 on matrix units, against torch.
 
-The plain twin of the unit computes on any machine; AMX itself is tested where the processor has it.
+The plain twin of the unit computes on any machine. AMX and AVX512-BF16 are tested where the
+processor has them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from dsr_kernels import SparseConv2d, SparseLinear
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
 
-# The twin, with vectors narrower than a tile's rows, and beside AVX-512's packing; and AMX.
+# The twin, with vectors narrower than a tile's rows, and beside AVX-512's packing; and what
+# processors have.
 UNITS = [isa for isa in _C.available_isas() if isa != "avx2"]
+OF_PROCESSORS = [isa for isa in UNITS if isa in ("avx512_bf16", "amx")]
 EACH_IN_TURN = list(zip(CASES, itertools.cycle((16, 32)), strict=False))
 # Pieces along the plane, of rows, and of two rows each; strides, groups and blocks of channels.
 PATHS = ("7 wide", "65 wide", "32 wide", "16 wide", "groups", "blocks of channels", "stem", "1 x 1")
@@ -125,13 +128,14 @@ def test_every_combination_of_fused_parts(isa: str, name: str) -> None:
             check_problem(problem_of(conv, x.float(), **parts).in_bfloat16())
 
 
-@pytest.mark.skipif("amx" not in UNITS, reason="this processor has no AMX")
+@pytest.mark.skipif(not OF_PROCESSORS, reason="this processor has neither AVX512-BF16 nor AMX")
 @pytest.mark.parametrize("name", PATHS)
-def test_amx_and_its_twin_differ_by_rounding_alone(name: str) -> None:
+@pytest.mark.parametrize("isa", OF_PROCESSORS)
+def test_a_unit_and_its_twin_differ_by_rounding_alone(isa: str, name: str) -> None:
     conv, x = problem(name, 16)
     grad, found = gradient_of(conv, x).to(LOW), []
-    for isa in ("avx512", "amx"):
-        with kernels(isa, "matrix"):
+    for each in ("avx512", isa):
+        with kernels(each, "matrix"):
             found.append(results(conv, x, grad))
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one.float(), other.float(), rtol=1e-2, atol=1e-4)
@@ -166,7 +170,7 @@ def test_an_infinite_input_stays_out_of_the_gradients_of_the_channel_before(isa:
     assert not gvalues[of_channel == 1].isfinite().all()
 
 
-@pytest.mark.skipif("amx" not in UNITS, reason="this processor has no AMX")
+@pytest.mark.skipif(not OF_PROCESSORS, reason="this processor has neither AVX512-BF16 nor AMX")
 @pytest.mark.parametrize(
     ("size", "stride", "dtype", "chosen"),
     [
@@ -177,10 +181,13 @@ def test_an_infinite_input_stays_out_of_the_gradients_of_the_channel_before(isa:
         (16, 1, torch.float32, False),
     ],
 )
-def test_when_amx_is_chosen(size: int, stride: int, dtype: torch.dtype, chosen: bool) -> None:
+@pytest.mark.parametrize("isa", OF_PROCESSORS)
+def test_when_a_unit_is_chosen(
+    isa: str, size: int, stride: int, dtype: torch.dtype, chosen: bool
+) -> None:
     conv = layer(8, 32, 3, padding=1, stride=stride, sparsity=0.5, block_size=size)
     x = torch.randn(4, 8, 16, 16).requires_grad_()
-    with kernels("amx"), torch.autocast("cpu", LOW, enabled=dtype == LOW):
+    with kernels(isa), torch.autocast("cpu", LOW, enabled=dtype == LOW):
         conv(x).sum().backward()
         assert (used_lanes() == {"matrix"}) == ("matrix" in used_lanes()) == chosen
     with kernels("avx512"), torch.autocast("cpu", LOW):

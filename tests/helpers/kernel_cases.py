@@ -13,8 +13,9 @@ from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
 
 LANES = ("plane", "row", "batch")
-ISAS = [isa for isa in _C.available_isas() if isa != "amx"]  # AVX-512's kernels: test_matrix_*
 VECTOR_BYTES = {"portable": 16, "avx2": 32, "avx512": 64}
+# Those beyond are AVX-512's kernels with a matrix unit besides: test_matrix_kernels.py.
+ISAS = [isa for isa in _C.available_isas() if isa in VECTOR_BYTES]
 
 # C, O, kernel, (H, W) and the batch; further arguments of the layer after that. Between them: rows
 # that fill a vector, several, or a share of one, exactly and not; batches below, at and beyond the

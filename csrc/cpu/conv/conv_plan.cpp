@@ -126,7 +126,7 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
   };
   const bool strided =
       shape.stride_h * shape.stride_w > 1;  // phases pack, and classes store, by single pixels
-  if (limits.has_matrix_unit && bfloat16 && !strided && element_size == 4 &&
+  if (limits.matrix_unit != MatrixUnit::kNone && bfloat16 && !strided && element_size == 4 &&
       fits_matrix_unit(block_size))
     return because(Lanes::kMatrix, [] { return "bfloat16: a matrix unit takes blocks of 16"; });
   if (shape.taps() == 1 && shape.stride_h * shape.stride_w == 1)

@@ -216,7 +216,7 @@ Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass&
     if (starts[at] == starts[at + 1]) return;
     const TapTarget& target = targets[place.tap];
     plan->groups.push_back({static_cast<int32_t>(place.block * stride + target.offset * pixel),
-                            static_cast<int32_t>(target.frame), starts[at]});
+                            static_cast<int32_t>(target.frame), starts[at], 0, 0, 0});
   };
   const auto note_bound = [&] {
     plan->bounds.push_back(static_cast<int32_t>(plan->groups.size()));
@@ -229,7 +229,7 @@ Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass&
     }
     note_bound();
   }
-  plan->groups.push_back({0, 0, starts[slots]});
+  plan->groups.push_back({0, 0, starts[slots], 0, 0, 0});
   return status;
 }
 
@@ -261,7 +261,7 @@ Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int e
                         Lanes lanes, Direction direction, GatherPlan* plan) {
   const Pass pass = direction == Direction::kForward ? forward_pass(shape) : grad_input_pass(shape);
   plan->lanes = lanes;
-  plan->uses_matrix_unit = kernels().limits.has_matrix_unit;
+  plan->matrix_unit = kernels().limits.matrix_unit;
   Status status = check_pattern(shape, pattern);
   if (status.is_ok() && lanes == Lanes::kMatrix &&
       (element_size != 4 || !fits_matrix_unit(pattern.block_size)))

@@ -41,6 +41,7 @@
 
 #include "common/conv_shape.h"
 #include "common/status.h"
+#include "cpu/isa/limits.h"
 
 namespace dsr::cpu {
 
@@ -152,6 +153,9 @@ struct GatherPlan {
     int32_t offset;  // scalars into the packed source, of its first channel
     int32_t frame;   // of its table
     int32_t begin;
+    // kMatrix: rows [begin, lower_end) have a block of the lower 16 source channels, and rows
+    // [upper_begin, upper_end) one of the upper.
+    int32_t lower_end, upper_begin, upper_end;
   };
   std::vector<Group> groups;  // and one more, which ends the last
   // kMatrix. Forward: where the tiles of weights of each segment begin, beside `bounds`.
@@ -159,8 +163,8 @@ struct GatherPlan {
   // destination channel within the strip, or -1; a step's offset is twice its row, and 1 for the
   // upper source channels.
   std::vector<int32_t> first_tiles, row_targets;
-  // Whether the processor's own unit multiplies them.
-  bool uses_matrix_unit = false;
+  // The processor's own that multiplies them, if any.
+  MatrixUnit matrix_unit = MatrixUnit::kNone;
 
   int64_t image_groups(int64_t n) const {
     const int64_t together = unit.images * batch.lane_images;

@@ -82,29 +82,50 @@ void place_weight_tiles(GatherPlan* plan) {
   if (!plan->bounds.empty()) plan->first_tiles.back() = static_cast<int32_t>(tiles);
 }
 
+// Rows from `first` on, of which those before `upper_begin` have no upper block and those from
+// `lower_end` on no lower one, in tiles; the last is filled up.
+static void cut_group(int32_t offset, size_t first, size_t lower_end, size_t upper_begin,
+                      GatherPlan* plan) {
+  const size_t end = plan->row_targets.size();
+  while (plan->row_targets.size() % kMatrixRows != 0) plan->row_targets.push_back(-1);
+  for (size_t row = first; row < end; row += kMatrixRows) {
+    const auto within = [row](size_t at) {
+      return static_cast<int32_t>(std::clamp(at, row, row + kMatrixRows));
+    };
+    plan->groups.push_back({offset, 0, static_cast<int32_t>(row), within(lower_end),
+                            within(upper_begin), within(end)});
+  }
+}
+
 void place_group_rows(GatherPlan* plan) {
+  constexpr int kLower = 1, kUpper = 2, kBoth = 3;
   const std::vector<GatherPlan::Group> groups = std::move(plan->groups);
   std::vector<int32_t> row_of(plan->strip.channels), tiles_before(groups.size());
+  std::vector<int> blocks_of(plan->strip.channels);
   std::vector<int32_t>& targets = plan->row_targets;
   plan->groups.clear();
   for (size_t g = 0; g + 1 < groups.size(); ++g) {
     tiles_before[g] = static_cast<int32_t>(plan->groups.size());
-    std::fill(row_of.begin(), row_of.end(), -1);
+    std::fill(blocks_of.begin(), blocks_of.end(), 0);
+    for (int32_t k = groups[g].begin; k < groups[g + 1].begin; ++k)
+      blocks_of[plan->offsets[k] / 2] |= plan->offsets[k] % 2 ? kUpper : kLower;
     const size_t first = targets.size();
-    for (int32_t k = groups[g].begin; k < groups[g + 1].begin; ++k) {
-      const int32_t target = plan->offsets[k] / 2, upper = plan->offsets[k] % 2;
-      if (row_of[target] < 0) {
+    const auto place = [&](int blocks) {
+      for (int32_t target = 0; target < plan->strip.channels; ++target) {
+        if (blocks_of[target] != blocks) continue;
         row_of[target] = static_cast<int32_t>(targets.size());
         targets.push_back(target);
       }
-      plan->offsets[k] = 2 * row_of[target] + upper;
-    }
-    while (targets.size() % kMatrixRows != 0) targets.push_back(-1);
-    for (size_t row = first; row < targets.size(); row += kMatrixRows)
-      plan->groups.push_back({groups[g].offset, 0, static_cast<int32_t>(row)});
+      return targets.size();
+    };
+    const size_t upper_begin = place(kLower), lower_end = place(kBoth);
+    place(kUpper);
+    for (int32_t k = groups[g].begin; k < groups[g + 1].begin; ++k)
+      plan->offsets[k] = 2 * row_of[plan->offsets[k] / 2] + plan->offsets[k] % 2;
+    cut_group(groups[g].offset, first, lower_end, upper_begin, plan);
   }
   tiles_before.back() = static_cast<int32_t>(plan->groups.size());
-  plan->groups.push_back({0, 0, static_cast<int32_t>(targets.size())});
+  plan->groups.push_back({0, 0, static_cast<int32_t>(targets.size()), 0, 0, 0});
   for (int32_t& bound : plan->bounds) bound = tiles_before[bound];
 }
 

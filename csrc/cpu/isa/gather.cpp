@@ -2,6 +2,7 @@
 // source). Units are shared out to threads; each thread packs its own, computes it tile by tile and
 // stores it.
 #include "cpu/isa/ahead.h"
+#include "cpu/isa/dot_products.h"
 #include "cpu/isa/entry.h"
 #include "cpu/isa/flush_subnormals.h"
 #include "cpu/isa/gather_batch.h"

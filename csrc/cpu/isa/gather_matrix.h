@@ -8,7 +8,7 @@
 
 namespace dsr::cpu::DSR_ISA {
 
-template <typename Sink, typename MatrixUnit>
+template <typename Sink, typename TileUnit>
 class GatherMatrix {
   using Destination = typename Sink::Destination;
 
@@ -91,8 +91,8 @@ class GatherMatrix {
                         int64_t d, int64_t channels, float* accumulators) {
     const int32_t* bounds = plan_.segments(table, b, d);
     const int64_t first = pieces.at(begin);
-    const auto accumulate_tile = matrix_tile<MatrixUnit>(end - begin, plan_.row.halves);
-    accumulate_tile(matrix_unit_,
+    const auto accumulate_tile = matrix_tile<TileUnit>(end - begin, plan_.row.halves);
+    accumulate_tile(tile_unit_,
                     {.packed = packed_ + first,
                      .next_piece = pieces.at(end - 1) - first,
                      .half = pieces.half(),
@@ -111,17 +111,17 @@ class GatherMatrix {
   void accumulate_groups(const Pieces& pieces, int64_t piece, int64_t table, int64_t d,
                          int64_t channels, float* accumulators) {
     const int32_t* range = plan_.groups_of(table, d);
-    accumulate_rows(matrix_unit_, {.packed = pairs_ + pieces.at(piece) * 2,
-                                   .half = pieces.half() * 2,
-                                   .pair_bytes = plan_.source.plane * 2 * int64_t{sizeof(BFloat16)},
-                                   .first = plan_.groups.data() + range[0],
-                                   .last = plan_.groups.data() + range[1],
-                                   .targets = plan_.row_targets.data(),
-                                   .weights = static_cast<const BFloat16*>(args_.tile_values),
-                                   .accumulators = accumulators,
-                                   .channel_step = channel_step_,
-                                   .channels = channels,
-                                   .ahead = &ahead_});
+    accumulate_rows(tile_unit_, {.packed = pairs_ + pieces.at(piece) * 2,
+                                 .half = pieces.half() * 2,
+                                 .pair_bytes = plan_.source.plane * 2 * int64_t{sizeof(BFloat16)},
+                                 .first = plan_.groups.data() + range[0],
+                                 .last = plan_.groups.data() + range[1],
+                                 .targets = plan_.row_targets.data(),
+                                 .weights = static_cast<const BFloat16*>(args_.tile_values),
+                                 .accumulators = accumulators,
+                                 .channel_step = channel_step_,
+                                 .channels = channels,
+                                 .ahead = &ahead_});
   }
 
   // Channels 2 c and 2 c + 1 side by side, pixel by pixel.
@@ -151,7 +151,7 @@ class GatherMatrix {
   const GatherPlan& plan_;
   Sink sink_;
   Ahead ahead_;
-  MatrixUnit matrix_unit_;
+  TileUnit tile_unit_;
   BFloat16* packed_;
   float* accumulators_;  // [channels of a strip][channel_step_]
   int64_t channel_step_;

@@ -99,7 +99,7 @@ static void add_grads(Unit& unit, GradTilesJob job, int32_t count) {
   }
 }
 
-template <typename MatrixUnit>
+template <typename TileUnit>
 class GradMatrix {
  public:
   GradMatrix(const GradWeightArgs<float>& args, char* workspace)
@@ -129,7 +129,7 @@ class GradMatrix {
       pair_pixels(o, chunks);
       for (int64_t b = 0; b < plan_.block.count; ++b) {
         const int32_t* bounds = plan_.segments(0, b, o);
-        add_grads(matrix_unit_,
+        add_grads(tile_unit_,
                   GradTilesJob{.packed = packed_,
                                .offsets = plan_.offsets.data() + bounds[0],
                                .grads = grads_,
@@ -171,7 +171,7 @@ class GradMatrix {
   const GradWeightArgs<float>& args_;
   const GatherPlan& plan_;
   const PackLayout& grad_layout_;
-  MatrixUnit matrix_unit_;
+  TileUnit tile_unit_;
   BFloat16* packed_;
   BFloat16* packed_grad_;
   BFloat16* grads_;  // tiles B of one block of output channels

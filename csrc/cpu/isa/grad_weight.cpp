@@ -9,6 +9,7 @@
 // The batch is summed in a fixed number of slices, added up in order: no atomics, and the same
 // result for any number of threads.
 #include "cpu/isa/ahead.h"
+#include "cpu/isa/dot_products.h"
 #include "cpu/isa/entry.h"
 #include "cpu/isa/flush_subnormals.h"
 #include "cpu/isa/grad_block.h"

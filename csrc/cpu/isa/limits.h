@@ -36,9 +36,12 @@ inline constexpr int kSlack = kMaxLanes * kMaxRowVectors;
 
 // ---- what an instruction set says of itself ----
 
+// What multiplies tiles of bfloat16: nothing, AVX512-BF16's dot products of pairs, AMX.
+enum class MatrixUnit { kNone, kDotProducts, kAmx };
+
 struct Limits {
-  int vector_bytes;              // of a register
-  bool has_matrix_unit = false;  // AMX, for bfloat16
+  int vector_bytes;  // of a register
+  MatrixUnit matrix_unit = MatrixUnit::kNone;
   bool masks_lanes;  // multiply-adds can leave lanes out at no cost: what Lanes::kRow wants
   // How many vectors fit the registers, after what the inner loop itself needs:
   int tile_vectors;       // sums of a tile; beside an operand and a value

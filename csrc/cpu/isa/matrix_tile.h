@@ -102,34 +102,41 @@ DSR_INLINE void put_in_order(const float* even, float* to) {
   store_pairs(reinterpret_cast<BFloat16*>(to + kTileRows), second_half(e, o));
 }
 
+// to[even, odd pixels of P pieces][16][16] = the sums of 16 channels at positions [begin, end).
+template <int P, bool kApart, typename Unit>
+DSR_INLINE void sum_segment(Unit& unit, const MatrixJob& job, int32_t begin, int32_t end,
+                            const BFloat16* weights, float* to) {
+  alignas(kAlignment) BFloat16 pairs[2][2 * P * kTileHalves];
+  unit.template zero<0>();
+  unit.template zero<1>();
+  if constexpr (P == 2) unit.template zero<2>();
+  if constexpr (P == 2) unit.template zero<3>();
+  // Pairs are gathered a chunk ahead: a tile's load waits for stores that are still under way.
+  if (begin < end) gather_pairs<P, kApart>(job, job.offsets + begin, end - begin, pairs[0]);
+#pragma GCC unroll 1
+  for (int32_t k = begin, i = 0; k < end; k += kTileDepth, ++i, weights += kTileHalves) {
+    const int32_t next = k + kTileDepth;
+    if (next < end)
+      gather_pairs<P, kApart>(job, job.offsets + next, end - next, pairs[(i + 1) % 2]);
+    multiply_pairs<P>(unit, weights, pairs[i % 2]);
+  }
+  unit.template store<0>(to, kTileRowBytes);
+  unit.template store<1>(to + kTileSums, kTileRowBytes);
+  if constexpr (P == 2) unit.template store<2>(to + 2 * kTileSums, kTileRowBytes);
+  if constexpr (P == 2) unit.template store<3>(to + 3 * kTileSums, kTileRowBytes);
+}
+
 template <int P, bool kApart, typename Unit>
 static void accumulate_matrix_tile(Unit& unit, const MatrixJob& shared) {
   const MatrixJob job = shared;
-  alignas(kAlignment) BFloat16 pairs[2][2 * P * kTileHalves];
   alignas(kAlignment) float sums[2 * P * kTileSums];
   for (int64_t d = 0; d < job.channels; d += kTileRows) {
     job.ahead->step();
     const int32_t *bounds = job.bounds + d / kTileRows, begin = bounds[0], end = bounds[1];
     float* to = job.accumulators + d * job.channel_step;
     if (begin == end && !job.first) continue;
-    unit.template zero<0>();
-    unit.template zero<1>();
-    if constexpr (P == 2) unit.template zero<2>();
-    if constexpr (P == 2) unit.template zero<3>();
     const BFloat16* weights = job.weights + int64_t{job.first_weight[d / kTileRows]} * kTileHalves;
-    // Pairs are gathered a chunk ahead: a tile's load waits for stores that are still under way.
-    if (begin < end) gather_pairs<P, kApart>(job, job.offsets + begin, end - begin, pairs[0]);
-#pragma GCC unroll 1
-    for (int32_t k = begin, i = 0; k < end; k += kTileDepth, ++i, weights += kTileHalves) {
-      const int32_t next = k + kTileDepth;
-      if (next < end)
-        gather_pairs<P, kApart>(job, job.offsets + next, end - next, pairs[(i + 1) % 2]);
-      multiply_pairs<P>(unit, weights, pairs[i % 2]);
-    }
-    unit.template store<0>(sums, kTileRowBytes);
-    unit.template store<1>(sums + kTileSums, kTileRowBytes);
-    if constexpr (P == 2) unit.template store<2>(sums + 2 * kTileSums, kTileRowBytes);
-    if constexpr (P == 2) unit.template store<3>(sums + 3 * kTileSums, kTileRowBytes);
+    sum_segment<P, kApart>(unit, job, begin, end, weights, sums);
     for (int r = 0; r < kTileRows; ++r, to += job.channel_step) {
       const float start = job.bias ? job.bias[d + r] : 0.0f;
       DSR_UNROLL for (int p = 0; p < P; ++p) {
@@ -208,16 +215,20 @@ DSR_INLINE void add_rows(const RowsJob& job, const GatherPlan::Group* group, con
   }
 }
 
+DSR_INLINE void clear_sums(const RowsJob& job) {
+  for (int64_t d = 0; d < job.channels; ++d) {
+    float* sums_of_channel = job.accumulators + d * job.channel_step;
+    for (int i = 0; i < kPixels; ++i) sums_of_channel[i] = 0;
+  }
+}
+
 // Sums of a strip's destination channels at 32 pixels. Tiles are computed, stored and added in
 // turn: while one is under way, the one before it is stored, and the one before that added.
 template <typename Unit>
 static void accumulate_rows(Unit& unit, const RowsJob& shared) {
   alignas(kAlignment) float sums[2][2 * kTileSums];
   const RowsJob job = shared;
-  for (int64_t d = 0; d < job.channels; ++d) {
-    float* sums_of_channel = job.accumulators + d * job.channel_step;
-    for (int i = 0; i < kPixels; ++i) sums_of_channel[i] = 0;
-  }
+  clear_sums(job);
   const GatherPlan::Group* g = job.first;
 #pragma GCC unroll 1
   for (; g + 1 < job.last; g += 2) {

@@ -114,11 +114,20 @@ class AmxUnit {
 };
 #endif
 
+#if DSR_AVX512_BF16
+// AVX512-BF16 multiplies no tiles, but vectors of pairs (vdpbf16ps): dot_products.h has what it
+// does in place of a unit.
+class DotProducts {};
+#endif
+
 // Calls use(null pointer to the kind of unit that a plan's tiles are multiplied by).
 template <typename Plan, typename Use>
 DSR_INLINE void with_matrix_unit([[maybe_unused]] const Plan& plan, Use use) {
 #if DSR_AMX
-  if (plan.uses_matrix_unit) return use(static_cast<AmxUnit*>(nullptr));
+  if (plan.matrix_unit == MatrixUnit::kAmx) return use(static_cast<AmxUnit*>(nullptr));
+#endif
+#if DSR_AVX512_BF16
+  if (plan.matrix_unit == MatrixUnit::kDotProducts) return use(static_cast<DotProducts*>(nullptr));
 #endif
   use(static_cast<PlainUnit*>(nullptr));
 }

@@ -1,0 +1,125 @@
+// What AVX512-BF16 does in place of a matrix unit (Lanes::kMatrix): each loop that goes over tiles
+// on such a unit goes over vectors here, with the same operands in the same places. Sums of 16 rows
+// stay in 16 registers; a vector of pairs is loaded once for all of them, and a weight's pair is
+// broadcast by the instruction.
+#pragma once
+
+#include "cpu/conv/workspace.h"
+#include "cpu/isa/grad_matrix.h"
+#include "cpu/isa/matrix_tile.h"
+
+#if DSR_AVX512_BF16
+namespace dsr::cpu::DSR_ISA {
+
+// sum + the dot products of each lane's pair and one pair of memory. As assembly, so that the
+// compiler's options need not know it.
+DSR_INLINE __m512 add_dot(__m512 sum, __m512i pairs, const int32_t& pair) {
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pairs), "m"(pair));
+  return sum;
+}
+
+// A row of weights or pixels, as pairs.
+DSR_INLINE const int32_t* pairs_of(const BFloat16* row) {
+  return reinterpret_cast<const int32_t*>(row);
+}
+
+// sums[16] += [16][32] of `left` * [2 depth][16] in pairs of `right`.
+DSR_INLINE void add_products(const BFloat16* left, const BFloat16* right, int depth,
+                             __m512 (&sums)[kTileRows]) {
+  const int32_t* of_left = pairs_of(left);
+#pragma GCC unroll 2
+  for (int k = 0; k < depth; ++k) {
+    const __m512i pairs = _mm512_load_si512(right + k * kTileDepth);
+    DSR_UNROLL for (int r = 0; r < kTileRows; ++r) sums[r] =
+        add_dot(sums[r], pairs, of_left[r * kTileRows + k]);
+  }
+}
+
+// Forward. Chunks are gathered before they are multiplied, so that sums are loaded and stored once
+// for all of them.
+template <int P, bool kApart>
+DSR_INLINE void sum_segment(DotProducts&, const MatrixJob& job, int32_t begin, int32_t end,
+                            const BFloat16* weights, float* to) {
+  constexpr int kChunks = 2;  // more would leave the packed source less of L1
+  alignas(kAlignment) BFloat16 pairs[kChunks][2 * P * kTileHalves];
+  for (int i = 0; i < 2 * P * kTileSums; i += kTileRows) _mm512_store_ps(to + i, __m512{});
+  for (int32_t first = begin; first < end; first += kChunks * kTileDepth) {
+    int chunks = 0;
+    for (int32_t k = first; k < end && chunks < kChunks; k += kTileDepth)
+      gather_pairs<P, kApart>(job, job.offsets + k, end - k, pairs[chunks++]);
+    for (int tile = 0; tile < 2 * P; ++tile) {
+      __m512 sums[kTileRows];
+      float* of_tile = to + tile * kTileSums;
+      DSR_UNROLL for (int r = 0; r < kTileRows; ++r) sums[r] =
+          _mm512_load_ps(of_tile + r * kTileRows);
+      for (int i = 0; i < chunks; ++i) {
+        const auto left = static_cast<int>(least(kTileDepth, end - first - i * kTileDepth));
+        add_products(weights + i * kTileHalves, pairs[i] + tile * kTileHalves, (left + 1) / 2,
+                     sums);
+      }
+      DSR_UNROLL for (int r = 0; r < kTileRows; ++r)
+          _mm512_store_ps(of_tile + r * kTileRows, sums[r]);
+    }
+    weights += chunks * kTileHalves;
+  }
+}
+
+// Grad-input: the rows [begin, end) of a group, of which one block of 16 source channels, at 32
+// pixels, stays in registers. `weights` is that block's first in row `begin`.
+DSR_INLINE void add_rows_of_block(const RowsJob& job, const char* pixels, const BFloat16* weights,
+                                  const int32_t* begin, const int32_t* end) {
+  constexpr int kPairs = kTileRows / 2;
+  __m512i first[kPairs], second[kPairs];
+  DSR_UNROLL for (int k = 0; k < kPairs; ++k) {
+    first[k] = _mm512_loadu_si512(pixels + k * job.pair_bytes);
+    second[k] = _mm512_loadu_si512(pixels + k * job.pair_bytes + job.half * kBFloat16Bytes);
+  }
+  for (const int32_t* target = begin; target < end; ++target, weights += kTileDepth) {
+    float* to = job.accumulators + *target * job.channel_step;
+    const int32_t* of_row = pairs_of(weights);
+    __m512 at_first = _mm512_loadu_ps(to), at_second = _mm512_loadu_ps(to + kTileRows);
+    DSR_UNROLL for (int k = 0; k < kPairs; ++k) {
+      at_first = add_dot(at_first, first[k], of_row[k]);
+      at_second = add_dot(at_second, second[k], of_row[k]);
+    }
+    _mm512_storeu_ps(to, at_first);
+    _mm512_storeu_ps(to + kTileRows, at_second);
+  }
+}
+
+DSR_INLINE void accumulate_rows(DotProducts&, const RowsJob& shared) {
+  const RowsJob job = shared;
+  clear_sums(job);
+  for (const GatherPlan::Group* g = job.first; g < job.last; ++g) {
+    job.ahead->step();
+    const char* pixels = reinterpret_cast<const char*>(job.packed + g->offset);
+    const int32_t* targets = job.targets;
+    const auto weights = [&](int32_t row) { return job.weights + int64_t{row} * kTileDepth; };
+    add_rows_of_block(job, pixels, weights(g->begin), targets + g->begin, targets + g->lower_end);
+    add_rows_of_block(job, pixels + kTileRows / 2 * job.pair_bytes,
+                      weights(g->upper_begin) + kTileRows, targets + g->upper_begin,
+                      targets + g->upper_end);
+  }
+}
+
+// Grad-weight.
+template <int T>
+static void add_grad_tiles(DotProducts&, const GradTilesJob& shared) {
+  const GradTilesJob job = shared;
+  for (int tile = 0; tile < T; ++tile) {
+    alignas(kAlignment) BFloat16 pixels[kTileHalves];
+    float* of_tile = job.sums + tile * kTileSums;
+    __m512 sums[kTileRows];
+    DSR_UNROLL for (int r = 0; r < kTileRows; ++r) sums[r] =
+        _mm512_loadu_ps(of_tile + r * kTileRows);
+    for (int64_t i = 0; i < job.chunks; ++i) {
+      copy_pixels<1>(job.packed + i * kTileDepth, job.offsets + tile * kTileRows, pixels);
+      add_products(pixels, job.grads + i * kTileHalves, kTileRows, sums);
+    }
+    DSR_UNROLL for (int r = 0; r < kTileRows; ++r)
+        _mm512_storeu_ps(of_tile + r * kTileRows, sums[r]);
+  }
+}
+
+}  // namespace dsr::cpu::DSR_ISA
+#endif
