@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 from dsr_kernels.errors import UsageError
 from dsr_kernels.experiments.folder import DONE
 from dsr_kernels.experiments.grid import Cell
-from dsr_kernels.experiments.results import ACCURACY, Results, Row, Summary, summarize
+from dsr_kernels.experiments.results import (
+    ACCURACY,
+    SIZE,
+    SPEED,
+    Results,
+    Row,
+    Summary,
+    summarize,
+)
 from dsr_kernels.training.report import style
 from dsr_kernels.training.report.plots import moves
 from dsr_kernels.training.run.files import write_atomically
@@ -28,6 +36,7 @@ COLORS = (
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))  # the next one once the colours are used up
 COLUMNS = 3  # of panels
 LEVEL_LABELS = 6  # if there are more names than these below an axis, they are turned
+BYTES = 4  # of a weight
 PARTS = ("validation", "test", "train")  # the first that all runs have is plotted over epochs
 Stories = dict[str, Story]  # finished runs by the name of their cell
 
@@ -45,6 +54,7 @@ def _draw(results: Results, rows: list[Row], stories: Stories) -> dict[str, Figu
     figures = {}
     if any(row["status"] == DONE for row in rows):
         figures["accuracy"] = accuracy(results, rows)
+        figures["cost"] = cost(results, rows)
     for sparsity in results.grid.sparsities:
         here = _by_method(results, stories, sparsity)
         rewired = {name: runs[0] for name, runs in here.items() if moves(runs[0])}
@@ -137,6 +147,38 @@ def _beside(results: Results, rows: list[Row], sparsity: float) -> Figure:
     axes.set_xticks(range(len(found)), list(found), **turned)
     axes.set_xlim(-0.6, len(found) - 0.4)
     axes.grid(axis="x", visible=False)
+    return figure
+
+
+def cost(results: Results, rows: list[Row]) -> Figure:
+    """Test accuracy against what it cost: a dot for each method and sparsity, means over the seeds.
+
+    Left the time of training, as the runs had it; right the bytes of float32 weights.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.4), dpi=130, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for method in results.grid.methods:
+        found = [
+            [summarize(rows, method, sparsity, quantity) for quantity in (SPEED, SIZE, ACCURACY)]
+            for sparsity in results.grid.sparsities
+        ]
+        points = [[summary.mean for summary in each] for each in found if all(each)]
+        if not points:
+            continue
+        times = [1000 / speed for speed, _, _ in points]
+        mebibytes = [size * BYTES / 2**20 for _, size, _ in points]
+        accuracies = [100 * accuracy for _, _, accuracy in points]
+        for axes, costs in zip(panels, (times, mebibytes), strict=True):
+            axes.plot(costs, accuracies, marker="o", label=method, **_look(results, method))
+    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].set_xlabel("seconds per 1,000 images of training")
+    panels[1].set_xlabel("weights (MiB of float32)")
+    for axes in panels:
+        axes.set_xlim(left=0)
+    figure.suptitle("Test accuracy and its cost", weight="bold")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 

@@ -55,13 +55,15 @@ class Quantity:
 
 
 ACCURACY = Quantity("test_accuracy", "Test accuracy, %", 100.0, 2)
+SIZE = Quantity("learnable_parameters", "Learnable parameters at the end")
+SPEED = Quantity("images_per_second", "Training speed, images/s", rough=True)
 QUANTITIES = (
     ACCURACY,
     Quantity("test_top5", "Test accuracy, top 5, %", 100.0, 2),
     Quantity("validation_accuracy", "Validation accuracy, last epoch, %", 100.0, 2),
-    Quantity("learnable_parameters", "Learnable parameters at the end"),
+    SIZE,
     Quantity("exploration", "Exploration rate: positions ever active, %", 100.0, 1),
-    Quantity("images_per_second", "Training speed, images/s", rough=True),
+    SPEED,
 )
 
 

@@ -172,7 +172,9 @@ def test_rows_and_pictures_come_from_the_runs(grid, tmp_path):
     plots.write(results, list(rows.values()))
     names = {path.name for path in (folder.path / "plots").iterdir()}
     kinds = ("epochs", "nonzeros", "exploration")
-    assert names == {"accuracy.png", *(f"{kind}-{s}.png" for kind in kinds for s in (0.9, 0.95))}
+    assert names == {"accuracy.png", "cost.png"} | {
+        f"{kind}-{s}.png" for kind in kinds for s in (0.9, 0.95)
+    }
 
 
 def test_curves_are_means_over_the_seeds_and_dense_is_a_line(grid, tmp_path):
@@ -192,6 +194,15 @@ def test_curves_are_means_over_the_seeds_and_dense_is_a_line(grid, tmp_path):
     axes = plots.accuracy(results, rows).axes[0]
     flat = next(line for line in axes.lines if line.get_label() == "dense")
     assert list(flat.get_ydata()) == pytest.approx([81.0, 81.0])
+    by_time, by_bytes = plots.cost(results, rows).axes
+    for axes in (by_time, by_bytes):
+        dots = next(line for line in axes.lines if line.get_label() == "dsr")
+        assert list(dots.get_ydata()) == pytest.approx([81.0, 81.0])
+    assert by_time.get_ylabel() == "test accuracy (%)"
+    dots = {line.get_label(): line for line in by_bytes.lines}
+    assert list(dots["dense"].get_xdata()) == pytest.approx([107 * 4 / 2**20] * 2)
+    dots = {line.get_label(): line for line in by_time.lines}
+    assert list(dots["dsr"].get_xdata()) == pytest.approx([1000 / 300] * 2)
 
 
 def test_at_one_sparsity_the_methods_that_finished_stand_side_by_side(tmp_path):
