@@ -38,9 +38,13 @@ KernelTable table_with(const char* name, MatrixUnit unit) {
 
 #if DSR_AVX512_BF16
 bool has_dot_products() {
+#if defined(DSR_EMULATE_AVX512)
+  return true;
+#else
   constexpr unsigned kBFloat16 = 1u << 5;  // of leaf 7.1's eax
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kBFloat16);
+#endif
 }
 
 const KernelTable& dot_products_table() {
@@ -82,12 +86,12 @@ const KernelTable* find(const std::string& name) {
   if (name == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return &avx512::table;
-#if DSR_AVX512_BF16
-  if (name == "avx512_bf16" && find("avx512") && has_dot_products()) return &dot_products_table();
-#endif
 #if DSR_AMX
   if (name == "amx" && find("avx512") && may_use_amx()) return &amx_table();
 #endif
+#endif
+#if DSR_AVX512_BF16
+  if (name == "avx512_bf16" && find("avx512") && has_dot_products()) return &dot_products_table();
 #endif
 #endif
   return nullptr;

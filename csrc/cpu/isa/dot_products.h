@@ -4,32 +4,52 @@
 // broadcast by the instruction.
 #pragma once
 
-#include "cpu/conv/workspace.h"
+#include <bit>
+
 #include "cpu/isa/grad_matrix.h"
 #include "cpu/isa/matrix_tile.h"
 
 #if DSR_AVX512_BF16
 namespace dsr::cpu::DSR_ISA {
 
-// sum + the dot products of each lane's pair and one pair of memory. As assembly, so that the
-// compiler's options need not know it.
-DSR_INLINE __m512 add_dot(__m512 sum, __m512i pairs, const int32_t& pair) {
+typedef float Sums __attribute__((vector_size(kTileRowBytes), may_alias));  // a row of them
+
+DSR_INLINE Sums load_sums(const float* from) {
+  typedef float Unaligned __attribute__((vector_size(kTileRowBytes), aligned(4), may_alias));
+  return *reinterpret_cast<const Unaligned*>(from);
+}
+DSR_INLINE void store_sums(float* to, Sums sums) {
+  typedef float Unaligned __attribute__((vector_size(kTileRowBytes), aligned(4), may_alias));
+  *reinterpret_cast<Unaligned*>(to) = sums;
+}
+
+// sum + the dot products of each lane's pair and one pair of memory.
+DSR_INLINE Sums add_dot(Sums sum, Pairs pairs, const uint32_t& pair) {
+#if defined(DSR_EMULATE_AVX512)
+  constexpr uint32_t kUpper = 0xffff0000u;
+  const Pairs lower = pairs << 16, upper = pairs & kUpper;
+  sum += reinterpret_cast<const Sums&>(lower) * std::bit_cast<float>(pair << 16);
+  return sum + reinterpret_cast<const Sums&>(upper) * std::bit_cast<float>(pair & kUpper);
+#else
+  // As assembly, so that the compiler's options need not know it.
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pairs), "m"(pair));
   return sum;
+#endif
 }
 
 // A row of weights or pixels, as pairs.
-DSR_INLINE const int32_t* pairs_of(const BFloat16* row) {
-  return reinterpret_cast<const int32_t*>(row);
+DSR_INLINE const uint32_t* pairs_of(const BFloat16* row) {
+  typedef uint32_t Aliased __attribute__((may_alias));
+  return reinterpret_cast<const Aliased*>(row);
 }
 
 // sums[16] += [16][32] of `left` * [2 depth][16] in pairs of `right`.
 DSR_INLINE void add_products(const BFloat16* left, const BFloat16* right, int depth,
-                             __m512 (&sums)[kTileRows]) {
-  const int32_t* of_left = pairs_of(left);
+                             Sums (&sums)[kTileRows]) {
+  const uint32_t* of_left = pairs_of(left);
 #pragma GCC unroll 2
   for (int k = 0; k < depth; ++k) {
-    const __m512i pairs = _mm512_load_si512(right + k * kTileDepth);
+    const Pairs pairs = load_pairs(right + k * kTileDepth);
     DSR_UNROLL for (int r = 0; r < kTileRows; ++r) sums[r] =
         add_dot(sums[r], pairs, of_left[r * kTileRows + k]);
   }
@@ -42,23 +62,21 @@ DSR_INLINE void sum_segment(DotProducts&, const MatrixJob& job, int32_t begin, i
                             const BFloat16* weights, float* to) {
   constexpr int kChunks = 2;  // more would leave the packed source less of L1
   alignas(kAlignment) BFloat16 pairs[kChunks][2 * P * kTileHalves];
-  for (int i = 0; i < 2 * P * kTileSums; i += kTileRows) _mm512_store_ps(to + i, __m512{});
+  for (int i = 0; i < 2 * P * kTileSums; i += kTileRows) store_sums(to + i, Sums{});
   for (int32_t first = begin; first < end; first += kChunks * kTileDepth) {
     int chunks = 0;
     for (int32_t k = first; k < end && chunks < kChunks; k += kTileDepth)
       gather_pairs<P, kApart>(job, job.offsets + k, end - k, pairs[chunks++]);
     for (int tile = 0; tile < 2 * P; ++tile) {
-      __m512 sums[kTileRows];
+      Sums sums[kTileRows];
       float* of_tile = to + tile * kTileSums;
-      DSR_UNROLL for (int r = 0; r < kTileRows; ++r) sums[r] =
-          _mm512_load_ps(of_tile + r * kTileRows);
+      DSR_UNROLL for (int r = 0; r < kTileRows; ++r) sums[r] = load_sums(of_tile + r * kTileRows);
       for (int i = 0; i < chunks; ++i) {
         const auto left = static_cast<int>(least(kTileDepth, end - first - i * kTileDepth));
         add_products(weights + i * kTileHalves, pairs[i] + tile * kTileHalves, (left + 1) / 2,
                      sums);
       }
-      DSR_UNROLL for (int r = 0; r < kTileRows; ++r)
-          _mm512_store_ps(of_tile + r * kTileRows, sums[r]);
+      DSR_UNROLL for (int r = 0; r < kTileRows; ++r) store_sums(of_tile + r * kTileRows, sums[r]);
     }
     weights += chunks * kTileHalves;
   }
@@ -68,22 +86,24 @@ DSR_INLINE void sum_segment(DotProducts&, const MatrixJob& job, int32_t begin, i
 // pixels, stays in registers. `weights` is that block's first in row `begin`.
 DSR_INLINE void add_rows_of_block(const RowsJob& job, const char* pixels, const BFloat16* weights,
                                   const int32_t* begin, const int32_t* end) {
+  if (begin == end) return;
   constexpr int kPairs = kTileRows / 2;
-  __m512i first[kPairs], second[kPairs];
+  Pairs first[kPairs], second[kPairs];
   DSR_UNROLL for (int k = 0; k < kPairs; ++k) {
-    first[k] = _mm512_loadu_si512(pixels + k * job.pair_bytes);
-    second[k] = _mm512_loadu_si512(pixels + k * job.pair_bytes + job.half * kBFloat16Bytes);
+    const auto* row = reinterpret_cast<const BFloat16*>(pixels + k * job.pair_bytes);
+    first[k] = load_pairs(row);
+    second[k] = load_pairs(row + job.half);
   }
   for (const int32_t* target = begin; target < end; ++target, weights += kTileDepth) {
     float* to = job.accumulators + *target * job.channel_step;
-    const int32_t* of_row = pairs_of(weights);
-    __m512 at_first = _mm512_loadu_ps(to), at_second = _mm512_loadu_ps(to + kTileRows);
+    const uint32_t* of_row = pairs_of(weights);
+    Sums at_first = load_sums(to), at_second = load_sums(to + kTileRows);
     DSR_UNROLL for (int k = 0; k < kPairs; ++k) {
       at_first = add_dot(at_first, first[k], of_row[k]);
       at_second = add_dot(at_second, second[k], of_row[k]);
     }
-    _mm512_storeu_ps(to, at_first);
-    _mm512_storeu_ps(to + kTileRows, at_second);
+    store_sums(to, at_first);
+    store_sums(to + kTileRows, at_second);
   }
 }
 
@@ -109,15 +129,13 @@ static void add_grad_tiles(DotProducts&, const GradTilesJob& shared) {
   for (int tile = 0; tile < T; ++tile) {
     alignas(kAlignment) BFloat16 pixels[kTileHalves];
     float* of_tile = job.sums + tile * kTileSums;
-    __m512 sums[kTileRows];
-    DSR_UNROLL for (int r = 0; r < kTileRows; ++r) sums[r] =
-        _mm512_loadu_ps(of_tile + r * kTileRows);
+    Sums sums[kTileRows];
+    DSR_UNROLL for (int r = 0; r < kTileRows; ++r) sums[r] = load_sums(of_tile + r * kTileRows);
     for (int64_t i = 0; i < job.chunks; ++i) {
       copy_pixels<1>(job.packed + i * kTileDepth, job.offsets + tile * kTileRows, pixels);
       add_products(pixels, job.grads + i * kTileHalves, kTileRows, sums);
     }
-    DSR_UNROLL for (int r = 0; r < kTileRows; ++r)
-        _mm512_storeu_ps(of_tile + r * kTileRows, sums[r]);
+    DSR_UNROLL for (int r = 0; r < kTileRows; ++r) store_sums(of_tile + r * kTileRows, sums[r]);
   }
 }
 
