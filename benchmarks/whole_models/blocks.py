@@ -11,11 +11,14 @@ from whole_models.comparison import in_turn, warmed_up
 from whole_models.training import Training
 from whole_models.variants import Case, Variant, dense, fuse, precisions
 
-BLOCK_SIZES = (1, 16)
+BLOCK_SIZES = (1, 4, 8, 16)
 
 
 def steps_record(case: Case, rounds: int, compiled: bool = True) -> dict[str, Any]:
-    """Milliseconds of the fused step by block size and precision, and of every dense rival."""
+    """Milliseconds of the fused step by block size and precision, and of every dense rival.
+
+    Beside them the bytes of each model's weights and indices.
+    """
     torch.manual_seed(0)
     torch.compiler.reset()
     images, labels, sparsity = case.images(), case.labels(), case.sparsities[0]
@@ -42,6 +45,7 @@ def steps_record(case: Case, rounds: int, compiled: bool = True) -> dict[str, An
         "rounds": rounds,
         "left out": left_out,
         "milliseconds": alternation.milliseconds(),
+        "weight bytes": {name: each.weight_bytes() for name, each in trainings.items()},
     }
 
 

@@ -41,11 +41,18 @@ class Training:
         self.differentiate()
         self.optimizer.step()
 
+    def weight_bytes(self) -> int:
+        """Bytes of parameters, and of the indices of sparse layers."""
+        return sum(tensor.nbytes for tensor in self._weights())
+
+    def _weights(self) -> list[torch.Tensor]:
+        indices = [b for name, b in self.model.named_buffers() if name.endswith("_indices")]
+        return [*self.model.parameters(), *indices]
+
     def held_bytes(self) -> int:
         """Bytes of parameters, gradients, the indices of sparse layers, and optimizer state."""
-        held = [*self.model.parameters()]
-        held += [p.grad for p in held if p.grad is not None]
-        held += [b for name, b in self.model.named_buffers() if name.endswith("_indices")]
+        held = self._weights()
+        held += [p.grad for p in self.model.parameters() if p.grad is not None]
         states = self.optimizer.state.values()
         held += [v for state in states for v in state.values() if torch.is_tensor(v)]
         return sum(tensor.nbytes for tensor in held)
