@@ -12,6 +12,7 @@
 #if DSR_AVX512_BF16
 namespace dsr::cpu::DSR_ISA {
 
+typedef uint32_t Pair __attribute__((may_alias));  // of bfloat16, side by side in memory
 typedef float Sums __attribute__((vector_size(kTileRowBytes), may_alias));  // a row of them
 
 DSR_INLINE Sums load_sums(const float* from) {
@@ -24,7 +25,7 @@ DSR_INLINE void store_sums(float* to, Sums sums) {
 }
 
 // sum + the dot products of each lane's pair and one pair of memory.
-DSR_INLINE Sums add_dot(Sums sum, Pairs pairs, const uint32_t& pair) {
+DSR_INLINE Sums add_dot(Sums sum, Pairs pairs, const Pair& pair) {
 #if defined(DSR_EMULATE_AVX512)
   constexpr uint32_t kUpper = 0xffff0000u;
   const Pairs lower = pairs << 16, upper = pairs & kUpper;
@@ -37,16 +38,13 @@ DSR_INLINE Sums add_dot(Sums sum, Pairs pairs, const uint32_t& pair) {
 #endif
 }
 
-// A row of weights or pixels, as pairs.
-DSR_INLINE const uint32_t* pairs_of(const BFloat16* row) {
-  typedef uint32_t Aliased __attribute__((may_alias));
-  return reinterpret_cast<const Aliased*>(row);
-}
+// A row of weights or pixels.
+DSR_INLINE const Pair* pairs_of(const BFloat16* row) { return reinterpret_cast<const Pair*>(row); }
 
 // sums[16] += [16][32] of `left` * [2 depth][16] in pairs of `right`.
 DSR_INLINE void add_products(const BFloat16* left, const BFloat16* right, int depth,
                              Sums (&sums)[kTileRows]) {
-  const uint32_t* of_left = pairs_of(left);
+  const Pair* of_left = pairs_of(left);
 #pragma GCC unroll 2
   for (int k = 0; k < depth; ++k) {
     const Pairs pairs = load_pairs(right + k * kTileDepth);
@@ -82,21 +80,25 @@ DSR_INLINE void sum_segment(DotProducts&, const MatrixJob& job, int32_t begin, i
   }
 }
 
-// Grad-input: the rows [begin, end) of a group, of which one block of 16 source channels, at 32
-// pixels, stays in registers. `weights` is that block's first in row `begin`.
-DSR_INLINE void add_rows_of_block(const RowsJob& job, const char* pixels, const BFloat16* weights,
-                                  const int32_t* begin, const int32_t* end) {
+// Grad-input: rows [begin, end) of a group, of which one block of 16 source channels, at 32 pixels,
+// stays in registers: the lower one of the two (0), or the upper (1).
+DSR_INLINE void add_rows_of_block(const RowsJob& job, int32_t offset, int32_t begin, int32_t end,
+                                  int which) {
   if (begin == end) return;
   constexpr int kPairs = kTileRows / 2;
+  const char* pixels =
+      reinterpret_cast<const char*>(job.packed + offset) + which * kPairs * job.pair_bytes;
+  const BFloat16* weights = job.weights + int64_t{begin} * kTileDepth + which * kTileRows;
+  const int32_t* targets = job.targets;
   Pairs first[kPairs], second[kPairs];
   DSR_UNROLL for (int k = 0; k < kPairs; ++k) {
     const auto* row = reinterpret_cast<const BFloat16*>(pixels + k * job.pair_bytes);
     first[k] = load_pairs(row);
     second[k] = load_pairs(row + job.half);
   }
-  for (const int32_t* target = begin; target < end; ++target, weights += kTileDepth) {
-    float* to = job.accumulators + *target * job.channel_step;
-    const uint32_t* of_row = pairs_of(weights);
+  for (int32_t row = begin; row < end; ++row, weights += kTileDepth) {
+    float* to = job.accumulators + targets[row] * job.channel_step;
+    const Pair* of_row = pairs_of(weights);
     Sums at_first = load_sums(to), at_second = load_sums(to + kTileRows);
     DSR_UNROLL for (int k = 0; k < kPairs; ++k) {
       at_first = add_dot(at_first, first[k], of_row[k]);
@@ -112,13 +114,8 @@ DSR_INLINE void accumulate_rows(DotProducts&, const RowsJob& shared) {
   clear_sums(job);
   for (const GatherPlan::Group* g = job.first; g < job.last; ++g) {
     job.ahead->step();
-    const char* pixels = reinterpret_cast<const char*>(job.packed + g->offset);
-    const int32_t* targets = job.targets;
-    const auto weights = [&](int32_t row) { return job.weights + int64_t{row} * kTileDepth; };
-    add_rows_of_block(job, pixels, weights(g->begin), targets + g->begin, targets + g->lower_end);
-    add_rows_of_block(job, pixels + kTileRows / 2 * job.pair_bytes,
-                      weights(g->upper_begin) + kTileRows, targets + g->upper_begin,
-                      targets + g->upper_end);
+    add_rows_of_block(job, g->offset, g->begin, g->lower_end, 0);
+    add_rows_of_block(job, g->offset, g->upper_begin, g->upper_end, 1);
   }
 }
 
