@@ -1,6 +1,5 @@
 // Convolutions on the GPU. A pass is prepared once per plan in Python (backends/cuda) and launched
 // with addresses; its fields are documented where the structs are.
-#include <array>
 #include <cstdint>
 #include <string>
 
@@ -22,12 +21,6 @@ cuda::DirectType direct_type_named(const std::string& dtype) {
     default:
       return cuda::DirectType::kFloat16;
   }
-}
-
-// Strides travel as (n, c, h, w).
-template <class Struct, Strides4 Struct::* kMember>
-void set_strides(Struct& pass, const std::array<int64_t, 4>& s) {
-  pass.*kMember = {s[0], s[1], s[2], s[3]};
 }
 
 void bind_slab(py::module_& m) {
