@@ -22,6 +22,7 @@ void bind_cuda_window_grad_weight(py::module_& m) {
       .def_readwrite("channel_block", &WindowGradWeight::channel_block)
       .def_readwrite("blocks", &WindowGradWeight::blocks)
       .def_readwrite("window_block", &WindowGradWeight::window_block)
+      .def_readwrite("compute_warps", &WindowGradWeight::compute_warps)
       .def_readwrite("tile", &WindowGradWeight::tile)
       .def_readwrite("tiles", &WindowGradWeight::tiles)
       .def_readwrite("splits", &WindowGradWeight::splits)

@@ -74,26 +74,26 @@ struct Stage {
 template <class T, class Gradient>
 __device__ __forceinline__ void fill_gradient(const WindowGradWeight& pass, int first_position,
                                               const Gradient& gradient,  // [N, rows, ...]
-                                              int rows, int warp, char* grad) {
+                                              int rows, int warp, int fill_warps, char* grad) {
   constexpr int kVector = Vector<T>::kSize;
   const Slab& s = pass.slab;
   const Strides4& strides = pass.grad_strides;
   const bool on_channels = pass.grad_lanes_on_channels;
   const int lane = threadIdx.x % 32;
-  for (int i = on_channels ? warp : lane; i < pass.tile; i += on_channels ? kFillWarps : 32) {
+  for (int i = on_channels ? warp : lane; i < pass.tile; i += on_channels ? fill_warps : 32) {
     const Position p = position_at(s, first_position + i);
     const int count = p.valid ? min(kVector, s.images - p.group * kVector) : 0;
     const T* const from = gradient.at + p.group * kVector * strides.n + p.row * strides.h +
                           (p.chunk * s.tile_cols + p.col) * strides.w;
     fill_pixel<T>(grad + i * kVectorBytes, int64_t{kVectorBytes} * pass.grad_plane, gradient, from,
-                  strides, count, on_channels ? lane : warp, on_channels ? 32 : kFillWarps, rows);
+                  strides, count, on_channels ? lane : warp, on_channels ? 32 : fill_warps, rows);
   }
 }
 
 // Positions that do not exist read the first pixel, and have a gradient of zero.
 __device__ __forceinline__ void fill_places(const WindowGradWeight& pass, const SlabRows& rows,
-                                            int first_position, int warp, int* at) {
-  for (int i = warp * 32 + threadIdx.x % 32; i < pass.tile; i += kFillWarps * 32) {
+                                            int first_position, int warp, int fill_warps, int* at) {
+  for (int i = warp * 32 + threadIdx.x % 32; i < pass.tile; i += fill_warps * 32) {
     const Position p = position_at(pass.slab, first_position + i);
     at[i % 2 * (pass.tile / 2) + i / 2] = p.valid ? slab_byte(pass.slab, rows, p) : 0;
   }
@@ -103,7 +103,8 @@ template <class T, class Source, class Gradient>
 __device__ __forceinline__ void fill_stages(const WindowGradWeight& pass, int grad_bytes,
                                             const WindowWork& work, const Source& source,
                                             const Gradient& gradient, char* stages) {
-  const int warp = threadIdx.x / 32 - kComputeWarps;
+  const int warp = threadIdx.x / 32 - pass.compute_warps;
+  const int fill_warps = kWarps - pass.compute_warps;
   const int first_channel = work.block * pass.channel_block;
   const int channels = min(pass.channel_block, pass.source_channels - first_channel);
   const auto source_part =
@@ -114,10 +115,11 @@ __device__ __forceinline__ void fill_stages(const WindowGradWeight& pass, int gr
     const Stage stage(pass, grad_bytes, stages, tile & 1);
     const int first_position = tile * pass.tile;
     const SlabRows rows = rows_of_tile(pass.slab, first_position, pass.tile);
-    fill_places(pass, rows, first_position, warp, stage.at);
+    fill_places(pass, rows, first_position, warp, fill_warps, stage.at);
     fill_slab<T>(pass.slab, rows, pass.source_strides, source_part, channels,
-                 pass.source_lanes_on_channels, warp, stage.slab);
-    fill_gradient<T>(pass, first_position, grad_part, work.rows(pass), warp, stage.grad);
+                 pass.source_lanes_on_channels, warp, stage.slab, fill_warps);
+    fill_gradient<T>(pass, first_position, grad_part, work.rows(pass), warp, fill_warps,
+                     stage.grad);
     block_barrier();
   }
 }
@@ -129,7 +131,7 @@ struct Turn {
   int window, first_step, steps;
 };
 
-// The turns of a thread block are numbered from window to window; those of a warp are kComputeWarps
+// The turns of a thread block are numbered from window to window; those of a warp are compute_warps
 // apart. `use` is called with each.
 template <class Use>
 __device__ __forceinline__ int for_each_turn(const WindowGradWeight& pass, const WindowWork& work,
@@ -140,7 +142,7 @@ __device__ __forceinline__ int for_each_turn(const WindowGradWeight& pass, const
   for (int window = work.first_window; window < work.last_window; ++window) {
     const int2 segment = segments[window];
     const int turns = (segment.y - segment.x + kTurnSteps - 1) / kTurnSteps;
-    for (; next < before + turns; next += kComputeWarps) {
+    for (; next < before + turns; next += pass.compute_warps) {
       const int first = segment.x + (next - before) * kTurnSteps;
       use(Turn{window, first, min(kTurnSteps, segment.y - first)});
     }
@@ -249,7 +251,7 @@ __device__ __forceinline__ void compute_stages(const WindowGradWeight& pass, int
   float* const scratch = reinterpret_cast<float*>(Stage(pass, grad_bytes, stages, kSlabs).slab) +
                          threadIdx.x / 32 * kStepSums;
   const int turns = for_each_turn(pass, work, bounds, [](const Turn&) {});
-  const bool once = turns <= kComputeWarps;
+  const bool once = turns <= pass.compute_warps;
   TurnSums sums = {};
   for (int tile = work.first_tile; tile < work.last_tile; ++tile) {
     const Stage stage(pass, grad_bytes, stages, tile & 1);
@@ -274,7 +276,7 @@ __device__ __forceinline__ void window_grad_weight_split(
     const WindowGradWeight& pass, int grad_bytes, const WindowList& list, const Source& source,
     const Gradient& gradient, float* __restrict__ partial, char* stages) {
   const WindowWork work(pass);
-  if (threadIdx.x / 32 >= kComputeWarps) {
+  if (threadIdx.x / 32 >= pass.compute_warps) {
     fill_stages<T>(pass, grad_bytes, work, source, gradient, stages);
   } else {
     compute_stages<T>(pass, grad_bytes, work, list, partial + work.split * list.values, stages);

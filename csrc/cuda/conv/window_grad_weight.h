@@ -29,6 +29,7 @@ struct WindowGradWeight {
   int32_t channel_block;    // source channels in a slab
   int32_t blocks;           // of source channels
   int32_t window_block;     // windows that a thread block serves
+  int32_t compute_warps;    // of a thread block; the others fill
   int32_t tile;             // positions, a multiple of 8
   int32_t tiles;            // of positions
   int32_t splits;           // parts of the tiles that are summed apart
@@ -51,7 +52,7 @@ struct WindowGradWeight {
   }
   // One stage is computed on while the next is filled; each warp has room for the sums of a step.
   int shared_bytes() const {
-    return kSlabs * stage_bytes() + kComputeWarps * kStepSums * static_cast<int>(sizeof(float));
+    return kSlabs * stage_bytes() + compute_warps * kStepSums * static_cast<int>(sizeof(float));
   }
 };
 
