@@ -75,6 +75,7 @@ void bind_gather(py::module_& m) {
       .def_readwrite("blocks_limit", &Gather::blocks_limit)
       .def_readwrite("rows", &Gather::rows)
       .def_readwrite("units", &Gather::units)
+      .def_readwrite("transposed", &Gather::transposed)
       .def_property("source_strides", nullptr, &set_strides<Gather, &Gather::source_strides>)
       .def_property("dest_strides", nullptr, &set_strides<Gather, &Gather::dest_strides>)
       .def("set_class", [](Gather& pass, int index, const GatherClass& value) {

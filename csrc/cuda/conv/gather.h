@@ -49,6 +49,7 @@ struct Gather {
   int32_t blocks_limit;  // thread blocks to launch, at most: what the device runs at once
   Strides4 source_strides, dest_strides;
   int32_t rows, units;  // the kernel's template arguments: one of Variants::gather
+  int32_t transposed;   // a grad-input, which matters to window_gather alone
 };
 
 Status gather(Queue queue, const Gather& pass, Element element,

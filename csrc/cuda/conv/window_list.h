@@ -8,10 +8,10 @@
 
 #include <cstdint>
 
+#include "cuda/conv/limits.h"
+
 namespace dsr::cuda {
 
-inline constexpr int kWindowRows = 16;
-inline constexpr int kStepEntries = 16;
 inline constexpr int kStepSums = kWindowRows * kStepEntries;
 
 struct WindowList {
