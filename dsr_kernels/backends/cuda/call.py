@@ -12,7 +12,7 @@ from torch import Tensor
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import lists, tiling
+from dsr_kernels.backends.cuda import lists, tiling, window_grad_weight
 from dsr_kernels.backends.cuda.passes import PassShape, forward_shape
 from dsr_kernels.backends.cuda.prepare import (
     DirectPass,
@@ -21,12 +21,17 @@ from dsr_kernels.backends.cuda.prepare import (
     prepare_gather,
     prepare_grad_weight,
 )
+from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
+from dsr_kernels.backends.cuda.window_lists import build_windows
 from dsr_kernels.backends.patterns import patterns
 
 Sizes = tuple[int, ...]
 ShapeOf = Callable[[Sizes, Sizes, ConvShape], PassShape]
 # values, bias, crow_indices, col_indices
 Weight = tuple[Tensor, Tensor | None, Tensor, Tensor]
+
+
+AnyGradWeightPass = GradWeightPass | WindowGradWeightPass | DirectPass
 
 
 # Keyed by what a call has at hand: passes themselves are large, and slow to hash.
@@ -52,13 +57,18 @@ def grad_weight_pass(
     y_size: Sizes,
     shape: ConvShape,
     density: float,
+    block_size: int,
     dtype: torch.dtype,
     x_strides: Sizes,
     grad_strides: Sizes,
     device: tiling.Device,
-) -> GradWeightPass | DirectPass:
+) -> AnyGradWeightPass:
     sizes, images = forward_shape(x_size[1:], y_size[1:], shape), x_size[0]
-    return prepare_grad_weight(sizes, images, density, dtype, x_strides, grad_strides, device)
+    where = dtype, x_strides, grad_strides, device
+    by_rows = prepare_grad_weight(sizes, images, density, *where)
+    return window_grad_weight.prepare_windows(
+        sizes, images, density, block_size, *where, instead=by_rows
+    )
 
 
 def arranged(
@@ -79,11 +89,39 @@ def arranged(
     return plan, entries
 
 
+def grad_weight_by_windows(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    prepared: WindowGradWeightPass,
+    maps: tuple[native._cuda._SourceMap, native._cuda._SourceMap] | None = None,
+) -> None:
+    plan = patterns.plan(crow_indices, col_indices, prepared.key, build_windows)
+    plan.wait()
+    # Values of taps that meet only padding have no sums.
+    empty = torch.zeros if prepared.unmet else torch.empty
+    partial = empty(prepared.splits, out.numel(), dtype=torch.float32, device=x.device)
+    tensors = plan.offsets, plan.bounds, plan.pieces, plan.places, plan.piece_bounds
+    native._cuda.window_grad_weight(
+        queue_of(x),
+        prepared.launch,
+        (*map(address, tensors), plan.piece_size, out.numel()),
+        prepared.dtype,
+        address(x),
+        address(grad),
+        address(partial),
+        address(out),
+        maps,
+    )
+
+
 def clear_unmet(
     out: Tensor,
     crow_indices: Tensor,
     col_indices: Tensor,
-    prepared: GradWeightPass | DirectPass,
+    prepared: AnyGradWeightPass,
 ) -> Tensor:
     """out [nnz] with zeros for the taps that meet only padding, which no kernel sees."""
     if prepared.unmet:

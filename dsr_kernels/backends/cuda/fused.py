@@ -13,11 +13,13 @@ from torch import Tensor
 
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cuda import call, lists
 from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
 from dsr_kernels.backends.cuda.prepare import DirectPass, GatherPass
 from dsr_kernels.backends.cuda.tiling import COMPUTE_WARPS
+from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
 from dsr_kernels.backends.fused import Affine, Epilogue, InputGrad, Prologue, StatisticsGrad
 from dsr_kernels.backends.patterns import patterns
 
@@ -128,6 +130,7 @@ def sparse_conv2d_fused_grad_weight(
         tuple(grad.shape),
         shape,
         call.density_of(out.numel(), shape),
+        block_size_of(crow_indices, shape.weight_shape[0]),
         x.dtype,
         x.stride(),
         grad.stride(),
@@ -137,6 +140,10 @@ def sparse_conv2d_fused_grad_weight(
         return None
     of_x = _SourceMap(None, _contiguous(prologue.affine), prologue.relu)
     of_grad = _SourceMap(y, by_statistics and _contiguous(by_statistics.affine), False)
+    if isinstance(prepared, WindowGradWeightPass):
+        maps = of_x.native(), of_grad.native()
+        call.grad_weight_by_windows(out, x, grad, crow_indices, col_indices, prepared, maps)
+        return call.clear_unmet(out, crow_indices, col_indices, prepared)
     plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_list)
     plan.wait()
     partial = torch.empty(prepared.splits, plan.entries, dtype=torch.float32, device=x.device)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cuda import call, lists
 from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
 from dsr_kernels.backends.cuda.prepare import DirectPass, GatherPass, GradWeightPass
+from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
 from dsr_kernels.backends.patterns import patterns
 
 
@@ -69,6 +71,7 @@ def sparse_conv2d_grad_weight(
         tuple(grad.shape),
         shape,
         call.density_of(out.numel(), shape),
+        block_size_of(crow_indices, shape.weight_shape[0]),
         kind,
         x.stride(),
         grad.stride(),
@@ -77,6 +80,8 @@ def sparse_conv2d_grad_weight(
     pattern = crow_indices, col_indices
     if isinstance(prepared, DirectPass):
         _direct_grad_weight(out, x, grad, *pattern, prepared)
+    elif isinstance(prepared, WindowGradWeightPass):
+        call.grad_weight_by_windows(out, x, grad, *pattern, prepared)
     else:
         _slab_grad_weight(out, x, grad, *pattern, prepared)
     return call.clear_unmet(out, *pattern, prepared)

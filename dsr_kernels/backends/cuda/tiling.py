@@ -96,7 +96,7 @@ def gather_tilings(
         items = row_blocks * sum(layout.tiles for layout in layouts)
         rounds = -(-items // device.multiprocessors)
         plane = max(layout.plane for layout in layouts) * VECTOR_BYTES
-        for channels in _channel_blocks(shape.source_channels, plane, device):
+        for channels in channel_blocks(shape.source_channels, plane, device):
             tiling = GatherTiling(rows, units, row_warps, channels, layouts, 0.0)
             work = sum(
                 layout.tiles * _gather_item(shape, c, layout, tiling, density, element_size)
@@ -119,7 +119,7 @@ def grad_weight_tilings(
         if not layouts:
             continue
         (layout,) = layouts
-        for channels in _channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
+        for channels in channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
             blocks = -(-shape.source_channels // channels) * shape.groups
             fill = fill_cost(layout, channels, element_size)
             fill_clocks = _fill_clocks(layout, channels, element_size)
@@ -189,7 +189,7 @@ def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
     return steps / FILL_BATCH * LATENCY
 
 
-def _channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:
+def channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:
     """Source channels of a slab, SLABS of which must fit shared memory."""
     most = min(device.shared_per_block // SLABS // plane, channels)
     if most < 1:
