@@ -90,7 +90,7 @@ def test_every_nonzero_is_where_the_kernels_look(conv, size, rows, density, seed
 
 
 def check(conv: Conv, topology, shape: PassShape, tiling, pattern) -> None:
-    key = prepare._list_key(shape, tiling.channel_block, tiling.layouts)
+    key = prepare.list_key(shape, tiling.channel_block, tiling.layouts)
     found = build_windows(*pattern, key)
     expected = expected_places(conv, topology, shape, tiling)
     bounds = found.bounds.tolist()
@@ -113,7 +113,7 @@ def forward_key(channels: int, rows: int, transposed: bool = False, channel_bloc
     conv = Conv((9, 9), (3, 3), (1, 1), (1,) * 4, (1, 1), channels, rows)
     shape = conv.passes()[transposed]
     tiling = AtRandom(3).gather(shape, 8, 0.3, 2, DEVICES[0])
-    return prepare._list_key(shape, channel_block or shape.source_channels, tiling.layouts)
+    return prepare.list_key(shape, channel_block or shape.source_channels, tiling.layouts)
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
