@@ -78,6 +78,7 @@ class Gather:
     blocks_limit: int
     rows: int
     units: int
+    transposed: bool
     source_strides: _Strides  # write only
     dest_strides: _Strides  # write only
     def set_class(self, index: int, value: GatherClass, /) -> None: ...
@@ -234,6 +235,20 @@ def fused_grad_weight(
     grad_map: _SourceMap,
     /,
 ) -> None: ...
+def window_gather(
+    queue: _Queue,
+    pass_: Gather,
+    list: _WindowList,
+    dtype: str,
+    source: _Address,
+    values: _Address,  # [nnz] float32
+    bias: _Address,  # or 0
+    dest: _Address,
+    maps: tuple[_SourceMap, _DestMap] | None,
+    /,
+) -> None:
+    """As gather or, with maps, fused_gather: csrc/cuda/conv/window_gather.h."""
+
 def window_grad_weight(
     queue: _Queue,
     pass_: WindowGradWeight,

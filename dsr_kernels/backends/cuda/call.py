@@ -12,7 +12,7 @@ from torch import Tensor
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import lists, tiling, window_grad_weight
+from dsr_kernels.backends.cuda import lists, tiling, window_gather, window_grad_weight
 from dsr_kernels.backends.cuda.passes import PassShape, forward_shape
 from dsr_kernels.backends.cuda.prepare import (
     DirectPass,
@@ -21,16 +21,19 @@ from dsr_kernels.backends.cuda.prepare import (
     prepare_gather,
     prepare_grad_weight,
 )
+from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
 from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
-from dsr_kernels.backends.cuda.window_lists import build_windows
+from dsr_kernels.backends.cuda.window_lists import WindowList, build_windows
 from dsr_kernels.backends.patterns import patterns
 
 Sizes = tuple[int, ...]
 ShapeOf = Callable[[Sizes, Sizes, ConvShape], PassShape]
 # values, bias, crow_indices, col_indices
 Weight = tuple[Tensor, Tensor | None, Tensor, Tensor]
+Maps = tuple["native._cuda._SourceMap", "native._cuda._DestMap"]
 
 
+AnyGatherPass = GatherPass | WindowGatherPass | DirectPass
 AnyGradWeightPass = GradWeightPass | WindowGradWeightPass | DirectPass
 
 
@@ -42,13 +45,18 @@ def gather_pass(
     y_size: Sizes,
     shape: ConvShape,
     density: float,
+    block_size: int,
     dtype: torch.dtype,
     source_strides: Sizes,
     dest_strides: Sizes,
     device: tiling.Device,
-) -> GatherPass | DirectPass:
+) -> AnyGatherPass:
     sizes, images = shape_of(x_size[1:], y_size[1:], shape), x_size[0]
-    return prepare_gather(sizes, images, density, dtype, source_strides, dest_strides, device)
+    where = dtype, source_strides, dest_strides, device
+    by_rows = prepare_gather(sizes, images, density, *where)
+    return window_gather.prepare_windows(
+        sizes, images, density, block_size, *where, instead=by_rows
+    )
 
 
 @functools.lru_cache(maxsize=2048)
@@ -69,6 +77,41 @@ def grad_weight_pass(
     return window_grad_weight.prepare_windows(
         sizes, images, density, block_size, *where, instead=by_rows
     )
+
+
+def gather(
+    dest: Tensor,
+    source: Tensor,
+    weight: Weight,
+    prepared: GatherPass | WindowGatherPass,
+    maps_of: Callable[[int], Maps] | None = None,
+) -> None:
+    """The launches of a pass with slabs; `maps_of` says what is done beside in each."""
+    values, bias, crow_indices, col_indices = weight
+    ends = 0 if bias is None else address(bias), address(dest)
+    if isinstance(prepared, WindowGatherPass):
+        windows = patterns.plan(crow_indices, col_indices, prepared.key, build_windows)
+        windows.wait()
+    else:
+        plan, entries = arranged(values, crow_indices, col_indices, prepared)
+    for number, launch in enumerate(prepared.launches):
+        start = queue_of(source), launch
+        of_source = prepared.dtype, address(source)
+        maps = None if maps_of is None else maps_of(number)
+        if isinstance(prepared, WindowGatherPass):
+            listed = window_list(windows, values.numel())
+            native._cuda.window_gather(*start, listed, *of_source, address(values), *ends, maps)
+        elif maps is None:
+            listed = address(entries), address(plan.bounds)
+            native._cuda.gather(*start, *of_source, *listed, *ends)
+        else:
+            listed = address(entries), address(plan.bounds)
+            native._cuda.fused_gather(*start, *of_source, *listed, *ends, *maps)
+
+
+def window_list(plan: WindowList, values: int) -> native._cuda._WindowList:
+    tensors = plan.offsets, plan.bounds, plan.pieces, plan.places, plan.piece_bounds
+    return (*map(address, tensors), plan.piece_size, values)
 
 
 def arranged(
@@ -103,11 +146,10 @@ def grad_weight_by_windows(
     # Values of taps that meet only padding have no sums.
     empty = torch.zeros if prepared.unmet else torch.empty
     partial = empty(prepared.splits, out.numel(), dtype=torch.float32, device=x.device)
-    tensors = plan.offsets, plan.bounds, plan.pieces, plan.places, plan.piece_bounds
     native._cuda.window_grad_weight(
         queue_of(x),
         prepared.launch,
-        (*map(address, tensors), plan.piece_size, out.numel()),
+        window_list(plan, out.numel()),
         prepared.dtype,
         address(x),
         address(grad),

@@ -27,6 +27,7 @@ class GatherPass:
     key: ListKey
     dtype: str
     launches: tuple[native._cuda.Gather, ...]
+    clocks: float  # modelled
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,20 @@ def prepare_gather(
     if tiling is None:
         return _direct(shape, images, dtype, source_strides, dest_strides)
     key = list_key(shape, tiling.channel_block, tiling.layouts)
+    strides = source_strides, dest_strides
+    launches = gather_launches(shape, images, tiling, key, shape.dest_channels, strides, device)
+    return GatherPass(key, _name(dtype), launches, tiling.clocks)
+
+
+def gather_launches(
+    shape: PassShape,
+    images: int,
+    tiling: GatherTiling,
+    key: ListKey,
+    segments: int,  # of a class, block of source channels and group
+    strides: tuple[tuple[int, ...], tuple[int, ...]],  # of source and destination
+    device: Device,
+) -> tuple[native._cuda.Gather, ...]:
     numbered = list(enumerate(zip(shape.classes, tiling.layouts, strict=True)))
     most = native._C.cuda_limits.MAX_CLASSES
     launches = []
@@ -69,24 +84,25 @@ def prepare_gather(
         launch = native._cuda.Gather()
         set_channels(launch, shape, tiling.channel_block)
         launch.row_warps, launch.rows, launch.units = tiling.row_warps, tiling.rows, tiling.units
+        launch.transposed = shape.transposed
         launch.dest_step_h, launch.dest_step_w = shape.dest_step_h, shape.dest_step_w
-        launch.lanes_on_channels = channels_contiguous(shape, source_strides)
+        launch.lanes_on_channels = channels_contiguous(shape, strides[0])
         launch.slab_bytes = slab_bytes(tiling.channel_block, tiling.layouts)
         launch.blocks_limit = device.multiprocessors
-        launch.source_strides, launch.dest_strides = source_strides, dest_strides
+        launch.source_strides, launch.dest_strides = strides
         part, tiles = numbered[first : first + most], 0
         for slot, (index, (c, layout)) in enumerate(part):
             one = native._cuda.GatherClass()
             one.slab = native_slab(shape, c, layout, images)
             one.dest_h, one.dest_w = c.dest_h, c.dest_w
             one.blocks = key.blocks if c.taps else 0
-            one.first_segment = index * key.blocks * shape.groups * shape.dest_channels
+            one.first_segment = index * key.blocks * shape.groups * segments
             one.first_tile = tiles
             launch.set_class(slot, one)
             tiles += layout.tiles
         launch.class_count, launch.tiles = len(part), tiles
         launches.append(launch)
-    return GatherPass(key, _name(dtype), tuple(launches))
+    return tuple(launches)
 
 
 def prepare_grad_weight(
