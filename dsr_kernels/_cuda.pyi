@@ -113,6 +113,7 @@ class WindowGradWeight:
     blocks: int
     window_block: int
     compute_warps: int
+    grad_warps: int
     tile: int
     tiles: int
     splits: int

@@ -197,15 +197,15 @@ def test_the_same_bits_in_any_order(name: str) -> None:
 
 
 def test_sums_are_the_same_from_turn_to_turn_and_from_tile_to_tile(taken: list) -> None:
-    """Kept in registers where no warp has two turns, else in memory: to the same bits."""
-    conv, x = conv_and_input((16, 16, 3, (8, 8), 33), {"padding": 1, "sparsity": 0}, torch.float16)
+    """In registers where no warp has more than two turns, else in memory: the same bits."""
+    conv, x = conv_and_input((16, 64, 3, (8, 8), 33), {"padding": 1, "sparsity": 0}, torch.float16)
     grad = gradient_of(conv, x)
     found = []
-    for warps in COMPUTE:  # 9 turns
+    for warps in COMPUTE:  # 20 turns
 
         def choose(tilings, warps=warps):
             one = next(t for t in tilings if t.channel_block == 16 and t.tile == 32)
-            return dataclasses.replace(one, compute_warps=warps, tiles_per_split=5)
+            return dataclasses.replace(one, compute_warps=warps, grad_warps=1, tiles_per_split=5)
 
         with windows(choose):
             found.append(gradient(conv, x, grad))
@@ -302,6 +302,16 @@ def test_4_byte_elements_are_refused(taken: list) -> None:
         nothing = (0, 0, 0, 0, 0, 1, 5)
         with pytest.raises(ValueError, match="window_grad_weight: no kernel of 4-byte elements"):
             kernels().window_grad_weight((0, 0), launch, nothing, "float32", 0, 0, 0, 0, None)
+
+
+def test_warps_are_needed_for_everything(taken: list) -> None:
+    conv, x = conv_and_input(*SMALL, torch.bfloat16)
+
+    def choose(found):
+        return dataclasses.replace(found[0], compute_warps=16, grad_warps=4)
+
+    with windows(choose), pytest.raises(ValueError, match="16 that compute and 4 that bring the"):
+        gradient(conv, x, gradient_of(conv, x))
 
 
 def test_shared_memory_is_what_was_planned(taken: list) -> None:

@@ -23,6 +23,7 @@ void bind_cuda_window_grad_weight(py::module_& m) {
       .def_readwrite("blocks", &WindowGradWeight::blocks)
       .def_readwrite("window_block", &WindowGradWeight::window_block)
       .def_readwrite("compute_warps", &WindowGradWeight::compute_warps)
+      .def_readwrite("grad_warps", &WindowGradWeight::grad_warps)
       .def_readwrite("tile", &WindowGradWeight::tile)
       .def_readwrite("tiles", &WindowGradWeight::tiles)
       .def_readwrite("splits", &WindowGradWeight::splits)

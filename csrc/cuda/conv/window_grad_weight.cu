@@ -18,6 +18,13 @@ Status window_grad_weight(Queue queue, const WindowGradWeight& pass, const Windo
                           float* grad_values, const GradWeightMaps* maps) {
   const DeviceGuard guard(queue.device);
   if (list.values == 0) return Status::ok();
+  if (pass.compute_warps < 1 || pass.grad_warps < 1 ||
+      pass.compute_warps + pass.grad_warps >= kWarps) {
+    return Status::error("window_grad_weight: expected " + std::to_string(kWarps) +
+                         " warps with some to bring the source, got " +
+                         std::to_string(pass.compute_warps) + " that compute and " +
+                         std::to_string(pass.grad_warps) + " that bring the gradient");
+  }
   const WindowGradWeightArguments with{source, grad, partial, maps};
   if (element == Element::kFloat32)
     return Status::error("window_grad_weight: no kernel of 4-byte elements");

@@ -14,117 +14,20 @@
 //
 // The sums of a step then change places through shared memory, and those that belong to values are
 // added to the split's partial sums, which no other warp touches; a second kernel adds up the
-// splits in a fixed order. No atomics: the same bits every time. Where no warp has more than one
-// turn, sums stay in registers from tile to tile.
+// splits in a fixed order. No atomics: the same bits every time. Where warps have few turns, their
+// sums stay in registers from tile to tile.
 #pragma once
 
-#include "cuda/conv/slab.cuh"
-#include "cuda/conv/window_grad_weight.h"
+#include "cuda/conv/window_grad_fill.cuh"
 #include "cuda/tensor_core.h"
 
 namespace dsr::cuda {
 
 constexpr int kTurnSteps = 2;  // with which the gradient's vectors serve 32 entries
+constexpr int kHeldTurns = 2;  // of a warp, whose sums fit its registers
 constexpr int kPairsUnrolled = 4;
 
 using TurnSums = float[kTurnSteps][2][4];  // two tiles of 8 entries for each step
-
-// What a thread block is to do.
-struct WindowWork {
-  int block, group, split;
-  int first_window, last_window;
-  int first_tile, last_tile;
-
-  __device__ __forceinline__ explicit WindowWork(const WindowGradWeight& pass) {
-    const int windows = (pass.dest_channels + kWindowRows - 1) / kWindowRows;
-    const int parts = (windows + pass.window_block - 1) / pass.window_block;
-    block = blockIdx.x % pass.blocks;
-    int rest = blockIdx.x / pass.blocks;
-    group = rest % pass.groups;
-    rest /= pass.groups;
-    first_window = rest % parts * pass.window_block;
-    last_window = min(first_window + pass.window_block, windows);
-    split = rest / parts;
-    first_tile = split * pass.tiles_per_split;
-    last_tile = min(first_tile + pass.tiles_per_split, pass.tiles);
-  }
-
-  __device__ __forceinline__ int first_row() const { return first_window * kWindowRows; }
-  __device__ __forceinline__ int rows(const WindowGradWeight& pass) const {
-    return min(last_window * kWindowRows, pass.dest_channels) - first_row();
-  }
-};
-
-// Where the parts of a stage lie.
-struct Stage {
-  char* slab;
-  char* grad;
-  int* at;  // [2][tile / 2] bytes of the even and the odd positions in the slab
-
-  __device__ __forceinline__ Stage(const WindowGradWeight& pass, int grad_bytes, char* stages,
-                                   int number)
-      : slab(stages + number * (pass.slab_bytes + grad_bytes + pass.tile * 4)),
-        grad(slab + pass.slab_bytes),
-        at(reinterpret_cast<int*>(grad + grad_bytes)) {}
-};
-
-// ---- filling ------------------------------------------------------------------------------------
-
-// grad[row][position], zeros where there is no position or image; by fill warp `warp`.
-template <class T, class Gradient>
-__device__ __forceinline__ void fill_gradient(const WindowGradWeight& pass, int first_position,
-                                              const Gradient& gradient,  // [N, rows, ...]
-                                              int rows, int warp, int fill_warps, char* grad) {
-  constexpr int kVector = Vector<T>::kSize;
-  const Slab& s = pass.slab;
-  const Strides4& strides = pass.grad_strides;
-  const bool on_channels = pass.grad_lanes_on_channels;
-  const int lane = threadIdx.x % 32;
-  for (int i = on_channels ? warp : lane; i < pass.tile; i += on_channels ? fill_warps : 32) {
-    const Position p = position_at(s, first_position + i);
-    const int count = p.valid ? min(kVector, s.images - p.group * kVector) : 0;
-    const T* const from = gradient.at + p.group * kVector * strides.n + p.row * strides.h +
-                          (p.chunk * s.tile_cols + p.col) * strides.w;
-    fill_pixel<T>(grad + i * kVectorBytes, int64_t{kVectorBytes} * pass.grad_plane, gradient, from,
-                  strides, count, on_channels ? lane : warp, on_channels ? 32 : fill_warps, rows);
-  }
-}
-
-// Positions that do not exist read the first pixel, and have a gradient of zero.
-__device__ __forceinline__ void fill_places(const WindowGradWeight& pass, const SlabRows& rows,
-                                            int first_position, int warp, int fill_warps, int* at) {
-  for (int i = warp * 32 + threadIdx.x % 32; i < pass.tile; i += fill_warps * 32) {
-    const Position p = position_at(pass.slab, first_position + i);
-    at[i % 2 * (pass.tile / 2) + i / 2] = p.valid ? slab_byte(pass.slab, rows, p) : 0;
-  }
-}
-
-template <class T, class Source, class Gradient>
-__device__ __forceinline__ void fill_stages(const WindowGradWeight& pass, int grad_bytes,
-                                            const WindowWork& work, const Source& source,
-                                            const Gradient& gradient, char* stages) {
-  const int warp = threadIdx.x / 32 - pass.compute_warps;
-  const int fill_warps = kWarps - pass.compute_warps;
-  const int first_channel = work.block * pass.channel_block;
-  const int channels = min(pass.channel_block, pass.source_channels - first_channel);
-  const auto source_part =
-      source.from_channel(work.group * pass.source_channels + first_channel, pass.source_strides.c);
-  const auto grad_part = gradient.from_channel(work.group * pass.dest_channels + work.first_row(),
-                                               pass.grad_strides.c);
-  for (int tile = work.first_tile; tile < work.last_tile; ++tile) {
-    const Stage stage(pass, grad_bytes, stages, tile & 1);
-    const int first_position = tile * pass.tile;
-    const SlabRows rows = rows_of_tile(pass.slab, first_position, pass.tile);
-    fill_places(pass, rows, first_position, warp, fill_warps, stage.at);
-    fill_slab<T>(pass.slab, rows, pass.source_strides, source_part, channels,
-                 pass.source_lanes_on_channels, warp, stage.slab, fill_warps);
-    fill_gradient<T>(pass, first_position, grad_part, work.rows(pass), warp, fill_warps,
-                     stage.grad);
-    block_barrier();
-  }
-}
-
-// ---- computing ----------------------------------------------------------------------------------
 
 // Which steps of which window a warp's turn has.
 struct Turn {
@@ -135,9 +38,10 @@ struct Turn {
 // apart. `use` is called with each.
 template <class Use>
 __device__ __forceinline__ int for_each_turn(const WindowGradWeight& pass, const WindowWork& work,
-                                             const int2* __restrict__ bounds, const Use& use) {
+                                             const WindowList& list, const Use& use) {
   const int windows = (pass.dest_channels + kWindowRows - 1) / kWindowRows;
-  const int2* const segments = bounds + (work.block * pass.groups + work.group) * windows;
+  const int2* const segments = reinterpret_cast<const int2*>(list.bounds) +
+                               (work.block * pass.groups + work.group) * windows;
   int next = threadIdx.x / 32, before = 0;
   for (int window = work.first_window; window < work.last_window; ++window) {
     const int2 segment = segments[window];
@@ -175,28 +79,42 @@ __device__ __forceinline__ void multiply_tile(const char* slab, const char* grad
   }
 }
 
-template <class T>
-__device__ __forceinline__ void take_turn(const WindowGradWeight& pass, const WindowWork& work,
-                                          const int32_t* __restrict__ offsets, const Stage& stage,
-                                          const Turn& turn, TurnSums& sums) {
+// What a lane loads from in its warp's turn.
+struct Operands {
+  int steps;
+  int grad;                // byte of its row of matrices in the gradient's slab
+  int source[kTurnSteps];  // and in the source's, less the position's
+};
+
+__device__ __forceinline__ Operands operands_of(const WindowGradWeight& pass,
+                                                const WindowWork& work,
+                                                const int32_t* __restrict__ offsets,
+                                                const Turn& turn) {
   const int lane = threadIdx.x % 32, eight = lane / 8, within = lane % 8;
+  Operands of{turn.steps, 0, {}};
   // Matrices of a: rows 0-7 and 8-15 of the first position, then of the second. Rows that do not
   // exist are those of the last one once more: nobody keeps their sums.
   const int row = turn.window * kWindowRows + eight % 2 * 8 + within - work.first_row();
-  const char* const grad =
-      stage.grad + (min(row, work.rows(pass) - 1) * pass.grad_plane + eight / 2) * kVectorBytes;
+  of.grad = (min(row, work.rows(pass) - 1) * pass.grad_plane + eight / 2) * kVectorBytes;
   // Matrices of b: entries 0-7 at the first position and at the second, then 8-15.
   const int entry = eight / 2 * 8 + within;
-  const int* const at = stage.at + eight % 2 * (pass.tile / 2);
-  int of_entry[kTurnSteps];
 #pragma unroll
-  for (int step = 0; step < kTurnSteps; ++step)
-    of_entry[step] =
-        step < turn.steps ? offsets[(turn.first_step + step) * kStepEntries + entry] : 0;
-  if (turn.steps == kTurnSteps) {
-    multiply_tile<T, kTurnSteps>(stage.slab, grad, at, pass.tile / 2, of_entry, sums);
-  } else {
-    multiply_tile<T, 1>(stage.slab, grad, at, pass.tile / 2, of_entry, sums);
+  for (int step = 0; step < kTurnSteps; ++step) {
+    if (step < turn.steps)
+      of.source[step] = offsets[(turn.first_step + step) * kStepEntries + entry];
+  }
+  return of;
+}
+
+template <class T>
+__device__ __forceinline__ void add_tile(const WindowGradWeight& pass, const Stage& stage,
+                                         const Operands& of, TurnSums& sums) {
+  const int pairs = pass.tile / 2;
+  const int* const at = stage.at + threadIdx.x / 8 % 2 * pairs;
+  if (of.steps == kTurnSteps) {
+    multiply_tile<T, kTurnSteps>(stage.slab, stage.grad + of.grad, at, pairs, of.source, sums);
+  } else if (of.steps > 0) {
+    multiply_tile<T, 1>(stage.slab, stage.grad + of.grad, at, pairs, of.source, sums);
   }
 }
 
@@ -243,30 +161,60 @@ __device__ __forceinline__ void keep_step(const WindowList& list, int step,
   }
 }
 
+__device__ __forceinline__ void keep_turn(const WindowList& list, const Turn& turn,
+                                          const TurnSums& sums, bool first, float* scratch,
+                                          float* __restrict__ partial) {
+#pragma unroll
+  for (int step = 0; step < kTurnSteps; ++step) {
+    if (step < turn.steps)
+      keep_step(list, turn.first_step + step, sums[step], first, scratch, partial);
+  }
+}
+
+// Of warps that have at most kHeldTurns turns: sums stay in registers from tile to tile.
 template <class T>
-__device__ __forceinline__ void compute_stages(const WindowGradWeight& pass, int grad_bytes,
-                                               const WindowWork& work, const WindowList& list,
-                                               float* __restrict__ partial, char* stages) {
-  const auto* const bounds = reinterpret_cast<const int2*>(list.bounds);
-  float* const scratch = reinterpret_cast<float*>(Stage(pass, grad_bytes, stages, kSlabs).slab) +
-                         threadIdx.x / 32 * kStepSums;
-  const int turns = for_each_turn(pass, work, bounds, [](const Turn&) {});
-  const bool once = turns <= pass.compute_warps;
-  TurnSums sums = {};
+__device__ __forceinline__ void hold_sums(const WindowGradWeight& pass, int grad_bytes,
+                                          const WindowWork& work, const WindowList& list,
+                                          char* stages, float* scratch,
+                                          float* __restrict__ partial) {
+  Turn turns[kHeldTurns] = {};
+  int found = 0;
+  for_each_turn(pass, work, list, [&](const Turn& turn) {
+#pragma unroll
+    for (int i = 0; i < kHeldTurns; ++i) {
+      if (i == found) turns[i] = turn;
+    }
+    ++found;
+  });
+  Operands of[kHeldTurns];
+#pragma unroll
+  for (int i = 0; i < kHeldTurns; ++i) of[i] = operands_of(pass, work, list.offsets, turns[i]);
+  TurnSums sums[kHeldTurns] = {};
+#pragma unroll 1
   for (int tile = work.first_tile; tile < work.last_tile; ++tile) {
     const Stage stage(pass, grad_bytes, stages, tile & 1);
     block_barrier();
-    for_each_turn(pass, work, bounds, [&](const Turn& turn) {
-      take_turn<T>(pass, work, list.offsets, stage, turn, sums);
-      if (once && tile + 1 < work.last_tile) return;
 #pragma unroll
-      for (int step = 0; step < kTurnSteps; ++step) {
-        if (step < turn.steps)
-          keep_step(list, turn.first_step + step, sums[step], once || tile == work.first_tile,
-                    scratch, partial);
+    for (int i = 0; i < kHeldTurns; ++i) add_tile<T>(pass, stage, of[i], sums[i]);
+  }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sums[step][i / 4][i % 4] = 0.f;
-      }
+  for (int i = 0; i < kHeldTurns; ++i) keep_turn(list, turns[i], sums[i], true, scratch, partial);
+}
+
+// Of others: each turn's sums of a tile go to the partial sums.
+template <class T>
+__device__ __forceinline__ void hand_over_sums(const WindowGradWeight& pass, int grad_bytes,
+                                               const WindowWork& work, const WindowList& list,
+                                               char* stages, float* scratch,
+                                               float* __restrict__ partial) {
+#pragma unroll 1
+  for (int tile = work.first_tile; tile < work.last_tile; ++tile) {
+    const Stage stage(pass, grad_bytes, stages, tile & 1);
+    block_barrier();
+    for_each_turn(pass, work, list, [&](const Turn& turn) {
+      TurnSums sums = {};
+      add_tile<T>(pass, stage, operands_of(pass, work, list.offsets, turn), sums);
+      keep_turn(list, turn, sums, tile == work.first_tile, scratch, partial);
     });
   }
 }
@@ -279,7 +227,15 @@ __device__ __forceinline__ void window_grad_weight_split(
   if (threadIdx.x / 32 >= pass.compute_warps) {
     fill_stages<T>(pass, grad_bytes, work, source, gradient, stages);
   } else {
-    compute_stages<T>(pass, grad_bytes, work, list, partial + work.split * list.values, stages);
+    float* const scratch = reinterpret_cast<float*>(Stage(pass, grad_bytes, stages, kSlabs).slab) +
+                           threadIdx.x / 32 * kStepSums;
+    partial += work.split * list.values;
+    const int turns = for_each_turn(pass, work, list, [](const Turn&) {});
+    if (turns <= kHeldTurns * pass.compute_warps) {
+      hold_sums<T>(pass, grad_bytes, work, list, stages, scratch, partial);
+    } else {
+      hand_over_sums<T>(pass, grad_bytes, work, list, stages, scratch, partial);
+    }
   }
 }
 

@@ -29,7 +29,8 @@ struct WindowGradWeight {
   int32_t channel_block;    // source channels in a slab
   int32_t blocks;           // of source channels
   int32_t window_block;     // windows that a thread block serves
-  int32_t compute_warps;    // of a thread block; the others fill
+  int32_t compute_warps;    // of a thread block; the others fill,
+  int32_t grad_warps;       // so many of them with the gradient, and some with the source
   int32_t tile;             // positions, a multiple of 8
   int32_t tiles;            // of positions
   int32_t splits;           // parts of the tiles that are summed apart

@@ -44,22 +44,26 @@ from dsr_kernels.backends.cuda.window_lists import WINDOW
 WARPS = COMPUTE_WARPS + FILL_WARPS
 COMPUTE = (8, 12, 16)  # warps that compute; the others fill
 TILES = (32, 64, 128, 256)  # positions
-TURN_STEPS = 2  # csrc/cuda/conv/window_grad_weight.cuh: kTurnSteps
+# csrc/cuda/conv/window_grad_weight.cuh: steps that a warp does at once, and how many times as many
+# it has sums for in its registers.
+TURN_STEPS, HELD_TURNS = 2, 2
 SCRATCH_BYTES = ENTRIES * WINDOW * 4  # of a computing warp
 FEWEST_ROWS = 8  # output channels of a group: below that a window is mostly empty
-# What things cost.
+# What things cost. None of it was measured.
 MATRICES = 4.0  # wavefronts of a load of four matrices
 CONFLICTS = 1.1  # wavefronts per wavefront's worth of entries, whose banks the list spreads
 MULTIPLY_ADD = 2.0  # clocks of a matrix instruction on a multiprocessor: 1,024 products in each
 PAIR = 50.0  # clocks of a warp for two positions, with nobody else at work
-KEEP = 20.0  # wavefronts of a step whose sums change places and are added to those before
-KEEP_VALUE = 0.25  # and of each value among them, from memory and back
+KEEP = 20.0  # wavefronts of a step whose sums change places and are added to those before,
+KEEP_VALUE = 0.25  # of each value among them, from memory and back,
+KEEP_ALONE = 1500.0  # and clocks of a warp for a turn of which nothing stays in registers
 
 
 @dataclass(frozen=True)
 class WindowGradWeightTiling:
     tile: int  # positions
     compute_warps: int
+    grad_warps: int  # of the others, which fill: those that bring the gradient
     window_block: int  # windows of a thread block
     channel_block: int
     tiles_per_split: int
@@ -124,8 +128,14 @@ def window_grad_weight_tilings(
                 for channels in channel_blocks(shape.source_channels, plane, room):
                     if not _worth_a_list(shape, channels, density, block_size):
                         continue
+                    source = _source_vectors(layouts[0], channels)
+                    fill_warps = WARPS - compute_warps
+                    share = _grad_vectors(tile, window_block, shape)
+                    share = round(fill_warps * share / (share + source))
+                    grad_warps = min(max(1, share), fill_warps - 1)
+                    warps = compute_warps, grad_warps
                     cut = WindowGradWeightTiling(
-                        tile, compute_warps, window_block, channels, 1, layouts[0], 0.0
+                        tile, *warps, window_block, channels, 1, layouts[0], 0.0
                     )
                     yield from _split(cut, shape, density, block_size, element_size, device)
 
@@ -134,6 +144,16 @@ def _beside(tile: int, window_block: int, compute_warps: int, shape: PassShape) 
     """Bytes of shared memory beside the source's slabs."""
     rows = min(window_block * WINDOW, shape.dest_channels)
     return 2 * (rows * (tile | 1) * VECTOR_BYTES + tile * 4) + compute_warps * SCRATCH_BYTES
+
+
+def _source_vectors(layout: Layout, channels: int) -> float:
+    """Loads of a warp's lanes, of all images of a pixel, that fill the source's slab."""
+    return -(-layout.pixels // 32) * channels
+
+
+def _grad_vectors(tile: int, window_block: int, shape: PassShape) -> float:
+    """And the gradient's."""
+    return tile / 32 * min(window_block * WINDOW, shape.dest_channels)
 
 
 def _worth_a_list(shape: PassShape, channels: int, density: float, block_size: int) -> bool:
@@ -186,16 +206,17 @@ def _tile_clocks(
     loads = turns * pairs * (MATRICES + 0.25) + windows * steps * pairs * MATRICES * CONFLICTS
     multiplied = windows * steps * pairs * 2 * MULTIPLY_ADD
     kept = 0.0
-    if turns > cut.compute_warps:  # else sums stay in registers from tile to tile
+    alone = -(-turns // cut.compute_warps) * pairs * PAIR
+    if turns > HELD_TURNS * cut.compute_warps:  # else sums stay in registers from tile to tile
         values = density * cut.channel_block * len(only.taps) * rows
         kept = windows * steps * KEEP + values * KEEP_VALUE
-    alone = -(-turns // cut.compute_warps) * pairs * PAIR
-    vectors = cut.tile / 32 * rows  # of the gradient: rounds of a warp's lanes
+        alone += -(-turns // cut.compute_warps) * KEEP_ALONE
+    of_grad = _grad_vectors(cut.tile, cut.window_block, shape)
+    of_source = _source_vectors(cut.layout, cut.channel_block)
     lines = fill_cost(cut.layout, cut.channel_block, element_size)
-    lines += vectors * (4 + 1.5 * VECTOR_BYTES / element_size)
-    filled_by_lanes = -(-cut.layout.pixels // 32) * cut.channel_block + vectors
-    fill_warps = WARPS - cut.compute_warps
-    fill = filled_by_lanes / fill_warps / FILL_BATCH * LATENCY
+    lines += of_grad * (4 + 1.5 * VECTOR_BYTES / element_size)
+    source_warps = WARPS - cut.compute_warps - cut.grad_warps
+    fill = max(of_grad / cut.grad_warps, of_source / source_warps) / FILL_BATCH * LATENCY
     return max(loads + kept + lines, multiplied, alone, fill) + STEP, fill
 
 
@@ -224,7 +245,7 @@ def prepare_windows(
     launch.slab = native_slab(shape, shape.classes[0], tiling.layout, images)
     launch.blocks, launch.tiles = key.blocks, tiling.layout.tiles
     launch.tile, launch.window_block = tiling.tile, tiling.window_block
-    launch.compute_warps = tiling.compute_warps
+    launch.compute_warps, launch.grad_warps = tiling.compute_warps, tiling.grad_warps
     launch.tiles_per_split, launch.splits = tiling.tiles_per_split, tiling.splits
     launch.source_lanes_on_channels = channels_contiguous(shape, source_strides)
     of_grad = dataclasses.replace(shape, height=shape.classes[0].rows, width=shape.classes[0].cols)
