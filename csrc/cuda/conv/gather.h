@@ -32,6 +32,7 @@ struct GatherClass {
   int32_t blocks;          // of source channels; 0 where no tap reaches this class
   int32_t first_segment;   // of the class
   int32_t first_tile;      // of the class, among those of the launch
+  int32_t run;             // positions that one store can take; window_gather finds it itself
 };
 
 struct Gather {

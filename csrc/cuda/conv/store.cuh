@@ -6,6 +6,7 @@
 // positions.
 #pragma once
 
+#include "cuda/conv/destination.cuh"
 #include "cuda/conv/gather.h"
 #include "cuda/conv/slab.cuh"
 
@@ -20,6 +21,8 @@ struct GatherConfig {
 
   static constexpr int kRowStep = 1, kPositionStep = 32, kImages = kVector;
   static constexpr int kLanes = 32, kPositions = 32 * kUnits;
+  static constexpr bool kRuns = false;  // whether a lane's positions may lie side by side in memory
+  using Row = dsr::cuda::Row<GatherConfig>;
   using Sums = float[kRows][kUnits][kVector];
   __device__ __forceinline__ static float& sum(Sums& sums, int row, int unit, int image) {
     return sums[row][unit][image];
@@ -39,25 +42,24 @@ struct GatherWork {
   int blocks;                 // of source channels, at least one: zeros are stored too
 };
 
-// Where the destination has a position of a channel, counted from `dest`, a pointer or an index,
-// and how many of the lane's images there are.
-template <class At>
-struct Destination {
-  At at;
-  int images;
-};
-
-template <class Config, class At>
-__device__ __forceinline__ Destination<At> destination_of(const Gather& pass, const GatherClass& c,
-                                                          const Position& p, int64_t channel,
-                                                          At dest) {
-  const int h = c.dest_h + p.row * pass.dest_step_h;
-  const int w = c.dest_w + (p.chunk * c.slab.tile_cols + p.col) * pass.dest_step_w;
-  const int first_image = p.group * Config::kVector + Config::first_image();
-  const int images = Config::images(c.slab.images - p.group * Config::kVector);
-  const Strides4& strides = pass.dest_strides;
-  dest = dest + first_image * strides.n + channel * strides.c + h * strides.h + w * strides.w;
-  return {dest, images};
+template <class Config, class T>
+__device__ __forceinline__ void store_runs(const Gather& pass, const GatherWork& work,
+                                           int first_row, int my_position,
+                                           const float* __restrict__ bias, T* __restrict__ dest,
+                                           GatherSums<Config>& sums) {
+  const GatherClass& c = pass.classes[work.which];
+  const int64_t channel = work.group * pass.dest_channels + first_row;
+  auto row = row_of<Config>(pass, c, my_position, channel);
+  Stores<Config, T> stores{dest, c.run};
+#pragma unroll
+  for (int r = 0; r < Config::kRows; ++r) {
+    if (first_row + r * Config::kRowStep >= pass.dest_channels) continue;
+    const float b = bias == nullptr ? 0.f : bias[channel + r * Config::kRowStep];
+    stores.each(row, [&](int u, int n) {
+      stores.put(0, u, from_float<T>(Config::sum(sums, r, u, n) + b));
+    });
+    row.move(Config::kRowStep * pass.dest_strides.c);
+  }
 }
 
 template <class Config, class T>
@@ -95,7 +97,11 @@ struct PlainStore {
   template <class Config>
   __device__ __forceinline__ void store(const Gather& pass, const GatherWork& work, int first_row,
                                         int my_position, GatherSums<Config>& sums) const {
-    store_sums<Config>(pass, work, first_row, my_position, bias, dest, sums);
+    if constexpr (Config::kRuns) {
+      store_runs<Config>(pass, work, first_row, my_position, bias, dest, sums);
+    } else {
+      store_sums<Config>(pass, work, first_row, my_position, bias, dest, sums);
+    }
   }
 };
 
@@ -114,30 +120,15 @@ struct MappedStore {
   const float* bias;
   T* dest;
 
-  // What a warp stores of one channel, and what it leaves of it in its part.
-  template <class Config>
-  struct Row {
-    int64_t at[Config::kUnits];  // elements from where the channel begins
-    int images[Config::kUnits];
-    int64_t image_stride;
-  };
-
   template <class Config>
   __device__ __forceinline__ void store(const Gather& pass, const GatherWork& work, int first_row,
                                         int my_position, GatherSums<Config>& sums) const {
     const GatherClass& c = pass.classes[work.which];
     const int channel = work.group * pass.dest_channels + first_row;
-    Row<Config> row;
-    row.image_stride = pass.dest_strides.n;
+    auto row = row_of<Config>(pass, c, my_position, channel);
     int mine = 0;
 #pragma unroll
-    for (int u = 0; u < Config::kUnits; ++u) {
-      const Position p = position_at(c.slab, my_position + u * Config::kPositionStep);
-      const auto d = destination_of<Config>(pass, c, p, channel, int64_t{0});
-      row.at[u] = d.at;
-      row.images[u] = p.valid ? d.images : 0;
-      mine += row.images[u];
-    }
+    for (int u = 0; u < Config::kUnits; ++u) mine += row.images_of(u);
     const int count = map.partial == nullptr ? 0 : sum_of_lanes<Config::kLanes>(mine);
     const int tile = c.first_tile * (kComputeWarps / pass.row_warps);
     const int part = map.first_part + tile + my_position / Config::kPositions;
@@ -145,18 +136,18 @@ struct MappedStore {
 #pragma unroll
     for (int r = 0; r < Config::kRows; ++r) {
       const bool exists = first_row + r * Config::kRowStep < pass.dest_channels;
-      if (!exists) {
-        if (Config::kLanes == 32) continue;
+      if constexpr (Config::kLanes == 32) {
+        if (!exists) continue;
+      } else if (!exists) {
         // Other lanes of the warp may have a row: this one goes with them, and stores nothing.
-#pragma unroll
-        for (int u = 0; u < Config::kUnits; ++u) row.images[u] = 0;
+        row.images = 0;
       }
       const int of_row = exists ? channel + r * Config::kRowStep : 0;
       float2 found;
       if (map.input == nullptr) {
-        found = store_output<Config>(row, of_row, count, r, sums);
+        found = store_output<Config>(row, c.run, of_row, count, r, sums);
       } else {
-        found = store_gradient<Config>(row, of_row, r, sums);
+        found = store_gradient<Config>(row, c.run, of_row, r, sums);
       }
       if (map.partial != nullptr && exists && threadIdx.x % Config::kLanes == 0) {
         float* const to = map.partial + int64_t{of_row} * map.parts + part;
@@ -164,8 +155,7 @@ struct MappedStore {
         to[numbers] = found.y;
         if (map.input == nullptr) to[2 * numbers] = count;
       }
-#pragma unroll
-      for (int u = 0; u < Config::kUnits; ++u) row.at[u] += Config::kRowStep * pass.dest_strides.c;
+      row.move(Config::kRowStep * pass.dest_strides.c);
     }
   }
 
@@ -175,26 +165,24 @@ struct MappedStore {
 
   // Returns the mean of what the warp stores, and the sum of its squared deviations from it.
   template <class Config>
-  __device__ __forceinline__ float2 store_output(const Row<Config>& row, int channel, int count,
-                                                 int r, GatherSums<Config>& sums) const {
+  __device__ __forceinline__ float2 store_output(const typename Config::Row& row, int run,
+                                                 int channel, int count, int r,
+                                                 GatherSums<Config>& sums) const {
     const float scale = map.affine.scale == nullptr ? 1.f : map.affine.scale[channel];
     const float b = bias == nullptr ? 0.f : bias[channel];
     const float share = 1.f / max(1, count);
     float mean = 0.f, squares = 0.f;
-#pragma unroll
-    for (int u = 0; u < Config::kUnits; ++u) {
-#pragma unroll
-      for (int n = 0; n < Config::kImages; ++n) {
-        if (n >= row.images[u]) continue;
-        const int64_t offset = row.at[u] + n * row.image_stride;
-        float& sum = Config::sum(sums, r, u, n);
-        const float y = sum * scale + b + added(offset);
-        const T stored = from_float<T>(map.relu ? relu(y) : y);
-        dest[offset] = stored;
-        sum = to_float(stored);
-        mean += sum * share;  // shares, since a sum may be infinite where no mean is
-      }
-    }
+    Stores<Config, T> stores{dest, run};
+    stores.each(row, [&](int u, int n) {
+      if (n >= row.images_of(u)) return;
+      const int64_t offset = row.at(u) + n * row.image_stride;
+      float& sum = Config::sum(sums, r, u, n);
+      const float y = sum * scale + b + added(offset);
+      const T stored = from_float<T>(map.relu ? relu(y) : y);
+      stores.put(offset, u, stored);
+      sum = to_float(stored);
+      mean += sum * share;  // shares, since a sum may be infinite where no mean is
+    });
     if (map.partial == nullptr) return {};
     mean = sum_of_lanes<Config::kLanes>(mean);
 #pragma unroll
@@ -202,7 +190,7 @@ struct MappedStore {
 #pragma unroll
       for (int n = 0; n < Config::kImages; ++n) {
         const float apart = Config::sum(sums, r, u, n) - mean;
-        if (n < row.images[u]) squares = fmaf(apart, apart, squares);
+        if (n < row.images_of(u)) squares = fmaf(apart, apart, squares);
       }
     }
     return {mean, sum_of_lanes<Config::kLanes>(squares)};
@@ -210,28 +198,26 @@ struct MappedStore {
 
   // Returns the warp's sums of gz * (x - center) and of gz, after ReLU.
   template <class Config>
-  __device__ __forceinline__ float2 store_gradient(const Row<Config>& row, int channel, int r,
+  __device__ __forceinline__ float2 store_gradient(const typename Config::Row& row, int run,
+                                                   int channel, int r,
                                                    GatherSums<Config>& sums) const {
     const bool has_affine = map.affine.scale != nullptr;
     const float center = has_affine ? map.affine.center[channel] : 0.f;
     const float scale = has_affine ? map.affine.scale[channel] : 1.f;
     const float shift = has_affine ? map.affine.shift[channel] : 0.f;
     float of_scale = 0.f, of_shift = 0.f;
-#pragma unroll
-    for (int u = 0; u < Config::kUnits; ++u) {
-#pragma unroll
-      for (int n = 0; n < Config::kImages; ++n) {
-        if (n >= row.images[u]) continue;
-        const int64_t offset = row.at[u] + n * row.image_stride;
-        const float x = to_float(static_cast<const T*>(map.input)[offset]);
-        // As it was in the slab: rounded.
-        const float z = to_float(from_float<T>(has_affine ? affine(x, center, scale, shift) : x));
-        const float gz = map.relu && z <= 0.f ? 0.f : Config::sum(sums, r, u, n);
-        dest[offset] = from_float<T>(gz * scale + added(offset));
-        of_scale = fmaf(gz, x - center, of_scale);
-        of_shift += gz;
-      }
-    }
+    Stores<Config, T> stores{dest, run};
+    stores.each(row, [&](int u, int n) {
+      if (n >= row.images_of(u)) return;
+      const int64_t offset = row.at(u) + n * row.image_stride;
+      const float x = to_float(static_cast<const T*>(map.input)[offset]);
+      // As it was in the slab: rounded.
+      const float z = to_float(from_float<T>(has_affine ? affine(x, center, scale, shift) : x));
+      const float gz = map.relu && z <= 0.f ? 0.f : Config::sum(sums, r, u, n);
+      stores.put(offset, u, from_float<T>(gz * scale + added(offset)));
+      of_scale = fmaf(gz, x - center, of_scale);
+      of_shift += gz;
+    });
     if (map.partial == nullptr) return {};
     return {sum_of_lanes<Config::kLanes>(of_scale), sum_of_lanes<Config::kLanes>(of_shift)};
   }

@@ -25,9 +25,11 @@ struct WindowConfig {
   static constexpr int kUnits = Units, kPositionStep = 1;
   static constexpr int kVector = Vector<T>::kSize, kImages = 2;
   static constexpr int kLanes = 4, kPositions = Units;
+  static constexpr bool kRuns = true;
   static_assert(kVector == 8, "a vector is a row of 16 bytes, which are 8 columns of sums");
   static_assert(Units % 2 == 0, "two positions are loaded at once");
 
+  using Row = NarrowRow<WindowConfig>;
   using Sums = float[kUnits][4];
   __device__ __forceinline__ static float& sum(Sums& sums, int row, int unit, int image) {
     return sums[unit][2 * row + image];
@@ -43,9 +45,8 @@ struct WindowConfig {
 struct WindowStream {
   int next, end;
   int offset;          // of the lane's entry
-  int pieces[4];       // first piece of the next step and of the three after it
+  int pieces[3];       // first piece of the next step and of the two after it
   ChunkValues values;  // of the next step
-  Chunks chunks;       // of the one after it
 };
 
 __device__ __forceinline__ WindowStream open_windows(const WindowReader& reader, int2 steps) {
@@ -54,10 +55,9 @@ __device__ __forceinline__ WindowStream open_windows(const WindowReader& reader,
   if (s.next >= s.end) return s;
   const WindowList& list = reader.list;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) s.pieces[i] = list.piece_bounds[min(s.next + i, s.end)];
+  for (int i = 0; i < 3; ++i) s.pieces[i] = list.piece_bounds[min(s.next + i, s.end)];
   s.offset = list.offsets[s.next * kStepEntries + threadIdx.x % kStepEntries];
   s.values = reader.load(reader.chunks(s.pieces[0], reader.count(s.pieces[0], s.pieces[1])));
-  s.chunks = reader.chunks(s.pieces[1], reader.count(s.pieces[1], s.pieces[2]));
   return s;
 }
 
@@ -70,16 +70,17 @@ __device__ __forceinline__ void add_windows(const WindowReader& reader, WindowSt
   const WindowList& list = reader.list;
 #pragma unroll 1
   while (s.next < s.end) {
+    // Two loads that depend on each other lead to the next step's values: the first is under way
+    // beside this step's tile, the second beside its products.
+    const Chunks chunks = reader.chunks(s.pieces[1], reader.count(s.pieces[1], s.pieces[2]));
+    const int further = list.piece_bounds[min(s.next + 3, s.end)];
     uint32_t a[4];
     reader.tile(tile, s.pieces[0], reader.count(s.pieces[0], s.pieces[1]), s.values, transposed, a);
     const int offset = s.offset;
     ++s.next;
     if (s.next < s.end) s.offset = list.offsets[s.next * kStepEntries + threadIdx.x % kStepEntries];
-    s.values = reader.load(s.chunks);
-    s.chunks = reader.chunks(s.pieces[2], reader.count(s.pieces[2], s.pieces[3]));
-#pragma unroll
-    for (int i = 0; i < 3; ++i) s.pieces[i] = s.pieces[i + 1];
-    s.pieces[3] = list.piece_bounds[min(s.next + 3, s.end)];
+    s.values = reader.load(chunks);
+    s.pieces[0] = s.pieces[1], s.pieces[1] = s.pieces[2], s.pieces[2] = further;
 #pragma unroll
     for (int u = 0; u < Units; u += 2) {
       uint32_t b[4];
@@ -90,14 +91,45 @@ __device__ __forceinline__ void add_windows(const WindowReader& reader, WindowSt
   }
 }
 
-// The steps of a window in a block of source channels.
+// What a warp has of an item.
+__device__ __forceinline__ int first_row_of(const Gather& pass, const GatherWork& work) {
+  return work.first_row + threadIdx.x / 32 % pass.row_warps * kWindowRows;
+}
+template <int Units>
+__device__ __forceinline__ int first_position_of(const Gather& pass, const GatherWork& work) {
+  return work.first_position + threadIdx.x / 32 / pass.row_warps * Units;
+}
+
+// Vectors of two positions are loaded at once: the first one's rows are those of half of the lanes.
+template <int Units>
+__device__ __forceinline__ void find_positions(const Gather& pass, const GatherWork& work,
+                                               int tile_size, int (&at)[Units / 2]) {
+  const Slab& s = pass.classes[work.which].slab;
+  const SlabRows rows = rows_of_tile(s, work.first_position, tile_size);
+  const int first = first_position_of<Units>(pass, work) + threadIdx.x % 32 / 16;
+#pragma unroll
+  for (int u = 0; u < Units / 2; ++u) {
+    const Position p = position_at(s, first + 2 * u);
+    at[u] = p.valid ? slab_byte(s, rows, p) : 0;
+  }
+}
+
+// The steps of the warp's window in a block of source channels.
 __device__ __forceinline__ int2 window_steps(const Gather& pass, const GatherWork& work, int block,
-                                             int first_row, const int32_t* bounds) {
+                                             const int32_t* bounds) {
   const GatherClass& c = pass.classes[work.which];
+  const int first_row = first_row_of(pass, work);
   if (first_row >= pass.dest_channels || c.blocks == 0) return {0, 0};
   const int windows = (pass.dest_channels + kWindowRows - 1) / kWindowRows;
   const int segment = (block * pass.groups + work.group) * windows + first_row / kWindowRows;
   return reinterpret_cast<const int2*>(bounds)[c.first_segment + segment];
+}
+
+// The same number, of which the compiler does not know that it is: what is computed from it is
+// computed there, and not kept since it was before.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 template <class T, int Units, class Source, class Store>
@@ -106,7 +138,7 @@ __device__ __forceinline__ void window_gather_items(const Gather& pass, int item
                                                     const WindowReader& reader, const Store& store,
                                                     char* slabs) {
   using Config = WindowConfig<T, Units>;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   const int row_block = pass.row_warps * kWindowRows;
   const int tile_size = kComputeWarps / pass.row_warps * Units;
   if (warp >= kComputeWarps) {
@@ -116,28 +148,22 @@ __device__ __forceinline__ void window_gather_items(const Gather& pass, int item
   T* const tile = reinterpret_cast<T*>(slabs + kSlabs * pass.slab_bytes + warp * kTileBytes);
   int into = 0;
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const GatherWork work = gather_work(pass, item, row_block, tile_size);
-    const Slab& s = pass.classes[work.which].slab;
-    const int first_row = work.first_row + warp % pass.row_warps * kWindowRows;
-    const int my_position = work.first_position + warp / pass.row_warps * Units;
-    const SlabRows rows = rows_of_tile(s, work.first_position, tile_size);
-    // Rows of two positions are loaded at once: the first one's by half of the lanes.
+    // Found anew wherever it is needed: in between, sums need the registers.
+    const auto work = [&] { return gather_work(pass, opaque(item), row_block, tile_size); };
     int at[Units / 2];
-#pragma unroll
-    for (int u = 0; u < Units / 2; ++u) {
-      const Position p = position_at(s, my_position + 2 * u + lane / 16);
-      at[u] = p.valid ? slab_byte(s, rows, p) : 0;
-    }
+    find_positions<Units>(pass, work(), tile_size, at);
     GatherSums<Config> sums = {};
-    for (int block = 0; block < work.blocks; ++block, into ^= 1) {
+    for (int block = 0; block < work().blocks; ++block, into ^= 1) {
       WindowStream stream =
-          open_windows(reader, window_steps(pass, work, block, first_row, reader.list.bounds));
+          open_windows(reader, window_steps(pass, work(), block, reader.list.bounds));
       block_barrier();
       add_windows<T, Units>(reader, stream, pass.transposed, tile, slabs + into * pass.slab_bytes,
                             at, sums);
     }
-    if (first_row < pass.dest_channels)
-      store.template store<Config>(pass, work, first_row + Config::first_row(), my_position, sums);
+    const GatherWork done = work();
+    if (first_row_of(pass, done) < pass.dest_channels)
+      store.template store<Config>(pass, done, first_row_of(pass, done) + Config::first_row(),
+                                   first_position_of<Units>(pass, done), sums);
   }
 }
 

@@ -27,10 +27,32 @@ inline int chunk_shift_of(const WindowList& list, const float* values) {
   return shift;
 }
 
+// How many positions from a multiple of it on lie side by side in every channel and image of a
+// destination of 2-byte elements, at an address that is a multiple of their size: a power of two,
+// at most `most`.
+inline int run_of(const Gather& pass, const GatherClass& c, const void* dest, int most) {
+  const Strides4& s = pass.dest_strides;
+  // A column of pixels is one line, of positions along its rows.
+  const bool column = c.slab.cols == 1;
+  const int64_t step = column ? pass.dest_step_h * s.h : pass.dest_step_w * s.w;
+  if (step != 1) return 1;
+  const int64_t first = c.dest_h * s.h + c.dest_w * s.w;
+  const int64_t next_line = column ? 0 : pass.dest_step_h * s.h;
+  const int64_t lengths[] = {column ? c.slab.rows : c.slab.cols, column ? 0 : c.slab.tile_cols};
+  int run = most;
+  const auto fits = [&](int64_t n) { return n % run == 0; };
+  while (!(fits(reinterpret_cast<uintptr_t>(dest) / 2) && fits(first) && fits(next_line) &&
+           fits(s.n) && fits(s.c) && fits(lengths[0]) && fits(lengths[1])))
+    run /= 2;
+  return run;
+}
+
 template <class T, int Units>
-Status launch_window_gather(Queue queue, const Gather& pass, const WindowList& list,
+Status launch_window_gather(Queue queue, Gather pass, const WindowList& list,
                             const WindowGatherArguments& with) {
   static constexpr const char* kOp = "window_gather";
+  for (int i = 0; i < pass.class_count; ++i)
+    pass.classes[i].run = run_of(pass, pass.classes[i], with.dest, Units);
   const int bytes = kSlabs * pass.slab_bytes + kComputeWarps * kTileBytes;
   const Status enough =
       with.maps == nullptr

@@ -1,7 +1,6 @@
 // The weights of a step, 16 rows of a window by 16 entries, put together in shared memory.
 //
-// A step's values come in chunks of 1, 2 or 4 consecutive ones. They pass three stages, a step
-// apart, so that nobody waits for memory: where a chunk lies, its values, the tile.
+// A step's values come in chunks of 1, 2 or 4 consecutive ones. They are loaded a step ahead.
 #pragma once
 
 #include "cuda/conv/vector.cuh"
@@ -12,20 +11,25 @@ namespace dsr::cuda {
 
 constexpr int kTileBytes = kStepSums * 2;
 constexpr int kLaneChunks = 2;  // that are under way for each lane: all there are of 4 values each
-static_assert(kLaneChunks * 32 * 4 >= kStepSums, "steps of whole pieces have no further chunks");
+static_assert(kLaneChunks == 2 && kLaneChunks * 32 * 4 >= kStepSums,
+              "steps of whole pieces have no further chunks");
 
 // Of which values, and at which place of the tile.
 struct Chunk {
-  int value, place;  // -1 where there is none
+  int value;       // -1 where there is none
+  uint32_t place;  // kNoPlace
 };
+constexpr uint32_t kNoPlace = 0xffff;
 
+// A lane's; places in 16 bits each, since registers are scarce.
 struct Chunks {
-  Chunk of_lane[kLaneChunks];
+  int values[kLaneChunks];
+  uint32_t places;
 };
 
 struct ChunkValues {
   float4 values[kLaneChunks];
-  int places[kLaneChunks];
+  uint32_t places;
 };
 
 // A list, and how its values are read.
@@ -40,19 +44,17 @@ struct WindowReader {
   }
 
   __device__ __forceinline__ Chunk chunk(int first, int count, int i) const {
-    if (i >= count) return {-1, -1};
+    if (i >= count) return {-1, kNoPlace};
     const int of_piece = list.piece_shift - chunk_shift;
     const int piece = first + (i >> of_piece);
     const int within = (i - (i >> of_piece << of_piece)) << chunk_shift;
-    return {list.pieces[piece] + within, list.places[piece] + within};
+    return {list.pieces[piece] + within, static_cast<uint32_t>(list.places[piece] + within)};
   }
 
   __device__ __forceinline__ Chunks chunks(int first, int count) const {
-    Chunks found;
-#pragma unroll
-    for (int j = 0; j < kLaneChunks; ++j)
-      found.of_lane[j] = chunk(first, count, threadIdx.x % 32 + 32 * j);
-    return found;
+    const Chunk low = chunk(first, count, threadIdx.x % 32);
+    const Chunk high = chunk(first, count, threadIdx.x % 32 + 32);
+    return {{low.value, high.value}, low.place | high.place << 16};
   }
 
   __device__ __forceinline__ float4 load(int value) const {
@@ -69,20 +71,14 @@ struct WindowReader {
   }
 
   __device__ __forceinline__ ChunkValues load(const Chunks& chunks) const {
-    ChunkValues loaded;
-#pragma unroll
-    for (int j = 0; j < kLaneChunks; ++j) {
-      loaded.values[j] = load(chunks.of_lane[j].value);
-      loaded.places[j] = chunks.of_lane[j].place;
-    }
-    return loaded;
+    return {{load(chunks.values[0]), load(chunks.values[1])}, chunks.places};
   }
 
   // Rows of the tile are 32 bytes, in two halves. Halves change places in every other four rows,
   // which keeps the eight that are read at once off each other's banks.
   template <class T>
-  __device__ __forceinline__ void put(T* tile, int place, const float4& x) const {
-    if (place < 0) return;
+  __device__ __forceinline__ void put(T* tile, uint32_t place, const float4& x) const {
+    if (place == kNoPlace) return;
     T* const to = tile + (place ^ (place >> 3 & 8));
     const T four[4] = {from_float<T>(x.x), from_float<T>(x.y), from_float<T>(x.z),
                        from_float<T>(x.w)};
@@ -110,8 +106,8 @@ struct WindowReader {
       reinterpret_cast<uint4*>(tile)[lane] = uint4{};
       __syncwarp();
     }
-#pragma unroll
-    for (int j = 0; j < kLaneChunks; ++j) put(tile, ahead.places[j], ahead.values[j]);
+    put(tile, ahead.places & 0xffff, ahead.values[0]);
+    put(tile, ahead.places >> 16, ahead.values[1]);
     for (int i = lane + 32 * kLaneChunks; i < count; i += 32) {
       const Chunk further = chunk(first, count, i);
       put(tile, further.place, load(further.value));

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ from dsr_kernels.backends.native import _C
 
 UNITS = _C.cuda_limits.WINDOW_UNITS  # positions of a warp
 TILE_BYTES = WINDOW * ENTRIES * 2  # of shared memory: a warp's weights of a step
+IMAGES = VECTOR_BYTES // 2  # of a position
 FEWEST_ROWS = 8  # destination channels of a group: below that a window is mostly empty
 # What things cost. None of it was measured.
 MATRICES = 4.0  # wavefronts of a load of four matrices
@@ -161,7 +163,7 @@ def _item(
     warps = windows * (COMPUTE_WARPS // tiling.row_warps)
     rows = min(windows * WINDOW, shape.dest_channels)
     outputs = rows * (COMPUTE_WARPS // tiling.row_warps) * tiling.units
-    stores = outputs * VECTOR_BYTES / element_size * SECTOR / _run(shape, layout, tiling.units)
+    stores = outputs * VECTOR_BYTES / element_size * SECTOR / _run(shape, c, layout, tiling.units)
     if not c.taps:
         return stores + STEP
     blocks = -(-shape.source_channels // tiling.channel_block)
@@ -174,9 +176,21 @@ def _item(
     return max(together, multiplied, alone, filled) + stores + blocks * STEP
 
 
-def _run(shape: PassShape, layout: Layout, units: int) -> int:
-    """How many positions of a warp are stored at once."""
-    return 1
+def _run(shape: PassShape, c: PassClass, layout: Layout, units: int) -> int:
+    """How many positions of a warp one store takes, of rows that are contiguous."""
+    column = c.cols == 1
+    if (shape.dest_step_h if column else shape.dest_step_w) != 1:
+        return 1
+    line = c.rows if column else math.gcd(c.cols, layout.tile_cols)
+    return math.gcd(line, units)
+
+
+def _far_apart(shape: PassShape, dest_strides: tuple[int, ...]) -> bool:
+    """Whether the positions of a warp may be further apart than 32 bits count."""
+    n, _, h, w = map(abs, dest_strides)
+    rows = max(c.dest_h + c.rows * shape.dest_step_h for c in shape.classes)
+    cols = max(c.dest_w + c.cols * shape.dest_step_w for c in shape.classes)
+    return IMAGES * n + rows * h + cols * w >= 2**31
 
 
 def prepare_windows(
@@ -193,7 +207,7 @@ def prepare_windows(
     """The launches of a forward or grad-input pass by windows, or `instead` where it is cheaper."""
     shape, source_strides, dest_strides = as_columns(shape, source_strides, dest_strides)
     tiling = choose_window_gather(shape, images, density, block_size, dtype.itemsize, device)
-    if tiling is None:
+    if tiling is None or _far_apart(shape, dest_strides):
         return instead
     if isinstance(instead, GatherPass) and instead.clocks <= tiling.clocks:
         return instead
