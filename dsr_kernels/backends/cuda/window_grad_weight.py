@@ -55,7 +55,7 @@ CONFLICTS = 1.1  # wavefronts per wavefront's worth of entries, whose banks the 
 MULTIPLY_ADD = 2.0  # clocks of a matrix instruction on a multiprocessor: 1,024 products in each
 PAIR = 50.0  # clocks of a warp for two positions, with nobody else at work
 KEEP = 20.0  # wavefronts of a step whose sums change places and are added to those before,
-KEEP_VALUE = 0.25  # of each value among them, from memory and back,
+KEEP_SECTOR = 1.0  # of 32 bytes of values, which a piece has to itself, from memory and back,
 KEEP_ALONE = 1500.0  # and clocks of a warp for a turn of which nothing stays in registers
 
 
@@ -209,7 +209,7 @@ def _tile_clocks(
     alone = -(-turns // cut.compute_warps) * pairs * PAIR
     if turns > HELD_TURNS * cut.compute_warps:  # else sums stay in registers from tile to tile
         values = density * cut.channel_block * len(only.taps) * rows
-        kept = windows * steps * KEEP + values * KEEP_VALUE
+        kept = windows * steps * KEEP + values / min(block_size, 8) * KEEP_SECTOR
         alone += -(-turns // cut.compute_warps) * KEEP_ALONE
     of_grad = _grad_vectors(cut.tile, cut.window_block, shape)
     of_source = _source_vectors(cut.layout, cut.channel_block)
