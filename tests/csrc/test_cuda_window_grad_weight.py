@@ -81,9 +81,13 @@ def taken(monkeypatch):
 
 
 def choices(*problem) -> list:
-    """What there is to choose from, and with few channels in a slab, few tiles in a split."""
+    """What there is to choose from, and with few channels in a slab, few tiles in a split.
+
+    Also with a single warp that computes: it has more turns than it has registers for.
+    """
     found = list(window_grad_weight_tilings(*problem))
     few = [dataclasses.replace(t, channel_block=min(3, t.channel_block)) for t in found]
+    few += [dataclasses.replace(t, compute_warps=1) for t in found]
     short = [dataclasses.replace(t, tiles_per_split=n) for t in few for n in (1, 2)]
     cut = [dataclasses.replace(t, clocks=0.0) for t in found + few + short]
     return list(dict.fromkeys(cut))
@@ -117,7 +121,7 @@ def test_every_tiling(name: str, dtype: torch.dtype, taken: list) -> None:
             check_grad_weight(conv, x, grad)
     assert len(taken) > 10
     assert len({p.launch.tile for p in taken}) > 2
-    assert {p.launch.compute_warps for p in taken} == {*COMPUTE}
+    assert {p.launch.compute_warps for p in taken} == {1, *COMPUTE}
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
@@ -183,14 +187,15 @@ def test_infinity_stays_in_its_channels() -> None:
 
 
 @pytest.mark.parametrize("name", ["7 wide", "16 wide", "129 images"])
-def test_the_same_bits_in_any_order(name: str) -> None:
+@pytest.mark.parametrize("warps", [1, 12])
+def test_the_same_bits_in_any_order(name: str, warps: int) -> None:
     sizes, arguments = SHAPES[name]
     conv, x = conv_and_input((sizes[0], 40, *sizes[2:]), arguments, torch.bfloat16)
     grad = gradient_of(conv, x)
     found = []
     for seed, order in enumerate(("random", "random", "ascending", "descending")):
         configure(seed=seed, order=order)
-        with windows():
+        with windows(lambda tilings: dataclasses.replace(tilings[0], compute_warps=warps)):
             found.append(gradient(conv, x, grad))
     configure()
     assert all(same_bits(found[0], other) for other in found[1:])
@@ -228,7 +233,12 @@ def test_any_layout(seed: int, taken: list) -> None:
         tiles = chance.randint(max(1, layout.tiles // 4), layout.tiles)
         few = chance.randint(1, min(8, shape.source_channels))
         return dataclasses.replace(
-            tiling, layout=layout, channel_block=few, tiles_per_split=tiles, window_block=1
+            tiling,
+            layout=layout,
+            channel_block=few,
+            tiles_per_split=tiles,
+            window_block=chance.randint(1, tiling.window_block),
+            compute_warps=chance.choice((1, tiling.compute_warps)),
         )
 
     names = [name for name in WIDE if "1 x 1" not in name and "column" not in name]
@@ -272,6 +282,12 @@ def small(found):
     return dataclasses.replace(one, channel_block=2, window_block=1, tiles_per_split=2)
 
 
+def few_warps(found):
+    """Sums that go from tile to tile through memory."""
+    one = min(found, key=lambda t: (t.tile, -t.window_block))
+    return dataclasses.replace(one, channel_block=4, compute_warps=1, tiles_per_split=2)
+
+
 def launches() -> dict[str, int]:
     found = kernels().emulator.kernels()
     return {name: n for name, n in found.items() if "window_grad_weight" in name}
@@ -284,6 +300,8 @@ def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
     kind = {torch.bfloat16: "<__nv_bfloat16", torch.float16: "<__half"}[dtype]
     conv, x = conv_and_input(*SMALL, dtype)
     grad = gradient_of(conv, x)
+    with windows(few_warps):
+        check_grad_weight(conv, x, grad)
     with windows(small):
         check_grad_weight(conv, x, grad)
         p = cuda_fused_cases.problem(conv.requires_grad_(False), x)
