@@ -6,6 +6,13 @@
 
 namespace dsr::cuda {
 
+// The same number, of which the compiler does not know that it is: what is computed from it is
+// computed there, and not kept since it was before.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Where the destination has a position of a channel, counted from `dest`, a pointer or an index,
 // and how many of the lane's images there are.
 template <class At>
@@ -67,13 +74,17 @@ struct NarrowRow {
 };
 
 template <class Config>
-__device__ __forceinline__ typename Config::Row row_of(const Gather& pass, const GatherClass& c,
+__device__ __forceinline__ typename Config::Row row_of(const Gather& pass, int which,
                                                        int my_position, int64_t channel) {
   typename Config::Row row;
   row.image_stride = pass.dest_strides.n;
+  const GatherClass& c = pass.classes[which];
+  Position p;
 #pragma unroll
   for (int u = 0; u < Config::kUnits; ++u) {
-    const Position p = position_at(c.slab, my_position + u * Config::kPositionStep);
+    const int position = my_position + u * Config::kPositionStep;
+    p = u == 0 || Config::kPositionStep != 1 ? position_at(c.slab, position)
+                                             : position_after(c.slab, p, position);
     const auto d = destination_of<Config>(pass, c, p, channel, int64_t{0});
     row.set(u, d.at, p.valid ? d.images : 0);
   }

@@ -33,6 +33,22 @@ __device__ __forceinline__ Position position_at(const Slab& s, int position) {
   return p;
 }
 
+// The position after p, of which `position` is the number: without divisions.
+__device__ __forceinline__ Position position_after(const Slab& s, Position p, int position) {
+  if (++p.col == s.tile_cols) {
+    p.col = 0;
+    if (++p.row == s.rows) {
+      p.row = 0;
+      if (++p.chunk == s.chunks) {
+        p.chunk = 0;
+        ++p.group;
+      }
+    }
+  }
+  p.valid = position < s.positions && p.chunk * s.tile_cols + p.col < s.cols;
+  return p;
+}
+
 // The slab row of a position, counted from the first row of the first image.
 __device__ __forceinline__ int slab_row(const Slab& s, const Position& p) {
   return (p.group * s.chunks + p.chunk) * s.image_rows + p.row * s.row_step;

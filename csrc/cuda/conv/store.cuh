@@ -49,7 +49,7 @@ __device__ __forceinline__ void store_runs(const Gather& pass, const GatherWork&
                                            GatherSums<Config>& sums) {
   const GatherClass& c = pass.classes[work.which];
   const int64_t channel = work.group * pass.dest_channels + first_row;
-  auto row = row_of<Config>(pass, c, my_position, channel);
+  auto row = row_of<Config>(pass, work.which, my_position, channel);
   Stores<Config, T> stores{dest, c.run};
 #pragma unroll
   for (int r = 0; r < Config::kRows; ++r) {
@@ -114,6 +114,15 @@ __device__ __forceinline__ S sum_of_lanes(S x) {
   return x;
 }
 
+// Elements that a row's lanes store.
+template <class Config>
+__device__ __forceinline__ int count_of(const typename Config::Row& row) {
+  int mine = 0;
+#pragma unroll
+  for (int u = 0; u < Config::kUnits; ++u) mine += row.images_of(u);
+  return sum_of_lanes<Config::kLanes>(mine);
+}
+
 template <class T>
 struct MappedStore {
   const DestMap& map;
@@ -125,14 +134,10 @@ struct MappedStore {
                                         int my_position, GatherSums<Config>& sums) const {
     const GatherClass& c = pass.classes[work.which];
     const int channel = work.group * pass.dest_channels + first_row;
-    auto row = row_of<Config>(pass, c, my_position, channel);
-    int mine = 0;
-#pragma unroll
-    for (int u = 0; u < Config::kUnits; ++u) mine += row.images_of(u);
-    const int count = map.partial == nullptr ? 0 : sum_of_lanes<Config::kLanes>(mine);
+    auto row = row_of<Config>(pass, work.which, my_position, channel);
+    const int count = map.partial == nullptr ? 0 : count_of<Config>(row);
     const int tile = c.first_tile * (kComputeWarps / pass.row_warps);
     const int part = map.first_part + tile + my_position / Config::kPositions;
-    const int64_t numbers = int64_t{pass.groups} * pass.dest_channels * map.parts;
 #pragma unroll
     for (int r = 0; r < Config::kRows; ++r) {
       const bool exists = first_row + r * Config::kRowStep < pass.dest_channels;
@@ -150,6 +155,7 @@ struct MappedStore {
         found = store_gradient<Config>(row, c.run, of_row, r, sums);
       }
       if (map.partial != nullptr && exists && threadIdx.x % Config::kLanes == 0) {
+        const int64_t numbers = int64_t{pass.groups} * pass.dest_channels * map.parts;
         float* const to = map.partial + int64_t{of_row} * map.parts + part;
         to[0] = found.x;
         to[numbers] = found.y;

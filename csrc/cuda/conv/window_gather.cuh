@@ -34,8 +34,8 @@ struct WindowConfig {
   __device__ __forceinline__ static float& sum(Sums& sums, int row, int unit, int image) {
     return sums[unit][2 * row + image];
   }
-  __device__ __forceinline__ static int first_row() { return threadIdx.x % 32 / 4; }
-  __device__ __forceinline__ static int first_image() { return threadIdx.x % 4 * 2; }
+  __device__ __forceinline__ static int first_row() { return opaque(threadIdx.x) % 32 / 4; }
+  __device__ __forceinline__ static int first_image() { return opaque(threadIdx.x) % 4 * 2; }
   __device__ __forceinline__ static int images(int count) {
     return max(0, min(kImages, count - first_image()));
   }
@@ -93,19 +93,24 @@ __device__ __forceinline__ void add_windows(const WindowReader& reader, WindowSt
 
 // What a warp has of an item.
 __device__ __forceinline__ int first_row_of(const Gather& pass, const GatherWork& work) {
-  return work.first_row + threadIdx.x / 32 % pass.row_warps * kWindowRows;
+  return work.first_row + opaque(threadIdx.x) / 32 % pass.row_warps * kWindowRows;
 }
 template <int Units>
 __device__ __forceinline__ int first_position_of(const Gather& pass, const GatherWork& work) {
-  return work.first_position + threadIdx.x / 32 / pass.row_warps * Units;
+  return work.first_position + opaque(threadIdx.x) / 32 / pass.row_warps * Units;
+}
+
+template <int Units>
+__device__ __forceinline__ int window_tile_size(const Gather& pass) {
+  return kComputeWarps / pass.row_warps * Units;
 }
 
 // Vectors of two positions are loaded at once: the first one's rows are those of half of the lanes.
 template <int Units>
 __device__ __forceinline__ void find_positions(const Gather& pass, const GatherWork& work,
-                                               int tile_size, int (&at)[Units / 2]) {
+                                               int (&at)[Units / 2]) {
   const Slab& s = pass.classes[work.which].slab;
-  const SlabRows rows = rows_of_tile(s, work.first_position, tile_size);
+  const SlabRows rows = rows_of_tile(s, work.first_position, window_tile_size<Units>(pass));
   const int first = first_position_of<Units>(pass, work) + threadIdx.x % 32 / 16;
 #pragma unroll
   for (int u = 0; u < Units / 2; ++u) {
@@ -125,13 +130,6 @@ __device__ __forceinline__ int2 window_steps(const Gather& pass, const GatherWor
   return reinterpret_cast<const int2*>(bounds)[c.first_segment + segment];
 }
 
-// The same number, of which the compiler does not know that it is: what is computed from it is
-// computed there, and not kept since it was before.
-__device__ __forceinline__ int opaque(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 template <class T, int Units, class Source, class Store>
 __device__ __forceinline__ void window_gather_items(const Gather& pass, int items,
                                                     const Source& source,
@@ -139,26 +137,29 @@ __device__ __forceinline__ void window_gather_items(const Gather& pass, int item
                                                     char* slabs) {
   using Config = WindowConfig<T, Units>;
   const int warp = threadIdx.x / 32;
-  const int row_block = pass.row_warps * kWindowRows;
-  const int tile_size = kComputeWarps / pass.row_warps * Units;
   if (warp >= kComputeWarps) {
-    fill_slabs<T>(pass, items, row_block, tile_size, source, slabs);
+    fill_slabs<T>(pass, items, pass.row_warps * kWindowRows, window_tile_size<Units>(pass), source,
+                  slabs);
     return;
   }
   T* const tile = reinterpret_cast<T*>(slabs + kSlabs * pass.slab_bytes + warp * kTileBytes);
-  int into = 0;
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+  // An item and, in the lowest bit, which slab is next.
+  for (int turn = blockIdx.x * 2; turn / 2 < items; turn += gridDim.x * 2) {
     // Found anew wherever it is needed: in between, sums need the registers.
-    const auto work = [&] { return gather_work(pass, opaque(item), row_block, tile_size); };
+    const auto work = [&] {
+      const int row_warps = opaque(pass.row_warps);
+      return gather_work(pass, opaque(turn) / 2, row_warps * kWindowRows,
+                         kComputeWarps / row_warps * Units);
+    };
     int at[Units / 2];
-    find_positions<Units>(pass, work(), tile_size, at);
+    find_positions<Units>(pass, work(), at);
     GatherSums<Config> sums = {};
-    for (int block = 0; block < work().blocks; ++block, into ^= 1) {
+    for (int block = 0; block < work().blocks; ++block, turn ^= 1) {
       WindowStream stream =
           open_windows(reader, window_steps(pass, work(), block, reader.list.bounds));
       block_barrier();
-      add_windows<T, Units>(reader, stream, pass.transposed, tile, slabs + into * pass.slab_bytes,
-                            at, sums);
+      add_windows<T, Units>(reader, stream, pass.transposed, tile,
+                            slabs + turn % 2 * pass.slab_bytes, at, sums);
     }
     const GatherWork done = work();
     if (first_row_of(pass, done) < pass.dest_channels)

@@ -62,7 +62,7 @@ Status launch_window_gather(Queue queue, Gather pass, const WindowList& list,
   const int row_block = pass.row_warps * kWindowRows;
   const int64_t items = static_cast<int64_t>(pass.tiles) * pass.groups *
                         ((pass.dest_channels + row_block - 1) / row_block);
-  if (items > INT32_MAX / 2)
+  if (items > INT32_MAX / 4)
     return Status::error("window_gather: too many tiles (" + shapes_of(pass) + ")");
   const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(items, pass.blocks_limit)));
   const int chunk_shift = chunk_shift_of(list, with.values);
