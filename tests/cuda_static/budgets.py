@@ -22,6 +22,8 @@ BUDGETS = {
     "grad_weight_kernel": Budget(1, slab=True, load="LDG.E.64"),
     "fused_gather_kernel": Budget(1, slab=True, maps=True, load="LDG.E.128"),
     "fused_grad_weight_kernel": Budget(1, slab=True, maps=True, load="LDG.E.64"),
+    "window_gather_kernel": Budget(1, matrices=True, load="LDG.E.128"),
+    "fused_window_gather_kernel": Budget(1, matrices=True, load="LDG.E.128"),
     "window_grad_weight_kernel": Budget(1, matrices=True, load="LDG.E.64"),
     "fused_window_grad_weight_kernel": Budget(1, matrices=True, load="LDG.E.64"),
     "combine_sums_kernel": Budget(12, shared=1024),
