@@ -237,3 +237,7 @@ def test_kernels_that_are_not_compiled_are_named() -> None:
     listed = (0,) * 5 + (1, 0)
     with pytest.raises(ValueError, match="window_gather: no kernel of 4-byte elements"):
         native.window_gather((0, 0), launch, listed, "float32", 0, 0, 0, 0, None)
+    launch.rows, launch.units, launch.row_warps = 16, 8, 1
+    launch.groups, launch.dest_channels, launch.tiles = 1, 9, 2**29
+    with pytest.raises(ValueError, match="window_gather: too many tiles"):
+        native.window_gather((0, 0), launch, listed, "bfloat16", 0, 0, 0, 0, None)

@@ -89,29 +89,35 @@ def gather(
     """The launches of a pass with slabs; `maps_of` says what is done beside in each."""
     values, bias, crow_indices, col_indices = weight
     ends = 0 if bias is None else address(bias), address(dest)
+    maps = [maps_of(number) if maps_of else None for number in range(len(prepared.launches))]
     if isinstance(prepared, WindowGatherPass):
         windows = patterns.plan(crow_indices, col_indices, prepared.key, build_windows)
         windows.wait()
-    else:
-        plan, entries = arranged(values, crow_indices, col_indices, prepared)
-    for number, launch in enumerate(prepared.launches):
-        start = queue_of(source), launch
-        of_source = prepared.dtype, address(source)
-        maps = None if maps_of is None else maps_of(number)
-        if isinstance(prepared, WindowGatherPass):
-            listed = window_list(windows, values.numel())
-            native._cuda.window_gather(*start, listed, *of_source, address(values), *ends, maps)
-        elif maps is None:
-            listed = address(entries), address(plan.bounds)
-            native._cuda.gather(*start, *of_source, *listed, *ends)
+        listed = window_list(windows, values.numel())
+        for one, beside in zip(prepared.launches, maps, strict=True):
+            start = queue_of(source), one, listed, prepared.dtype, address(source)
+            native._cuda.window_gather(*start, address(values), *ends, beside)
+        return
+    plan, entries = arranged(values, crow_indices, col_indices, prepared)
+    for one, beside in zip(prepared.launches, maps, strict=True):
+        by_rows = queue_of(source), one, prepared.dtype, address(source)
+        of_list = address(entries), address(plan.bounds)
+        if beside is None:
+            native._cuda.gather(*by_rows, *of_list, *ends)
         else:
-            listed = address(entries), address(plan.bounds)
-            native._cuda.fused_gather(*start, *of_source, *listed, *ends, *maps)
+            native._cuda.fused_gather(*by_rows, *of_list, *ends, *beside)
 
 
 def window_list(plan: WindowList, values: int) -> native._cuda._WindowList:
-    tensors = plan.offsets, plan.bounds, plan.pieces, plan.places, plan.piece_bounds
-    return (*map(address, tensors), plan.piece_size, values)
+    return (
+        address(plan.offsets),
+        address(plan.bounds),
+        address(plan.pieces),
+        address(plan.places),
+        address(plan.piece_bounds),
+        plan.piece_size,
+        values,
+    )
 
 
 def arranged(

@@ -201,7 +201,7 @@ def _gather(
     dest_map: _DestMap,
     prepared: GatherPass | WindowGatherPass,
 ) -> Tensor:
-    values, bias, *pattern = weight
+    values, bias, crow_indices, col_indices = weight
     bias = None if bias is None else bias.contiguous()
     # A warp of a tile leaves a part of every channel that it stores.
     counts = [one.tiles * (COMPUTE_WARPS // one.row_warps) for one in prepared.launches]
@@ -215,7 +215,8 @@ def _gather(
     def maps_of(launch: int) -> call.Maps:
         return source_map.native(), dest_map.native(partial, parts, sum(counts[:launch]))
 
-    call.gather(dest, source, (values, bias, *pattern), prepared, maps_of)
+    weight = values, bias, crow_indices, col_indices
+    call.gather(dest, source, weight, prepared, maps_of)
     if dest_map.combined is not None and partial is not None:
         to = address(dest_map.combined[0]), address(dest_map.combined[1])
         queue = call.queue_of(source)
