@@ -85,7 +85,7 @@ def choices(*problem) -> list[GatherTiling]:
         dataclasses.replace(t, channel_block=min(b, t.channel_block)) for t in found for b in (3, 8)
     ]
     every = list(dict.fromkeys(dataclasses.replace(t, clocks=-1.0) for t in found + few))
-    return every[:: -(-len(every) // 16)]
+    return every[:: max(1, len(every) // 12)]
 
 
 class WindowsAtRandom(AtRandom):
