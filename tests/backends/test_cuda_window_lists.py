@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 
 import pytest
@@ -69,16 +70,18 @@ def decoded(found: WindowList, transposed: bool, first: int, end: int) -> dict:
     convolutions(),
     st.sampled_from(BLOCK_SIZES),
     st.sampled_from((1, 3, 5)),
+    st.booleans(),
     st.floats(0, 1),
     st.integers(0, 2**32 - 1),
 )
-def test_every_nonzero_is_where_the_kernels_look(conv, size, rows, density, seed) -> None:
-    conv.rows = rows * size
+def test_every_nonzero_is_where_the_kernels_look(conv, size, rows, across, density, seed) -> None:
+    """Also where a block lies across two groups."""
+    conv.rows = rows * size // (math.gcd(size, conv.groups) if across else 1)
     _, _, shape = conv.arguments
-    numel = conv.groups * rows * conv.channels * conv.kernel[0] * conv.kernel[1]
+    blocks = conv.groups * conv.rows // size * conv.channels * conv.kernel[0] * conv.kernel[1]
     topology = Topology.random(
         shape.weight_shape,
-        int(density * numel) * size,
+        int(density * blocks) * size,
         block_size=size,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -35,6 +35,15 @@ from dsr_kernels.backends.cuda.tiling import (
     channel_blocks,
     fill_clocks,
 )
+from dsr_kernels.backends.cuda.window_costs import (
+    CONFLICTS,
+    MATRICES,
+    MULTIPLY_ADD,
+    entries_met,
+    possible,
+    whole_rows_of,
+    worth_a_list,
+)
 from dsr_kernels.backends.cuda.window_lists import STEP as ENTRIES
 from dsr_kernels.backends.cuda.window_lists import WINDOW, windows_of
 from dsr_kernels.backends.native import _C
@@ -42,11 +51,7 @@ from dsr_kernels.backends.native import _C
 UNITS = _C.cuda_limits.WINDOW_UNITS  # positions of a warp
 TILE_BYTES = WINDOW * ENTRIES * 2  # of shared memory: a warp's weights of a step
 IMAGES = VECTOR_BYTES // 2  # of a position
-FEWEST_ROWS = 8  # destination channels of a group: below that a window is mostly empty
-# What things cost. None of it was measured.
-MATRICES = 4.0  # wavefronts of a load of four matrices
-CONFLICTS = 1.1  # wavefronts per wavefront's worth of entries, whose banks the list spreads
-MULTIPLY_ADD = 2.0  # clocks of a matrix instruction on a multiprocessor: 1,024 products in each
+# What things cost, beside window_costs. None of it was measured.
 DECODE = 24.0  # wavefronts of putting the weights of a step together, and loading them
 STEP_ALONE = 120.0  # clocks of a warp for a step, with nobody else at work,
 UNIT_ALONE = 16.0  # and for each of its positions
@@ -83,7 +88,7 @@ def window_gather_tilings(
     device: Device,
 ) -> Iterator[GatherTiling]:
     """What a forward or grad-input pass by windows can do, with its modelled time."""
-    if element_size != 2 or shape.dest_channels < FEWEST_ROWS:
+    if not possible(shape, element_size):
         return
     windows = -(-shape.dest_channels // WINDOW)
     room = device._replace(shared_per_block=device.shared_per_block - COMPUTE_WARPS * TILE_BYTES)
@@ -99,34 +104,19 @@ def window_gather_tilings(
             plane = max(layout.plane for layout in layouts) * VECTOR_BYTES
             for most in channel_blocks(shape.source_channels, plane, room):
                 channels = _whole_blocks(shape, most, block_size)
-                if not _worth_a_list(shape, channels, density, block_size):
+                if not worth_a_list(shape, channels, density, block_size):
                     continue
                 tiling = GatherTiling(WINDOW, units, row_warps, channels, layouts, 0.0)
                 clocks = _clocks(shape, tiling, density, block_size, element_size, device)
                 yield dataclasses.replace(tiling, clocks=clocks)
 
 
-def entries_met(shape: PassShape, density: float, block_size: int) -> float:
-    """The share of a window's (source channel, tap) pairs at which it has a non-zero."""
-    rows = min(WINDOW, shape.dest_channels)
-    if not shape.transposed:  # else blocks lie along source channels
-        rows = -(-rows // min(block_size, WINDOW))
-    return 1 - (1 - density) ** rows
-
-
 def _whole_blocks(shape: PassShape, channels: int, block_size: int) -> int:
     """Source channels of a slab that cut no block of a transposed pattern, if there is room."""
-    size = min(block_size, WINDOW)
+    size = whole_rows_of(shape, block_size)
     if not shape.transposed or channels == shape.source_channels or channels < size:
         return channels
     return channels // size * size
-
-
-def _worth_a_list(shape: PassShape, channels: int, density: float, block_size: int) -> bool:
-    """Whether the list has about as many entries as there are, though segments fill up steps."""
-    if channels == shape.source_channels:
-        return True
-    return channels * shape.taps * entries_met(shape, density, block_size) >= ENTRIES / 2
 
 
 def _clocks(
@@ -185,12 +175,15 @@ def _run(shape: PassShape, c: PassClass, layout: Layout, units: int) -> int:
     return math.gcd(line, units)
 
 
-def _far_apart(shape: PassShape, dest_strides: tuple[int, ...]) -> bool:
-    """Whether the positions of a warp may be further apart than 32 bits count."""
+def _far_apart(shape: PassShape, units: int, dest_strides: tuple[int, ...]) -> bool:
+    """Whether the positions of a warp may be further apart than 32 bits count.
+
+    Where images are of few pixels, each of them is of other images.
+    """
     n, _, h, w = map(abs, dest_strides)
     rows = max(c.dest_h + c.rows * shape.dest_step_h for c in shape.classes)
     cols = max(c.dest_w + c.cols * shape.dest_step_w for c in shape.classes)
-    return IMAGES * n + rows * h + cols * w >= 2**31
+    return IMAGES * units * n + rows * h + cols * w >= 2**31
 
 
 def prepare_windows(
@@ -207,7 +200,7 @@ def prepare_windows(
     """The launches of a forward or grad-input pass by windows, or `instead` where it is cheaper."""
     shape, source_strides, dest_strides = as_columns(shape, source_strides, dest_strides)
     tiling = choose_window_gather(shape, images, density, block_size, dtype.itemsize, device)
-    if tiling is None or _far_apart(shape, dest_strides):
+    if tiling is None or _far_apart(shape, tiling.units, dest_strides):
         return instead
     if isinstance(instead, GatherPass) and instead.clocks <= tiling.clocks:
         return instead

@@ -38,6 +38,14 @@ from dsr_kernels.backends.cuda.tiling import (
     Device,
     channel_blocks,
 )
+from dsr_kernels.backends.cuda.window_costs import (
+    CONFLICTS,
+    MATRICES,
+    MULTIPLY_ADD,
+    entries_met,
+    possible,
+    worth_a_list,
+)
 from dsr_kernels.backends.cuda.window_lists import STEP as ENTRIES
 from dsr_kernels.backends.cuda.window_lists import WINDOW
 
@@ -48,11 +56,7 @@ TILES = (32, 64, 128, 256)  # positions
 # it has sums for in its registers.
 TURN_STEPS, HELD_TURNS = 2, 2
 SCRATCH_BYTES = ENTRIES * WINDOW * 4  # of a computing warp
-FEWEST_ROWS = 8  # output channels of a group: below that a window is mostly empty
-# What things cost. None of it was measured.
-MATRICES = 4.0  # wavefronts of a load of four matrices
-CONFLICTS = 1.1  # wavefronts per wavefront's worth of entries, whose banks the list spreads
-MULTIPLY_ADD = 2.0  # clocks of a matrix instruction on a multiprocessor: 1,024 products in each
+# What things cost, beside window_costs. None of it was measured.
 PAIR = 50.0  # clocks of a warp for two positions, with nobody else at work
 KEEP = 20.0  # wavefronts of a step whose sums change places and are added to those before,
 KEEP_SECTOR = 1.0  # of 32 bytes of values, which a piece has to itself, from memory and back,
@@ -85,11 +89,6 @@ class WindowGradWeightPass:
     unmet: tuple[bool, ...]
 
 
-def filled(density: float, block_size: int) -> float:
-    """The share of (source channel, tap) pairs at which a window has a non-zero."""
-    return 1 - (1 - density) ** (WINDOW / min(block_size, WINDOW))
-
-
 @functools.lru_cache(maxsize=1024)
 def choose_window_grad_weight(
     shape: PassShape,
@@ -113,7 +112,7 @@ def window_grad_weight_tilings(
     device: Device,
 ) -> Iterator[WindowGradWeightTiling]:
     """What a grad-weight pass by windows can do, with its modelled time."""
-    if element_size != 2 or shape.dest_channels < FEWEST_ROWS:
+    if not possible(shape, element_size):
         return
     windows = -(-shape.dest_channels // WINDOW)
     parts = {-(-windows // wanted) for wanted in (1, 2, 4, 8)}
@@ -126,7 +125,7 @@ def window_grad_weight_tilings(
                 room = device._replace(shared_per_block=device.shared_per_block - beside)
                 plane = layouts[0].plane * VECTOR_BYTES
                 for channels in channel_blocks(shape.source_channels, plane, room):
-                    if not _worth_a_list(shape, channels, density, block_size):
+                    if not worth_a_list(shape, channels, density, block_size):
                         continue
                     source = _source_vectors(layouts[0], channels)
                     fill_warps = WARPS - compute_warps
@@ -154,13 +153,6 @@ def _source_vectors(layout: Layout, channels: int) -> float:
 def _grad_vectors(tile: int, window_block: int, shape: PassShape) -> float:
     """And the gradient's."""
     return tile / 32 * min(window_block * WINDOW, shape.dest_channels)
-
-
-def _worth_a_list(shape: PassShape, channels: int, density: float, block_size: int) -> bool:
-    """Whether the list has about as many entries as there are, though segments fill up steps."""
-    if channels == shape.source_channels:
-        return True
-    return channels * shape.taps * filled(density, block_size) >= ENTRIES / 2
 
 
 def _split(
@@ -199,7 +191,7 @@ def _tile_clocks(
     (only,) = shape.classes
     windows = min(cut.window_block, -(-shape.dest_channels // WINDOW))
     rows = min(cut.window_block * WINDOW, shape.dest_channels)
-    entries = cut.channel_block * len(only.taps) * filled(density, block_size)
+    entries = cut.channel_block * len(only.taps) * entries_met(shape, density, block_size)
     steps = max(1.0, entries / ENTRIES + 0.5)  # of a window
     turns = windows * max(1.0, steps / TURN_STEPS + 0.25)
     pairs = cut.tile / 2

@@ -11,6 +11,7 @@ non-zero, since sizes that only the device knows are replaced by bounds.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.cuda.layout import BANKS, VECTOR_BYTES
 from dsr_kernels.backends.cuda.lists import ListKey, OnDevice, ordered
+from dsr_kernels.backends.native import _C
 
-WINDOW = 16  # destination channels: the rows of one matrix instruction
-STEP = 16  # positions: its depth
+WINDOW = _C.cuda_limits.WINDOW_ROWS  # destination channels: the rows of one matrix instruction
+STEP = _C.cuda_limits.STEP_ENTRIES  # positions: its depth
 
 
 class WindowList(OnDevice):
@@ -59,9 +61,17 @@ def windows_of(key: ListKey) -> int:
     return -(-key.dest_channels // WINDOW)
 
 
+def whole_rows(block_size: int, rows: int) -> int:
+    """How many rows of a block neither windows nor groups of `rows` rows take apart.
+
+    Layers have whole blocks in each group, but the ops take any pattern.
+    """
+    return math.gcd(block_size, WINDOW, rows)
+
+
 def piece_size_of(block_size: int, key: ListKey) -> int:
     """Values of a piece: 1 where blocks would be cut by blocks of source channels."""
-    size = min(block_size, WINDOW)
+    size = whole_rows(block_size, key.rows // key.groups)
     cut = key.transposed and key.blocks > 1 and key.channel_block % size
     return 1 if cut else size
 
