@@ -26,6 +26,7 @@ from helpers.cuda_window_cases import (
     choices,
     model,
     problem,
+    readers,
     small,
 )
 from helpers.formats import FORMATS, gradient_of
@@ -132,16 +133,20 @@ def test_weights_are_rounded_to_the_type_of_activations() -> None:
         assert same_bits(forward_and_grad_input(conv, x, grad), found)
 
 
-def test_infinity_spoils_no_other_window() -> None:
-    """Within a window it makes NaN where weights are absent, as a dense convolution does."""
-    conv, x = problem("no padding", torch.bfloat16, 16)
-    x[1, 3, 2, 2] = torch.inf
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+@low
+def test_what_is_not_finite_stays_in_windows_that_read_it(value, size, dtype) -> None:
+    """There it spoils rows without a weight, too; it may be infinite or NaN in any of them."""
+    conv, x = problem("nearly empty", dtype, size, sparsity=0.9)
     with gpu_kernels(window_gather=model), torch.no_grad():
+        expected = conv(x)
+        x[1, 3, 2, 2], x[4, 20, 0, 4] = value, -value
         y = conv(x)
-    expected = conv.cpu()(x.cpu().float())
-    for test in (torch.isnan, torch.isposinf, torch.isneginf):
-        assert torch.equal(test(y).cpu(), test(expected))
-    assert not y.isfinite().all() and y[0].isfinite().all()
+    own, windows = readers(conv, x)
+    assert own.any() and windows[own].all() and (size == 16 or (windows & ~own).any())
+    assert not y[windows].isfinite().any()
+    assert same_bits([y[~windows]], [expected[~windows]])
 
 
 # ---- fused --------------------------------------------------------------------------------------
@@ -197,13 +202,14 @@ def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
     assert all(n > before[name] for name, n in ours.items())
 
 
-def chosen(conv, x, shape_of) -> bool:
-    """Whether the cost model takes windows."""
+def chosen(conv, x, shape_of, image: int | None = None) -> bool:
+    """Whether the cost model takes windows; `image` elements lie between images of the result."""
     y = torch.empty(x.shape[0], conv.out_channels, *x.shape[2:])  # "same" padding
     with gpu_kernels(window_gather=None):
         sizes = tuple(x.shape), tuple(y.shape), cuda_fused_cases.shape_of(conv)
         density = call.density_of(conv.nnz, sizes[2])
-        strides = x.stride(), y.stride()
+        source, dest = (x, y) if shape_of is forward_shape else (y, x)
+        strides = source.stride(), (image or dest.stride()[0], *dest.stride()[1:])
         found = call.gather_pass(
             shape_of, *sizes, density, conv.block_size, x.dtype, *strides, call.device_of(x)
         )
@@ -221,6 +227,15 @@ def test_what_takes_windows(shape_of) -> None:
         arguments = {"padding": 1, "sparsity": 0.0, "groups": groups}
         conv, x = conv_and_input((channels, channels, 3, (4, 4), 8), arguments, torch.bfloat16)
         assert not chosen(conv, x, shape_of)
+
+
+@pytest.mark.parametrize("shape_of", [forward_shape, grad_input_shape])
+def test_positions_too_far_apart_have_no_windows(shape_of) -> None:
+    """A warp's 8 positions of 8 images each must be within 32 bits of each other."""
+    arguments = {"padding": 1, "sparsity": 0.5, "block_size": 16}
+    conv, x = conv_and_input((256, 256, 3, (1, 1), 64), arguments, torch.bfloat16)
+    assert chosen(conv, x, shape_of, image=2**24)
+    assert not chosen(conv, x, shape_of, image=2**27)  # eight images are within 2**31
 
 
 def test_kernels_that_are_not_compiled_are_named() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 from helpers.cuda_conv_cases import AtRandom, Choice, conv_and_input
-from helpers.nn_cases import dense_results
+from helpers.nn_cases import dense_conv, dense_results, positions_of
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
@@ -14,6 +14,7 @@ from dsr_kernels.backends.cuda import window_gather
 from dsr_kernels.backends.cuda.passes import PassShape
 from dsr_kernels.backends.cuda.tiling import Device, GatherTiling
 from dsr_kernels.backends.cuda.window_gather import window_gather_tilings
+from dsr_kernels.backends.cuda.window_lists import WINDOW
 
 # fmt: off
 SHAPES = {  # C, O, kernel, (H, W), N and arguments
@@ -57,6 +58,20 @@ def check_gathers(conv: SparseConv2d, x: Tensor, grad: Tensor, found: list[Tenso
         rounding = 0.505 * torch.finfo(ours.dtype).eps * true.abs()
         allowed = 2 * (torchs.double() - true).abs().max() + 1e-5
         assert ((error - rounding) <= allowed).all(), (name, (error - rounding).max(), allowed)
+
+
+def readers(conv: SparseConv2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(outputs with a weight for something not finite, those of windows in which any has one)."""
+    weight = torch.zeros(conv.numel, dtype=torch.float64)
+    weight[positions_of(conv).cpu().flatten()] = 1
+    rows = weight.view(conv.groups, -1, conv.row_length)
+    windows = [w.amax(1, keepdim=True).expand_as(w) for w in rows.split(WINDOW, 1)]
+    bad = (~x.isfinite()).cpu().double()
+    own, by_window = (
+        dense_conv(conv, bad, w.reshape(conv.weight_shape), None) > 0
+        for w in (rows, torch.cat(windows, 1))
+    )
+    return own.to(x.device), by_window.to(x.device)
 
 
 def model(*problem) -> GatherTiling | None:

@@ -4,8 +4,10 @@
 // A window is 16 consecutive destination channels of a group; a warp computes one at `units`
 // positions. The list has the (source channel, tap) pairs at which a window has any non-zero: what
 // they meet is read once for all rows of the window, and multiplied by zero for those that have
-// none there. So where an activation is infinite or NaN, those rows become NaN, as a dense
-// convolution's do.
+// none there. A step that is not full repeats the last pair of its segment, with zeros for weights.
+// So where a window reads an activation that is infinite, none of its rows is finite: rows without
+// a weight there become NaN, as in a dense convolution; rows with one become infinite or, where the
+// pair is repeated, NaN, where a dense convolution and gather() give infinity.
 #pragma once
 
 #include "cuda/conv/gather.h"
