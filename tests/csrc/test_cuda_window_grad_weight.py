@@ -23,19 +23,24 @@ from helpers.cuda_conv_cases import (
 )
 from helpers.cuda_device import configure, emulated, kernels
 from helpers.cuda_fused_cases import PARTS
+from helpers.cuda_window_grad_cases import CASES, SMALL, taken, windows
 from helpers.formats import FORMATS, gradient_of
 from helpers.kernel_cases import in_blocks
 from helpers.nn_cases import same_bits, swap_pattern
 
 from dsr_kernels.backends.blocks import BLOCK_SIZES
-from dsr_kernels.backends.cuda import call
 from dsr_kernels.backends.cuda.layout import options_of
 from dsr_kernels.backends.cuda.passes import forward_shape
 from dsr_kernels.backends.cuda.window_grad_weight import (
     COMPUTE,
+    HELD_TURNS,
+    TURN_STEPS,
     WindowGradWeightPass,
     window_grad_weight_tilings,
 )
+from dsr_kernels.backends.cuda.window_lists import build_windows
+
+__all__ = ["taken"]  # a fixture
 
 LOW = pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 # Those of fewer than 8 outputs in a group have no windows.
@@ -44,40 +49,6 @@ WIDE = {
     for name, (sizes, arguments) in SHAPES.items()
     if sizes[1] // arguments.get("groups", 1) >= 8 and sizes[1] < 1000
 }
-# Windows that end early and several of them, groups, strides, dilation, several slabs.
-CASES = {
-    "ragged windows": ((6, 41, 3, (5, 9), 9), {"padding": 1, "sparsity": 0.8}),
-    "groups, stride (2, 3)": (
-        (12, 66, (3, 2), (8, 11), 13),
-        {"padding": 1, "stride": (2, 3), "groups": 3, "sparsity": 0.5},
-    ),
-    "dilation": ((9, 16, 3, (7, 6), 8), {"padding": 2, "dilation": 2, "sparsity": 0.6}),
-    "1 x 1": ((40, 24, 1, (5, 9), 7), {"sparsity": 0.7}),
-}
-
-
-def windows(choose=None, device=TWO):
-    """Inside, every grad-weight that can goes by windows; by the tiling that `choose` picks."""
-    choose = choose or (lambda found: min(found, key=lambda t: t.clocks))
-
-    def chosen(*problem):
-        found = list(window_grad_weight_tilings(*problem))
-        return choose(found) if found else None
-
-    return gpu_kernels(grad_weight=direct, window_grad_weight=chosen, device=device)
-
-
-@pytest.fixture(autouse=True)
-def taken(monkeypatch):
-    """The passes by windows that ran; there must be some."""
-    found, by_windows = [], call.grad_weight_by_windows
-
-    def noted(*arguments, **more):
-        found.append(arguments[5])
-        return by_windows(*arguments, **more)
-
-    monkeypatch.setattr(call, "grad_weight_by_windows", noted)
-    return found
 
 
 def choices(*problem) -> list:
@@ -201,21 +172,36 @@ def test_the_same_bits_in_any_order(name: str, warps: int) -> None:
     assert all(same_bits(found[0], other) for other in found[1:])
 
 
-def test_sums_are_the_same_from_turn_to_turn_and_from_tile_to_tile(taken: list) -> None:
-    """In registers where no warp has more than two turns, else in memory: the same bits."""
+def turns_of(conv, prepared: WindowGradWeightPass) -> int:
+    """The most that a thread block's warps have between them."""
+    found = build_windows(conv.crow_indices, conv.col_indices, prepared.key)
+    steps = found.bounds.diff(dim=1).flatten()[: -len(found.bounds) // prepared.key.classes]
+    turns = (steps + TURN_STEPS - 1) // TURN_STEPS
+    return max(part.sum() for part in turns.split(prepared.launch.window_block))
+
+
+def test_sums_go_from_tile_to_tile_in_registers_or_through_memory(taken: list) -> None:
+    """In registers where no warp has more than two turns. Their order differs from memory's."""
     conv, x = conv_and_input((16, 64, 3, (8, 8), 33), {"padding": 1, "sparsity": 0}, torch.float16)
     grad = gradient_of(conv, x)
     found = []
-    for warps in COMPUTE:  # 20 turns
+    for warps in COMPUTE:
 
         def choose(tilings, warps=warps):
-            one = next(t for t in tilings if t.channel_block == 16 and t.tile == 32)
+            kind = 16, 32, 4
+            one = next(t for t in tilings if (t.channel_block, t.tile, t.window_block) == kind)
             return dataclasses.replace(one, compute_warps=warps, grad_warps=1, tiles_per_split=5)
 
         with windows(choose):
-            found.append(gradient(conv, x, grad))
-    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
-    assert [p.launch.compute_warps for p in taken] == list(COMPUTE)
+            check_grad_weight(conv, x, grad)
+            found += gradient(conv, x, grad)
+    turns = [turns_of(conv, p) for p in taken[::2]]
+    held = [
+        t <= HELD_TURNS * p.launch.compute_warps for t, p in zip(turns, taken[::2], strict=True)
+    ]
+    assert turns == [20] * 3 and held == [False, True, True]
+    assert same_bits(found[1:2], found[2:])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5 * found[1].abs().max())
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -273,9 +259,6 @@ def test_fused_memory_formats(of_x: str, taken: list) -> None:
 
 # ---- instances, and what is refused --------------------------------------------------------------
 
-# Two thread blocks at least, each with several tiles and steps, and a warp with several turns.
-SMALL = (4, 20, 3, (9, 8), 9), {"padding": 1, "stride": 2, "sparsity": 0.2}
-
 
 def small(found):
     one = min(found, key=lambda t: (t.tile, t.compute_warps))
@@ -310,71 +293,3 @@ def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
     after = launches()
     assert len(after) == 4
     assert all((after[name] > before[name]) == (kind in name) for name in after)
-
-
-def test_4_byte_elements_are_refused(taken: list) -> None:
-    conv, x = conv_and_input(*SMALL, torch.bfloat16)
-    with windows():
-        gradient(conv, x, gradient_of(conv, x))
-        launch = taken[0].launch
-        nothing = (0, 0, 0, 0, 0, 1, 5)
-        with pytest.raises(ValueError, match="window_grad_weight: no kernel of 4-byte elements"):
-            kernels().window_grad_weight((0, 0), launch, nothing, "float32", 0, 0, 0, 0, None)
-
-
-def test_warps_are_needed_for_everything(taken: list) -> None:
-    conv, x = conv_and_input(*SMALL, torch.bfloat16)
-
-    def choose(found):
-        return dataclasses.replace(found[0], compute_warps=16, grad_warps=4)
-
-    with windows(choose), pytest.raises(ValueError, match="16 that compute and 4 that bring the"):
-        gradient(conv, x, gradient_of(conv, x))
-
-
-def test_shared_memory_is_what_was_planned(taken: list) -> None:
-    conv, x = conv_and_input((64, 64, 3, (16, 16), 33), {"padding": 1, "sparsity": 0.98},
-                             torch.bfloat16)  # fmt: skip
-    with windows(lambda found: max(found, key=lambda t: t.tile * t.channel_block)):
-        launched = call.grad_weight_pass(
-            tuple(x.shape), (33, 64, 16, 16), cuda_fused_cases.shape_of(conv), 0.02, 1, x.dtype,
-            x.stride(), x.stride(), TWO,
-        ).launch  # fmt: skip
-    assert 0.5 < launched.shared_bytes / TWO.shared_per_block <= 1
-    assert not taken
-
-
-@pytest.mark.parametrize(
-    "outputs, groups, dtype, expected",
-    [
-        (16, 1, torch.bfloat16, True),
-        (7, 1, torch.bfloat16, False),
-        (32, 8, torch.bfloat16, False),
-        (16, 1, torch.float32, False),
-        (16, 1, torch.float64, False),
-    ],
-)
-def test_who_has_windows(outputs, groups, dtype, expected: bool) -> None:
-    conv, x = conv_and_input((8, outputs, 3, (8, 8), 9), {"padding": 1, "groups": groups}, dtype)
-    with windows():
-        found = call.grad_weight_pass(
-            tuple(x.shape), (9, outputs, 8, 8), cuda_fused_cases.shape_of(conv), 0.3, 1, dtype,
-            x.stride(), (outputs * 64, 64, 8, 1), TWO,
-        )  # fmt: skip
-    assert isinstance(found, WindowGradWeightPass) == expected
-
-
-def test_blocks_of_outputs_take_windows() -> None:
-    """They share what windows read; single weights at 2 % do not."""
-    conv, x = conv_and_input((64, 64, 3, (16, 16), 8), {"padding": 1}, torch.bfloat16)
-
-    def taken_at(density: float, size: int) -> bool:
-        found = call.grad_weight_pass(
-            (128, 64, 16, 16), (128, 64, 16, 16), cuda_fused_cases.shape_of(conv), density, size,
-            x.dtype, x.stride(), x.stride(), EMULATED_GPU,
-        )  # fmt: skip
-        return isinstance(found, WindowGradWeightPass)
-
-    with gpu_kernels(device=EMULATED_GPU):
-        assert taken_at(0.1, 16)
-        assert not taken_at(0.01, 1)
