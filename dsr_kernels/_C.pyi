@@ -309,6 +309,9 @@ class cuda_limits:
     MAX_CLASSES: int  # of one launch
     LIST_ALIGN: int  # entries; segments start at multiples
     LIST_SLACK: int  # entries that may be read past the last one
+    WINDOW_ROWS: int  # destination channels of a window
+    STEP_ENTRIES: int  # of a window's list
+    WINDOW_UNITS: tuple[int, ...]  # positions of a warp
     GATHER_VARIANTS: dict[int, tuple[tuple[int, int], ...]]  # element bytes -> (rows, units)
     GRAD_WEIGHT_UNITS: dict[int, tuple[int, ...]]  # element bytes -> units
 

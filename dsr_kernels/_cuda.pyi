@@ -13,6 +13,8 @@ _Address = int
 _Queue = tuple[int, int]
 _Strides = Sequence[int]  # of four: n, c, h, w
 _Affine = tuple[_Address, _Address, _Address]  # center, scale, shift; 0 where absent
+# Addresses of offsets, bounds, pieces, places and piece_bounds; values of a piece, and of all.
+_WindowList = tuple[_Address, _Address, _Address, _Address, _Address, int, int]
 _SourceMap = tuple[_Address, _Affine, bool]  # beside, affine, relu
 # input, affine, relu, added, partial, parts, first part
 _DestMap = tuple[_Address, _Affine, bool, _Address, _Address, int, int]
@@ -76,6 +78,7 @@ class Gather:
     blocks_limit: int
     rows: int
     units: int
+    transposed: bool
     source_strides: _Strides  # write only
     dest_strides: _Strides  # write only
     def set_class(self, index: int, value: GatherClass, /) -> None: ...
@@ -98,6 +101,31 @@ class GradWeight:
     units: int
     source_strides: _Strides  # write only
     grad_strides: _Strides  # write only
+
+class WindowGradWeight:
+    """A grad-weight pass by matrix units: csrc/cuda/conv/window_grad_weight.h."""
+
+    slab: Slab
+    groups: int
+    dest_channels: int
+    source_channels: int
+    channel_block: int
+    blocks: int
+    window_block: int
+    compute_warps: int
+    grad_warps: int
+    tile: int
+    tiles: int
+    splits: int
+    tiles_per_split: int
+    source_lanes_on_channels: bool
+    grad_lanes_on_channels: bool
+    slab_bytes: int
+    grad_plane: int
+    source_strides: _Strides  # write only
+    grad_strides: _Strides  # write only
+    @property
+    def shared_bytes(self) -> int: ...
 
 class Direct:
     """A pass without slabs: csrc/cuda/conv/direct.h."""
@@ -206,6 +234,32 @@ def fused_grad_weight(
     grad_values: _Address,
     source_map: _SourceMap,
     grad_map: _SourceMap,
+    /,
+) -> None: ...
+def window_gather(
+    queue: _Queue,
+    pass_: Gather,
+    list: _WindowList,
+    dtype: str,
+    source: _Address,
+    values: _Address,  # [nnz] float32
+    bias: _Address,  # or 0
+    dest: _Address,
+    maps: tuple[_SourceMap, _DestMap] | None,
+    /,
+) -> None:
+    """As gather or, with maps, fused_gather: csrc/cuda/conv/window_gather.h."""
+
+def window_grad_weight(
+    queue: _Queue,
+    pass_: WindowGradWeight,
+    list: _WindowList,
+    dtype: str,
+    source: _Address,
+    grad: _Address,
+    partial: _Address,  # [splits, nnz] float32
+    grad_values: _Address,  # [nnz] float32, written
+    maps: tuple[_SourceMap, _SourceMap] | None,  # of source and gradient
     /,
 ) -> None: ...
 def combine_parts(

@@ -32,6 +32,9 @@ void bind_cuda_limits(py::module_& m) {
   limits.attr("MAX_CLASSES") = cuda::kMaxClasses;
   limits.attr("LIST_ALIGN") = cuda::kListAlign;
   limits.attr("LIST_SLACK") = cuda::kListSlack;
+  limits.attr("WINDOW_ROWS") = cuda::kWindowRows;
+  limits.attr("STEP_ENTRIES") = cuda::kStepEntries;
+  limits.attr("WINDOW_UNITS") = py::tuple(py::cast(cuda::kWindowUnits));
   // By the bytes of an activation: ((rows, units), ...) and (units, ...).
   py::dict gather, grad_weight;
   gather[py::int_(4)] = gather_variants<4>();

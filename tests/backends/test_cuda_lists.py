@@ -65,7 +65,7 @@ def test_lists_have_every_nonzero_where_the_kernels_look(conv, density, seed) ->
 
 
 def check_list(conv: Conv, topology, shape: PassShape, tiling: GatherTiling, crow, col) -> None:
-    key = prepare._list_key(shape, tiling.channel_block, tiling.layouts)
+    key = prepare.list_key(shape, tiling.channel_block, tiling.layouts)
     found = lists.build_list(crow, col, key)
     blocks = -(-shape.source_channels // tiling.channel_block)
     channels = shape.groups * shape.dest_channels

@@ -83,6 +83,11 @@ def test_every_multiply_add_is_fed_by_vectors_and_none_by_local_memory(
         budget = BUDGETS[kernel.name]
         assert not [name for name in found if name.startswith(("LDL", "STL"))], str(kernel)
         assert any(name.startswith(budget.load) for name in found), f"{kernel}: no {budget.load}"
+        if budget.matrices:
+            # One load of matrices feeds one instruction at least.
+            multiply_adds = sum(n for name, n in found.items() if name.startswith("HMMA.16816.F32"))
+            loads = sum(n for name, n in found.items() if name.startswith("LDSM.16.M"))
+            assert 0 < loads <= multiply_adds, f"{kernel}: {multiply_adds}, {loads}"
         if budget.slab:
             # 16 bytes read from the slab feed as many multiply-adds as they hold elements.
             elements = 4 if kernel.types.startswith("float") else 8

@@ -14,6 +14,7 @@
 #include "copies.h"
 #include "intrinsics.h"
 #include "launch.h"
+#include "matrices.h"
 #include "runtime.h"
 #include "warp.h"
 

@@ -13,6 +13,7 @@ class Budget:
     shared: int = 0  # most bytes of static shared memory
     slab: bool = False  # computes on dynamic shared memory, which it reads in 16-byte vectors
     maps: bool = False  # multiplies and adds beside what it does on the slab
+    matrices: bool = False  # computes by matrix instructions on what they load from shared memory
     load: str = ""  # how it must read the list of non-zeros from global memory
 
 
@@ -21,6 +22,10 @@ BUDGETS = {
     "grad_weight_kernel": Budget(1, slab=True, load="LDG.E.64"),
     "fused_gather_kernel": Budget(1, slab=True, maps=True, load="LDG.E.128"),
     "fused_grad_weight_kernel": Budget(1, slab=True, maps=True, load="LDG.E.64"),
+    "window_gather_kernel": Budget(1, matrices=True, load="LDG.E.128"),
+    "fused_window_gather_kernel": Budget(1, matrices=True, load="LDG.E.128"),
+    "window_grad_weight_kernel": Budget(1, matrices=True, load="LDG.E.64"),
+    "fused_window_grad_weight_kernel": Budget(1, matrices=True, load="LDG.E.64"),
     "combine_sums_kernel": Budget(12, shared=1024),
     "combine_moments_kernel": Budget(12, shared=1024),
     "arrange_kernel": Budget(8),

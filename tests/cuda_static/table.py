@@ -37,7 +37,8 @@ def rows(kernels: list[Kernel]) -> list[tuple[str, ...]]:
             continue
         own = registers[kernel.name, kernel.types]
         blocks = multiprocessor.blocks_by_registers(kernel.registers, kernel.threads)
-        slab = BUDGETS[kernel.name].slab
+        budget = BUDGETS[kernel.name]
+        slab = budget.slab or budget.matrices
         cells = (
             f"`{kernel.name}<{kernel.types}>`" if kernel.types else f"`{kernel.name}`",
             " / ".join(str(own[architecture]) for architecture in sorted(own)),

@@ -17,6 +17,8 @@ from torch import Tensor
 from dsr_kernels import SparseConv2d
 from dsr_kernels.backends import cpu_calls, dispatch, native
 from dsr_kernels.backends.cuda import call, fused, launch, prepare
+from dsr_kernels.backends.cuda import window_gather as gather_windows
+from dsr_kernels.backends.cuda import window_grad_weight as windows
 from dsr_kernels.backends.cuda.layout import VECTOR_BYTES, Layout, options_of
 from dsr_kernels.backends.cuda.passes import PassShape
 from dsr_kernels.backends.cuda.tiling import (
@@ -42,14 +44,24 @@ SHAPES = {
 Choice = Callable[..., "GatherTiling | GradWeightTiling | None"]
 
 
+def no_windows(*_) -> None:
+    """The kernels without matrix units."""
+
+
 @contextlib.contextmanager
 def gpu_kernels(
-    gather: Choice | None = None, grad_weight: Choice | None = None, device: Device | None = None
+    gather: Choice | None = None,
+    grad_weight: Choice | None = None,
+    device: Device | None = None,
+    window_grad_weight: Choice | None = None,
+    window_gather: Choice | None = no_windows,
 ) -> Iterator[None]:
     """Inside, layers on DEVICE compute by the GPU's kernels, also where DEVICE is the CPU.
 
-    `gather` and `grad_weight` choose the tilings, for a GPU like `device`. What torch allocates
-    starts as NaN, so that what nobody writes shows.
+    `gather` and `grad_weight` choose the tilings, for a GPU like `device`, where
+    `window_grad_weight` and `window_gather` do not. The latter rounds weights: without it there are
+    no such gathers, and None is what the cost model chooses. What torch allocates starts as NaN, so
+    that what nobody writes shows.
     """
     prepared = call.gather_pass, call.grad_weight_pass
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
@@ -63,6 +75,11 @@ def gpu_kernels(
             patch.setattr(prepare, "choose_gather", gather)
         if grad_weight is not None:
             patch.setattr(prepare, "choose_grad_weight", grad_weight)
+        by_windows = window_grad_weight or (direct if grad_weight is not None else None)
+        if by_windows is not None:
+            patch.setattr(windows, "choose_window_grad_weight", by_windows)
+        if window_gather is not None:
+            patch.setattr(gather_windows, "choose_window_gather", window_gather)
         if EMULATED:
             patch.setattr(call, "queue_of", lambda _: queue())
             patch.setattr(call, "device_of", lambda _: EMULATED_GPU)

@@ -1,6 +1,5 @@
 // Convolutions on the GPU. A pass is prepared once per plan in Python (backends/cuda) and launched
 // with addresses; its fields are documented where the structs are.
-#include <array>
 #include <cstdint>
 #include <string>
 
@@ -22,12 +21,6 @@ cuda::DirectType direct_type_named(const std::string& dtype) {
     default:
       return cuda::DirectType::kFloat16;
   }
-}
-
-// Strides travel as (n, c, h, w).
-template <class Struct, Strides4 Struct::* kMember>
-void set_strides(Struct& pass, const std::array<int64_t, 4>& s) {
-  pass.*kMember = {s[0], s[1], s[2], s[3]};
 }
 
 void bind_slab(py::module_& m) {
@@ -82,6 +75,7 @@ void bind_gather(py::module_& m) {
       .def_readwrite("blocks_limit", &Gather::blocks_limit)
       .def_readwrite("rows", &Gather::rows)
       .def_readwrite("units", &Gather::units)
+      .def_readwrite("transposed", &Gather::transposed)
       .def_property("source_strides", nullptr, &set_strides<Gather, &Gather::source_strides>)
       .def_property("dest_strides", nullptr, &set_strides<Gather, &Gather::dest_strides>)
       .def("set_class", [](Gather& pass, int index, const GatherClass& value) {

@@ -1,6 +1,7 @@
 // What the bindings of the GPU's convolutions share.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -23,6 +24,12 @@ inline cuda::Element element_named(const std::string& dtype) {
   if (dtype == "float16") return cuda::Element::kFloat16;
   throw std::invalid_argument("dtype: expected 'float32', 'bfloat16' or 'float16', got '" + dtype +
                               "'");
+}
+
+// Strides travel as (n, c, h, w).
+template <class Struct, Strides4 Struct::* kMember>
+void set_strides(Struct& pass, const std::array<int64_t, 4>& s) {
+  pass.*kMember = {s[0], s[1], s[2], s[3]};
 }
 
 }  // namespace dsr::bindings

@@ -1,45 +1,12 @@
 // Convolutions on the GPU that take batch norm, ReLU and additions in: cuda/conv/fused.h.
 #include <cstdint>
 #include <string>
-#include <tuple>
 
 #include "bindings/cuda/conv.h"
+#include "bindings/cuda/maps.h"
 #include "cuda/conv/grad_weight.h"
 
 namespace dsr::bindings {
-namespace {
-
-// Addresses of center, scale and shift; 0 for what is absent.
-using AffineTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t>;
-
-cuda::ChannelAffine affine_of(const AffineTuple& affine) {
-  const auto& [center, scale, shift] = affine;
-  return {pointer<float>(center), pointer<float>(scale), pointer<float>(shift)};
-}
-
-// beside, affine, relu
-using SourceTuple = std::tuple<uintptr_t, AffineTuple, bool>;
-
-cuda::SourceMap source_map(const SourceTuple& map) {
-  const auto& [beside, affine, relu] = map;
-  return {pointer<void>(beside), affine_of(affine), relu};
-}
-
-// input, affine, relu, added, partial, parts, first part
-using DestTuple = std::tuple<uintptr_t, AffineTuple, bool, uintptr_t, uintptr_t, int, int>;
-
-cuda::DestMap dest_map(const DestTuple& map) {
-  const auto& [input, affine, relu, added, partial, parts, first_part] = map;
-  return {pointer<void>(input),
-          affine_of(affine),
-          relu,
-          pointer<void>(added),
-          pointer<float>(partial),
-          parts,
-          first_part};
-}
-
-}  // namespace
 
 void bind_cuda_fused(py::module_& m) {
   m.def(

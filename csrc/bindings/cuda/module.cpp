@@ -6,6 +6,8 @@ namespace dsr::bindings {
 
 void bind_cuda_conv(py::module_& m);
 void bind_cuda_fused(py::module_& m);
+void bind_cuda_window_gather(py::module_& m);
+void bind_cuda_window_grad_weight(py::module_& m);
 void bind_cuda_rewire(py::module_& m);
 
 void bind_cuda_device(py::module_& m) {
@@ -37,6 +39,8 @@ PYBIND11_MODULE(_cuda, m) {
   dsr::bindings::bind_cuda_device(m);
   dsr::bindings::bind_cuda_conv(m);
   dsr::bindings::bind_cuda_fused(m);
+  dsr::bindings::bind_cuda_window_gather(m);
+  dsr::bindings::bind_cuda_window_grad_weight(m);
   dsr::bindings::bind_cuda_rewire(m);
 #ifdef DSR_EMULATE_CUDA
   dsr::bindings::bind_emulator(m);

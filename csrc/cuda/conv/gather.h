@@ -32,6 +32,7 @@ struct GatherClass {
   int32_t blocks;          // of source channels; 0 where no tap reaches this class
   int32_t first_segment;   // of the class
   int32_t first_tile;      // of the class, among those of the launch
+  int32_t run;             // positions that one store can take; window_gather finds it itself
 };
 
 struct Gather {
@@ -49,6 +50,7 @@ struct Gather {
   int32_t blocks_limit;  // thread blocks to launch, at most: what the device runs at once
   Strides4 source_strides, dest_strides;
   int32_t rows, units;  // the kernel's template arguments: one of Variants::gather
+  int32_t transposed;   // a grad-input, which matters to window_gather alone
 };
 
 Status gather(Queue queue, const Gather& pass, Element element,

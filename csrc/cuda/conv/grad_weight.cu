@@ -15,8 +15,8 @@ namespace {
 
 constexpr int kReduceEntries = 32, kReduceParts = 8;
 
-// grad_values[value_index[i]] = partial[0][i] + partial[1][i] + ...: eight threads per entry take
-// every eighth split, and their sums are added in order.
+// As reduce_splits: eight threads per entry take every eighth split, and their sums are added in
+// order.
 __global__ void __launch_bounds__(kReduceEntries* kReduceParts)
     reduce_splits_kernel(int64_t entries, int splits, const int32_t* __restrict__ value_index,
                          const float* __restrict__ partial,  // [splits, entries]
@@ -24,7 +24,9 @@ __global__ void __launch_bounds__(kReduceEntries* kReduceParts)
   DSR_SHARED(float, parts, [kReduceParts][kReduceEntries]);
   const int column = threadIdx.x % kReduceEntries, part = threadIdx.x / kReduceEntries;
   const int64_t entry = static_cast<int64_t>(blockIdx.x) * kReduceEntries + column;
-  const int index = entry < entries ? value_index[entry] : -1;
+  int index = -1;
+  if (entry < entries)
+    index = value_index == nullptr ? static_cast<int>(entry) : value_index[entry];
   float sum = 0.f;
   if (index >= 0) {
     for (int split = part; split < splits; split += kReduceParts)
@@ -51,6 +53,16 @@ Status partial_sums(Queue queue, const GradWeight& pass, Element element,
 
 }  // namespace
 
+Status reduce_splits(Queue queue, int64_t entries, int splits, const int32_t* value_index,
+                     const float* partial, float* grad_values) {
+  const int64_t blocks = (entries + kReduceEntries - 1) / kReduceEntries;
+  DSR_LAUNCH((reduce_splits_kernel), dim3(static_cast<unsigned>(blocks)),
+             dim3(kReduceEntries * kReduceParts), 0, queue.stream, entries, splits, value_index,
+             partial, grad_values);
+  return launched("grad_weight, sum of splits",
+                  std::to_string(splits) + " splits of " + std::to_string(entries) + " entries");
+}
+
 Status grad_weight(Queue queue, const GradWeight& pass, Element element, const void* source,
                    const void* grad, const int32_t* offsets, const int32_t* value_index,
                    const int32_t* bounds, float* partial, float* grad_values,
@@ -60,12 +72,7 @@ Status grad_weight(Queue queue, const GradWeight& pass, Element element, const v
   const Status summed =
       partial_sums(queue, pass, element, {source, grad, offsets, bounds, partial, maps});
   if (!summed.is_ok()) return summed;
-  const int64_t blocks = (pass.entries + kReduceEntries - 1) / kReduceEntries;
-  DSR_LAUNCH((reduce_splits_kernel), dim3(static_cast<unsigned>(blocks)),
-             dim3(kReduceEntries * kReduceParts), 0, queue.stream, pass.entries, pass.splits,
-             value_index, partial, grad_values);
-  return launched("grad_weight, sum of splits", std::to_string(pass.splits) + " splits of " +
-                                                    std::to_string(pass.entries) + " entries");
+  return reduce_splits(queue, pass.entries, pass.splits, value_index, partial, grad_values);
 }
 
 }  // namespace dsr::cuda

@@ -44,4 +44,11 @@ Status grad_weight(Queue queue, const GradWeight& pass, Element element,
                    float* grad_values,          // [nnz]
                    const GradWeightMaps* maps = nullptr);  // what is done beside
 
+// grad_values[value_index[i]] = partial[0][i] + partial[1][i] + ..., on the current device. Without
+// a value_index, i is that of the value.
+Status reduce_splits(Queue queue, int64_t entries, int splits,
+                     const int32_t* value_index,  // [entries], -1 in gaps; or null
+                     const float* partial,        // [splits, entries]
+                     float* grad_values);         // [nnz]
+
 }  // namespace dsr::cuda

@@ -40,4 +40,10 @@ struct Variants<2> {
   static constexpr std::array<int, 2> grad_weight_units{2, 1};
 };
 
+// Tensor-core kernels take windows of kWindowRows destination channels, and kStepEntries positions
+// of the list at once; a warp of a gather has so many positions of the destination.
+inline constexpr int kWindowRows = 16;
+inline constexpr int kStepEntries = 16;
+inline constexpr std::array<int, 2> kWindowUnits{8, 4};
+
 }  // namespace dsr::cuda

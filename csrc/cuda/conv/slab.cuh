@@ -33,6 +33,22 @@ __device__ __forceinline__ Position position_at(const Slab& s, int position) {
   return p;
 }
 
+// The position after p, of which `position` is the number: without divisions.
+__device__ __forceinline__ Position position_after(const Slab& s, Position p, int position) {
+  if (++p.col == s.tile_cols) {
+    p.col = 0;
+    if (++p.row == s.rows) {
+      p.row = 0;
+      if (++p.chunk == s.chunks) {
+        p.chunk = 0;
+        ++p.group;
+      }
+    }
+  }
+  p.valid = position < s.positions && p.chunk * s.tile_cols + p.col < s.cols;
+  return p;
+}
+
 // The slab row of a position, counted from the first row of the first image.
 __device__ __forceinline__ int slab_row(const Slab& s, const Position& p) {
   return (p.group * s.chunks + p.chunk) * s.image_rows + p.row * s.row_step;
@@ -117,8 +133,8 @@ __device__ __forceinline__ void fill_pixel(char* to, int64_t plane_bytes, const 
   }
 }
 
-// slab[c][row][column] = the vector of that source pixel in channel c, zeros in the margins; by the
-// filling warps, of which this is number `warp`. Lanes run along columns and rows or, where
+// slab[c][row][column] = the vector of that source pixel in channel c, zeros in the margins; by
+// `fill_warps` warps, of which this is number `warp`. Lanes run along columns and rows or, where
 // channels are what is contiguous, along channels; the odd plane keeps the stores of the latter off
 // each other's banks.
 template <class T, class Source>
@@ -126,13 +142,13 @@ __device__ __forceinline__ void fill_slab(const Slab& s, const SlabRows& rows,
                                           const Strides4& strides,
                                           const Source& source,  // [N, channels, height, width]
                                           int channels, bool lanes_on_channels, int warp,
-                                          char* slab) {
+                                          char* slab, int fill_warps = kFillWarps) {
   constexpr int kVector = Vector<T>::kSize;
   const int lane = threadIdx.x % 32;
   const int first_pixel = lanes_on_channels ? warp : lane;
-  const int pixel_step = lanes_on_channels ? kFillWarps : 32;
+  const int pixel_step = lanes_on_channels ? fill_warps : 32;
   const int first_channel = lanes_on_channels ? lane : warp;
-  const int channel_step = lanes_on_channels ? 32 : kFillWarps;
+  const int channel_step = lanes_on_channels ? 32 : fill_warps;
   const int pixels = rows.count * s.slab_cols;
   for (int pixel = first_pixel; pixel < pixels; pixel += pixel_step) {
     const int row = s.by_slab_cols.quotient(pixel);

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import lists, tiling
+from dsr_kernels.backends.cuda import lists, tiling, window_gather, window_grad_weight
 from dsr_kernels.backends.cuda.passes import PassShape, forward_shape
 from dsr_kernels.backends.cuda.prepare import (
     DirectPass,
@@ -21,12 +21,20 @@ from dsr_kernels.backends.cuda.prepare import (
     prepare_gather,
     prepare_grad_weight,
 )
+from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
+from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
+from dsr_kernels.backends.cuda.window_lists import WindowList, build_windows
 from dsr_kernels.backends.patterns import patterns
 
 Sizes = tuple[int, ...]
 ShapeOf = Callable[[Sizes, Sizes, ConvShape], PassShape]
 # values, bias, crow_indices, col_indices
 Weight = tuple[Tensor, Tensor | None, Tensor, Tensor]
+Maps = tuple["native._cuda._SourceMap", "native._cuda._DestMap"]
+
+
+AnyGatherPass = GatherPass | WindowGatherPass | DirectPass
+AnyGradWeightPass = GradWeightPass | WindowGradWeightPass | DirectPass
 
 
 # Keyed by what a call has at hand: passes themselves are large, and slow to hash.
@@ -37,13 +45,18 @@ def gather_pass(
     y_size: Sizes,
     shape: ConvShape,
     density: float,
+    block_size: int,
     dtype: torch.dtype,
     source_strides: Sizes,
     dest_strides: Sizes,
     device: tiling.Device,
-) -> GatherPass | DirectPass:
+) -> AnyGatherPass:
     sizes, images = shape_of(x_size[1:], y_size[1:], shape), x_size[0]
-    return prepare_gather(sizes, images, density, dtype, source_strides, dest_strides, device)
+    where = dtype, source_strides, dest_strides, device
+    by_rows = prepare_gather(sizes, images, density, *where)
+    return window_gather.prepare_windows(
+        sizes, images, density, block_size, *where, instead=by_rows
+    )
 
 
 @functools.lru_cache(maxsize=2048)
@@ -52,13 +65,59 @@ def grad_weight_pass(
     y_size: Sizes,
     shape: ConvShape,
     density: float,
+    block_size: int,
     dtype: torch.dtype,
     x_strides: Sizes,
     grad_strides: Sizes,
     device: tiling.Device,
-) -> GradWeightPass | DirectPass:
+) -> AnyGradWeightPass:
     sizes, images = forward_shape(x_size[1:], y_size[1:], shape), x_size[0]
-    return prepare_grad_weight(sizes, images, density, dtype, x_strides, grad_strides, device)
+    where = dtype, x_strides, grad_strides, device
+    by_rows = prepare_grad_weight(sizes, images, density, *where)
+    return window_grad_weight.prepare_windows(
+        sizes, images, density, block_size, *where, instead=by_rows
+    )
+
+
+def gather(
+    dest: Tensor,
+    source: Tensor,
+    weight: Weight,
+    prepared: GatherPass | WindowGatherPass,
+    maps_of: Callable[[int], Maps] | None = None,
+) -> None:
+    """The launches of a pass with slabs; `maps_of` says what is done beside in each."""
+    values, bias, crow_indices, col_indices = weight
+    ends = 0 if bias is None else address(bias), address(dest)
+    maps = [maps_of(number) if maps_of else None for number in range(len(prepared.launches))]
+    if isinstance(prepared, WindowGatherPass):
+        windows = patterns.plan(crow_indices, col_indices, prepared.key, build_windows)
+        windows.wait()
+        listed = window_list(windows, values.numel())
+        for one, beside in zip(prepared.launches, maps, strict=True):
+            start = queue_of(source), one, listed, prepared.dtype, address(source)
+            native._cuda.window_gather(*start, address(values), *ends, beside)
+        return
+    plan, entries = arranged(values, crow_indices, col_indices, prepared)
+    for one, beside in zip(prepared.launches, maps, strict=True):
+        by_rows = queue_of(source), one, prepared.dtype, address(source)
+        of_list = address(entries), address(plan.bounds)
+        if beside is None:
+            native._cuda.gather(*by_rows, *of_list, *ends)
+        else:
+            native._cuda.fused_gather(*by_rows, *of_list, *ends, *beside)
+
+
+def window_list(plan: WindowList, values: int) -> native._cuda._WindowList:
+    return (
+        address(plan.offsets),
+        address(plan.bounds),
+        address(plan.pieces),
+        address(plan.places),
+        address(plan.piece_bounds),
+        plan.piece_size,
+        values,
+    )
 
 
 def arranged(
@@ -79,11 +138,38 @@ def arranged(
     return plan, entries
 
 
+def grad_weight_by_windows(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    prepared: WindowGradWeightPass,
+    maps: tuple[native._cuda._SourceMap, native._cuda._SourceMap] | None = None,
+) -> None:
+    plan = patterns.plan(crow_indices, col_indices, prepared.key, build_windows)
+    plan.wait()
+    # Values of taps that meet only padding have no sums.
+    empty = torch.zeros if prepared.unmet else torch.empty
+    partial = empty(prepared.splits, out.numel(), dtype=torch.float32, device=x.device)
+    native._cuda.window_grad_weight(
+        queue_of(x),
+        prepared.launch,
+        window_list(plan, out.numel()),
+        prepared.dtype,
+        address(x),
+        address(grad),
+        address(partial),
+        address(out),
+        maps,
+    )
+
+
 def clear_unmet(
     out: Tensor,
     crow_indices: Tensor,
     col_indices: Tensor,
-    prepared: GradWeightPass | DirectPass,
+    prepared: AnyGradWeightPass,
 ) -> Tensor:
     """out [nnz] with zeros for the taps that meet only padding, which no kernel sees."""
     if prepared.unmet:

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cuda import call, lists
 from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
 from dsr_kernels.backends.cuda.prepare import DirectPass, GatherPass
 from dsr_kernels.backends.cuda.tiling import COMPUTE_WARPS
+from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
+from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
 from dsr_kernels.backends.fused import Affine, Epilogue, InputGrad, Prologue, StatisticsGrad
 from dsr_kernels.backends.patterns import patterns
 
@@ -48,6 +51,7 @@ def sparse_conv2d_fused(
         tuple(out.shape),
         shape,
         call.density_of(values.numel(), shape),
+        block_size_of(crow_indices, shape.weight_shape[0]),
         x.dtype,
         x.stride(),
         out.stride(),
@@ -87,6 +91,7 @@ def sparse_conv2d_fused_grad_input(
         tuple(grad.shape),
         shape,
         call.density_of(values.numel(), shape),
+        block_size_of(crow_indices, shape.weight_shape[0]),
         grad.dtype,
         grad.stride(),
         out.stride(),
@@ -128,6 +133,7 @@ def sparse_conv2d_fused_grad_weight(
         tuple(grad.shape),
         shape,
         call.density_of(out.numel(), shape),
+        block_size_of(crow_indices, shape.weight_shape[0]),
         x.dtype,
         x.stride(),
         grad.stride(),
@@ -137,6 +143,10 @@ def sparse_conv2d_fused_grad_weight(
         return None
     of_x = _SourceMap(None, _contiguous(prologue.affine), prologue.relu)
     of_grad = _SourceMap(y, by_statistics and _contiguous(by_statistics.affine), False)
+    if isinstance(prepared, WindowGradWeightPass):
+        maps = of_x.native(), of_grad.native()
+        call.grad_weight_by_windows(out, x, grad, crow_indices, col_indices, prepared, maps)
+        return call.clear_unmet(out, crow_indices, col_indices, prepared)
     plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_list)
     plan.wait()
     partial = torch.empty(prepared.splits, plan.entries, dtype=torch.float32, device=x.device)
@@ -189,11 +199,10 @@ def _gather(
     weight: call.Weight,
     source_map: _SourceMap,
     dest_map: _DestMap,
-    prepared: GatherPass,
+    prepared: GatherPass | WindowGatherPass,
 ) -> Tensor:
     values, bias, crow_indices, col_indices = weight
     bias = None if bias is None else bias.contiguous()
-    plan, entries = call.arranged(values, crow_indices, col_indices, prepared)
     # A warp of a tile leaves a part of every channel that it stores.
     counts = [one.tiles * (COMPUTE_WARPS // one.row_warps) for one in prepared.launches]
     parts, moments, partial = sum(counts), dest_map.input is None, None
@@ -202,21 +211,12 @@ def _gather(
         partial = torch.empty(
             numbers, dest.shape[1], parts, dtype=torch.float32, device=dest.device
         )
-    first = 0
-    for one, count in zip(prepared.launches, counts, strict=True):
-        native._cuda.fused_gather(
-            call.queue_of(source),
-            one,
-            prepared.dtype,
-            address(source),
-            address(entries),
-            address(plan.bounds),
-            _address(bias),
-            address(dest),
-            source_map.native(),
-            dest_map.native(partial, parts, first),
-        )
-        first += count
+
+    def maps_of(launch: int) -> call.Maps:
+        return source_map.native(), dest_map.native(partial, parts, sum(counts[:launch]))
+
+    weight = values, bias, crow_indices, col_indices
+    call.gather(dest, source, weight, prepared, maps_of)
     if dest_map.combined is not None and partial is not None:
         to = address(dest_map.combined[0]), address(dest_map.combined[1])
         queue = call.queue_of(source)

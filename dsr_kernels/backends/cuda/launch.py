@@ -12,10 +12,12 @@ from torch import Tensor
 
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cuda import call, lists
 from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
-from dsr_kernels.backends.cuda.prepare import DirectPass, GatherPass, GradWeightPass
+from dsr_kernels.backends.cuda.prepare import DirectPass, GradWeightPass
+from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
 from dsr_kernels.backends.patterns import patterns
 
 
@@ -69,6 +71,7 @@ def sparse_conv2d_grad_weight(
         tuple(grad.shape),
         shape,
         call.density_of(out.numel(), shape),
+        block_size_of(crow_indices, shape.weight_shape[0]),
         kind,
         x.stride(),
         grad.stride(),
@@ -77,6 +80,8 @@ def sparse_conv2d_grad_weight(
     pattern = crow_indices, col_indices
     if isinstance(prepared, DirectPass):
         _direct_grad_weight(out, x, grad, *pattern, prepared)
+    elif isinstance(prepared, WindowGradWeightPass):
+        call.grad_weight_by_windows(out, x, grad, *pattern, prepared)
     else:
         _slab_grad_weight(out, x, grad, *pattern, prepared)
     return call.clear_unmet(out, *pattern, prepared)
@@ -107,6 +112,7 @@ def _gather(
         *sizes,
         shape,
         call.density_of(values.numel(), shape),
+        block_size_of(crow_indices, shape.weight_shape[0]),
         kind,
         source.stride(),
         dest.stride(),
@@ -117,24 +123,8 @@ def _gather(
     if isinstance(prepared, DirectPass):
         _direct_gather(dest, source, weight, prepared)
     else:
-        _slab_gather(dest, source, weight, prepared)
+        call.gather(dest, source, weight, prepared)
     return out if dest is out else out.copy_(dest)
-
-
-def _slab_gather(dest: Tensor, source: Tensor, weight: call.Weight, prepared: GatherPass) -> None:
-    values, bias, crow_indices, col_indices = weight
-    plan, entries = call.arranged(values, crow_indices, col_indices, prepared)
-    for launch in prepared.launches:
-        native._cuda.gather(
-            call.queue_of(source),
-            launch,
-            prepared.dtype,
-            address(source),
-            address(entries),
-            address(plan.bounds),
-            0 if bias is None else address(bias),
-            address(dest),
-        )
 
 
 def _direct_gather(dest: Tensor, source: Tensor, weight: call.Weight, prepared: DirectPass) -> None:

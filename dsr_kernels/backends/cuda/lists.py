@@ -40,7 +40,7 @@ class ListKey(NamedTuple):
         return self.classes * self.blocks * self.groups * self.dest_channels
 
 
-class _OnDevice:
+class OnDevice:
     """A plan's tensors, which calls on any stream may read."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
@@ -70,7 +70,7 @@ class _OnDevice:
                 tensor.record_stream(stream)
 
 
-class NonZeroList(_OnDevice):
+class NonZeroList(OnDevice):
     def __init__(self, offsets: Tensor, value_index: Tensor, bounds: Tensor) -> None:
         super().__init__((offsets, value_index, bounds))
         self.offsets = offsets  # [entries] int32: bytes in a slab
@@ -94,14 +94,14 @@ class DirectKey(NamedTuple):
     tap_dw: tuple[int, ...]
 
 
-class DirectList(_OnDevice):
+class DirectList(OnDevice):
     def __init__(self, entries: Tensor, bounds: Tensor) -> None:
         super().__init__((entries, bounds))
         self.entries = entries  # [nnz, 4] int32: channel, dh, dw, index of the value
         self.bounds = bounds  # [segments, 2] int32
 
 
-class UnmetList(_OnDevice):
+class UnmetList(OnDevice):
     def __init__(self, mask: Tensor) -> None:
         super().__init__((mask,))
         self.mask = mask  # [blocks] bool: those that no kernel sees
@@ -123,7 +123,7 @@ def build_list(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> NonZe
     block = nonzeros.source // key.channel_block
     channels = key.groups * key.dest_channels
     segment = (tap_class[nonzeros.tap] * key.blocks + block) * channels + nonzeros.dest
-    segment, order, first = _sorted(segment, key.segments)
+    segment, order, first = ordered(segment, key.segments)
     count = first.diff()
     starts = torch.zeros_like(first)
     torch.cumsum((count + ALIGN - 1) // ALIGN * ALIGN, 0, out=starts[1:])
@@ -149,7 +149,7 @@ def build_direct_list(crow_indices: Tensor, col_indices: Tensor, key: DirectKey)
     tap_class, tap_dh, tap_dw = tables.to(col_indices.device, non_blocking=True)
     channels = key.groups * key.dest_channels
     segment = tap_class[nonzeros.tap] * channels + nonzeros.dest
-    _, order, first = _sorted(segment, key.classes * channels)
+    _, order, first = ordered(segment, key.classes * channels)
     tap = nonzeros.tap[order]
     columns = nonzeros.source[order], tap_dh[tap], tap_dw[tap], nonzeros.value[order]
     entries = torch.stack(columns, 1).int()
@@ -180,8 +180,8 @@ def _take_apart(crow: Tensor, col: Tensor, key: ListKey | DirectKey) -> _NonZero
     return _NonZeros(tap, row % rows_of_group, group * key.dest_channels + channel, value)
 
 
-def _sorted(segment: Tensor, segments: int) -> tuple[Tensor, Tensor, Tensor]:
+def ordered(segment: Tensor, segments: int) -> tuple[Tensor, Tensor, Tensor]:
     """(sorted segments, the order that sorts them stably, [segments + 1] first of each)."""
-    ordered, order = segment.sort(stable=True)
+    in_order, order = segment.sort(stable=True)
     numbers = torch.arange(segments + 1, device=segment.device)
-    return ordered, order, torch.searchsorted(ordered, numbers)
+    return in_order, order, torch.searchsorted(in_order, numbers)

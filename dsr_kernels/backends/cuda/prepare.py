@@ -27,6 +27,7 @@ class GatherPass:
     key: ListKey
     dtype: str
     launches: tuple[native._cuda.Gather, ...]
+    clocks: float  # modelled
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class GradWeightPass:
     splits: int
     launch: native._cuda.GradWeight
     unmet: tuple[bool, ...]
+    clocks: float  # modelled
 
 
 @dataclass(frozen=True)
@@ -56,36 +58,51 @@ def prepare_gather(
     device: Device,
 ) -> GatherPass | DirectPass:
     """The launches of a forward or grad-input pass: with slabs where they fit, else direct."""
-    shape, source_strides, dest_strides = _as_columns(shape, source_strides, dest_strides)
+    shape, source_strides, dest_strides = as_columns(shape, source_strides, dest_strides)
     tiling = _slab_tiling(choose_gather, shape, images, density, dtype, device)
     if tiling is None:
         return _direct(shape, images, dtype, source_strides, dest_strides)
-    key = _list_key(shape, tiling.channel_block, tiling.layouts)
+    key = list_key(shape, tiling.channel_block, tiling.layouts)
+    strides = source_strides, dest_strides
+    launches = gather_launches(shape, images, tiling, key, shape.dest_channels, strides, device)
+    return GatherPass(key, _name(dtype), launches, tiling.clocks)
+
+
+def gather_launches(
+    shape: PassShape,
+    images: int,
+    tiling: GatherTiling,
+    key: ListKey,
+    segments: int,  # of a class, block of source channels and group
+    strides: tuple[tuple[int, ...], tuple[int, ...]],  # of source and destination
+    device: Device,
+) -> tuple[native._cuda.Gather, ...]:
     numbered = list(enumerate(zip(shape.classes, tiling.layouts, strict=True)))
     most = native._C.cuda_limits.MAX_CLASSES
     launches = []
     for first in range(0, len(numbered), most):
         launch = native._cuda.Gather()
-        _set_channels(launch, shape, tiling.channel_block)
+        set_channels(launch, shape, tiling.channel_block)
         launch.row_warps, launch.rows, launch.units = tiling.row_warps, tiling.rows, tiling.units
+        launch.transposed = shape.transposed
         launch.dest_step_h, launch.dest_step_w = shape.dest_step_h, shape.dest_step_w
-        launch.lanes_on_channels = _channels_contiguous(shape, source_strides)
-        launch.slab_bytes = _slab_bytes(tiling.channel_block, tiling.layouts)
+        launch.lanes_on_channels = channels_contiguous(shape, strides[0])
+        launch.slab_bytes = slab_bytes(tiling.channel_block, tiling.layouts)
         launch.blocks_limit = device.multiprocessors
-        launch.source_strides, launch.dest_strides = source_strides, dest_strides
+        launch.source_strides, launch.dest_strides = strides
         part, tiles = numbered[first : first + most], 0
         for slot, (index, (c, layout)) in enumerate(part):
             one = native._cuda.GatherClass()
-            one.slab = _slab(shape, c, layout, images)
+            one.slab = native_slab(shape, c, layout, images)
             one.dest_h, one.dest_w = c.dest_h, c.dest_w
             one.blocks = key.blocks if c.taps else 0
-            one.first_segment = index * key.blocks * shape.groups * shape.dest_channels
+            one.first_segment = index * key.blocks * shape.groups * segments
             one.first_tile = tiles
             launch.set_class(slot, one)
             tiles += layout.tiles
         launch.class_count, launch.tiles = len(part), tiles
         launches.append(launch)
-    return GatherPass(key, _name(dtype), tuple(launches))
+    return tuple(launches)
 
 
 def prepare_grad_weight(
@@ -98,22 +115,23 @@ def prepare_grad_weight(
     device: Device,
 ) -> GradWeightPass | DirectPass:
     """The launch of a grad-weight pass: with slabs where they fit, else direct."""
-    shape, source_strides, grad_strides = _as_columns(shape, source_strides, grad_strides)
+    shape, source_strides, grad_strides = as_columns(shape, source_strides, grad_strides)
     tiling = _slab_tiling(choose_grad_weight, shape, images, density, dtype, device)
     if tiling is None:
         return _direct(shape, images, dtype, source_strides, grad_strides)
     layouts = (tiling.layout,)
-    key = _list_key(shape, tiling.channel_block, layouts)
+    key = list_key(shape, tiling.channel_block, layouts)
     launch = native._cuda.GradWeight()
-    _set_channels(launch, shape, tiling.channel_block)
-    launch.slab = _slab(shape, shape.classes[0], tiling.layout, images)
+    set_channels(launch, shape, tiling.channel_block)
+    launch.slab = native_slab(shape, shape.classes[0], tiling.layout, images)
     launch.blocks, launch.tiles = key.blocks, tiling.layout.tiles
     launch.tiles_per_split, launch.splits = tiling.tiles_per_split, tiling.splits
     launch.units, launch.row_block = tiling.units, tiling.row_block
-    launch.lanes_on_channels = _channels_contiguous(shape, source_strides)
-    launch.slab_bytes = _slab_bytes(tiling.channel_block, layouts)
+    launch.lanes_on_channels = channels_contiguous(shape, source_strides)
+    launch.slab_bytes = slab_bytes(tiling.channel_block, layouts)
     launch.source_strides, launch.grad_strides = source_strides, grad_strides
-    return GradWeightPass(key, _name(dtype), tiling.splits, launch, _unmet(key))
+    unmet, clocks = unmet_taps(key), tiling.clocks
+    return GradWeightPass(key, _name(dtype), tiling.splits, launch, unmet, clocks)
 
 
 Tiling = TypeVar("Tiling", GatherTiling, GradWeightTiling)
@@ -140,7 +158,7 @@ def _slab_tiling(
     return tiling if density * tiling.channel_block * shape.taps >= 0.5 else None
 
 
-def _as_columns(
+def as_columns(
     shape: PassShape, source_strides: tuple[int, ...], dest_strides: tuple[int, ...]
 ) -> tuple[PassShape, tuple[int, ...], tuple[int, ...]]:
     """A pointwise pass sees an image as one column of pixels where memory does.
@@ -185,10 +203,10 @@ def _direct(
         launches.append(launch)
     by_tap = _by_tap(shape, lambda c, dh, dw: (c.first_h + dh, c.first_w + dw))
     key = DirectKey(*_pattern_fields(shape), *by_tap)
-    return DirectPass(key, _name(dtype), tuple(launches), _unmet(key))
+    return DirectPass(key, _name(dtype), tuple(launches), unmet_taps(key))
 
 
-def _list_key(shape: PassShape, channel_block: int, layouts: tuple[Layout, ...]) -> ListKey:
+def list_key(shape: PassShape, channel_block: int, layouts: tuple[Layout, ...]) -> ListKey:
     layout_of = dict(zip(shape.classes, layouts, strict=True))
 
     def place(c: PassClass, dh: int, dw: int) -> tuple[int, int]:
@@ -206,7 +224,7 @@ def _pattern_fields(shape: PassShape) -> tuple[bool, int, int, int, int, int]:
     return shape.transposed, rows, *channels, len(shape.classes) + 1
 
 
-def _unmet(key: ListKey | DirectKey) -> tuple[bool, ...]:
+def unmet_taps(key: ListKey | DirectKey) -> tuple[bool, ...]:
     unmet = tuple(c == key.classes - 1 for c in key.tap_class)
     return unmet if any(unmet) else ()
 
@@ -223,8 +241,10 @@ def _by_tap(
     return tuple(zip(*tables, strict=True))
 
 
-def _set_channels(
-    launch: native._cuda.Gather | native._cuda.GradWeight, shape: PassShape, channel_block: int
+def set_channels(
+    launch: native._cuda.Gather | native._cuda.GradWeight | native._cuda.WindowGradWeight,
+    shape: PassShape,
+    channel_block: int,
 ) -> None:
     launch.groups = shape.groups
     launch.dest_channels = shape.dest_channels
@@ -232,7 +252,7 @@ def _set_channels(
     launch.channel_block = channel_block
 
 
-def _slab(shape: PassShape, c: PassClass, layout: Layout, images: int) -> native._cuda.Slab:
+def native_slab(shape: PassShape, c: PassClass, layout: Layout, images: int) -> native._cuda.Slab:
     slab = native._cuda.Slab()
     slab.rows, slab.cols = c.rows, c.cols
     slab.tile_cols, slab.chunks = layout.tile_cols, layout.chunks
@@ -247,11 +267,11 @@ def _slab(shape: PassShape, c: PassClass, layout: Layout, images: int) -> native
     return slab
 
 
-def _slab_bytes(channel_block: int, layouts: tuple[Layout, ...]) -> int:
+def slab_bytes(channel_block: int, layouts: tuple[Layout, ...]) -> int:
     return channel_block * max(layout.plane for layout in layouts) * VECTOR_BYTES
 
 
-def _channels_contiguous(shape: PassShape, strides: tuple[int, ...]) -> bool:
+def channels_contiguous(shape: PassShape, strides: tuple[int, ...]) -> bool:
     """Whether lanes that load side by side should be channels: no row or column is contiguous."""
     _, channel, row, col = strides
     along_cols = shape.width > 1 and col == 1

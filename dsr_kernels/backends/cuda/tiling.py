@@ -96,13 +96,13 @@ def gather_tilings(
         items = row_blocks * sum(layout.tiles for layout in layouts)
         rounds = -(-items // device.multiprocessors)
         plane = max(layout.plane for layout in layouts) * VECTOR_BYTES
-        for channels in _channel_blocks(shape.source_channels, plane, device):
+        for channels in channel_blocks(shape.source_channels, plane, device):
             tiling = GatherTiling(rows, units, row_warps, channels, layouts, 0.0)
             work = sum(
                 layout.tiles * _gather_item(shape, c, layout, tiling, density, element_size)
                 for c, layout in zip(shape.classes, layouts, strict=True)
             )
-            first = _fill_clocks(layouts[0], channels, element_size)
+            first = fill_clocks(layouts[0], channels, element_size)
             clocks = work * row_blocks / items * rounds + first
             yield dataclasses.replace(tiling, clocks=clocks * _crowding(channels * plane))
 
@@ -119,23 +119,23 @@ def grad_weight_tilings(
         if not layouts:
             continue
         (layout,) = layouts
-        for channels in _channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
+        for channels in channel_blocks(shape.source_channels, layout.plane * VECTOR_BYTES, device):
             blocks = -(-shape.source_channels // channels) * shape.groups
             fill = fill_cost(layout, channels, element_size)
-            fill_clocks = _fill_clocks(layout, channels, element_size)
+            first = fill_clocks(layout, channels, element_size)
             for wanted in (1, 2, 4, 8):  # parts of the output channels, where positions are few
                 rows = -(-shape.dest_channels // wanted)
                 loads = rows / shape.dest_channels * channels * nonzeros
                 per_tile = loads * (units * 4 * layout.conflicts + 2.5) + fill
                 per_tile += rows * (units * VECTOR_BYTES // element_size + SEGMENT / 2)
-                per_tile = max(per_tile, fill_clocks, rows / COMPUTE_WARPS * ROW) + STEP
+                per_tile = max(per_tile, first, rows / COMPUTE_WARPS * ROW) + STEP
                 parts = blocks * -(-shape.dest_channels // rows)
                 for waves in (1, 2, 4):
                     splits = max(1, min(layout.tiles, device.multiprocessors * waves // parts))
                     tiles = -(-layout.tiles // splits)
                     tiling = GradWeightTiling(units, channels, rows, tiles, layout, 0.0)
                     rounds = -(-parts * tiling.splits // device.multiprocessors)
-                    clocks = (per_tile * tiles + fill_clocks / 2) * rounds
+                    clocks = (per_tile * tiles + first / 2) * rounds
                     clocks += (
                         tiling.splits * blocks * channels * nonzeros * 4 / 1000
                     )  # partial sums
@@ -171,7 +171,7 @@ def _gather_item(
     loads *= 1.15 if tiling.units == 1 else 1.0  # as measured: fewer loads in flight
     blocks = -(-shape.source_channels // tiling.channel_block)
     loads += blocks * tiling.rows * COMPUTE_WARPS * SEGMENT / 4
-    filled = _fill_clocks(layout, shape.source_channels, element_size)
+    filled = fill_clocks(layout, shape.source_channels, element_size)
     together = loads + fill_cost(layout, shape.source_channels, element_size)
     return max(together, filled) + stores + blocks * STEP
 
@@ -181,7 +181,7 @@ def _crowding(slab: int) -> float:
     return 1.08 if SLABS * slab > 180_000 else 1.0
 
 
-def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
+def fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
     """Clocks that the filling warps alone take: to issue, or for what they have in flight."""
     steps = -(-layout.pixels // 32) * channels / FILL_WARPS
     if element_size == 4:
@@ -189,7 +189,7 @@ def _fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
     return steps / FILL_BATCH * LATENCY
 
 
-def _channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:
+def channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:
     """Source channels of a slab, SLABS of which must fit shared memory."""
     most = min(device.shared_per_block // SLABS // plane, channels)
     if most < 1:

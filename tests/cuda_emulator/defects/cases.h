@@ -25,6 +25,7 @@ extern const std::vector<Case> kRaces;
 extern const std::vector<Case> kMeetings;
 extern const std::vector<Case> kMemory;
 extern const std::vector<Case> kCopies;
+extern const std::vector<Case> kMatrices;
 extern const std::vector<Case> kPrimitives;
 
 }  // namespace dsr::emulator::defects

@@ -38,7 +38,7 @@ DSR_EXPORT int dsr_run_clean() {
   dsr::emulator::configure_from_environment();
   int wrong = 0;
   for (const auto* cases : {&defects::kRaces, &defects::kMeetings, &defects::kMemory,
-                            &defects::kCopies, &defects::kPrimitives}) {
+                            &defects::kCopies, &defects::kMatrices, &defects::kPrimitives}) {
     for (const defects::Case& chosen : *cases) wrong += defects::run_case(chosen, false);
   }
   using dsr::emulator::KernelRecord;
@@ -53,8 +53,8 @@ DSR_EXPORT int dsr_run_clean() {
 // without it: a launch that failed must not harm the next. -1: it did, or there is no such case.
 DSR_EXPORT int dsr_run_planted(const char* name, int runs) {
   namespace defects = dsr::emulator::defects;
-  for (const auto* cases :
-       {&defects::kRaces, &defects::kMeetings, &defects::kMemory, &defects::kCopies}) {
+  for (const auto* cases : {&defects::kRaces, &defects::kMeetings, &defects::kMemory,
+                            &defects::kCopies, &defects::kMatrices}) {
     for (const defects::Case& chosen : *cases) {
       if (std::strcmp(chosen.name, name) != 0) continue;
       int wrong = 0;

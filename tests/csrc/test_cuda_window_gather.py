@@ -1,0 +1,258 @@
+"""Forward and grad-input by the GPU's matrix units, against torch in float64 on the same weights.
+
+`-k small` picks what the emulator's thread sanitizer build runs in a reasonable time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import cycle
+
+import pytest
+import torch
+from helpers import cuda_fused_cases
+from helpers.cuda_conv_cases import (
+    TWO,
+    InTurn,
+    conv_and_input,
+    forward_and_grad_input,
+    gpu_kernels,
+)
+from helpers.cuda_device import DEVICE, EMULATED, configure, emulated, kernels
+from helpers.cuda_window_cases import (
+    SHAPES,
+    WindowsAtRandom,
+    check_gathers,
+    choices,
+    model,
+    problem,
+    readers,
+    small,
+)
+from helpers.formats import FORMATS, gradient_of
+from helpers.nn_cases import same_bits, swap_pattern
+
+from dsr_kernels.backends.blocks import BLOCK_SIZES
+from dsr_kernels.backends.cuda import call
+from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
+from dsr_kernels.backends.cuda.window_gather import UNITS, WindowGatherPass
+
+LOW = (torch.bfloat16, torch.float16)
+low = pytest.mark.parametrize("dtype", LOW, ids=str)
+EVERY = [(name, size) for name in SHAPES for size in BLOCK_SIZES]
+
+
+def check(conv, x, choice=model, device=None, grad=None) -> list[torch.Tensor]:
+    grad = gradient_of(conv, x) if grad is None else grad
+    before = sum(launches().values())
+    with gpu_kernels(window_gather=choice, device=device):
+        found = forward_and_grad_input(conv, x, grad)
+    assert sum(launches().values()) >= before + 2 or not EMULATED
+    check_gathers(conv, x, grad, found)
+    return found
+
+
+def launches() -> dict[str, int]:
+    """Of the kernels by windows; nothing where they are not emulated."""
+    found = kernels().emulator.kernels() if EMULATED else {}
+    return {name: n for name, n in found.items() if "window_gather" in name}
+
+
+@pytest.mark.parametrize("name, size", EVERY)
+def test_every_shape_and_block_size(name: str, size: int) -> None:
+    dtype = LOW[EVERY.index((name, size)) % 2]
+    check(*problem(name, dtype, size))
+
+
+@pytest.mark.parametrize("name", ["many channels, stride (2, 3)", "groups", "16 wide"])
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_tilings(name: str, size: int) -> None:
+    """Blocks of source channels that cut blocks of weights, too."""
+    conv, x = problem(name, torch.bfloat16, size)
+    grad = gradient_of(conv, x)
+    tilings = InTurn(choices)
+    for _ in tilings:
+        check(conv, x, tilings, TWO, grad)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_tiling(seed: int) -> None:
+    names = list(SHAPES)
+    conv, x = problem(names[seed % len(names)], LOW[seed % 2], BLOCK_SIZES[seed % 5])
+    configure(seed=seed)
+    check(conv, x, WindowsAtRandom(seed).windows, TWO)
+    configure()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_memory_formats(name: str) -> None:
+    of_x, of_grad = FORMATS[name]
+    conv, x = problem("stride (2, 3)", torch.bfloat16, 4)
+    check(conv, of_x(x), grad=of_grad(gradient_of(conv, x)))
+
+
+@low
+def test_patterns_from_empty_to_full(dtype: torch.dtype) -> None:
+    conv, x = problem("16 wide", dtype)
+    for nnz in (0, 1, 2, conv.numel - 1, conv.numel):
+        swap_pattern(conv, nnz, seed=nnz)
+        conv.weight_values.data.mul_(0.1).copy_(conv.weight_values.detach().to(dtype))
+        check(conv, x)
+
+
+def test_values_anywhere_in_memory() -> None:
+    """Chunks of four values need an address that is a multiple of 16; others are read apart."""
+    conv, x = problem("16 wide", torch.bfloat16, 8)
+    expected = check(conv, x)
+    for shift in (1, 2, 3):
+        apart = torch.empty(conv.nnz + shift)[shift:].view(conv.weight_values.shape)
+        conv.weight_values.data = apart.to(DEVICE).copy_(conv.weight_values.detach())
+        assert same_bits(check(conv, x), expected)
+
+
+@pytest.mark.parametrize("name", ["7 wide, stride 2", "groups", "1 x 1"])
+@low
+def test_the_same_bits_in_any_order(name: str, dtype: torch.dtype) -> None:
+    conv, x = problem(name, dtype, 2)
+    found = []
+    for seed, order in enumerate(("random", "random", "ascending", "descending")):
+        configure(seed=seed, order=order)
+        found.append(check(conv, x, device=TWO))
+    configure()
+    assert all(same_bits(found[0], other) for other in found[1:])
+
+
+def test_weights_are_rounded_to_the_type_of_activations() -> None:
+    conv, x = problem("16 wide", torch.bfloat16, 4)
+    rounded = conv.weight_values.detach().clone()
+    conv.weight_values.data.mul_(1 + 2.0**-10)  # less than half a unit of the last place
+    grad = gradient_of(conv, x)
+    with gpu_kernels(window_gather=model):
+        found = forward_and_grad_input(conv, x, grad)
+        conv.weight_values.data.copy_(rounded)
+        assert same_bits(forward_and_grad_input(conv, x, grad), found)
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+@low
+def test_what_is_not_finite_stays_in_windows_that_read_it(value, size, dtype) -> None:
+    """There it spoils rows without a weight, too; it may be infinite or NaN in any of them."""
+    conv, x = problem("nearly empty", dtype, size, sparsity=0.9)
+    with gpu_kernels(window_gather=model), torch.no_grad():
+        expected = conv(x)
+        x[1, 3, 2, 2], x[4, 20, 0, 4] = value, -value
+        y = conv(x)
+    own, windows = readers(conv, x)
+    assert own.any() and windows[own].all() and (size == 16 or (windows & ~own).any())
+    assert not y[windows].isfinite().any()
+    assert same_bits([y[~windows]], [expected[~windows]])
+
+
+# ---- fused --------------------------------------------------------------------------------------
+
+
+def check_fused(name: str, dtype: torch.dtype, size: int, choice=model, device=None, **parts):
+    conv, x = problem(name, dtype, size)
+    p = cuda_fused_cases.problem(conv, x, **parts)
+    with gpu_kernels(window_gather=choice, device=device):
+        found = cuda_fused_cases.results(p)
+    cuda_fused_cases.check(p, found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name, size, parts",
+    list(zip(list(SHAPES) * 2, cycle(BLOCK_SIZES), cycle(cuda_fused_cases.PARTS), strict=False)),
+)
+def test_fused(name: str, size: int, parts: str) -> None:
+    for number, chosen in enumerate(("everything", parts)):
+        check_fused(name, LOW[number], size, **cuda_fused_cases.PARTS[chosen])
+
+
+@low
+def test_fused_in_any_order(dtype: torch.dtype) -> None:
+    found = []
+    for seed, order in enumerate(("random", "ascending", "descending")):
+        configure(seed=seed, order=order)
+        found.append(check_fused("groups", dtype, 4, small(8), TWO))
+    configure()
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in other)
+
+
+# ---- instances, and the choice ------------------------------------------------------------------
+
+
+@emulated
+@low
+def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
+    """Each thread block has several items of work, each of them several slabs."""
+    before = launches()
+    for units, size in zip(UNITS, (1, 8), strict=True):
+        conv, x = problem("7 wide, stride 2", dtype, size)
+        check(conv, x[:9], small(units), TWO)
+        p = cuda_fused_cases.problem(conv, x[:9])
+        with gpu_kernels(window_gather=small(units), device=TWO):
+            found = cuda_fused_cases.results(p)
+        cuda_fused_cases.check(p, found)
+    kind = {torch.bfloat16: "<__nv_bfloat16", torch.float16: "<__half"}[dtype]
+    ours = {name: n for name, n in launches().items() if kind in name}
+    assert len(ours) == 2 * len(UNITS)
+    assert all(n > before[name] for name, n in ours.items())
+
+
+def chosen(conv, x, shape_of, image: int | None = None) -> bool:
+    """Whether the cost model takes windows; `image` elements lie between images of the result."""
+    y = torch.empty(x.shape[0], conv.out_channels, *x.shape[2:])  # "same" padding
+    with gpu_kernels(window_gather=None):
+        sizes = tuple(x.shape), tuple(y.shape), cuda_fused_cases.shape_of(conv)
+        density = call.density_of(conv.nnz, sizes[2])
+        source, dest = (x, y) if shape_of is forward_shape else (y, x)
+        strides = source.stride(), (image or dest.stride()[0], *dest.stride()[1:])
+        found = call.gather_pass(
+            shape_of, *sizes, density, conv.block_size, x.dtype, *strides, call.device_of(x)
+        )
+    return isinstance(found, WindowGatherPass)
+
+
+@pytest.mark.parametrize("shape_of", [forward_shape, grad_input_shape])
+def test_what_takes_windows(shape_of) -> None:
+    """Many channels at 90 % in 16 bits do; float32 and layers of few channels never do."""
+    arguments = {"padding": 1, "sparsity": 0.9, "block_size": 16}
+    conv, x = conv_and_input((256, 256, 3, (14, 14), 8), arguments, torch.bfloat16)
+    assert chosen(conv, x, shape_of)
+    assert not chosen(conv, x.float(), shape_of)
+    for channels, groups in ((4, 1), (64, 16)):
+        arguments = {"padding": 1, "sparsity": 0.0, "groups": groups}
+        conv, x = conv_and_input((channels, channels, 3, (4, 4), 8), arguments, torch.bfloat16)
+        assert not chosen(conv, x, shape_of)
+
+
+@pytest.mark.parametrize("shape_of", [forward_shape, grad_input_shape])
+def test_positions_too_far_apart_have_no_windows(shape_of) -> None:
+    """A warp's 8 positions of 8 images each must be within 32 bits of each other."""
+    arguments = {"padding": 1, "sparsity": 0.5, "block_size": 16}
+    conv, x = conv_and_input((256, 256, 3, (1, 1), 64), arguments, torch.bfloat16)
+    assert chosen(conv, x, shape_of, image=2**24)
+    assert not chosen(conv, x, shape_of, image=2**27)  # eight images are within 2**31
+
+
+def test_kernels_that_are_not_compiled_are_named() -> None:
+    conv, x = problem("16 wide", torch.bfloat16)
+    for fields in ({"units": 3}, {"rows": 8}):
+        with (
+            gpu_kernels(window_gather=lambda *p, f=fields: dataclasses.replace(model(*p), **f)),
+            pytest.raises(ValueError, match=r"window_gather: no kernel of \d+ rows and \d units"),
+        ):
+            conv(x)
+    native = kernels()
+    launch = native.Gather()
+    launch.tiles = 1
+    listed = (0,) * 5 + (1, 0)
+    with pytest.raises(ValueError, match="window_gather: no kernel of 4-byte elements"):
+        native.window_gather((0, 0), launch, listed, "float32", 0, 0, 0, 0, None)
+    launch.rows, launch.units, launch.row_warps = 16, 8, 1
+    launch.groups, launch.dest_channels, launch.tiles = 1, 9, 2**29
+    with pytest.raises(ValueError, match="window_gather: too many tiles"):
+        native.window_gather((0, 0), launch, listed, "bfloat16", 0, 0, 0, 0, None)

@@ -1,0 +1,48 @@
+"""Grad-weight by the GPU's matrix units, under tilings of the test's choice."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from helpers.cuda_conv_cases import TWO, direct, gpu_kernels
+
+from dsr_kernels.backends.cuda import call
+from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
+
+# Windows that end early and several of them, groups, strides, dilation, several slabs.
+CASES = {
+    "ragged windows": ((6, 41, 3, (5, 9), 9), {"padding": 1, "sparsity": 0.8}),
+    "groups, stride (2, 3)": (
+        (12, 66, (3, 2), (8, 11), 13),
+        {"padding": 1, "stride": (2, 3), "groups": 3, "sparsity": 0.5},
+    ),
+    "dilation": ((9, 16, 3, (7, 6), 8), {"padding": 2, "dilation": 2, "sparsity": 0.6}),
+    "1 x 1": ((40, 24, 1, (5, 9), 7), {"sparsity": 0.7}),
+}
+# Two thread blocks at least, each with several tiles and steps, and a warp with several turns.
+SMALL = (4, 20, 3, (9, 8), 9), {"padding": 1, "stride": 2, "sparsity": 0.2}
+
+
+def windows(choose=None, device=TWO) -> contextlib.AbstractContextManager:
+    """Inside, every grad-weight that can goes by windows; by the tiling that `choose` picks."""
+    choose = choose or (lambda found: min(found, key=lambda t: t.clocks))
+
+    def chosen(*problem):
+        found = list(window_grad_weight_tilings(*problem))
+        return choose(found) if found else None
+
+    return gpu_kernels(grad_weight=direct, window_grad_weight=chosen, device=device)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The passes by windows that ran; there must be some."""
+    found, by_windows = [], call.grad_weight_by_windows
+
+    def noted(*arguments, **more):
+        found.append(arguments[5])
+        return by_windows(*arguments, **more)
+
+    monkeypatch.setattr(call, "grad_weight_by_windows", noted)
+    return found
