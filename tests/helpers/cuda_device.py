@@ -13,7 +13,7 @@ from dsr_kernels.backends import native
 
 DEVICE = torch.device(os.environ.get("DSR_TEST_DEVICE", "cpu"))
 EMULATED = DEVICE.type == "cpu"
-if not EMULATED and DEVICE.index is None:
+if not EMULATED and DEVICE.index is None and torch.cuda.is_available():
     DEVICE = torch.device(DEVICE.type, torch.cuda.current_device())
 
 emulated = pytest.mark.skipif(not EMULATED, reason="about the emulated kernels")

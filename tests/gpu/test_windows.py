@@ -1,0 +1,179 @@
+"""16-bit layers by the GPU's matrix units, also where the planner would not take them.
+
+With DSR_TEST_DEVICE=cpu the emulator runs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from itertools import cycle
+
+import pytest
+import torch
+from helpers import cuda_fused_cases
+from helpers.cuda_conv_cases import gpu_kernels
+from helpers.cuda_window_cases import SHAPES, model, problem, readers
+from helpers.formats import FORMATS, gradient_of
+from helpers.nn_cases import results, same_bits
+
+from dsr_kernels.backends import native
+from dsr_kernels.backends.cuda import call, window_gather, window_grad_weight
+from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
+from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
+
+from .cases import LARGE, check_layer, on_device
+from .device import DEVICE, ON_CUDA, cuda_only
+
+pytestmark = pytest.mark.gpu
+if ON_CUDA and native._cuda is None:
+    pytest.skip("this build has no CUDA kernels", allow_module_level=True)
+LOW = (torch.bfloat16, torch.float16)
+low = pytest.mark.parametrize("dtype", LOW, ids=str)
+SIZES = (1, 4, 16)  # of blocks
+EVERY = ["gather", "gather", "grad_weight"]  # forward, grad-input, grad-weight
+
+
+def cheapest(*sizes):
+    found = min(window_grad_weight_tilings(*sizes), key=lambda t: t.clocks, default=None)
+    return found and dataclasses.replace(found, clocks=-1.0)
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[str]]:
+    """The passes that went by windows inside."""
+    found, gather, grad_weight = [], call.gather, call.grad_weight_by_windows
+
+    def noted_gather(*arguments, **more):
+        found.extend(["gather"] * isinstance(arguments[3], WindowGatherPass))
+        return gather(*arguments, **more)
+
+    def noted_grad_weight(*arguments, **more):
+        found.append("grad_weight")
+        return grad_weight(*arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(call, "gather", noted_gather)
+        patch.setattr(call, "grad_weight_by_windows", noted_grad_weight)
+        yield found
+
+
+@contextlib.contextmanager
+def windows() -> Iterator[list[str]]:
+    """Inside, whatever can goes by windows; the passes that did."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        if ON_CUDA:
+            patch.setattr(window_gather, "choose_window_gather", model)
+            patch.setattr(window_grad_weight, "choose_window_grad_weight", cheapest)
+        else:
+            stack.enter_context(gpu_kernels(window_gather=model, window_grad_weight=cheapest))
+        found = stack.enter_context(noted())
+        passes = call.gather_pass, call.grad_weight_pass
+        for kept in passes:
+            stack.callback(kept.cache_clear)
+            kept.cache_clear()
+        yield found
+
+
+def layer(name: str, dtype: torch.dtype, size: int) -> tuple:
+    conv, x = problem(name, dtype, size)
+    return conv.to(DEVICE), x.to(DEVICE)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("name, size", [("7 wide, stride 2", 1), ("groups", 8), ("dead taps", 4)])
+@low
+def test_tiny(name: str, size: int, dtype: torch.dtype) -> None:
+    conv, x = layer(name, dtype, size)
+    with windows() as taken:
+        check_layer(conv, x[:9])
+    assert taken == EVERY
+
+
+@pytest.mark.parametrize("name, dtype", list(zip(SHAPES, cycle(LOW), strict=False)), ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_shape(name: str, dtype: torch.dtype, size: int) -> None:
+    conv, x = layer(name, dtype, size)
+    with windows() as taken:
+        check_layer(conv, x)
+        last = {"memory_format": torch.channels_last}
+        check_layer(conv, x.to(**last), gradient_of(conv, x).to(**last))
+    assert taken[:3] == EVERY
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_memory_formats(name: str) -> None:
+    of_x, of_grad = FORMATS[name]
+    conv, x = layer("stride (2, 3)", torch.bfloat16, 4)
+    with windows() as taken:
+        check_layer(conv, of_x(x), of_grad(gradient_of(conv, x)))
+    assert taken[-3:] == EVERY
+
+
+@pytest.mark.parametrize("name, size", list(zip(LARGE, cycle(SIZES), strict=False)))
+@cuda_only
+def test_large_convolutions(name: str, size: int) -> None:
+    conv, x = on_device(name, torch.bfloat16, LARGE, size)
+    with windows() as taken:
+        check_layer(conv, x, device=DEVICE)
+    assert "grad_weight" in taken
+
+
+@pytest.mark.parametrize("size", SIZES)
+@cuda_only
+def test_what_the_planner_takes(size: int, note) -> None:
+    for name in LARGE:
+        conv, x = on_device(name, torch.bfloat16, LARGE, size)
+        with noted() as taken:
+            check_layer(conv, x, device=DEVICE)
+        note(f"{name} in blocks of {size}, bfloat16: by windows {', '.join(taken) or 'nothing'}")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@low
+def test_what_is_not_finite_stays_in_windows_that_read_it(size: int, dtype: torch.dtype) -> None:
+    conv, x = problem("nearly empty", dtype, size, sparsity=0.9)
+    conv, x = conv.to(DEVICE), x.to(DEVICE)
+    with windows() as taken, torch.no_grad():
+        expected = conv(x)
+        x[1, 3, 2, 2], x[4, 20, 0, 4] = torch.inf, torch.nan
+        y = conv(x)
+    _, spoilt = readers(conv, x)
+    assert spoilt.any() and not y[spoilt].isfinite().any()
+    assert same_bits([y[~spoilt]], [expected[~spoilt]])
+    assert taken == EVERY[:2]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_two_runs_have_the_same_bits(size: int) -> None:
+    conv, x = layer("many channels, stride (2, 3)", torch.bfloat16, size)
+    with windows():
+        grad = gradient_of(conv, x)
+        assert same_bits(results(conv, x, grad), results(conv, x, grad))
+
+
+@pytest.mark.parametrize("parts", cuda_fused_cases.PARTS)
+@pytest.mark.parametrize("name, size", [("groups", 4), ("14 wide", 16), ("56 wide", 1)])
+def test_fused(name: str, size: int, parts: str) -> None:
+    conv, x = layer(name, LOW[size == 4], size)
+    p = cuda_fused_cases.problem(conv, x, **cuda_fused_cases.PARTS[parts])
+    with windows() as taken:
+        found = cuda_fused_cases.by_operations(p)
+    cuda_fused_cases.check(p, found)
+    assert sorted(taken) == ["gather", *EVERY]  # forward twice: as it is, and folded
+
+
+@cuda_only
+def test_a_graph_has_the_bits_of_eager_mode() -> None:
+    conv, x = layer("16 wide", torch.bfloat16, 4)
+    with windows(), torch.no_grad():
+        expected = conv(x)  # makes the lists
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = conv(x)
+        y.fill_(torch.nan)
+        graph.replay()
+        torch.cuda.synchronize(DEVICE)
+    assert torch.equal(y, expected)
