@@ -152,9 +152,11 @@ def test_bytes_of_the_list() -> None:
 
 @pytest.mark.parametrize(
     "rows, size, transposed, independent",
-    [(8, 1, False, 8), (64, 1, False, 16), (64, 4, False, 4), (64, 32, False, 1)]
-    # Blocks of 16 across groups of 8 rows, and of 8 across groups of 12.
-    + [(8, 16, False, 1), (12, 8, False, 3), (8, 16, True, 16)],
+    [
+        *((8, 1, False, 8), (64, 1, False, 16), (64, 4, False, 4), (64, 32, False, 1)),
+        # Blocks of 16 across groups of 8 rows, and of 8 across groups of 12.
+        *((8, 16, False, 1), (12, 8, False, 3), (8, 16, True, 16)),
+    ],
 )
 def test_entries_that_a_window_meets(rows, size, transposed, independent) -> None:
     """As many rows of a window as differ say how many of its pairs have a non-zero."""
