@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dsr_kernels.backends.blocks import BLOCK_SIZES
 from dsr_kernels.backends.cuda import prepare
 from dsr_kernels.backends.cuda.passes import PassShape
+from dsr_kernels.backends.cuda.window_costs import entries_met
 from dsr_kernels.backends.cuda.window_lists import STEP, WINDOW, WindowList, build_windows
 from dsr_kernels.topology import Topology
 
@@ -147,3 +148,17 @@ def test_bytes_of_the_list() -> None:
         pattern = Topology.random((64, 64, 3, 3), 64 * 64 * 9 // 10 // 16 * 16, block_size=size)
         found = build_windows(pattern.crow_indices, pattern.col_indices, key)
         assert found.bytes <= 9 * pattern.nnz / size + 4 * 36864 / 256 + 16 * 16 * 4
+
+
+@pytest.mark.parametrize(
+    "rows, size, transposed, independent",
+    [
+        *((8, 1, False, 8), (64, 1, False, 16), (64, 4, False, 4), (64, 32, False, 1)),
+        # Blocks of 16 across groups of 8 rows, and of 8 across groups of 12.
+        *((8, 16, False, 1), (12, 8, False, 3), (8, 16, True, 16)),
+    ],
+)
+def test_entries_that_a_window_meets(rows, size, transposed, independent) -> None:
+    """As many rows of a window as differ say how many of its pairs have a non-zero."""
+    shape = Conv((9, 9), (3, 3), (1, 1), (1,) * 4, (1, 1), 64, rows).passes()[transposed]
+    assert entries_met(shape, 0.1, size) == pytest.approx(1 - 0.9**independent)
