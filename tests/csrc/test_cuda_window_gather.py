@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import cuda_fused_cases
 from helpers.cuda_conv_cases import (
+    EMULATED_GPU,
     TWO,
     InTurn,
     conv_and_input,
@@ -33,9 +34,10 @@ from helpers.formats import FORMATS, gradient_of
 from helpers.nn_cases import same_bits, swap_pattern
 
 from dsr_kernels.backends.blocks import BLOCK_SIZES
-from dsr_kernels.backends.cuda import call
+from dsr_kernels.backends.cuda import call, window_costs
 from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
 from dsr_kernels.backends.cuda.window_gather import UNITS, WindowGatherPass
+from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
 
 LOW = (torch.bfloat16, torch.float16)
 low = pytest.mark.parametrize("dtype", LOW, ids=str)
@@ -214,6 +216,34 @@ def chosen(conv, x, shape_of, image: int | None = None) -> bool:
             shape_of, *sizes, density, conv.block_size, x.dtype, *strides, call.device_of(x)
         )
     return isinstance(found, WindowGatherPass)
+
+
+def test_windows_are_taken_only_where_they_are_asked_for(monkeypatch) -> None:
+    conv, x = conv_and_input(
+        (64, 64, 3, (16, 16), 8), {"padding": 1, "block_size": 16}, torch.bfloat16
+    )
+    sizes = tuple(x.shape), (8, 64, 16, 16), cuda_fused_cases.shape_of(conv)
+    where = 0.1, 16, x.dtype, x.stride(), x.stride(), EMULATED_GPU
+
+    def taken() -> list[bool]:
+        call.gather_pass.cache_clear(), call.grad_weight_pass.cache_clear()
+        forward = call.gather_pass(forward_shape, *sizes, *where)
+        grad_weight = call.grad_weight_pass(*sizes, *where)
+        return [
+            isinstance(forward, WindowGatherPass),
+            isinstance(grad_weight, WindowGradWeightPass),
+        ]
+
+    with gpu_kernels(window_gather=None):
+        assert taken() == [True, True]
+        for unset in ("0", None):
+            monkeypatch.delenv(window_costs.SWITCH)
+            if unset:
+                monkeypatch.setenv(window_costs.SWITCH, unset)
+            assert taken() == [False, False]
+        monkeypatch.setenv(window_costs.SWITCH, "yes")
+        with pytest.raises(ValueError, match="DSR_GPU_TENSOR_CORES: expected 0 or 1, got 'yes'"):
+            taken()
 
 
 @pytest.mark.parametrize("shape_of", [forward_shape, grad_input_shape])

@@ -19,7 +19,7 @@ from helpers.formats import FORMATS, gradient_of
 from helpers.nn_cases import results, same_bits
 
 from dsr_kernels.backends import native
-from dsr_kernels.backends.cuda import call, window_gather, window_grad_weight
+from dsr_kernels.backends.cuda import call, window_costs, window_gather, window_grad_weight
 from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
 from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
 
@@ -64,6 +64,7 @@ def windows() -> Iterator[list[str]]:
     """Inside, whatever can goes by windows; the passes that did."""
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         if ON_CUDA:
+            patch.setenv(window_costs.SWITCH, "1")
             patch.setattr(window_gather, "choose_window_gather", model)
             patch.setattr(window_grad_weight, "choose_window_grad_weight", cheapest)
         else:

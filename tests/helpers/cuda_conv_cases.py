@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsr_kernels import SparseConv2d
 from dsr_kernels.backends import cpu_calls, dispatch, native
-from dsr_kernels.backends.cuda import call, fused, launch, prepare
+from dsr_kernels.backends.cuda import call, fused, launch, prepare, window_costs
 from dsr_kernels.backends.cuda import window_gather as gather_windows
 from dsr_kernels.backends.cuda import window_grad_weight as windows
 from dsr_kernels.backends.cuda.layout import VECTOR_BYTES, Layout, options_of
@@ -67,6 +67,7 @@ def gpu_kernels(
     prepared = call.gather_pass, call.grad_weight_pass
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(window_costs.SWITCH, "1")
         patch.setattr(native, "_cuda", kernels())
         patch.setattr(dispatch, "gpu_backend", lambda _: launch)
         patch.setattr(library, "cpu", launch)

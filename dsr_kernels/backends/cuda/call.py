@@ -12,7 +12,13 @@ from torch import Tensor
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import lists, tiling, window_gather, window_grad_weight
+from dsr_kernels.backends.cuda import (
+    lists,
+    tiling,
+    window_costs,
+    window_gather,
+    window_grad_weight,
+)
 from dsr_kernels.backends.cuda.passes import PassShape, forward_shape
 from dsr_kernels.backends.cuda.prepare import (
     DirectPass,
@@ -54,6 +60,8 @@ def gather_pass(
     sizes, images = shape_of(x_size[1:], y_size[1:], shape), x_size[0]
     where = dtype, source_strides, dest_strides, device
     by_rows = prepare_gather(sizes, images, density, *where)
+    if not window_costs.wanted():
+        return by_rows
     return window_gather.prepare_windows(
         sizes, images, density, block_size, *where, instead=by_rows
     )
@@ -74,6 +82,8 @@ def grad_weight_pass(
     sizes, images = forward_shape(x_size[1:], y_size[1:], shape), x_size[0]
     where = dtype, x_strides, grad_strides, device
     by_rows = prepare_grad_weight(sizes, images, density, *where)
+    if not window_costs.wanted():
+        return by_rows
     return window_grad_weight.prepare_windows(
         sizes, images, density, block_size, *where, instead=by_rows
     )

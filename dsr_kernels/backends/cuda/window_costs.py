@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
 from dsr_kernels.backends.cuda.passes import PassShape
 from dsr_kernels.backends.cuda.window_lists import STEP, WINDOW, whole_rows
 
+SWITCH = "DSR_GPU_TENSOR_CORES"  # environment variable
 FEWEST_ROWS = 8  # destination channels of a group: below that a window is mostly empty
 # What things cost. None of it was measured.
 MATRICES = 4.0  # wavefronts of a load of four matrices
 CONFLICTS = 1.1  # wavefronts per wavefront's worth of entries, whose banks the list spreads
 MULTIPLY_ADD = 2.0  # clocks of a matrix instruction on a multiprocessor: 1,024 products in each
+
+
+def wanted() -> bool:
+    """Whether the user asks for windows: no GPU has run them yet, so they are not the default."""
+    asked = os.environ.get(SWITCH, "0")
+    if asked not in ("0", "1"):
+        raise ValueError(f"the environment variable {SWITCH}: expected 0 or 1, got {asked!r}")
+    return asked == "1"
 
 
 def possible(shape: PassShape, element_size: int) -> bool:
