@@ -9,6 +9,7 @@
 # make cpu-tables: what the kept JSON of a CPU says, written into docs/measured.md
 # make model-tables: what the kept JSONs of whole models say, written into docs/performance.md
 # make blocks-table: what the kept JSONs of blocks say, written into docs/performance.md
+# make blocks-picture: what they cost in accuracy, beside their steps, drawn for docs/experiments.md
 # make readme-table: the few lines of both that README.md shows, written there
 # make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
 # make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
@@ -31,7 +32,7 @@ README_MODELS = benchmarks/results/xeon-amx-2cores-models.json
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
 .PHONY: demo test lint bench bench-models bench-blocks cuda-table cuda-model gpu-tables cpu-tables \
-  model-tables blocks-table readme-table \
+  model-tables blocks-table blocks-picture readme-table \
   test-gpu test-gpu-sanitizer bench-gpu clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
@@ -66,6 +67,10 @@ model-tables: $(STAMP)
 
 blocks-table: $(STAMP)
 	$(BIN)/python benchmarks/blocks_table.py $(BLOCK_RESULTS) docs/performance.md
+
+blocks-picture: $(STAMP)
+	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/blocks_picture.py benchmarks/results/epyc-zen4-2cores-blocks.json \
+	  docs/experiments/blocks-short/results.csv docs/experiments/blocks-short/cost.png
 
 readme-table: $(STAMP)
 	$(BIN)/python benchmarks/readme_table.py $(CPU_RESULTS) $(GPU_RESULTS) $(README_MODELS) README.md
