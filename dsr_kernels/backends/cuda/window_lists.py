@@ -88,10 +88,8 @@ def build_windows(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> Wi
     tables = key.tap_class, key.tap_offset, key.tap_plane
     tap_class, tap_offset, tap_plane = torch.tensor(tables).to(device, non_blocking=True)
     windows, taps = windows_of(key), len(key.tap_class)
-    group, row = pieces.dest // key.dest_channels, pieces.dest % key.dest_channels
-    block, source = pieces.source // key.channel_block, pieces.source % key.channel_block
-    segment = (tap_class[pieces.tap] * key.blocks + block) * key.groups + group
-    segment = segment * windows + row // WINDOW
+    segment = _segment_of(pieces, key, tap_class)
+    row, source = pieces.dest % key.dest_channels, pieces.source % key.channel_block
     segments = key.classes * key.blocks * key.groups * windows
     units = -(-key.channel_block // span) * taps  # of a segment, at most
     most = min(count, key.blocks * key.groups * windows * units)
@@ -137,6 +135,14 @@ def build_windows(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> Wi
         piece_bounds.int(),
         size,
     )
+
+
+def _segment_of(pieces: _Pieces, key: ListKey, tap_class: Tensor) -> Tensor:
+    """[pieces]: class, block of source channels, group and window, as one number."""
+    group, row = pieces.dest // key.dest_channels, pieces.dest % key.dest_channels
+    block = pieces.source // key.channel_block
+    segment = (tap_class[pieces.tap] * key.blocks + block) * key.groups + group
+    return segment * windows_of(key) + row // WINDOW
 
 
 def _take_apart(crow: Tensor, col: Tensor, key: ListKey, block_size: int, size: int) -> _Pieces:
