@@ -55,6 +55,7 @@ cuda-table: $(STAMP)
 
 cuda-model: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python -m gpu.model docs/cuda.md
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.windows benchmarks/results/h200.json docs/cuda.md
 
 gpu-tables: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python -m gpu.measured $(GPU_RESULTS) docs/measured.md docs/cuda.md

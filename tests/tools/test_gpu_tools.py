@@ -127,6 +127,21 @@ def test_the_documentation_has_the_cost_model_s_table(tmp_path):
     assert emptied.read_text(encoding="utf-8") == text, "make cuda-model renews it"
 
 
+def test_the_documentation_has_the_model_of_windows(tmp_path):
+    page, emptied = ROOT / "docs/cuda.md", tmp_path / "cuda.md"
+    text = page.read_text(encoding="utf-8")
+    begin, end = "<!-- windows: made by `make cuda-model` -->", "<!-- end of windows -->"
+    before, rest = text.split(begin)
+    table, after = rest.split(end)
+    assert table.count("\n| ") == 16  # a header and every layer of benchmarks/layers.py
+    emptied.write_text(before + begin + end + after, encoding="utf-8")
+    kept = ROOT / "benchmarks/results/h200.json"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    done = python("-m", "gpu.windows", kept, emptied, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert emptied.read_text(encoding="utf-8") == text, "make cuda-model renews it"
+
+
 def test_the_documentation_has_what_was_measured(tmp_path):
     begin, end = "<!-- measured: made by `make gpu-tables` -->", "<!-- end of measured -->"
     rows = {
