@@ -145,7 +145,10 @@ def explain(model: nn.Module, input_shape: Sequence[int]) -> Explanation:
 
 
 def _checked(input_shape: Sequence[int]) -> tuple[int, ...]:
-    wrong = f"input_shape: expected sizes such as (128, 3, 32, 32), got {input_shape!r}"
+    got = repr(input_shape)
+    if isinstance(input_shape, Tensor):
+        got = f"a tensor, whose sizes are {tuple(input_shape.shape)}"
+    wrong = f"input_shape: expected sizes such as (128, 3, 32, 32), got {got}"
     if isinstance(input_shape, str) or not isinstance(input_shape, Sequence):
         raise TypeError(wrong)
     if not all(isinstance(size, int) and not isinstance(size, bool) for size in input_shape):

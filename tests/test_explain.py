@@ -203,6 +203,11 @@ def test_a_wrong_shape_is_named(shape, error):
         dsr_kernels.explain(small(), shape)
 
 
+def test_a_tensor_in_place_of_its_shape_is_named_by_its_sizes():
+    with pytest.raises(TypeError, match=r"got a tensor, whose sizes are \(4, 3, 8, 8\)$"):
+        dsr_kernels.explain(small(), torch.zeros(4, 3, 8, 8))
+
+
 def test_a_model_without_sparse_layers_is_refused():
     with pytest.raises(ValueError, match=r"^model: expected at least one sparse layer"):
         dsr_kernels.explain(nn.Linear(3, 3), (2, 3))
