@@ -60,7 +60,7 @@ def passes(
     layer has run.
     """
     last = torch.channels_last if results.channels_last(x) else torch.contiguous_format
-    grad_x = torch.empty(x.shape, device="meta", memory_format=last)
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device="meta", memory_format=last)
     pattern, dtype = (crow_indices, col_indices), values.dtype
     return {
         "forward": _pass(x, y, pattern, shape, dtype, False),

@@ -16,7 +16,7 @@ from helpers.kernel_cases import CASES, ISAS, conv_and_input, kernels, used_lane
 from helpers.nn_cases import dense_results, layer, results, same_bits, swap_pattern
 from torch import Tensor
 
-from dsr_kernels import SparseConv2d, SparseLinear
+from dsr_kernels import SparseConv2d, SparseLinear, explain
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
 
@@ -193,6 +193,20 @@ def test_when_a_unit_is_chosen(
     with kernels("avx512"), torch.autocast("cpu", LOW):
         conv(x)
         assert "matrix" not in used_lanes()
+
+
+@pytest.mark.skipif(not OF_PROCESSORS, reason="this processor has neither AVX512-BF16 nor AMX")
+@pytest.mark.parametrize("isa", OF_PROCESSORS)
+def test_explain_says_of_both_passes_what_runs(isa: str) -> None:
+    conv = layer(8, 32, 3, padding=1, sparsity=0.5, block_size=16)
+    with kernels(isa), torch.autocast("cpu", LOW):
+        told = explain(torch.nn.Sequential(conv), (4, 8, 16, 16)).rows
+    assert [(row.operation, row.lanes) for row in told] == [
+        ("forward", "matrix"),
+        ("grad_input", "matrix"),
+    ]
+    unit = {"amx": "AMX", "avx512_bf16": "AVX512-BF16"}[isa]
+    assert {row.reason for row in told} == {f"bfloat16: {unit} takes blocks of 16"}
 
 
 @pytest.mark.skipif("amx" not in UNITS, reason="this processor has no AMX")

@@ -128,7 +128,10 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
       shape.stride_h * shape.stride_w > 1;  // phases pack, and classes store, by single pixels
   if (limits.matrix_unit != MatrixUnit::kNone && bfloat16 && !strided && element_size == 4 &&
       fits_matrix_unit(block_size))
-    return because(Lanes::kMatrix, [] { return "bfloat16: a matrix unit takes blocks of 16"; });
+    return because(Lanes::kMatrix, [&] {
+      const bool is_amx = limits.matrix_unit == MatrixUnit::kAmx;
+      return std::string("bfloat16: ") + (is_amx ? "AMX" : "AVX512-BF16") + " takes blocks of 16";
+    });
   if (shape.taps() == 1 && shape.stride_h * shape.stride_w == 1)
     return because(Lanes::kPlane, [] { return "pointwise: no tap shifts a load"; });
   if (limits.masks_lanes && element_size == 4 && contiguous_rows) {
