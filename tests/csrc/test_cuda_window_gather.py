@@ -234,7 +234,7 @@ def test_windows_are_taken_only_where_they_are_asked_for(monkeypatch) -> None:
             isinstance(grad_weight, WindowGradWeightPass),
         ]
 
-    with gpu_kernels(window_gather=None):
+    with gpu_kernels(window_gather=None, window_grad_weight=None):
         assert taken() == [True, True]
         for unset in ("0", None):
             monkeypatch.delenv(window_costs.SWITCH)

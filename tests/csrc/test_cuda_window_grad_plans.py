@@ -85,6 +85,6 @@ def test_blocks_of_outputs_take_windows() -> None:
         )  # fmt: skip
         return isinstance(found, WindowGradWeightPass)
 
-    with gpu_kernels(device=EMULATED_GPU):
+    with gpu_kernels(window_grad_weight=None, device=EMULATED_GPU):
         assert taken_at(0.1, 16)
         assert not taken_at(0.01, 1)

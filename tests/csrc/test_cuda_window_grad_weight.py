@@ -16,14 +16,13 @@ from helpers.cuda_conv_cases import (
     SHAPES,
     TWO,
     InTurn,
-    check_grad_weight,
     conv_and_input,
     direct,
     gpu_kernels,
 )
 from helpers.cuda_device import configure, emulated, kernels
 from helpers.cuda_fused_cases import PARTS
-from helpers.cuda_window_grad_cases import CASES, SMALL, taken, windows
+from helpers.cuda_window_grad_cases import CASES, SMALL, check_sums, taken, windows
 from helpers.formats import FORMATS, gradient_of
 from helpers.kernel_cases import in_blocks
 from helpers.nn_cases import same_bits, swap_pattern
@@ -77,7 +76,7 @@ def gradient(conv, x, grad) -> list[torch.Tensor]:
 def test_every_shape(name: str, taken: list) -> None:
     conv, x = conv_and_input(*WIDE[name], torch.bfloat16)
     with windows(device=EMULATED_GPU):
-        check_grad_weight(conv, x, gradient_of(conv, x))
+        check_sums(conv, x, gradient_of(conv, x))
     assert taken
 
 
@@ -89,7 +88,7 @@ def test_every_tiling(name: str, dtype: torch.dtype, taken: list) -> None:
     tilings = InTurn(some)
     for _ in tilings:
         with gpu_kernels(direct, direct, TWO, tilings):
-            check_grad_weight(conv, x, grad)
+            check_sums(conv, x, grad)
     assert len(taken) > 10
     assert len({p.launch.tile for p in taken}) > 2
     assert {p.launch.compute_warps for p in taken} == {1, *COMPUTE}
@@ -103,7 +102,7 @@ def test_every_block_size(name: str, size: int, taken: list) -> None:
         sizes = (sizes[0], 8 * sizes[1], *sizes[2:])
     conv, x = conv_and_input(sizes, arguments, torch.bfloat16)
     with windows():
-        check_grad_weight(conv, x[:9], gradient_of(conv, x[:9]))
+        check_sums(conv, x[:9], gradient_of(conv, x[:9]))
     assert taken
 
 
@@ -114,8 +113,8 @@ def test_memory_formats(name: str, taken: list) -> None:
     conv, x = conv_and_input((20, 33, 3, (5, 7), 9), {"padding": 1, "stride": 2}, torch.bfloat16)
     grad = gradient_of(conv, x)
     with windows():
-        check_grad_weight(conv, of_x(x), of_grad(grad))
-        check_grad_weight(conv, x, of_grad(grad))
+        check_sums(conv, of_x(x), of_grad(grad))
+        check_sums(conv, x, of_grad(grad))
     assert taken
 
 
@@ -125,7 +124,7 @@ def test_patterns_from_empty_to_full(taken: list) -> None:
     with windows():
         for nnz in (0, 1, 2, 40, 1799, 1800):
             swap_pattern(conv, nnz, seed=nnz)
-            check_grad_weight(conv, x, grad)
+            check_sums(conv, x, grad)
     assert taken
 
 
@@ -136,7 +135,7 @@ def test_taps_that_meet_only_padding(size: int, taken: list) -> None:
     arguments = {"padding": 9, "dilation": 9, "sparsity": 0.4, "block_size": size}
     conv, x = conv_and_input(sizes, arguments, torch.bfloat16)
     with windows():
-        check_grad_weight(conv, x, gradient_of(conv, x))
+        check_sums(conv, x, gradient_of(conv, x))
         y = conv(x)
         (found,) = gradient(conv, x, torch.full_like(y, torch.inf))
     dead = conv.col_indices % 9 != 4
@@ -193,7 +192,7 @@ def test_sums_go_from_tile_to_tile_in_registers_or_through_memory(taken: list) -
             return dataclasses.replace(one, compute_warps=warps, grad_warps=1, tiles_per_split=5)
 
         with windows(choose):
-            check_grad_weight(conv, x, grad)
+            check_sums(conv, x, grad)
             found += gradient(conv, x, grad)
     turns = [turns_of(conv, p) for p in taken[::2]]
     held = [
@@ -232,7 +231,7 @@ def test_any_layout(seed: int, taken: list) -> None:
     shape = forward_shape(x.shape[1:], conv(x).shape[1:], cuda_fused_cases.shape_of(conv))
     configure(seed=seed)
     with windows(choose):
-        check_grad_weight(conv, x, gradient_of(conv, x))
+        check_sums(conv, x, gradient_of(conv, x))
     configure()
     assert taken
 
@@ -284,9 +283,9 @@ def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
     conv, x = conv_and_input(*SMALL, dtype)
     grad = gradient_of(conv, x)
     with windows(few_warps):
-        check_grad_weight(conv, x, grad)
+        check_sums(conv, x, grad)
     with windows(small):
-        check_grad_weight(conv, x, grad)
+        check_sums(conv, x, grad)
         p = cuda_fused_cases.problem(conv.requires_grad_(False), x)
         found = cuda_fused_cases.results(p)
     cuda_fused_cases.check(p, found)

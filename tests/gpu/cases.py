@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 from helpers.kernel_cases import AWKWARD, BATCHES, CASES, conv_and_input
-from helpers.matrix_units import round_weights, truncation
-from helpers.nn_cases import check_results, gradients
 from torch import Tensor
 
-from dsr_kernels import SparseConv2d, SparseModule
+from dsr_kernels import SparseConv2d
 
 from .device import DEVICE, ON_CUDA
 
@@ -49,25 +47,9 @@ TINY = [
 def on_device(
     name: str, dtype: torch.dtype, cases: dict = SMALL, block_size: int = 1
 ) -> tuple[SparseConv2d, Tensor]:
-    """The layer and its input. Its values are float64 beside float64 and else float32.
-
-    Beside 16 bits they are numbers of that type, since some kernels round them.
-    """
+    """The layer, its values in float64 beside float64 and else in float32, and its input."""
     weights = torch.float64 if dtype == torch.float64 else torch.float32
     conv, x = conv_and_input(name, weights, cases, block_size)
-    round_weights(conv, dtype)
     if cases is LARGE and not ON_CUDA:
         x = x[:2]
     return conv.to(DEVICE), x.to(DEVICE, dtype)
-
-
-def check_layer(
-    conv: SparseModule, x: Tensor, grad: Tensor | None = None, device: str | torch.device = "cpu"
-) -> None:
-    """As nn_cases.check_layer, whichever kernels run: weights beside 16 bits are rounded before."""
-    round_weights(conv, x.dtype)
-    x = x if x.requires_grad else x.detach().requires_grad_()
-    y = conv(x)
-    grad = torch.randn_like(y) if grad is None else grad
-    ours = [y.detach(), *gradients(conv, x, y, grad)]
-    check_results(conv, x, grad, ours, device, truncation(conv, y))

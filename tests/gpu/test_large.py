@@ -7,13 +7,12 @@ import math
 import pytest
 import torch
 from helpers.formats import gradient_of
-from helpers.nn_cases import layer
+from helpers.nn_cases import check_layer, layer
 from torch import Tensor
 
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.ops import library
 
-from .cases import check_layer
 from .device import DEVICE, ON_CUDA, needs_memory
 
 pytestmark = pytest.mark.gpu

@@ -16,14 +16,17 @@ from helpers import cuda_fused_cases
 from helpers.cuda_conv_cases import gpu_kernels
 from helpers.cuda_window_cases import SHAPES, model, problem, readers
 from helpers.formats import FORMATS, gradient_of
-from helpers.nn_cases import results, same_bits
+from helpers.matrix_units import round_weights, truncation
+from helpers.nn_cases import check_results, gradients, results, same_bits
+from torch import Tensor
 
+from dsr_kernels import SparseModule
 from dsr_kernels.backends import native
 from dsr_kernels.backends.cuda import call, window_costs, window_gather, window_grad_weight
 from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
 from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
 
-from .cases import LARGE, check_layer, on_device
+from .cases import LARGE, on_device
 from .device import DEVICE, ON_CUDA, cuda_only
 
 pytestmark = pytest.mark.gpu
@@ -80,6 +83,18 @@ def windows() -> Iterator[list[str]]:
 def layer(name: str, dtype: torch.dtype, size: int) -> tuple:
     conv, x = problem(name, dtype, size)
     return conv.to(DEVICE), x.to(DEVICE)
+
+
+def check_layer(
+    conv: SparseModule, x: Tensor, grad: Tensor | None = None, device: str | torch.device = "cpu"
+) -> None:
+    """As nn_cases.check_layer, on weights rounded before, with what matrix units cut off."""
+    round_weights(conv, x.dtype)
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    y = conv(x)
+    grad = torch.randn_like(y) if grad is None else grad
+    ours = [y.detach(), *gradients(conv, x, y, grad)]
+    check_results(conv, x, grad, ours, device, truncation(conv, y))
 
 
 @pytest.mark.sanitizer

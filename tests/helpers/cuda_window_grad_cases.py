@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from helpers.cuda_conv_cases import TWO, direct, gpu_kernels
+from helpers.cuda_conv_cases import TWO, check_grad_weight, direct, gpu_kernels
+from helpers.cuda_device import EMULATED
+from helpers.matrix_units import truncation
+from torch import Tensor
 
+from dsr_kernels import SparseConv2d
 from dsr_kernels.backends.cuda import call
 from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
 
@@ -33,6 +37,11 @@ def windows(choose=None, device=TWO) -> contextlib.AbstractContextManager:
         return choose(found) if found else None
 
     return gpu_kernels(grad_weight=direct, window_grad_weight=chosen, device=device)
+
+
+def check_sums(conv: SparseConv2d, x: Tensor, grad: Tensor) -> None:
+    """check_grad_weight, with what a GPU's matrix units cut off."""
+    check_grad_weight(conv, x, grad, 0.0 if EMULATED else truncation(conv, grad)[2])
 
 
 @pytest.fixture
