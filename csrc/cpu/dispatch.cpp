@@ -109,6 +109,17 @@ Status unavailable(const std::string& source, const std::string& name) {
                        "', but this processor and build have: " + all);
 }
 
+// The best one that this processor has. Intel's add dot products of bfloat16 at a quarter of the
+// pace of float32's multiply-adds, which is half as many products; so there they run when asked
+// for.
+std::string default_isa() {
+  std::vector<std::string> names = available_isas();
+#if DSR_AVX512_BF16
+  if (names.back() == "avx512_bf16" && __builtin_cpu_is("intel")) names.pop_back();
+#endif
+  return names.back();
+}
+
 Choice& choice() {
   static Choice chosen = [] {
     Choice c;
@@ -117,7 +128,7 @@ Choice& choice() {
       c.table = find(wanted);
       if (!c.table) c.status = unavailable("the environment variable DSR_CPU_ISA", wanted);
     }
-    if (!c.table) c.table = find(available_isas().back());
+    if (!c.table) c.table = find(default_isa());
     return c;
   }();
   return chosen;

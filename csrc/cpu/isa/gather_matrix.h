@@ -16,7 +16,8 @@ class GatherMatrix {
   GatherMatrix(const GatherArgs<float>& args, char* workspace)
       : args_(args),
         plan_(*args.plan),
-        sink_(args, cut_part(&workspace, unit_sums_bytes(plan_, sizeof(float)))) {
+        sink_(args, cut_part(&workspace, unit_sums_bytes(plan_, sizeof(float)))),
+        streams_(passes_caches(args)) {
     packed_ = part<BFloat16>(&workspace, packed_bytes(plan_, plan_.source, sizeof(float)));
     accumulators_ = part<float>(&workspace, accumulator_bytes(plan_, sizeof(float)));
     pairs_ = part<BFloat16>(&workspace, pairs_bytes(plan_));
@@ -74,7 +75,8 @@ class GatherMatrix {
     const int left =
         Sink::kPlain ? found : close_gaps(accumulators_, channel_step_, channels, runs, found);
     Destination* to = static_cast<Destination*>(args_.destination) + d * channel;
-    store_plane(accumulators_, channel_step_, d, channels, runs, left, to, channel, sink_);
+    store_plane(accumulators_, channel_step_, d, channels, runs, left, to, channel, sink_,
+                streams_);
   }
 
   // Pieces [begin, end) of a stretch from `first` on.
@@ -150,6 +152,7 @@ class GatherMatrix {
   const GatherArgs<float>& args_;
   const GatherPlan& plan_;
   Sink sink_;
+  const bool streams_;
   Ahead ahead_;
   TileUnit tile_unit_;
   BFloat16* packed_;

@@ -126,31 +126,39 @@ DSR_INLINE void sum_segment(Unit& unit, const MatrixJob& job, int32_t begin, int
   if constexpr (P == 2) unit.template store<3>(to + 3 * kTileSums, kTileRowBytes);
 }
 
+// The sums of 16 channels from d on at P pieces: those of positions [begin, end), beside the bias
+// or what is there.
+template <int P, bool kApart, typename Unit>
+DSR_INLINE void sum_channels(Unit& unit, const MatrixJob& job, int64_t d, int32_t begin,
+                             int32_t end, const BFloat16* weights) {
+  alignas(kAlignment) float sums[2 * P * kTileSums];
+  sum_segment<P, kApart>(unit, job, begin, end, weights, sums);
+  float* to = job.accumulators + d * job.channel_step;
+  for (int r = 0; r < kTileRows; ++r, to += job.channel_step) {
+    const float start = job.bias ? job.bias[d + r] : 0.0f;
+    DSR_UNROLL for (int p = 0; p < P; ++p) {
+      float* pixels = to + p * kPixels;
+      const float* of_row = sums + p * 2 * kTileSums + r * kTileRows;
+      if (job.first && !job.bias) {
+        put_in_order(of_row, pixels);
+        continue;
+      }
+      float ordered[kPixels];
+      put_in_order(of_row, ordered);
+      for (int i = 0; i < kPixels; ++i) pixels[i] = ordered[i] + (job.first ? start : pixels[i]);
+    }
+  }
+}
+
 template <int P, bool kApart, typename Unit>
 static void accumulate_matrix_tile(Unit& unit, const MatrixJob& shared) {
   const MatrixJob job = shared;
-  alignas(kAlignment) float sums[2 * P * kTileSums];
   for (int64_t d = 0; d < job.channels; d += kTileRows) {
     job.ahead->step();
     const int32_t *bounds = job.bounds + d / kTileRows, begin = bounds[0], end = bounds[1];
-    float* to = job.accumulators + d * job.channel_step;
     if (begin == end && !job.first) continue;
     const BFloat16* weights = job.weights + int64_t{job.first_weight[d / kTileRows]} * kTileHalves;
-    sum_segment<P, kApart>(unit, job, begin, end, weights, sums);
-    for (int r = 0; r < kTileRows; ++r, to += job.channel_step) {
-      const float start = job.bias ? job.bias[d + r] : 0.0f;
-      DSR_UNROLL for (int p = 0; p < P; ++p) {
-        float* pixels = to + p * kPixels;
-        const float* of_row = sums + p * 2 * kTileSums + r * kTileRows;
-        if (job.first && !job.bias) {
-          put_in_order(of_row, pixels);
-          continue;
-        }
-        float ordered[kPixels];
-        put_in_order(of_row, ordered);
-        for (int i = 0; i < kPixels; ++i) pixels[i] = ordered[i] + (job.first ? start : pixels[i]);
-      }
-    }
+    sum_channels<P, kApart>(unit, job, d, begin, end, weights);
   }
 }
 

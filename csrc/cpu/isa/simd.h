@@ -22,6 +22,7 @@
 
 #define DSR_INLINE static inline __attribute__((always_inline))
 #define DSR_INLINE_MEMBER inline __attribute__((always_inline))
+#define DSR_INLINE_LAMBDA __attribute__((always_inline))
 #define DSR_UNROLL _Pragma("GCC unroll 32")
 
 namespace dsr::cpu::DSR_ISA {
@@ -49,6 +50,10 @@ template <typename S>
 DSR_INLINE void store(S* p, Vec<S> v) {
   *reinterpret_cast<typename Simd<S>::loose*>(p) = v;
 }
+// As the instruction of a stream does, where there is none.
+DSR_INLINE void trap_unaligned(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % kVectorBytes != 0) __builtin_trap();
+}
 // Past the caches, to an address of whole vectors: nobody reads it soon.
 template <typename S>
 DSR_INLINE void stream(S* p, Vec<S> v) {
@@ -57,6 +62,7 @@ DSR_INLINE void stream(S* p, Vec<S> v) {
 #elif defined(__AVX2__) && !defined(DSR_EMULATE_AVX512)
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
 #else
+  trap_unaligned(p);
   store(p, v);
 #endif
 }

@@ -33,6 +33,43 @@ DSR_INLINE void put_head(E* p, Vec<S> v, int64_t n) {
   narrow_first<S>(p, v, n);
 }
 
+// Two vectors of elements as as_element() gave them, to an address of whole vectors: one vector
+// past the caches where there is such a store.
+template <typename E>
+DSR_INLINE void stream_line(E* p, Vec<float> first, Vec<float> second) {
+#if defined(__AVX512F__)
+  typedef uint16_t words __attribute__((vector_size(kVectorBytes), may_alias));
+  const words a = (words)first, b = (words)second;
+  const words line =
+      __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33,
+                              35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)line);
+#else
+  trap_unaligned(p);
+  store_element<float>(p, first);
+  store_element<float>(p + kLanes<float>, second);
+#endif
+}
+
+// Elements [0, n), whole vectors, in order; at(i) gives as as_element() does those from i on. Past
+// the caches go whole vectors of the destination alone: lines in halves take several times as long.
+template <typename S, typename E, typename At>
+DSR_INLINE void put_vectors(E* to, int64_t n, bool streams, At at) {
+  constexpr int64_t V = kLanes<S>;
+  int64_t i = 0;
+  if constexpr (std::is_same_v<S, E>) {
+    if (streams)
+      for (; i < n; i += V) stream(to + i, at(i));
+  } else {
+    if (streams)
+      for (; i + 2 * V <= n; i += 2 * V) {
+        const Vec<S> first = at(i);
+        stream_line(to + i, first, at(i + V));
+      }
+  }
+  for (; i < n; i += V) store_element<S>(to + i, at(i));
+}
+
 // Stores the sums as they are.
 template <typename S, typename E>
 class PlainSink {
@@ -51,7 +88,9 @@ class PlainSink {
     DSR_INLINE_MEMBER void put_run(E* to, const S* from, int64_t n, bool streams = false) {
       constexpr int V = kLanes<S>;
       if (n >= V) {
-        for (int64_t i = 0; i + V < n; i += V) put(to + i, load(from + i), streams);
+        const auto at = [&](int64_t i)
+                            DSR_INLINE_LAMBDA { return as_element<S, E>(load(from + i)); };
+        put_vectors<S>(to, (n - 1) / V * V, streams, at);
         put(to + n - V, load(from + n - V));
       } else {
         put_head(to, take_head<S>(from, n), n);
@@ -127,15 +166,15 @@ class OutputSink {
     template <bool kAdds, bool kSums>
     DSR_INLINE_MEMBER void vectors(E* to, const S* from, int64_t n, bool streams) {
       const Vec<S> floor = sink.floor_;
-      for (int64_t i = 0; i < n; i += kLanes<S>) {
+      put_vectors<S>(to, n, streams, [&](int64_t i) DSR_INLINE_LAMBDA {
         const Vec<S> v =
             as_element<S, E>(finished<kAdds>(to + i, load(from + i), kLanes<S>, floor));
-        put_element<S>(to + i, v, streams);
         if constexpr (kSums) {
           if (i == 0) moments.choose_pivot(v, kLanes<S>);
           moments.add_to_pivot(v);
         }
-      }
+        return v;
+      });
     }
     template <bool kAdds>
     DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n, Vec<S> floor) const {
@@ -213,10 +252,9 @@ class InputGradSink {
     template <bool kAdds>
     DSR_INLINE_MEMBER void vectors(E* to, const S* from, int64_t n, bool streams) {
       const Vec<S> threshold = sink.threshold_;
-      for (int64_t i = 0; i < n; i += kLanes<S>) {
-        const Vec<S> v = finished<kAdds>(to + i, load(from + i), kLanes<S>, threshold);
-        DSR_ISA::put<S>(to + i, v, streams);
-      }
+      put_vectors<S>(to, n, streams, [&](int64_t i) DSR_INLINE_LAMBDA {
+        return as_element<S, E>(finished<kAdds>(to + i, load(from + i), kLanes<S>, threshold));
+      });
     }
     template <bool kAdds>
     DSR_INLINE_MEMBER Vec<S> finished(const E* to, Vec<S> v, int64_t n, Vec<S> threshold) {

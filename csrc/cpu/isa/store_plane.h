@@ -106,7 +106,8 @@ static void store_run_of_channels(const S* accumulators, int64_t stride, int64_t
 template <typename S, typename E, typename Sink>
 static void store_plane(const S* accumulators, int64_t stride, int64_t first, int64_t channels,
                         const Run* runs, int count, E* destination, int64_t channel_stride,
-                        Sink& sink) {
+                        Sink& sink, bool streams = false) {
+  constexpr int64_t kVector = kVectorBytes / int64_t{sizeof(E)};
   if (channel_stride == 1 && channels > 1) {
     for (int i = 0; i < count; ++i)
       store_run_of_channels(accumulators, stride, first, channels, runs[i], destination, sink);
@@ -117,7 +118,8 @@ static void store_plane(const S* accumulators, int64_t stride, int64_t first, in
     for (int i = 0; i < count; ++i) {
       const Run& run = runs[i];
       if (run.step == 1) {
-        lanes.put_run(destination + run.to, accumulators + run.from, run.length);
+        lanes.put_run(destination + run.to, accumulators + run.from, run.length,
+                      streams && run.to % kVector == 0);
       } else {
         for (int64_t j = 0; j < run.length; ++j)
           lanes.put_one(destination + run.to + j * run.step, accumulators[run.from + j]);

@@ -33,9 +33,10 @@ static bool passes_caches(const GatherArgs<S>& args) {
   const GatherPlan& plan = *args.plan;
   const Strides4& s = args.destination_strides;
   const int64_t pixels = plan.destination.height * plan.destination.width;
-  const int64_t bytes = args.n * plan.destination.channels * pixels * int64_t{sizeof(S)};
-  const bool same = args.destination_element != Element::kBFloat16;
-  return same && bytes >= kLargeBytes && s.c % kLanes<S> == 0 && s.n % kLanes<S> == 0 &&
+  const bool half = args.destination_element == Element::kBFloat16;
+  const int64_t element = half ? 2 : sizeof(S), vector = kVectorBytes / element;
+  const int64_t bytes = args.n * plan.destination.channels * pixels * element;
+  return bytes >= kLargeBytes && s.c % vector == 0 && s.n % vector == 0 &&
          reinterpret_cast<uintptr_t>(args.destination) % kVectorBytes == 0;
 }
 

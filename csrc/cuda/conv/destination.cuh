@@ -128,11 +128,12 @@ struct Stores {
   }
 
   __device__ __forceinline__ void put_image(const Row& row, int n) {
-    if (run == 8) {
+    constexpr int kSize = sizeof(T);
+    if (run == 16 / kSize) {
       put_runs<uint4>(row, n);
-    } else if (run == 4) {
+    } else if (run == 8 / kSize) {
       put_runs<uint2>(row, n);
-    } else if (run == 2) {
+    } else if (kSize < 4 && run == 4 / kSize) {
       put_runs<uint32_t>(row, n);
     } else {
       put_runs<T>(row, n);

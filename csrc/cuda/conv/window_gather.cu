@@ -9,12 +9,12 @@ Status window_gather(Queue queue, const Gather& pass, const WindowList& list, El
   if (pass.tiles == 0) return Status::ok();
   const WindowGatherArguments with{source, values, bias, dest, maps};
   switch (element) {
+    case Element::kFloat32:
+      return window_gather_of<float>(queue, pass, list, with);
     case Element::kBFloat16:
       return window_gather_of<__nv_bfloat16>(queue, pass, list, with);
-    case Element::kFloat16:
-      return window_gather_of<__half>(queue, pass, list, with);
     default:
-      return Status::error("window_gather: no kernel of 4-byte elements");
+      return window_gather_of<__half>(queue, pass, list, with);
   }
 }
 

@@ -1,7 +1,7 @@
 // The kernel of window_gather.h.
 //
 // Items of work, slabs, filling and storing are those of gather.cuh. A computing warp has a window
-// of destination channels and a few positions, each of which is a vector of 8 images:
+// of destination channels and a few positions, each of which is a vector of 8 images, or of 4:
 //
 //     sums [row of the window][position, image]
 //       += weights [row][entry] * slab [entry][position, image]       16 entries a step
@@ -9,6 +9,11 @@
 // A row of the second matrix is a vector of the slab, wherever its entry and position say: lanes
 // give its address freely. The weights of a step are put together in the warp's own tile
 // (window_tile.cuh) and serve all its positions.
+//
+// Of floats, two positions make the 8 columns of an instruction. The second matrix comes word by
+// word, for there is no load that transposes them: at once, lanes read the vectors of 4 entries at
+// two positions. These are 4 apart, and so are their columns of banks where a row goes on; the list
+// gives entries that follow each other columns that do. So the vectors fall into 8 different ones.
 #pragma once
 
 #include "cuda/conv/gather.cuh"
@@ -17,16 +22,17 @@
 
 namespace dsr::cuda {
 
-// Of a lane: rows q and q + 8 of the window, where q = lane / 4, and images 2 (lane % 4) and the
-// next one.
+// Of a lane: rows q and q + 8 of the window, where q = lane / 4, and of each 8 columns of sums
+// 2 (lane % 4) and the next one, which are images of one position.
 template <class T, int Units>
 struct WindowConfig {
   static constexpr int kRows = 2, kRowStep = 8;
-  static constexpr int kUnits = Units, kPositionStep = 1;
   static constexpr int kVector = Vector<T>::kSize, kImages = 2;
+  static constexpr int kTogether = 8 / kVector;  // positions in 8 columns of sums, kUnits apart
+  static constexpr int kUnits = Units / kTogether, kPositionStep = 1;
   static constexpr int kLanes = 4, kPositions = Units;
   static constexpr bool kRuns = true;
-  static_assert(kVector == 8, "a vector is a row of 16 bytes, which are 8 columns of sums");
+  static_assert(kTogether == 1 || kUnits == 4, "4 apart, two positions have banks of their own");
   static_assert(Units % 2 == 0, "two positions are loaded at once");
 
   using Row = NarrowRow<WindowConfig>;
@@ -35,7 +41,12 @@ struct WindowConfig {
     return sums[unit][2 * row + image];
   }
   __device__ __forceinline__ static int first_row() { return opaque(threadIdx.x) % 32 / 4; }
-  __device__ __forceinline__ static int first_image() { return opaque(threadIdx.x) % 4 * 2; }
+  __device__ __forceinline__ static int first_position() {
+    return kTogether == 1 ? 0 : opaque(threadIdx.x) / 2 % 2 * kUnits;
+  }
+  __device__ __forceinline__ static int first_image() {
+    return opaque(threadIdx.x) % (kVector / kImages) * kImages;
+  }
   __device__ __forceinline__ static int images(int count) {
     return max(0, min(kImages, count - first_image()));
   }
@@ -61,11 +72,42 @@ __device__ __forceinline__ WindowStream open_windows(const WindowReader& reader,
   return s;
 }
 
-// `at`: where in the slab the lane's positions are, every other one of the warp's.
+// Where in a slab a lane's vectors or, of floats, words are: one of every two positions.
+template <int Units>
+using WindowPlaces = int[Units / 2];
+
+// Adds a product of the step, for which `a` has the weights, to all sums. `offset`: of entry
+// threadIdx.x % 16.
+template <class T, int Units>
+__device__ __forceinline__ void add_product(const uint32_t (&a)[4], int product, const char* slab,
+                                            const WindowPlaces<Units>& at, int offset,
+                                            GatherSums<WindowConfig<T, Units>>& sums) {
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int u = 0; u < Units; u += 2) {
+      uint32_t b[4];
+      load_matrices_transposed(slab + at[u / 2] + offset, b);
+      multiply_add<T>(sums[u], a, b[0], b[1]);
+      multiply_add<T>(sums[u + 1], a, b[2], b[3]);
+    }
+  } else {
+    const int first = product * kDepth<T> + threadIdx.x % 4;
+    const int low = __shfl_sync(0xffffffffu, offset, first);
+    const int high = __shfl_sync(0xffffffffu, offset, first + 4);
+    const auto word = [&](int place) {
+      return as_operand<T>(*reinterpret_cast<const uint32_t*>(slab + place));
+    };
+#pragma unroll
+    for (int u = 0; u < Units / 2; ++u)
+      multiply_add<T>(sums[u], a, word(at[u] + low), word(at[u] + high));
+  }
+}
+
+// `at`: where in the slab the lane's positions are.
 template <class T, int Units>
 __device__ __forceinline__ void add_windows(const WindowReader& reader, WindowStream& s,
                                             bool transposed, T* tile, const char* slab,
-                                            const int (&at)[Units / 2],
+                                            const WindowPlaces<Units>& at,
                                             GatherSums<WindowConfig<T, Units>>& sums) {
   const WindowList& list = reader.list;
 #pragma unroll 1
@@ -74,20 +116,19 @@ __device__ __forceinline__ void add_windows(const WindowReader& reader, WindowSt
     // beside this step's tile, the second beside its products.
     const Chunks chunks = reader.chunks(s.pieces[1], reader.count(s.pieces[1], s.pieces[2]));
     const int further = list.piece_bounds[min(s.next + 3, s.end)];
-    uint32_t a[4];
-    reader.tile(tile, s.pieces[0], reader.count(s.pieces[0], s.pieces[1]), s.values, transposed, a);
+    reader.put_tile(tile, s.pieces[0], reader.count(s.pieces[0], s.pieces[1]), s.values);
+    uint32_t a[kProducts<T>][4];
+#pragma unroll
+    for (int product = 0; product < kProducts<T>; ++product)
+      load_weights(tile, product * kDepth<T>, transposed, a[product]);
     const int offset = s.offset;
     ++s.next;
     if (s.next < s.end) s.offset = list.offsets[s.next * kStepEntries + threadIdx.x % kStepEntries];
     s.values = reader.load(chunks);
     s.pieces[0] = s.pieces[1], s.pieces[1] = s.pieces[2], s.pieces[2] = further;
 #pragma unroll
-    for (int u = 0; u < Units; u += 2) {
-      uint32_t b[4];
-      load_matrices_transposed(slab + at[u / 2] + offset, b);
-      multiply_add<T>(sums[u], a, b[0], b[1]);
-      multiply_add<T>(sums[u + 1], a, b[2], b[3]);
-    }
+    for (int product = 0; product < kProducts<T>; ++product)
+      add_product<T, Units>(a[product], product, slab, at, offset, sums);
   }
 }
 
@@ -105,17 +146,20 @@ __device__ __forceinline__ int window_tile_size(const Gather& pass) {
   return kComputeWarps / pass.row_warps * Units;
 }
 
-// Vectors of two positions are loaded at once: the first one's rows are those of half of the lanes.
-template <int Units>
+// Vectors of two positions are loaded at once, each by half of the lanes.
+template <class T, int Units>
 __device__ __forceinline__ void find_positions(const Gather& pass, const GatherWork& work,
-                                               int (&at)[Units / 2]) {
+                                               WindowPlaces<Units>& at) {
   const Slab& s = pass.classes[work.which].slab;
   const SlabRows rows = rows_of_tile(s, work.first_position, window_tile_size<Units>(pass));
-  const int first = first_position_of<Units>(pass, work) + threadIdx.x % 32 / 16;
+  constexpr bool kWhole = sizeof(T) == 2;  // vectors, not words of them
+  constexpr int kStep = kWhole ? 2 : 1, kSecond = kWhole ? 1 : Units / 2;
+  const int first = first_position_of<Units>(pass, work) + threadIdx.x % 32 / 16 * kSecond;
+  const int word = kWhole ? 0 : threadIdx.x / 4 % 4 * 4;
 #pragma unroll
   for (int u = 0; u < Units / 2; ++u) {
-    const Position p = position_at(s, first + 2 * u);
-    at[u] = p.valid ? slab_byte(s, rows, p) : 0;
+    const Position p = position_at(s, first + kStep * u);
+    at[u] = (p.valid ? slab_byte(s, rows, p) : 0) + word;
   }
 }
 
@@ -142,7 +186,7 @@ __device__ __forceinline__ void window_gather_items(const Gather& pass, int item
                   slabs);
     return;
   }
-  T* const tile = reinterpret_cast<T*>(slabs + kSlabs * pass.slab_bytes + warp * kTileBytes);
+  T* const tile = reinterpret_cast<T*>(slabs + kSlabs * pass.slab_bytes + warp * kTileBytes<T>);
   // An item and, in the lowest bit, which slab is next.
   for (int turn = blockIdx.x * 2; turn / 2 < items; turn += gridDim.x * 2) {
     // Found anew wherever it is needed: in between, sums need the registers.
@@ -151,8 +195,8 @@ __device__ __forceinline__ void window_gather_items(const Gather& pass, int item
       return gather_work(pass, opaque(turn) / 2, row_warps * kWindowRows,
                          kComputeWarps / row_warps * Units);
     };
-    int at[Units / 2];
-    find_positions<Units>(pass, work(), at);
+    WindowPlaces<Units> at;
+    find_positions<T, Units>(pass, work(), at);
     GatherSums<Config> sums = {};
     for (int block = 0; block < work().blocks; ++block, turn ^= 1) {
       WindowStream stream =
@@ -164,7 +208,8 @@ __device__ __forceinline__ void window_gather_items(const Gather& pass, int item
     const GatherWork done = work();
     if (first_row_of(pass, done) < pass.dest_channels)
       store.template store<Config>(pass, done, first_row_of(pass, done) + Config::first_row(),
-                                   first_position_of<Units>(pass, done), sums);
+                                   first_position_of<Units>(pass, done) + Config::first_position(),
+                                   sums);
   }
 }
 

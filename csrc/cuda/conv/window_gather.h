@@ -1,5 +1,6 @@
-// Forward and grad-input by the GPU's matrix units, for 2-byte activations: as gather.h, of weights
-// rounded to the activations' type. Sums are float32.
+// Forward and grad-input by the GPU's matrix units: as gather.h, of weights rounded to the
+// activations' type or, where that is float, of weights and activations rounded to TF32. Sums are
+// float32.
 //
 // A window is 16 consecutive destination channels of a group; a warp computes one at `units`
 // positions. The list has the (source channel, tap) pairs at which a window has any non-zero: what
@@ -17,7 +18,7 @@ namespace dsr::cuda {
 
 // `pass` as for gather(), with windows where that has rows: `rows` is kWindowRows, `row_warps`
 // counts windows side by side, segments are (class, block of source channels, group, window), and
-// `units` is one of kWindowUnits.
+// `units` is one of kWindowUnits, of floats 8.
 Status window_gather(Queue queue, const Gather& pass, const WindowList& list, Element element,
                      const void* source,                 // [N, groups * source_channels, ...]
                      const float* values,                // [nnz]

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -28,9 +29,10 @@ inline int chunk_shift_of(const WindowList& list, const float* values) {
 }
 
 // How many positions from a multiple of it on lie side by side in every channel and image of a
-// destination of 2-byte elements, at an address that is a multiple of their size: a power of two,
-// at most `most`.
-inline int run_of(const Gather& pass, const GatherClass& c, const void* dest, int most) {
+// destination of elements of `size` bytes, at an address that is a multiple of their size: a power
+// of two, at most `most`.
+inline int run_of(const Gather& pass, const GatherClass& c, const void* dest, size_t size,
+                  int most) {
   const Strides4& s = pass.dest_strides;
   // A column of pixels is one line, of positions along its rows.
   const bool column = c.slab.cols == 1;
@@ -41,7 +43,7 @@ inline int run_of(const Gather& pass, const GatherClass& c, const void* dest, in
   const int64_t lengths[] = {column ? c.slab.rows : c.slab.cols, column ? 0 : c.slab.tile_cols};
   int run = most;
   const auto fits = [&](int64_t n) { return n % run == 0; };
-  while (!(fits(reinterpret_cast<uintptr_t>(dest) / 2) && fits(first) && fits(next_line) &&
+  while (!(fits(reinterpret_cast<uintptr_t>(dest) / size) && fits(first) && fits(next_line) &&
            fits(s.n) && fits(s.c) && fits(lengths[0]) && fits(lengths[1])))
     run /= 2;
   return run;
@@ -52,8 +54,9 @@ Status launch_window_gather(Queue queue, Gather pass, const WindowList& list,
                             const WindowGatherArguments& with) {
   static constexpr const char* kOp = "window_gather";
   for (int i = 0; i < pass.class_count; ++i)
-    pass.classes[i].run = run_of(pass, pass.classes[i], with.dest, Units);
-  const int bytes = kSlabs * pass.slab_bytes + kComputeWarps * kTileBytes;
+    pass.classes[i].run =
+        run_of(pass, pass.classes[i], with.dest, sizeof(T), WindowConfig<T, Units>::kUnits);
+  const int bytes = kSlabs * pass.slab_bytes + kComputeWarps * kTileBytes<T>;
   const Status enough =
       with.maps == nullptr
           ? allow_shared_bytes<&window_gather_kernel<T, Units>>(queue, bytes, kOp)
@@ -79,6 +82,12 @@ Status launch_window_gather(Queue queue, Gather pass, const WindowList& list,
   return launched(kOp, shapes_of(pass));
 }
 
+// Of floats, a warp has pairs of positions 4 apart: 8.
+template <class T>
+constexpr bool has_window_units(int units) {
+  return sizeof(T) == 2 || units == 8;
+}
+
 // The kernel of the pass's units: variant kIndex of those there are, or a later one.
 template <class T, int kIndex = 0>
 Status launch_window_variant(Queue queue, const Gather& pass, const WindowList& list,
@@ -88,8 +97,10 @@ Status launch_window_variant(Queue queue, const Gather& pass, const WindowList& 
                          std::to_string(pass.units) + " units");
   } else {
     constexpr int kUnits = kWindowUnits[kIndex];
-    if (pass.rows == kWindowRows && pass.units == kUnits)
-      return launch_window_gather<T, kUnits>(queue, pass, list, with);
+    if constexpr (has_window_units<T>(kUnits)) {
+      if (pass.rows == kWindowRows && pass.units == kUnits)
+        return launch_window_gather<T, kUnits>(queue, pass, list, with);
+    }
     return launch_window_variant<T, kIndex + 1>(queue, pass, list, with);
   }
 }

@@ -66,6 +66,7 @@ __device__ __forceinline__ void fill_gradient(const WindowGradWeight& pass, int 
                   strides, count, on_channels ? lane : warp, on_channels ? 32 : pass.grad_warps,
                   rows);
   }
+  if constexpr (kFillsAsync<T, Gradient>) wait_for_copies();
 }
 
 // Positions that do not exist read the first pixel, and have a gradient of zero.

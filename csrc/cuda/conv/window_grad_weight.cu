@@ -13,6 +13,22 @@ std::string shapes_of(const WindowGradWeight& pass) {
          " bytes of shared memory";
 }
 
+namespace {
+
+Status sum_splits(Queue queue, const WindowGradWeight& pass, const WindowList& list,
+                  Element element, const WindowGradWeightArguments& with) {
+  switch (element) {
+    case Element::kFloat32:
+      return window_grad_weight_of<float>(queue, pass, list, with);
+    case Element::kBFloat16:
+      return window_grad_weight_of<__nv_bfloat16>(queue, pass, list, with);
+    default:
+      return window_grad_weight_of<__half>(queue, pass, list, with);
+  }
+}
+
+}  // namespace
+
 Status window_grad_weight(Queue queue, const WindowGradWeight& pass, const WindowList& list,
                           Element element, const void* source, const void* grad, float* partial,
                           float* grad_values, const GradWeightMaps* maps) {
@@ -25,12 +41,7 @@ Status window_grad_weight(Queue queue, const WindowGradWeight& pass, const Windo
                          std::to_string(pass.compute_warps) + " that compute and " +
                          std::to_string(pass.grad_warps) + " that bring the gradient");
   }
-  const WindowGradWeightArguments with{source, grad, partial, maps};
-  if (element == Element::kFloat32)
-    return Status::error("window_grad_weight: no kernel of 4-byte elements");
-  const Status summed = element == Element::kBFloat16
-                            ? window_grad_weight_of<__nv_bfloat16>(queue, pass, list, with)
-                            : window_grad_weight_of<__half>(queue, pass, list, with);
+  const Status summed = sum_splits(queue, pass, list, element, {source, grad, partial, maps});
   if (!summed.is_ok()) return summed;
   return reduce_splits(queue, list.values, pass.splits, nullptr, partial, grad_values);
 }

@@ -3,11 +3,11 @@
 // A thread block has a block of source channels, some windows and a split of the positions. Its
 // fill warps bring a tile of positions into shared memory, the source's slab and the gradient's,
 //
-//     grad[row][position of the tile]      a vector each: 8 images. The odd plane makes the vectors
-//                                          of 8 rows 8 different columns of banks.
+//     grad[row][position of the tile]      a vector each: 8 images, or 4 floats. The odd plane
+//                                          makes the vectors of 8 rows 8 columns of banks.
 //
 // while its compute warps take their steps on the tile before. A warp's turn is kTurnSteps steps of
-// a window. Two positions of 8 images are the 16 products that one instruction adds up:
+// a window. Two positions are the 16 products (of 4 images, 8) that one instruction adds up:
 //
 //     a [row][position, image]      the gradient's vectors, as they lie
 //     b [position, image][entry]    the source's vectors, each where its entry and position say
@@ -68,10 +68,12 @@ __device__ __forceinline__ void multiply_tile(const char* slab, const char* grad
     for (int pair = 0; pair < kPairsUnrolled; ++pair) {
       uint32_t a[4];
       load_matrices(grad + (first + pair) * 2 * kVectorBytes, a);
+      as_operands<T>(a);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         uint32_t b[4];
         load_matrices(slab + places[pair] + offsets[step], b);
+        as_operands<T>(b);
         multiply_add<T>(sums[step][0], a, b[0], b[1]);
         multiply_add<T>(sums[step][1], a, b[2], b[3]);
       }

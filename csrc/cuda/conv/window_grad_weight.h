@@ -1,4 +1,5 @@
-// The gradient of the values at the non-zeros by the GPU's matrix units, for 2-byte activations.
+// The gradient of the values at the non-zeros by the GPU's matrix units; of floats, both operands
+// are rounded to TF32.
 //
 // A window is 16 consecutive output channels of a group. The list has the (source channel, tap)
 // pairs at which a window has any non-zero, 16 to a step, and of each step

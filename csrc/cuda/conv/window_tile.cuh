@@ -3,13 +3,18 @@
 // A step's values come in chunks of 1, 2 or 4 consecutive ones. They are loaded a step ahead.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/conv/vector.cuh"
 #include "cuda/conv/window_list.h"
 #include "cuda/tensor_core.h"
 
 namespace dsr::cuda {
 
-constexpr int kTileBytes = kStepSums * 2;
+template <class T>
+constexpr int kTileBytes = kStepSums * sizeof(T);
+template <class T>
+constexpr int kProducts = kStepEntries / kDepth<T>;  // of a step, for 8 columns of sums
 constexpr int kLaneChunks = 2;  // that are under way for each lane: all there are of 4 values each
 static_assert(kLaneChunks == 2 && kLaneChunks * 32 * 4 >= kStepSums,
               "steps of whole pieces have no further chunks");
@@ -31,6 +36,29 @@ struct ChunkValues {
   float4 values[kLaneChunks];
   uint32_t places;
 };
+
+// A weight as the tile has it: rounded as the instructions take it.
+template <class T>
+__device__ __forceinline__ T to_weight(float x) {
+  return from_float<T>(x);
+}
+template <>
+__device__ __forceinline__ float to_weight<float>(float x) {
+  return to_tf32(x);
+}
+
+// Where place 16 * line + column of the tile is: what is read at once keeps off each other's banks.
+// Of 2-byte elements a line is 32 bytes, in two halves, and halves change places in every other
+// four lines: eight lines are read at once. Of floats it is 64 bytes, in four quarters, and eight
+// lines are read at once, of a quarter each, or four of two quarters.
+template <class T, class Place>
+__device__ __forceinline__ Place tile_place(Place place) {
+  if constexpr (sizeof(T) == 4) {
+    return place ^ (place >> 2 & 8) ^ (place >> 4 & 4);
+  } else {
+    return place ^ (place >> 3 & 8);
+  }
+}
 
 // A list, and how its values are read.
 struct WindowReader {
@@ -74,36 +102,36 @@ struct WindowReader {
     return {{load(chunks.values[0]), load(chunks.values[1])}, chunks.places};
   }
 
-  // Rows of the tile are 32 bytes, in two halves. Halves change places in every other four rows,
-  // which keeps the eight that are read at once off each other's banks.
   template <class T>
   __device__ __forceinline__ void put(T* tile, uint32_t place, const float4& x) const {
+    using Four = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+    using Two = std::conditional_t<sizeof(T) == 4, uint2, uint32_t>;
     if (place == kNoPlace) return;
-    T* const to = tile + (place ^ (place >> 3 & 8));
-    const T four[4] = {from_float<T>(x.x), from_float<T>(x.y), from_float<T>(x.z),
-                       from_float<T>(x.w)};
+    T* const to = tile + tile_place<T>(place);
+    const T four[4] = {to_weight<T>(x.x), to_weight<T>(x.y), to_weight<T>(x.z), to_weight<T>(x.w)};
     if (chunk_shift == 2) {
-      uint2 packed;
+      Four packed;
       memcpy(&packed, four, sizeof(packed));
-      *reinterpret_cast<uint2*>(to) = packed;
+      *reinterpret_cast<Four*>(to) = packed;
     } else if (chunk_shift == 1) {
-      uint32_t packed;
+      Two packed;
       memcpy(&packed, four, sizeof(packed));
-      *reinterpret_cast<uint32_t*>(to) = packed;
+      *reinterpret_cast<Two*>(to) = packed;
     } else {
       *to = four[0];
     }
   }
 
-  // The tile of the pieces from `first` on, of which `ahead` has the first chunks; as the matrix
-  // instruction takes it. `transposed`: the tile has rows of a row's weights, else of an entry's.
+  // Puts the tile of the pieces from `first` on together, of which `ahead` has the first chunks.
   template <class T>
-  __device__ __forceinline__ void tile(T* tile, int first, int count, const ChunkValues& ahead,
-                                       bool transposed, uint32_t (&a)[4]) const {
+  __device__ __forceinline__ void put_tile(T* tile, int first, int count,
+                                           const ChunkValues& ahead) const {
     const int lane = threadIdx.x % 32;
     __syncwarp();  // the tile before has been read
     if (count << chunk_shift < kStepSums) {
-      reinterpret_cast<uint4*>(tile)[lane] = uint4{};
+#pragma unroll
+      for (int i = 0; i < kTileBytes<T> / 512; ++i)
+        reinterpret_cast<uint4*>(tile)[lane + 32 * i] = uint4{};
       __syncwarp();
     }
     put(tile, ahead.places & 0xffff, ahead.values[0]);
@@ -113,17 +141,32 @@ struct WindowReader {
       put(tile, further.place, load(further.value));
     }
     __syncwarp();
-    // Matrices: rows of the window 0-7, 8-15 of entries 0-7, then of entries 8-15.
-    const int low = lane % 8, rows = lane / 8 % 2 * 8, entries = lane / 16 * 8;
-    const int place =
-        transposed ? (rows + low) * kStepEntries + entries : (entries + low) * kWindowRows + rows;
-    const T* const from = tile + (place ^ (place >> 3 & 8));
-    if (transposed) {
-      load_matrices(from, a);
-    } else {
-      load_matrices_transposed(from, a);
-    }
   }
 };
+
+// The weights of kDepth entries of the tile, from `first` on, as an instruction takes them.
+// `transposed`: the tile has lines of a row's weights, else of an entry's.
+template <class T>
+__device__ __forceinline__ void load_weights(const T* tile, int first, bool transposed,
+                                             uint32_t (&a)[4]) {
+  // Matrices: rows of the window 0-7, 8-15 of the first half of the entries, then of the second.
+  constexpr int kHalf = kDepth<T> / 2;
+  const int lane = threadIdx.x % 32;
+  const int low = lane % 8, rows = lane / 8 % 2 * 8, entries = first + lane / 16 * kHalf;
+  const int place =
+      transposed ? (rows + low) * kStepEntries + entries : (entries + low) * kWindowRows + rows;
+  const T* const from = tile + tile_place<T>(place);
+  if (transposed) {
+    load_matrices(from, a);
+  } else if constexpr (sizeof(T) == 2) {
+    load_matrices_transposed(from, a);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i % 2 * 8, entry = first + lane % 4 + i / 2 * kHalf;
+      a[i] = __float_as_uint(tile[tile_place<T>(entry * kWindowRows + row)]);
+    }
+  }
+}
 
 }  // namespace dsr::cuda
