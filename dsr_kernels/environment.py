@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -14,14 +13,7 @@ from dsr_kernels.backends.devices import cuda_names, why_no_cuda
 from dsr_kernels.backends.native import _C, triton_version
 from dsr_kernels.backends.processor import cpu_name, dense_bf16_words, processor_words
 from dsr_kernels.errors import UsageError
-
-
-def version() -> str:
-    """The installed version, or "unknown" where the package is only a source tree on sys.path."""
-    try:
-        return metadata.version("dsr_kernels")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
+from dsr_kernels.version import version
 
 
 def show_config() -> None:
@@ -50,10 +42,11 @@ def _gpu_kernels() -> str:
         version = native._cuda.toolkit_version
         built = f"built with CUDA {version // 1000}.{version % 1000 // 10}"
         return f"for {native._cuda.architectures.replace(',', ', ')} ({built})"
+    absent = "not in this build (DSR_CUDA=ON pip install . builds them, where nvcc is)"
     triton = triton_version()
     if triton is None:
-        return "not in this build, and no Triton: sparse modules run on the CPU only"
-    return f"not in this build; Triton {triton} takes over on GPUs"
+        return f"{absent}, and no Triton: sparse modules run on the CPU only"
+    return f"{absent}; Triton {triton} takes over on GPUs"
 
 
 def check_processor() -> None:

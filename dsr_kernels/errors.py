@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 LONGEST = 80  # characters of a value that a message shows
 MOST_THREADS = 1024
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # what to install for these modules
 
 
 class UsageError(Exception):
@@ -32,6 +34,13 @@ class Interrupted(Exception):
         self.exit_code = exit_code
 
 
+class Terminated(BaseException):
+    """SIGTERM has come while a run starts, or after its training (exit code 143)."""
+
+    exit_code = 143
+    NOTHING = "; nothing was trained: the same command starts again"  # where there is no run yet
+
+
 class SystemFailed(Exception):
     """The system refuses what a run or an experiment needs: room on a disk, memory (exit code 1).
 
@@ -39,6 +48,16 @@ class SystemFailed(Exception):
     """
 
     exit_code = 1
+
+
+class SaidElsewhere(Exception):
+    """This process ends as all of its run do, with the `error` that another of them says."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        self.exit_code: int = getattr(error, "exit_code", code)
 
 
 def shown(value: Any) -> str:
@@ -83,10 +102,22 @@ def check_threads(number: int | None) -> None:
 
 def require(module: str, purpose: str, extra: str = "train") -> ModuleType:
     """Imports an optional dependency. Raises UsageError, which says what to install for it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = {"PIL": "pillow"}.get(name := module.split(".")[0], name)
+    return require_all([module], purpose, extra)[0]
+
+
+def require_all(modules: Iterable[str], purpose: str, extra: str = "train") -> list[ModuleType]:
+    """The same of several. The UsageError names all that are missing."""
+    found, missing = [], []
+    for module in modules:
+        try:
+            found.append(importlib.import_module(module))
+        except ImportError:
+            name = module.split(".")[0]
+            missing.append(PACKAGES.get(name, name))
+    if missing:
+        are = "which is" if len(missing) == 1 else "which are"
         raise UsageError(
-            f'{purpose} needs {package}, which is not installed: pip install "dsr_kernels[{extra}]"'
-        ) from None
+            f"{purpose} needs {' and '.join(missing)}, {are} not installed: pip install "
+            f'"dsr_kernels[{extra}]"'
+        )
+    return found

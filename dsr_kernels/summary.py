@@ -9,6 +9,7 @@ from torch import nn
 from dsr_kernels import text_table
 from dsr_kernels.convert import why_dense
 from dsr_kernels.nn.module import SparseModule
+from dsr_kernels.nn.twins import without_weights
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,21 @@ class Summary:
         return 1 - self.sparse_nnz / max(self.sparse_numel, 1)
 
     @property
+    def numel(self) -> int:
+        """Weights of all layers, had they been dense; a layer without a `weight` counts whole."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def nnz(self) -> int:
+        """Weights that all layers hold, sparse or dense."""
+        return sum(layer.nnz for layer in self.layers)
+
+    @property
+    def model_sparsity(self) -> float:
+        """The share of all layers' weights that is absent."""
+        return 1 - self.nnz / max(self.numel, 1)
+
+    @property
     def dense_bytes(self) -> int:
         return sum(layer.dense_bytes for layer in self.layers)
 
@@ -65,14 +81,14 @@ class Summary:
     def __str__(self) -> str:
         header = ("layer", "kind", "shape", "weights", "held", "density", "dense", "here", "note")
         rows = [_cells(layer) for layer in self.layers]
-        numel = sum(layer.numel for layer in self.layers)
-        nnz = sum(layer.nnz for layer in self.layers)
-        total = ("total", "", "", f"{numel:,}", f"{nnz:,}", f"{nnz / max(numel, 1):.4f}")
+        density = f"{self.nnz / max(self.numel, 1):.4f}"
+        total = ("total", "", "", f"{self.numel:,}", f"{self.nnz:,}", density)
         rows.append((*total, _size(self.dense_bytes), _size(self.bytes), ""))
         lines = text_table.columns([header, *rows], left=(0, 1, 2, 8), rules=(1, len(rows)))
         lines.append(
             f"sparse layers: {self.sparse_nnz:,} of {self.sparse_numel:,} weights, "
-            f"sparsity {self.sparsity:.4f}"
+            f"sparsity {self.sparsity:.4f}; whole model: {self.nnz:,} of {self.numel:,}, "
+            f"sparsity {self.model_sparsity:.4f}"
         )
         return "\n".join(lines)
 
@@ -98,13 +114,17 @@ def summary(model: nn.Module) -> Summary:
 
 def _layer(name: str, module: nn.Module, why_dense: str, largest_block: int) -> LayerSummary:
     parameters = [p for p in module._parameters.values() if p is not None]
+    if any(isinstance(p, nn.UninitializedParameter) for p in parameters):
+        return LayerSummary(name, type(module).__name__, False, (), 0, 0, 0, 0, why_dense)
     held = sum(p.nbytes for p in parameters)
     if isinstance(module, SparseModule):
         item = module.weight_values.element_size()
         dense = held + (module.numel - module.nnz) * item
         indices = module.crow_indices.nbytes + module.col_indices.nbytes
         shape, numel, nnz = module.weight_shape, module.numel, module.nnz
-        note = _block_note(module, largest_block)
+        lost = without_weights(module)
+        empty = f"{lost} of {shape[0]} output channels have no weight" if lost else ""
+        note = "; ".join(filter(None, (_block_note(module, largest_block), empty)))
         held += indices
     else:
         weight = module._parameters.get("weight")

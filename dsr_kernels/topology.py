@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address
-from dsr_kernels.backends.blocks import BLOCK_SIZES
+from dsr_kernels.backends.blocks import check_is_block_size
 from dsr_kernels.backends.native import _C
 
 INT32_MAX = 2**31 - 1
@@ -212,8 +212,7 @@ def check_shape(weight_shape: Sequence[int]) -> tuple[int, ...]:
 
 def check_block_size(weight_shape: Sequence[int], block_size: int, groups: int = 1) -> None:
     """Raises ValueError unless the rows of each of the convolution's groups are whole blocks."""
-    if type(block_size) is not int or block_size not in BLOCK_SIZES:
-        raise ValueError(f"block_size: expected one of {BLOCK_SIZES}, got {block_size!r}")
+    check_is_block_size(block_size)
     rows = weight_shape[0] // groups
     if rows % block_size:
         of_group = f" in each of {groups} groups" if groups > 1 else ""

@@ -98,7 +98,7 @@ def test_fixed_layers_stand_outside() -> None:
 def test_sparsify_takes_the_largest_fitting_block(over: str, distribution: str, keep: str) -> None:
     dense = dense_model()
     options = {"distribution": distribution, "over": over, "keep": keep, "block_size": 8}
-    model = sparsify(dense, 0.6, exclude=["0"], overrides={"3": 0.5}, **options)
+    model = sparsify(dense, 0.6, exclude=["0"], overrides={"3": 0.5}, **options, preset="all")
     stem, grouped, head = model[0], *layers_of(model)
     assert type(stem) is nn.Conv2d
     assert [layer.block_size for layer in (grouped, head)] == [4, 2]
@@ -116,29 +116,31 @@ def test_sparsify_takes_the_largest_fitting_block(over: str, distribution: str, 
 
 def test_a_budget_below_a_block_of_each_layer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"too few for 3 layers .* 14 weights") as caught:
-        sparsify(dense_model(), 0.995, "erk", block_size=8)
+        sparsify(dense_model(), 0.995, "erk", block_size=8, preset="all")
     reach = float(str(caught.value).split()[-1])
-    model = sparsify(dense_model(), reach, "erk", block_size=8)
+    model = sparsify(dense_model(), reach, "erk", block_size=8, preset="all")
     assert [layer.nnz for layer in layers_of(model)] == [8, 4, 2]
     with pytest.raises(ValueError, match="of all 2040 weights cannot be met"):
-        sparsify(dense_model(), 0.894, exclude=["0"], over="model", block_size=8)
+        sparsify(dense_model(), 0.894, exclude=["0"], over="model", block_size=8, preset="all")
 
 
 @pytest.mark.parametrize("bad", [3, 64, 0, -1, True, 2.0, "8", None])
 def test_impossible_block_sizes_are_named(bad: object) -> None:
     with pytest.raises(ValueError, match=r"block_size: expected one of \(1, 2, 4, 8, 16, 32\)"):
-        sparsify(dense_model(), 0.5, block_size=bad)
+        sparsify(dense_model(), 0.5, block_size=bad, preset="all")
 
 
 def test_summary_says_which_blocks_there_are() -> None:
-    model = sparsify(dense_model(), 0.5, block_size=8)
+    model = sparsify(dense_model(), 0.5, block_size=8, preset="all")
     notes = {layer.name: layer.note for layer in summary(model).layers}
     assert notes == {
         "0": "blocks of 8",
         "1": "blocks of 4: 12 output channels of a group do not divide by 8",
         "3": "blocks of 2: 10 output channels do not divide by 8",
     }
-    assert {layer.note for layer in summary(sparsify(dense_model(), 0.5)).layers} == {""}
+    assert {layer.note for layer in summary(sparsify(dense_model(), 0.5, preset="all")).layers} == {
+        ""
+    }
     table = summary(model)
     assert table.sparse_nnz == sum(layer.nnz for layer in layers_of(model))
     held = sum(t.nbytes for layer in layers_of(model) for t in layer.parameters())

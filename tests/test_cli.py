@@ -1,16 +1,16 @@
 """The command line: one clear sentence and the right exit code for whatever is typed."""
 
 import fcntl
-import importlib
+import importlib.util
 import os
 import pty
-import shutil
 import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from dsr_kernels.cli import main
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.run.folder import Run
 from dsr_kernels.training.signals import StopRequest
+from dsr_kernels.version import versions
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,92 +109,59 @@ def test_a_run_begun_on_a_gpu_goes_on_there_or_where_told(capsys, tmp_path, monk
     assert "the run began on NVIDIA H100. Another device rounds" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "args,said",
+    [
+        (["trian"], "unknown command 'trian'; did you mean train?"),
+        (["xyzzy"], "expected one of train, new, report, export, experiment"),
+    ],
+)
+def test_an_unknown_command_is_told_the_closest(args, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_versions_and_help_need_no_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    for option in ("--version", "--help"):
+        shown = subprocess.run(
+            [sys.executable, "-m", "dsr_kernels", option],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert shown.startswith("dsr " if option == "--version" else "usage: dsr ")
+    assert all(name in versions() for name in ("torch ", "Python 3."))
+
+
+def test_completion_is_printed_by_shtab_or_asked_for(capsys, monkeypatch):
+    asked = []
+
+    def complete(parser, shell):
+        asked.append(shell)
+        return f"# completes {parser.prog}"
+
+    monkeypatch.setitem(sys.modules, "shtab", types.SimpleNamespace(complete=complete, FILE={}))
+    with pytest.raises(SystemExit) as caught:
+        main(["--print-completion", "zsh"])
+    assert (caught.value.code, asked) == (0, ["zsh"])
+    assert capsys.readouterr().out == "# completes dsr\n"
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert 'needs shtab, which is not installed: pip install "dsr_kernels[completion]"' in refused(
+        capsys, "--print-completion", "bash"
+    )
+
+
 @pytest.mark.parametrize("args", [[], ["trian"], ["train", "--sed", "1"], ["train", "--seed", "x"]])
 def test_argparse_errors_exit_with_2(args, capsys):
     with pytest.raises(SystemExit) as caught:
         main(args)
     assert caught.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
-
-
-def test_a_folder_that_holds_something_is_never_touched(capsys, tmp_path):
-    run = tmp_path / "run"
-    assert train(run, "training.epochs=1") == 0
-    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    message = refused(capsys, *arguments(run))
-    assert f"already holds a run; continue it with `dsr train --resume {run}`" in message
-    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").write_text("important")
-    assert "is not empty and holds no run" in refused(capsys, *arguments(other))
-    (tmp_path / "file").write_text("")
-    assert "is not a folder" in refused(capsys, *arguments(tmp_path / "file"))
-    assert [p.name for p in other.iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    ["training.batch_size=2000", "rewiring.prune_count=99999", "rewiring.initial_threshold=0"],
-)
-def test_a_folder_refused_for_a_wrong_value_can_be_named_again(capsys, tmp_path, wrong):
-    made, given = tmp_path / "made", tmp_path / "given"
-    given.mkdir()
-    for run in (made, given):
-        assert "recipe: " in refused(capsys, *arguments(run, wrong))
-    assert not made.exists() and not list(given.iterdir())
-    assert train(made, "training.epochs=1") == 0
-
-
-def test_a_refused_value_removes_nothing_of_a_run_that_has_begun(tmp_path):
-    from helpers.small_runs import small
-
-    run = Run.create(tmp_path / "run", small())
-    (run.folder / "metrics.csv").write_text("epoch\n")
-    run.withdraw()
-    assert Run.open(run.folder).recipe() == small()
-
-
-def test_resuming_a_complete_run_says_so(capsys, tmp_path):
-    train(tmp_path / "run", "training.epochs=1")
-    assert main(["train", "--resume", str(tmp_path / "run"), "--no-report"]) == 0
-    assert "is finished: test accuracy" in capsys.readouterr().out
-
-
-def test_a_complete_run_can_still_be_compared_with_its_dense_twin(capsys, tmp_path):
-    run = tmp_path / "run"
-    train(run, "training.epochs=1")
-    before = Run.open(run).read_json("results.json")
-    kept = {p: p.read_bytes() for p in run.rglob("*") if p.suffix in (".csv", ".safetensors")}
-    events = len(list((run / "tensorboard").iterdir()))
-    resume = ["train", "--resume", str(run), "--compare-dense"]
-    assert main(resume) == 0
-    results = Run.open(run).read_json("results.json")
-    speeds = results.pop("against_dense")["images_per_second"]
-    assert results == before and set(speeds) == {"sparse", "dense_contiguous"}
-    shown = capsys.readouterr().out
-    assert "training steps: sparse" in shown and "report: " in shown
-    assert "Speed against the dense twin" in (run / "report.html").read_text()
-    assert {p: p.read_bytes() for p in kept} == kept
-    assert len(list((run / "tensorboard").iterdir())) == events
-    shutil.rmtree(run / "checkpoints")
-    assert "has no checkpoint with its final weights" in refused(capsys, *resume)
-
-
-def test_resuming_before_the_first_checkpoint_begins_again(tmp_path):
-    from helpers.small_runs import artefacts, small
-
-    train(tmp_path / "whole", "training.epochs=1")
-    Run.create(tmp_path / "run", small("lenet", "training.epochs=1"))
-    assert main(["train", "--resume", str(tmp_path / "run"), "--quiet", "--no-report"]) == 0
-    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "whole")
-
-
-def test_a_run_in_use_is_refused(tmp_path, capsys):
-    from helpers.small_runs import small
-
-    run = Run.create(tmp_path / "run", small())
-    assert "another process is training" in refused(capsys, "train", "--resume", str(run.folder))
 
 
 def test_seed_eval_test_every_and_compare_dense(tmp_path, capsys):
@@ -208,18 +176,42 @@ def test_seed_eval_test_every_and_compare_dense(tmp_path, capsys):
     assert "training steps: sparse" in capsys.readouterr().out
 
 
-def test_a_missing_package_is_named_before_anything_is_made(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "names,said",
+    [
+        (["safetensors"], "needs safetensors, which is"),
+        (["safetensors", "sklearn"], "needs safetensors and scikit-learn, which are"),
+    ],
+    ids=["one", "two"],
+)
+def test_all_missing_packages_are_named_before_anything_is_made(
+    names, said, tmp_path, capsys, monkeypatch
+):
     real = importlib.import_module
 
     def without(name, *args):
-        if name.startswith("safetensors"):
+        if name.split(".")[0] in names:
             raise ImportError(name)
         return real(name, *args)
 
     monkeypatch.setattr(importlib, "import_module", without)
     message = refused(capsys, *arguments(tmp_path / "run"))
-    assert 'needs safetensors, which is not installed: pip install "dsr_kernels[train]"' in message
+    assert f'{said} not installed: pip install "dsr_kernels[train]"' in message
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_goes_without_is_said_before_it_starts(tmp_path, capsys, monkeypatch):
+    real = importlib.util.find_spec
+    hidden = ("tqdm", "matplotlib")
+
+    def find_spec(name, *rest):
+        return None if name in hidden else real(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    assert main(arguments(tmp_path / "run", "training.epochs=1")) == 0
+    out = capsys.readouterr().out
+    said = 'no progress bar, no plots: tqdm, matplotlib not installed; pip install "dsr_kernels['
+    assert said in out and out.index(said) < out.index("epoch 1/1")
 
 
 def test_off_a_terminal_there_are_plain_lines_and_no_bar(tmp_path, capfd):
@@ -227,7 +219,8 @@ def test_off_a_terminal_there_are_plain_lines_and_no_bar(tmp_path, capfd):
     assert main(args) == 0
     shown = capfd.readouterr()
     assert "\r" not in shown.out and shown.err == ""
-    assert [line.split()[:2] for line in shown.out.splitlines()[2:4]] == [
+    assert shown.out.splitlines()[2].startswith("never reached in 2 epochs: optimizer.lr changes")
+    assert [line.split()[:2] for line in shown.out.splitlines()[3:5]] == [
         ["epoch", "1/2"],
         ["epoch", "2/2"],
     ]

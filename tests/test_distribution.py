@@ -26,8 +26,10 @@ def test_too_few_weights_are_refused_with_what_can_be_reached():
     with pytest.raises(ValueError, match=r"reachable: a sparsity from 0 to 0\.9$"):
         apportion(1, [10, 10], [10, 10])
     with pytest.raises(ValueError, match=r"reachable: a sparsity from 0 to 0\.997302"):
-        dsr_kernels.sparsify(small_model(), 0.999)
-    dsr_kernels.sparsify(small_model(), 0.997302)  # the end of the range named is in reach
+        dsr_kernels.sparsify(small_model(), 0.999, preset="all")
+    dsr_kernels.sparsify(
+        small_model(), 0.997302, preset="all"
+    )  # the end of the range named is in reach
 
 
 def test_a_uniform_sparsity_must_leave_every_layer_a_weight():
@@ -45,7 +47,13 @@ def test_sparsity_over_the_whole_model_counts_dense_layers(distribution, sparsit
     dense = small_model()
     total = sum(m.weight.numel() for m in dense if hasattr(m, "weight"))
     model = dsr_kernels.sparsify(
-        dense, sparsity, distribution, exclude=["0"], overrides={"3": 0.5}, over="model"
+        dense,
+        sparsity,
+        distribution,
+        exclude=["0"],
+        overrides={"3": 0.5},
+        over="model",
+        preset="all",
     )
     kept = model[0].weight.numel() + nonzeros(model)
     assert kept == dsr_kernels.distribution.budget(total, sparsity)
@@ -54,17 +62,17 @@ def test_sparsity_over_the_whole_model_counts_dense_layers(distribution, sparsit
 
 def test_excluded_layers_can_be_too_big_for_a_sparsity():
     with pytest.raises(ValueError) as caught:
-        dsr_kernels.sparsify(small_model(), 0.95, exclude=["1"], over="model")
+        dsr_kernels.sparsify(small_model(), 0.95, exclude=["1"], over="model", preset="all")
     assert str(caught.value) == (
         "sparsity: 0.95 of all 1112 weights cannot be met: 576 of them stay in layers that are "
         "dense or have a sparsity of their own; reachable: a sparsity from 0 to 0.480215"
     )
-    model = dsr_kernels.sparsify(small_model(), 0.480215, exclude=["1"], over="model")
+    model = dsr_kernels.sparsify(small_model(), 0.480215, exclude=["1"], over="model", preset="all")
     assert [module.nnz for _, module in named_sparse_modules(model)] == [1, 1]
     with pytest.raises(
         ValueError, match="over: unknown value 'all'; expected one of converted, model"
     ):
-        dsr_kernels.sparsify(small_model(), 0.9, over="all")
+        dsr_kernels.sparsify(small_model(), 0.9, over="all", preset="all")
 
 
 def whole_kernels(module: SparseConv2d) -> bool:
@@ -76,13 +84,13 @@ def whole_kernels(module: SparseConv2d) -> bool:
 def test_whole_kernels_come_and_go_together():
     topology = Topology.random_kernels((16, 8, 3, 3), 300).validate()
     assert topology.nnz == 297  # 33 kernels
-    model = dsr_kernels.sparsify(small_model(), 0.9, keep="kernels")
+    model = dsr_kernels.sparsify(small_model(), 0.9, keep="kernels", preset="all")
     convolutions = [
         module for _, module in named_sparse_modules(model) if len(module.weight_shape) == 4
     ]
     assert all(whole_kernels(module) and module.nnz % 9 == 0 for module in convolutions)
     source = small_model()
-    kept = dsr_kernels.sparsify(source, 0.5, keep="kernels")
+    kept = dsr_kernels.sparsify(source, 0.5, keep="kernels", preset="all")
     at = kept[0].topology.linear_positions()
     assert torch.equal(kept[0].weight_values[:, 0], source[0].weight.flatten()[at])
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 import dsr_kernels
 
@@ -16,22 +20,82 @@ def run(program: str, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
-def test_models_and_rewiring_are_imported_when_they_are_asked_for():
+def test_importing_the_package_imports_nothing_else():
     shown = run("import dsr_kernels", "-X", "importtime").stderr
     imported = {line.rsplit("|", 1)[-1].strip() for line in shown.splitlines()}
-    assert {"dsr_kernels", "dsr_kernels.nn", "dsr_kernels.nn.layers"} <= imported
-    lazy = ("dsr_kernels.rewiring", "dsr_kernels.models", "dsr_kernels.training")
-    assert not any(name.startswith(lazy) for name in imported)
+    assert "dsr_kernels" in imported
+    assert not any(name.startswith(("dsr_kernels.", "torch", "numpy")) for name in imported)
+
+
+def test_a_name_is_imported_when_it_is_asked_for():
     program = """
 import sys, dsr_kernels
-print(dsr_kernels.nn.SparseConv1d.__name__)
+assert dsr_kernels.__version__ and "torch" not in sys.modules
+print(dsr_kernels.nn.SparseConv1d.__name__, dsr_kernels.SparseConv1d.__name__)
 print(dsr_kernels.rewiring.DSR.__name__, "dsr_kernels.models" in sys.modules)
 print(dsr_kernels.models.wrn_28.__name__)
 from dsr_kernels import *
-print(rewiring is dsr_kernels.rewiring)
+print(rewiring is dsr_kernels.rewiring, "nn" in dir())
 """
-    expected = ["SparseConv1d", "DSR False", "wrn_28", "True"]
+    expected = ["SparseConv1d SparseConv1d", "DSR False", "wrn_28", "True False"]
     assert run(program).stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("name", ["convert", "ops", "topology"])
+def test_modules_without_a_public_name_are_found_too(name):
+    program = f"""
+import sys, dsr_kernels
+print("dsr_kernels.{name}" in sys.modules, dsr_kernels.{name} is sys.modules["dsr_kernels.{name}"])
+print(hasattr(dsr_kernels, "__main__"), hasattr(dsr_kernels, "{name}s_"))
+"""
+    assert run(program).stdout.splitlines() == ["False True", "False False"]
+
+
+@pytest.mark.parametrize("name", ["explain", "summary"])
+def test_a_function_is_not_replaced_by_the_module_of_its_name(name):
+    program = f"""
+import dsr_kernels.{name}
+print(type(dsr_kernels.{name}).__name__)
+from dsr_kernels import {name}
+print(type({name}).__name__, type(dsr_kernels.nn).__name__)
+"""
+    assert run(program).stdout.splitlines() == ["function", "function module"]
+
+
+def test_type_checkers_are_told_the_same_names():
+    tree = ast.parse(Path(dsr_kernels.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and node.lineno < 20)
+    told = {}
+    for node in block.body:
+        if isinstance(node, ast.ImportFrom):
+            told |= {alias.name: node.module.rpartition("dsr_kernels")[2] for alias in node.names}
+    homes = {name: f".{home}" for name, home in dsr_kernels.HOMES.items()}
+    assert told == homes | dict.fromkeys(dsr_kernels.MODULES, "")
+    assert set(dsr_kernels.__all__) == set(told) - {"nn"}
+
+
+def test_classes_are_pickled_by_the_modules_they_are_in():
+    program = """
+import pickle, sys
+loaded = pickle.loads(bytes.fromhex(sys.stdin.read()))
+print(loaded.in_features)
+"""
+    layer = pickle.dumps(dsr_kernels.SparseLinear(4, 2))
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, input=layer.hex(), capture_output=True, text=True, check=True)
+    assert done.stdout == "4\n"
+
+
+def test_a_compiled_model_may_call_what_the_package_names():
+    layer = dsr_kernels.SparseLinear(4, 2)
+
+    def run_layer(x):
+        pattern = (layer.crow_indices, layer.col_indices, (2, 4))
+        return dsr_kernels.nn.functional.sparse_linear(x, layer.weight_values, layer.bias, *pattern)
+
+    x = torch.ones(3, 4)
+    compiled = torch.compile(run_layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_dir_lists_every_public_name_and_others_are_errors():
@@ -79,7 +143,7 @@ def state():
     }
 
 before = state()
-import dsr_kernels
+import dsr_kernels.nn
 after = state()
 conv = dsr_kernels.nn.SparseConv2d(2, 2, 1)
 built = getattr(torch.compiler.config, "dynamic_sources", "")
@@ -95,7 +159,8 @@ def test_importing_the_package_changes_nothing_outside_it():
     assert after == before
     assert before["sources"] == ""
     if "dynamic_sources" in before["compiler"]:  # since torch 2.8
-        assert built == again == r".*_parameters.*\['weight_values'\]"
+        values, indices = r".*_parameters.*\['weight_values'\]", r".*_buffers.*\['col_indices'\]"
+        assert built == again == f"{values},{indices}"
 
 
 def test_torch_compile_learns_of_a_layer_that_is_unpickled():

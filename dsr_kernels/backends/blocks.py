@@ -15,6 +15,12 @@ from torch import Tensor
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32)
 
 
+def check_is_block_size(block_size: int) -> None:
+    """Raises ValueError unless it is one of the sizes that there are."""
+    if type(block_size) is not int or block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size: expected one of {BLOCK_SIZES}, got {block_size!r}")
+
+
 def block_size_of(crow_indices: Tensor, rows: int) -> int:
     """Of a pattern for a weight of `rows` rows; 0 where crow_indices is of no such pattern."""
     block_rows = crow_indices.numel() - 1

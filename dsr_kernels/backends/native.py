@@ -1,7 +1,7 @@
 """The compiled modules: `_C` for CPUs, `_cuda` for GPUs or None.
 
-torch is imported first on purpose: the core then shares the OpenMP runtime torch has loaded, so
-the two use one pool of threads instead of two that compete.
+torch is imported first on purpose: the core then shares the OpenMP runtime torch has loaded
+(`backends.openmp`), so the two use one pool of threads instead of two that compete.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from dsr_kernels.backends import openmp
+
+openmp.share()
 try:
     from dsr_kernels import _C
 except ImportError as error:

@@ -166,6 +166,9 @@ class Patterns:
                 pattern.hold(crow_indices, col_indices)
             else:
                 pattern = Pattern(crow_indices, col_indices, owner)
+                for old in list(self._owned.get(pattern.tensors, ())):
+                    if old.owner is not None and old.owner() is owner:
+                        self._disown(old)  # it was overwritten; a rewirer may keep it alive
             if len(self._owned) > self._purge_at:
                 self._purge()
             self._owned.setdefault(pattern.tensors, weakref.WeakSet()).add(pattern)
@@ -244,6 +247,10 @@ class Patterns:
 
     def _forget(self, pattern: Pattern) -> None:
         self._thaw(pattern)
+        self._disown(pattern)
+
+    def _disown(self, pattern: Pattern) -> None:
+        """Its tensors hold it no longer."""
         self._owned.get(pattern.tensors, weakref.WeakSet()).discard(pattern)
         for storage in pattern.tensors[:2]:
             self._in_storage.get(storage, weakref.WeakSet()).discard(pattern)

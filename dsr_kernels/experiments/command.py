@@ -12,8 +12,8 @@ from dsr_kernels.experiments import grid as grids
 from dsr_kernels.experiments import plots
 from dsr_kernels.experiments.folder import DONE, Folder
 from dsr_kernels.experiments.grid import Cell
+from dsr_kernels.experiments.launchers import SLURM, Choice, Launcher
 from dsr_kernels.experiments.results import Results, Row
-from dsr_kernels.experiments.runner import Options, Runner
 from dsr_kernels.training.data import sets as datasets
 from dsr_kernels.training.placement import find_device
 from dsr_kernels.training.run import out_folder
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         return _list()
     if options.name is None:
         raise UsageError("experiment: expected a grid (`dsr experiment --list`) or a TOML file")
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs: expected at least 1, got {options.jobs}")
     check_threads(options.threads)
     grid = grids.load(options.name)
@@ -52,22 +52,23 @@ def _run(options: argparse.Namespace, grid: grids.Grid, out: Path) -> int:
         if not (out / "grid.toml").is_file():
             raise UsageError(f"--report: {out} holds no experiment")
         return _finish(Results(Folder(out), grid, cells))
-    if options.device:
-        find_device(options.device)
-    check_processor()
+    choice = Choice(options, out)
+    if choice.name != SLURM:  # there other machines compute, and each job sees for itself
+        if options.device:
+            find_device(options.device)
+        check_processor()
     left = [cell for cell in cells if not Folder(out).done(cell)]
     if left:
         _check_data(left, options.data_dir)
     folder = Folder.open(out, grid, cells)
     results = Results(folder, grid, cells)
-    chosen = Options(options.jobs, options.threads, options.data_dir, options.device)
-    runner = Runner(folder, cells, chosen, results.write)
-    _announce(grid, out, runner)
-    code = runner.run()
+    launcher = choice.open(folder, cells, results.write)
+    _announce(grid, out, cells, launcher)
+    code = launcher.run()
     if code:
         done = sum(row["status"] == DONE for row in results.write())
-        message = f"stopped with {done} of {len(cells)} cells done; the same command continues it"
-        raise Interrupted(message, code)
+        how = launcher.how_to_go_on()
+        raise Interrupted(f"stopped with {done} of {len(cells)} cells done; {how}", code)
     return _finish(results)
 
 
@@ -77,10 +78,8 @@ def _list() -> int:
     return 0
 
 
-def _announce(grid: grids.Grid, out: Path, runner: Runner) -> None:
-    left, jobs = len(runner.waiting), runner.options.jobs
-    where = f"{len(runner.cells)} cells in {out}"
-    print(f"{grid.name}: {where}, {left} to run, {jobs} at a time", flush=True)
+def _announce(grid: grids.Grid, out: Path, cells: list[Cell], launcher: Launcher) -> None:
+    print(f"{grid.name}: {len(cells)} cells in {out}, {launcher.announce()}", flush=True)
 
 
 def _check_data(cells: list[Cell], data_dir: Path | None) -> None:

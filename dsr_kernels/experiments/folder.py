@@ -3,7 +3,7 @@
 OUT/grid.toml      the grid file                  OUT/results.csv  one row a cell
 OUT/runs/CELL      a run folder, log.txt in it    OUT/table.csv, OUT/table.md  over the seeds
 OUT/recipes        the resolved recipe of each    OUT/plots
-OUT/failures.json  why the last attempt failed
+OUT/failures.json  why the last attempt failed    OUT/jobs, OUT/jobs.json  of a cluster
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dsr_kernels.training.run.files import temporary, write_atomically
 from dsr_kernels.training.run.folder import Run
 
 DONE, FAILED, SKIPPED, UNFINISHED, WAITING = "done", "failed", "skipped", "unfinished", "waiting"
+JOBS = "jobs.json"
 Failures = dict[str, tuple[str, str]]  # (FAILED or SKIPPED, error) by the name of the cell
 
 
@@ -101,6 +102,31 @@ class Folder:
     def write_failures(self, failures: Failures) -> None:
         text = json.dumps(failures, indent=1, ensure_ascii=False) + "\n"
         write_atomically(self.path / "failures.json", text)
+
+    def jobs(self) -> dict[str, str]:
+        """The ids of jobs that are not known to be over, by the name of the cell."""
+        return self._recorded()[1]
+
+    def launcher(self) -> str:
+        """The `--launcher` of these jobs; "" where there are none."""
+        return self._recorded()[0]
+
+    def write_jobs(self, launcher: str, jobs: dict[str, str]) -> None:
+        record = {"launcher": launcher, "jobs": jobs}
+        write_atomically(self.path / JOBS, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def _recorded(self) -> tuple[str, dict[str, str]]:
+        path = self.path / JOBS
+        if not path.is_file():
+            return "", {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return str(found["launcher"]), {str(k): str(v) for k, v in found["jobs"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(
+                f"{path}: damaged ({error}); it says which jobs run which cells: once no job of "
+                "this experiment is left in the cluster's queue, remove it"
+            ) from None
 
     def _check(self, cell: Cell) -> None:
         if not self.begun(cell):

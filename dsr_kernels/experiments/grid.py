@@ -26,7 +26,8 @@ from typing import Any
 from dsr_kernels.choices import unknown
 from dsr_kernels.errors import UsageError, check_path, shown
 from dsr_kernels.training.recipe import load as recipes
-from dsr_kernels.training.recipe.schema import METHOD_NAMES, Recipe, all_keys
+from dsr_kernels.training.recipe.rewirer import takes
+from dsr_kernels.training.recipe.schema import METHOD_NAMES, Recipe, all_keys, is_table
 
 FOLDER = Path(__file__).parent / "grids"
 KEYS = ("description", "recipe", "methods", "sparsities", "seeds", "set", "method")
@@ -81,7 +82,7 @@ class Grid:
         others start from come first. Raises UsageError, which names the cell, for a wrong recipe.
         """
         for text in overrides:
-            _refuse_axes(text.partition("=")[0].strip(), "--set")
+            _refuse_axes(_key_of(text), "--set")
         wanted = {method.starts_from for method in self.methods.values()}
         ordered = sorted(
             self.methods.values(), key=lambda m: (m.name not in wanted, _depth(self, m))
@@ -96,9 +97,13 @@ class Grid:
     def _cell(
         self, method: Method, sparsity: float | None, seed: int, runs: Path, overrides: list[str]
     ) -> Cell:
-        settings = {"rewiring.record_exploration": True, **self.settings, **method.settings}
+        settings = dict(method.settings)
         settings |= method.at.get(sparsity, {}) if sparsity is not None else {}
-        changes = [recipes.override(key, value) for key, value in settings.items()] + [*overrides]
+        shared = {"rewiring.record_exploration": True, **self.settings}
+        # What is set for all cells yields to a method's own, and is nothing to some methods.
+        shared = {key: value for key, value in shared.items() if takes(method.kind, key)}
+        changes = [recipes.override(key, value) for key, value in {**shared, **settings}.items()]
+        changes += [text for text in overrides if takes(method.kind, _key_of(text))]
         changes.append(f"method={method.kind}")
         if sparsity is not None:
             changes.append(f"model.sparsity={sparsity!r}")
@@ -114,6 +119,10 @@ class Grid:
             name = _cell_name(method.name, sparsity, seed)
             raise UsageError(f"grid {self.name}: {name}: {error}") from None
         return Cell(method.name, sparsity, seed, recipe, needs)
+
+
+def _key_of(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def _depth(grid: Grid, method: Method) -> int:
@@ -249,7 +258,7 @@ def _flatten(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
     """(dotted key, value) of nested tables, whose keys may be dotted already."""
     for key, value in table.items():
         dotted = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not is_table(dotted):
             yield from _flatten(value, dotted)
         else:
             yield dotted, value

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
+from dsr_kernels.backends.blocks import check_is_block_size
 from dsr_kernels.distribution import layer_nnz
 from dsr_kernels.nn import SparseConv2d, SparseLinear, SparseModule, named_sparse_modules
 from dsr_kernels.nn.from_dense import DenseLayer
@@ -34,6 +35,7 @@ class LayerFactory:
     ) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity: expected 0 <= sparsity < 1, got {sparsity}")
+        check_is_block_size(block_size)
         self.sparse = sparse
         self.generator = generator
         self.options: dict[str, Any] = {

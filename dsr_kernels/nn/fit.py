@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.layers import named_sparse_modules
+from dsr_kernels.nn.leaf import why_fixed
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.nn.stored import PARTS
 
@@ -39,12 +41,16 @@ def fit_to(model: nn.Module, sizes: Mapping[str, Any], prefix: str = "") -> None
             of {"model": model.state_dict()}).
 
     Raises ValueError, naming the layer, where sizes of a layer are missing or cannot be its
-    weight's, and RuntimeError where torch parametrizes its weight_values; nothing has changed then.
+    weight's, and RuntimeError where torch parametrizes its weight_values, where their memory
+    belongs to others, too, or where a torch.nn.parallel.DistributedDataParallel or a hook holds
+    the accumulator of a gradient whose length would change; nothing has changed then.
     """
     found = [
         (module, _blocks(name, module, sizes, prefix + name + "." if name else prefix))
         for name, module in named_sparse_modules(model)
     ]
+    for module, blocks in found:
+        _check_nobody_holds(module, blocks)
     for module, blocks in found:
         module.expect(blocks)
 
@@ -70,6 +76,14 @@ def _blocks(name: str, module: SparseModule, sizes: Mapping[str, Any], prefix: s
             f"{'' if size == 1 else f' with block_size={size}'}, got {values}, {crow} and {col}"
         )
     return blocks
+
+
+def _check_nobody_holds(module: SparseModule, blocks: int) -> None:
+    """Raises RuntimeError where somebody would go on with the memory or the length of now."""
+    refuse_held(module.weight_values, blocks, module.label())
+    reason = why_fixed(module.weight_values)
+    if reason and blocks != module.col_indices.numel():
+        raise RuntimeError(f"{module.label()}: {reason}")
 
 
 def _size(entry: Any, key: str) -> tuple[int, ...]:

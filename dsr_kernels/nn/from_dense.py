@@ -49,10 +49,16 @@ def why_not(
     """
     if not isinstance(module, kind):
         return f"expected an nn.{kind.__name__}, got {type(module).__name__}"
-    reason = why_code(module, kind, "weight")
-    if reason is None and module.weight.dtype not in DTYPE_CODES:
-        return f"its weight is {module.weight.dtype}; sparse values are float32 or float64"
-    return reason or _why_misfit(module, kind, kind, sparse_class or kind)
+    if reason := why_code(module, kind, "weight") or why_type(module.weight):
+        return reason
+    return _why_misfit(module, kind, kind, sparse_class or kind)
+
+
+def why_type(weight: Tensor) -> str | None:
+    """Why a dense weight of this type cannot become sparse; None if it can."""
+    if weight.dtype in DTYPE_CODES:
+        return None
+    return f"its weight is {weight.dtype}; sparse values are float32 or float64"
 
 
 def why_not_dense(sparse: SparseModule, kind: type[DenseLayer]) -> str | None:

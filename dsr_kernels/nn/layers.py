@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.nn import from_dense, functional
 from dsr_kernels.nn.conv import SparseConvNd
 from dsr_kernels.nn.module import SparseModule
+from dsr_kernels.nn.one_node import one_node
 from dsr_kernels.ops import results
 from dsr_kernels.ops.fused.autograd import Fused
 
@@ -63,22 +65,17 @@ class SparseConv1d(SparseConvNd):
             block_size,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return one_node(self, input)
         self._check_use()
         sides = self._sides
         if self.padding_mode != "zeros":
-            functional.check_sequence(x, self.weight_shape, self.groups)
-            x = F.pad(x, sides, mode=self.padding_mode)
+            functional.check_sequence(input, self.weight_shape, self.groups)
+            input = F.pad(input, sides, mode=self.padding_mode)
             sides = (0, 0)
-        return functional.sparse_conv1d(
-            x,
-            *self._weight(),
-            self.weight_shape,
-            self.stride,
-            sides,
-            self.dilation,
-            self.groups,
-        )
+        shape: Any = self.weight_shape, self.stride, sides, self.dilation, self.groups
+        return functional.sparse_conv1d(input, *self._weight(), *shape)
 
     @classmethod
     def from_dense(
@@ -157,25 +154,19 @@ class SparseConv2d(SparseConvNd):
             block_size,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return one_node(self, input)
         self._check_use()
         sides = self._sides
         if self.padding_mode != "zeros":
-            results.check_input(
-                x.unsqueeze(0) if x.dim() == 3 else x, self.weight_shape, self.groups
-            )
+            x = input.unsqueeze(0) if input.dim() == 3 else input
+            results.check_input(x, self.weight_shape, self.groups)
             top, bottom, left, right = sides
-            x = F.pad(x, (left, right, top, bottom), mode=self.padding_mode)
+            input = F.pad(input, (left, right, top, bottom), mode=self.padding_mode)
             sides = (0, 0, 0, 0)
-        return functional.sparse_conv2d(
-            x,
-            *self._weight(),
-            self.weight_shape,
-            self.stride,
-            sides,
-            self.dilation,
-            self.groups,
-        )
+        shape: Any = self.weight_shape, self.stride, sides, self.dilation, self.groups
+        return functional.sparse_conv2d(input, *self._weight(), *shape)
 
     def fused(
         self, x: Tensor, prologue: Prologue, residual: Tensor | None, statistics: bool
@@ -259,9 +250,11 @@ class SparseLinear(SparseModule):
         super().__init__(shape, bias, device, dtype, sparsity, nnz, generator, block_size)
         self.in_features, self.out_features = in_features, out_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return one_node(self, input)
         self._check_use()
-        return functional.sparse_linear(x, *self._weight(), self.weight_shape)
+        return functional.sparse_linear(input, *self._weight(), self.weight_shape)
 
     @classmethod
     def from_dense(

@@ -30,7 +30,7 @@ def why_fixed(tensor: Tensor) -> str | None:
     if getattr(tensor, "_fsdp_flattened", False):
         return (
             "its values are a view of a parameter of FullyShardedDataParallel, which would keep "
-            "the old ones; use DistributedDataParallel"
+            "the old ones; use dsr_kernels.distributed.DistributedDataParallel"
         )
     return None
 

@@ -4,7 +4,6 @@
 `col_indices` [blocks] (int32) are persistent buffers. So optimizers, state_dict, deepcopy, pickle
 and `.to()` treat a sparse layer like any other. Values are float32 or float64. The indices stay
 int32 under every `.to()`. With a block size of 1, the default, each non-zero has its own position.
-
 They have two dimensions because many training scripts decay only parameters that have at least two.
 """
 
@@ -23,10 +22,11 @@ from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.retired import retire
 from dsr_kernels.distribution import budget
-from dsr_kernels.nn.accumulators import refuse_held
+from dsr_kernels.nn.accumulators import give_data, refuse_held
 from dsr_kernels.nn.compile import let_nnz_vary
-from dsr_kernels.nn.leaf import mode_of, ordinary, set_data, why_fixed
+from dsr_kernels.nn.leaf import mode_of, ordinary, why_fixed
 from dsr_kernels.nn.normalized import refuse_normalized
+from dsr_kernels.nn.one_node import is_tracing, refuse_constant
 from dsr_kernels.nn.pattern_owner import living
 from dsr_kernels.nn.step_check import install, resized
 from dsr_kernels.nn.stored import StoredWeight
@@ -146,19 +146,16 @@ class SparseModule(StoredWeight):
     def to_dense(self) -> Tensor:
         """The dense weight, differentiable in `weight_values`; takes O(numel) memory."""
         self._verify()
-        return reference.to_dense(
-            self.weight_values,
-            self.crow_indices,
-            self.col_indices,
-            self.weight_shape,
-        )
+        pattern = self.crow_indices, self.col_indices
+        return reference.to_dense(self.weight_values, *pattern, self.weight_shape)
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             raise AttributeError(
-                f"{type(self).__name__} has no dense weight: use .weight_values [blocks, "
-                "block_size] for the non-zeros (the parameter), .topology for where they are, or "
-                ".to_dense() for a dense copy"
+                f"{self.label()}: a {type(self).__name__} has no dense weight: use .weight_values "
+                "[blocks, block_size], .topology or .to_dense(). Where the model's own code reads "
+                f"it, leave it dense: sparsify(..., exclude=[{self._name or 'its name'!r}]); "
+                "example_input=... finds all such layers"
             )
         return super().__getattr__(name)
 
@@ -176,6 +173,8 @@ class SparseModule(StoredWeight):
             refuse_normalized(self)
         if torch.compiler.is_compiling():
             return
+        if is_tracing():
+            refuse_constant(self)
         if self._expects_broadcast:
             self._take_broadcast()
         owned = self._owned
@@ -261,7 +260,7 @@ class SparseModule(StoredWeight):
             # Graphs recorded so far saved it: a newer version makes their backward refuse.
             if not parameter.is_inference():
                 torch.autograd.graph.increment_version([parameter])
-            set_data(parameter, values.detach().contiguous().view(blocks, size))
+            give_data(parameter, values.detach().contiguous().view(blocks, size))
             retire(before)
             alike = self._alike()
             self._exchange_pattern(crow_indices, col_indices)

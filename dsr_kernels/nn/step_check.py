@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from dsr_kernels.nn.compiled_step import choose_how_to_run
 from dsr_kernels.nn.pattern_owner import PatternOwner, living
 
 # No reference to a parameter is kept: torch.utils.swap_tensors refuses those.
@@ -88,7 +89,13 @@ def _look_if_due(optimizer: Optimizer) -> None:
         _looks[optimizer] = _look(optimizer, state, last)
 
 
-_eagerly = torch._disable_dynamo(_look_if_due)
+def _before_compiled_step(optimizer: Optimizer) -> None:
+    _look_if_due(optimizer)
+    used = _used(optimizer)
+    choose_how_to_run(optimizer, {id(values): layer.times_given for layer, values, _ in used})
+
+
+_eagerly = torch._disable_dynamo(_before_compiled_step)
 
 
 def _look(optimizer: Optimizer, state: Any, last: _Look | None) -> _Look:

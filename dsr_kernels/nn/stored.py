@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.retired import retire
-from dsr_kernels.nn.accumulators import refuse_held
-from dsr_kernels.nn.leaf import mode_of, set_data, why_fixed
+from dsr_kernels.nn import pretrained
+from dsr_kernels.nn.accumulators import give_data, refuse_held
+from dsr_kernels.nn.leaf import mode_of, why_fixed
 from dsr_kernels.nn.pattern_owner import PatternOwner
 from dsr_kernels.nn.step_check import loaded, resized
 from dsr_kernels.ops.reference import at_pattern
@@ -49,6 +50,7 @@ class StoredWeight(PatternOwner):
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if metadata is not None:
             metadata["weight_shape"] = list(self.weight_shape)
+        pretrained.mark(destination, prefix)
 
     def _load_from_state_dict(
         self,
@@ -140,7 +142,7 @@ class StoredWeight(PatternOwner):
             resized()
             if not values.is_inference():
                 torch.autograd.graph.increment_version([values])
-            set_data(values, values.new_empty(blocks, self.block_size))
+            give_data(values, values.new_empty(blocks, self.block_size))
             crow = self.crow_indices.detach().clone()
             self._exchange_pattern(crow, index.new_empty(blocks))
 
@@ -165,6 +167,8 @@ def read_weight(
     """
     dense = state_dict.get(f"{prefix}weight")
     found = {part: state_dict[prefix + part] for part in PARTS if prefix + part in state_dict}
+    if found and pretrained.is_mark(dense):
+        dense = None
     if dense is not None and found:
         raise ValueError(
             f"expected either a dense weight or weight_values, got weight and {', '.join(found)}"

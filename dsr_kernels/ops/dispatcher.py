@@ -8,16 +8,18 @@ function here takes the five fields and hands on the one value.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
-from dsr_kernels.ops import autograd, flops, library, results
+from dsr_kernels.ops import autograd, batching, flops, library, results
 
 Op = Callable[..., Tensor]
 
@@ -101,32 +103,62 @@ def _with_derivative(function: type[torch.autograd.Function], overload: Op) -> O
         tensors = tuple(a for a in args if isinstance(a, Tensor))
         if is_in_torch_dispatch_mode():
             flops.tell_counters()
-        refuse_tangents(tensors)
+        refuse_unsupported(tensors)
         if autograd.is_recorded(tensors):
-            refuse_functorch()
-            return function.apply(below, *args)
+            return record(function, below, *args)
         return below(*args)
 
     return call
 
 
-def refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
+def record(
+    function: type[torch.autograd.Function], below: Callable[..., Any], *args: object
+) -> Tensor:
+    """function.apply(below, *args), at one level of functorch where its transforms are active.
+
+    Function.apply wants setup_context then, for a Function that meets all levels at once. Below the
+    dispatcher there is one level, and torch's own operations are recorded in the same way.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(below, *args)
+
+    def next_level(*args: object) -> Tensor:  # which records, too, though a forward pass does not
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return below(*args)
+
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(next_level, *args)  # type: ignore[misc]
+
+
+def refuse_unsupported(tensors: tuple[Tensor, ...]) -> None:
+    """Raises NotImplementedError for forward-mode AD and for an export to ONNX."""
+    _refuse_tangents(tensors)
+    onnx = sys.modules.get("torch.onnx")  # its import takes long; without it there is no export
+    if onnx is not None and onnx.is_in_onnx_export():
+        raise NotImplementedError(
+            "torch.onnx.export: ONNX has no operation for sparse layers; export the dense model, "
+            "dsr_kernels.densify(model), of a fused one after dsr_kernels.unfuse(model)"
+        )
+
+
+def _refuse_tangents(tensors: tuple[Tensor, ...]) -> None:
     if forward_ad._current_level < 0:
         return
     for tensor in tensors:
         if forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
-                "dsr_kernels: forward-mode AD (forward_ad.make_dual, torch.func.jvp) is not "
-                "supported; the sparse layers have reverse-mode derivatives of any order"
+                "dsr_kernels: forward-mode AD (forward_ad.make_dual, torch.func.jvp, jacfwd and "
+                "hessian) is not supported; the sparse layers have reverse-mode derivatives of any "
+                "order: torch.func.grad, jacrev, and jacrev(jacrev(f)) for hessian(f)"
             )
 
 
 def refuse_functorch() -> None:
-    """vmap alone is torch's to unroll, and does not come here."""
+    """Of operations that fused models call. Under functorch those run what was written instead."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
-            "dsr_kernels: torch.func.grad, vjp, jacrev and hessian are not supported by the sparse "
-            "layers; use torch.autograd.grad or torch.autograd.functional, of any order"
+            "dsr_kernels: torch.func.grad, vjp and jacrev are not supported by the fused "
+            "operations; use the layers themselves, or torch.autograd, of any order"
         )
 
 
@@ -186,3 +218,4 @@ for _op in (
     _overload = getattr(torch.ops.dsr_kernels, _op.name).default
     _autograd = _with_derivative(_op.function, _overload)
     register(_op.name, _op.flat(_op.kernel), _op.flat(_op.fake), _op.flat(_autograd))
+    batching.batch_op(_op.name, _op.name in ("sparse_conv2d", "sparse_conv2d_grad_input"))

@@ -31,7 +31,10 @@ def check_tensors(
     _check_activation(name, "input", x, values.dtype)
     size = block_size_of(crow_indices, rows) or 1
     blocks = col_indices.numel()
-    if col_indices.dim() != 1 or values.shape not in ((blocks, size), (blocks * size,)):
+    # Number by number: dynamo takes a tuple with a symbol in it for another than one without.
+    dims = values.dim()
+    fits = dims == 1 or (dims == 2 and values.shape[1] == size)
+    if col_indices.dim() != 1 or not fits or values.numel() != blocks * size:
         per_index = "one value" if size == 1 else f"{size} values"
         raise ValueError(
             f"{name}: expected {per_index} per column index, of shape ({blocks}, {size}) or "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_gradtrackingtensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd.function import FunctionCtx
 
 from dsr_kernels.backends.conv_shape import ConvShape
@@ -41,9 +43,19 @@ def keep_pattern(ctx: Context, crow_indices: Tensor, col_indices: Tensor, plain:
 
     Of plain tensors it is known by what they hold, for not every write counts a version.
     """
-    ctx.pattern = crow_indices, col_indices
-    ctx.found = patterns.find(crow_indices, col_indices) if plain else None
-    ctx.pattern_version = None if plain else _version(ctx.pattern)
+    if plain:
+        ctx.pattern, ctx.pattern_version = (crow_indices, col_indices), None
+        ctx.found = patterns.find(crow_indices, col_indices)
+    else:
+        ctx.pattern = _of_no_gradient(crow_indices), _of_no_gradient(col_indices)
+        ctx.found, ctx.pattern_version = None, _version(ctx.pattern)
+
+
+def _of_no_gradient(index: Tensor) -> Tensor:
+    """The tensor that torch.func.grad and vjp have wrapped, for vjp's function outlives them."""
+    while is_gradtrackingtensor(index):
+        index = get_unwrapped(index)
+    return index
 
 
 def _is_the_same(ctx: Context) -> bool:
@@ -64,7 +76,8 @@ def saved(ctx: Context) -> tuple[Tensor, ...]:
     if not _is_the_same(ctx):
         raise RuntimeError(STALE)
     try:
-        return ctx.saved_tensors
+        tensors = ctx.saved_tensors
+        return tensors if ctx.found is not None else unwrap_dead_wrappers(tensors)
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise

@@ -1,11 +1,13 @@
 """Dynamic sparse training: which positions hold the non-zeros changes while the network trains.
 
-    rewirer = DSR(model, optimizer, prune_fraction=0.1, every=100)
+    rewirer = DSR(model, optimizer, prune_fraction=0.1, every=100, total=25_000)
     for batch in batches:
         optimizer.zero_grad()
         loss(model, batch).backward()
         optimizer.step()
         rewirer.step()  # counts the iteration, rewires when one is due
+
+Or `rewirer.attach()` once, in the place of the last line: then the optimizer's steps call it.
 
 A method is a policy in a file of its own in `methods/`, on one engine (`rewirer.py`). What each of
 them prunes, and where as many weights grow:

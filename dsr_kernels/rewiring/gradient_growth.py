@@ -2,32 +2,35 @@
 
 The backward pass before a rewire shows each layer's input and output gradient. From them the dense
 weight's gradient is computed for a block of rows at a time, and the best free positions so far are
-kept.
+kept (dense_gradient.py).
+
+Processes that train one model together see parts of one batch. There the inputs and gradients are
+kept until the rewire, and each block is averaged over all of them. That is not done in the backward
+pass: which layers it reaches, and when, may differ, and none may wait for what never comes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.distribution import share_out
 from dsr_kernels.ops import watch
 from dsr_kernels.rewiring.allocation import even_trade
+from dsr_kernels.rewiring.dense_gradient import Candidates, Use, best, groups_of, largest_gradients
 from dsr_kernels.rewiring.layers import KeptPattern, SparseLayer
+from dsr_kernels.rewiring.processes import Processes, processes_of
 
-ROW_CHUNK = 2**18  # weights (at least a row) whose gradient exists at a time: 1 MiB of float32
+OVERWRITTEN = -2  # in place of the groups of a layer's uses
 
 
 class Share(NamedTuple):
@@ -35,17 +38,6 @@ class Share(NamedTuple):
 
     pruned: int
     grown: int
-
-
-class Candidates(NamedTuple):
-    """Free positions of the largest gradients, and these gradients' magnitudes."""
-
-    positions: Tensor  # [count] int64, ascending
-    scores: Tensor  # [count]
-
-
-# Of a weight in a backward pass: x [N, C, H, W], grad [N, O, P, Q].
-Use = tuple[Tensor, Tensor, ConvShape]
 
 
 @dataclass
@@ -56,6 +48,22 @@ class _Seen:
     pattern: KeptPattern  # the one whose free positions the candidates are
     uses: list[Use] | None  # kept until the rewire where more may follow; None: see `candidates`
     candidates: Candidates | None = None  # None: the gradient is not finite or not fully known
+    by_all: bool = False  # whether the candidates are those of all processes
+    versions: list[int] = field(default_factory=list)  # of the tensors of `uses`
+    overwritten: bool = False  # before this was copied
+
+    def __post_init__(self) -> None:
+        self.versions = _versions(self.uses)
+
+    def keep(self, use: Use) -> None:
+        assert self.uses is not None, "uses are kept"
+        self.uses.append(use)
+        self.versions += _versions([use])
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether something has written to a tensor that was kept."""
+        return self.overwritten or self.versions != _versions(self.uses)
 
 
 class GradientWatch:
@@ -75,6 +83,7 @@ class GradientWatch:
         self._looks = False
         self._layers: list[SparseLayer] = []
         self._shares: dict[int, Share] = {}
+        self._keeps = False  # whether other processes see other parts of the batch
         self._uses: Counter[int] = Counter()  # in forward passes since the last backward pass
         self._seen: dict[int, _Seen] = {}
 
@@ -89,11 +98,16 @@ class GradientWatch:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs, or a pickle: of a method and its model, to go on as they would."""
-        seen = {i: dataclasses.replace(one, backward=-1) for i, one in self._seen.items()}
+        seen = {
+            i: dataclasses.replace(one, backward=-1, overwritten=one.is_overwritten)
+            for i, one in self._seen.items()
+        }
         return self.__dict__ | {"_decide": self._decide(), "_seen": seen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_decide": weakref.WeakMethod(state["_decide"])}
+        for seen in self._seen.values():
+            seen.__post_init__()  # copies count versions anew
         if self._looks:
             watch.watch(self)
 
@@ -114,6 +128,7 @@ class GradientWatch:
             return
         decide = self._decide()
         if not self._shares and decide is not None:
+            self._keeps = processes_of(self._layers) is not None
             self._shares = decide()
         if layer.index not in self._shares:
             return  # it was frozen since
@@ -123,24 +138,27 @@ class GradientWatch:
             if seen.uses is None:
                 seen.candidates = None  # the first use's gradient was not kept
             else:
-                seen.uses.append(use)
+                seen.keep(use)
             return
-        several = self._uses.pop(index, 1) > 1
-        seen = _Seen(backward, KeptPattern(layer.module), [use] if several else None)
+        kept = self._uses.pop(index, 1) > 1 or self._keeps
+        seen = _Seen(backward, KeptPattern(layer.module), [use] if kept else None)
         self._seen[index] = seen
-        if not several:
-            seen.candidates = largest_gradients(layer, self._shares[index].grown, [use])
+        if not kept:
+            count = self._shares[index].grown
+            seen.candidates = largest_gradients(layer, count, [use], shape.groups)
 
     def balanced(self, layers: list[SparseLayer]) -> tuple[list[int], list[int]]:
         """(pruned, grown) of each layer: its share where its gradient is known, else (0, 0).
 
         Raises RuntimeError where no layer's gradient has been seen.
         """
+        if layers and (processes := processes_of(layers)) is not None:
+            self._find_together(layers, processes)
         if layers and not self._seen:
             raise RuntimeError(
                 "rewire: gradient growth found no gradient: expected a backward pass, in eager "
                 "mode, in the iteration before the rewire (call `step` once for each iteration, "
-                "and do not compile the sparse layers' backward)"
+                "and do not compile the sparse layers' backward, nor take it by torch.func)"
             )
         nothing = Share(0, 0)
         shares = [
@@ -171,6 +189,42 @@ class GradientWatch:
         return ranks
 
     @torch.no_grad()
+    def _find_together(self, layers: list[SparseLayer], processes: Processes) -> None:
+        """Finds the candidates by the mean gradient of all processes, in every one the same. One
+        that has not used a layer takes the share that others have decided.
+        """
+        own = torch.tensor([self._told(layer) for layer in layers])
+        seen = processes.gather(own)
+        for index, place in (seen[:, :, 0] == OVERWRITTEN).nonzero().tolist()[:1]:
+            raise RuntimeError(_overwritten(layers[place], f" on rank {processes.rank(index)}"))
+        known, most = seen >= 0, seen.amax(0)
+        if not bool(((seen == most) | ~known).all()):
+            raise RuntimeError(
+                "rewire: processes used a layer in other groups, or decided on other numbers in "
+                "their backward passes; expected the same model and weights in all of them"
+            )
+        for layer, (groups, *share), is_own in zip(
+            layers, most.tolist(), own[:, 0].tolist(), strict=True
+        ):
+            index, pattern = layer.index, KeptPattern(layer.module)
+            if groups > 0:
+                uses = (self._seen[index].uses or []) if is_own > 0 else []
+                self._shares[index] = Share(*share)
+                found = largest_gradients(layer, share[1], uses, groups, processes.mean_)
+                self._seen[index] = _Seen(-1, pattern, None, found, by_all=True)
+            elif index in self._seen and not self._seen[index].by_all:
+                del self._seen[index]
+
+    def _told(self, layer: SparseLayer) -> tuple[int, int, int]:
+        """(groups, pruned, grown) of a layer's uses and share; -1 where this process knows none."""
+        seen, share = self._seen.get(layer.index), self._shares.get(layer.index, Share(-1, -1))
+        if seen is None or not seen.uses or not seen.pattern.is_of(layer.module):
+            return -1, *share
+        if seen.is_overwritten:
+            return OVERWRITTEN, *share
+        return groups_of(seen.uses), *share
+
+    @torch.no_grad()
     def _candidates(self, layer: SparseLayer) -> Candidates | None:
         seen = self._seen.get(layer.index)
         if seen is None:
@@ -179,7 +233,10 @@ class GradientWatch:
             return None  # the pattern has changed since: a checkpoint was loaded, say
         if seen.uses is not None:
             count = self._shares[layer.index].grown
-            seen.candidates, seen.uses = largest_gradients(layer, count, seen.uses), None
+            if seen.is_overwritten:
+                raise RuntimeError(_overwritten(layer))
+            uses, seen.uses = seen.uses, None
+            seen.candidates = largest_gradients(layer, count, uses, groups_of(uses))
         return seen.candidates
 
     def _layer_of(self, values: Tensor) -> SparseLayer | None:
@@ -187,105 +244,25 @@ class GradientWatch:
         if values.numel() == 0:
             return None
         address = values.data_ptr()
-        return next((one for one in self._layers if one.weight_values.data_ptr() == address), None)
+        present = ((one, one.weight_values) for one in self._layers)
+        # While torch.func differentiates functional_call, layers hold tensors without an address.
+        held = ((one, own) for one, own in present if not is_functorch_wrapped_tensor(own))
+        return next((one for one, own in held if own.data_ptr() == address), None)
+
+
+def _versions(uses: list[Use] | None) -> list[int]:
+    return [tensor._version for x, grad, _ in uses or () for tensor in (x, grad)]
+
+
+def _overwritten(layer: SparseLayer, where: str = "") -> str:
+    return (
+        f"rewire: layer {layer.name!r}: something has written to its input or to its output's "
+        f"gradient{where} since the backward pass, and growth by gradient needs both until the "
+        "rewire; nothing was rewired. Give the model a copy of a buffer that is filled again, or "
+        "of a parameter that is a layer's input; or fill the buffer after `step`"
+    )
 
 
 def _backward_pass() -> int:
     """The number of the running backward pass; -1: none is running."""
     return torch._C._current_graph_task_id()
-
-
-def largest_gradients(layer: SparseLayer, count: int, uses: Sequence[Use]) -> Candidates | None:
-    """The `count` free positions of largest |gradient|, summed over the weight's uses; of blocks,
-    of the largest mean. Of equal gradients the first are taken. None where a gradient is not
-    finite.
-    """
-    module = layer.module
-    row_length, device = module.row_length, module.col_indices.device
-    starts = module.crow_indices.tolist()
-    found = Candidates(
-        torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
-    )
-    least: float | Tensor = -1.0  # what a candidate must exceed
-    groups = math.lcm(*(shape.groups for _, _, shape in uses))
-    size = module.block_size
-    for first_row, last_row in row_chunks(module.weight_shape[0], row_length, groups, size):
-        gradients = (grad_weight_rows(x, g, first_row, last_row, shape) for x, g, shape in uses)
-        scores = functools.reduce(torch.add, gradients).abs().reshape(-1, size, row_length)
-        scores = (scores[:, 0] if size == 1 else scores.mean(1)).flatten()
-        if not scores.isfinite().all():
-            return None
-        first, last = first_row // size, last_row // size
-        begin, end = starts[first], starts[last]
-        counts = module.crow_indices[first : last + 1].diff()
-        rows = torch.arange(last - first, device=device).repeat_interleave(
-            counts, output_size=end - begin
-        )
-        scores[rows * row_length + module.col_indices[begin:end]] = -1.0  # active positions
-        better = (scores > least).nonzero().flatten()
-        more = first * row_length + better, scores[better]
-        found = best(Candidates(*map(torch.cat, zip(found, more, strict=True))), count)
-        if 0 < count == found.scores.numel():
-            least = found.scores.min()
-    return found
-
-
-def row_chunks(
-    rows: int, row_length: int, groups: int, block_size: int = 1
-) -> list[tuple[int, int]]:
-    """[first, last) rows of about ROW_CHUNK weights, whole blocks, each chunk in one group."""
-    size = block_size * max(1, ROW_CHUNK // (row_length * block_size))
-    group = rows // groups
-    return [
-        (start + first, start + min(first + size, group))
-        for start in range(0, rows, group)
-        for first in range(0, group, size)
-    ]
-
-
-def grad_weight_rows(
-    x: Tensor,  # [N, C, H, W]
-    grad: Tensor,  # [N, O, P, Q]
-    first: int,
-    last: int,
-    shape: ConvShape,
-) -> Tensor:
-    """[last - first, C // groups, KH, KW], float32 (of float64: float64): the dense weight's
-    gradient at these rows, which belong to one group.
-    """
-    with torch.autocast(x.device.type, enabled=False):  # the backward pass may be under autocast
-        return _grad_weight_rows(x, grad, first, last, shape)
-
-
-def _grad_weight_rows(x: Tensor, grad: Tensor, first: int, last: int, shape: ConvShape) -> Tensor:
-    inputs = shape.weight_shape[1]
-    group = first * shape.groups // shape.rows
-    x, grad = x[:, group * inputs : (group + 1) * inputs], grad[:, first:last]
-    if x.dtype != torch.float64:
-        low = x.dtype != torch.float32 and x.is_cpu
-        x, grad = (t.float() if low or x.dtype != grad.dtype else t for t in (x, grad))
-    if math.prod(shape.kernel) == math.prod(x.shape[2:]) == 1 and not any(shape.padding):
-        return (grad.flatten(1).t() @ x.flatten(1)).to(_wide(x)).view(-1, inputs, 1, 1)
-    top, bottom, left, right = shape.padding
-    if (top, left) != (bottom, right):
-        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    size = (last - first, inputs, *shape.kernel)
-    weight = conv2d_weight(x, size, grad, shape.stride, (top, left), shape.dilation)
-    return weight.to(_wide(x))
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def best(candidates: Candidates, count: int) -> Candidates:
-    """The `count` largest scores, of equal ones the first. Positions stay ascending."""
-    positions, scores = candidates
-    count = min(count, scores.numel())
-    if not count:
-        return Candidates(positions[:0], scores[:0])
-    threshold = scores.topk(count, sorted=True).values[-1]
-    above, equal = scores > threshold, scores == threshold
-    equal &= equal.cumsum(0) <= count - above.sum()
-    chosen = above | equal
-    return Candidates(positions[chosen], scores[chosen])

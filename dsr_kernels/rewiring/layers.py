@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.address import address_to_read
 from dsr_kernels.backends.pattern import Pattern as FrozenPattern
 from dsr_kernels.nn import SparseModule
+from dsr_kernels.nn.accumulators import is_held, note_parallels_of
 from dsr_kernels.nn.leaf import why_fixed
 from dsr_kernels.rewiring.names import named_layers
 
@@ -113,6 +114,31 @@ class SparseLayer:
             return together.square().mean(1).sqrt()
         return together.abs().mean(1)
 
+    def check_whole(self) -> None:
+        """Raises ValueError where a parallel wrapper keeps the values in parts: a DTensor, or a
+        piece of FSDP1's parameter, which takes a layer's own away without `use_orig_params`.
+        """
+        held = self.module._parameters.get("weight_values")
+        kinds = {kind.__name__ for kind in type(held).__mro__}
+        taken = held is None and getattr(self.module, "_is_fsdp_managed_module", False)
+        if taken or getattr(held, "_fsdp_flattened", False):
+            parts = "a piece of a parameter of FullyShardedDataParallel"
+        elif "DTensor" in kinds:
+            parts = "a DTensor (fully_shard, tensor parallelism)"
+        else:
+            return
+        raise ValueError(
+            f"layer {self.name!r}: its values are {parts}, of which a rewire would reach a part "
+            "only; use dsr_kernels.distributed.DistributedDataParallel"
+        )
+
+    def is_held(self) -> bool:
+        """Whether something holds the accumulator of its gradient, or of an average's: then its
+        number of entries cannot change.
+        """
+        modules = [self.module, *(follower for _, follower in self.followers)]
+        return any(is_held(module.weight_values) for module in modules)
+
     def check(self) -> None:
         """Raises ValueError where this layer could not be rewired, RuntimeError where something
         else has written to its index tensors.
@@ -189,6 +215,7 @@ def find_layers(model: nn.Module) -> list[SparseLayer]:
         else:
             layer.sharers.append((name, module))
     _refuse_sharded(model)
+    note_parallels_of(model)
     if not layers:
         raise ValueError(
             f"model: expected at least one sparse module, {type(model).__name__} has none; "
@@ -205,7 +232,7 @@ def _refuse_sharded(model: nn.Module) -> None:
             for name, _ in named_layers(module):
                 raise ValueError(
                     f"layer {name!r}: {min(sharded)} keeps its values in parts, which a rewire "
-                    "would not reach; use DistributedDataParallel"
+                    "would not reach; use dsr_kernels.distributed.DistributedDataParallel"
                 )
 
 

@@ -1,7 +1,7 @@
 """How a method says what a training recipe may set of it, and how that becomes its arguments.
 
-A recipe's [rewiring] table has the keys of all methods; each method takes those in its `RECIPE` and
-passes over the others. Keys of the same name are one key: methods that share one share its meaning.
+A recipe's [rewiring] table has keys of methods; each method takes those in its `RECIPE`, and others
+are refused. Keys of the same name are one key: methods that share one share its meaning.
 """
 
 from __future__ import annotations
@@ -45,11 +45,14 @@ class Key:
         """The argument for a value of the recipe; `epoch_length` iterations are an epoch."""
         if self.kind == ByEpoch:
             return [(round(epoch * epoch_length), int(number)) for epoch, number in value]
-        return round(value * epoch_length) if self.epochs else value
+        if not self.epochs:
+            return value
+        return max(1, round(value * epoch_length)) if value else 0  # which alone may mean never
 
 
 EVERY = Key("every", ByEpoch, [], "schedule", needed=True)  # iterations between rewires
-STOP_EPOCH = Key("stop_epoch", float, 0.0, "stop", low=0.0, epochs=True, unset=True)  # 0: never
+# 0: never. A recipe that does not have it gets three quarters of its epochs (training/recipe/load).
+STOP_EPOCH = Key("stop_epoch", float, 0.0, "stop", low=0.0, epochs=True, unset=True)
 # By what weights are judged that are pruned together, see Rewirer.
 BLOCK_SCORE = Key("block_score", str, "mean", choices=("mean", "l2"))
 
@@ -61,6 +64,7 @@ class MethodRecipe:
     rewiring: Mapping[str, Any]  # the whole table, every key with its value
     sparsity: float  # of the sparse layers at the end of training
     granularity: str  # "weight" or "kernel"
+    block_size: int  # that is asked for: layers may have less
     epochs: int
     seed: int
 
@@ -81,6 +85,7 @@ class FromRecipe:
 
     RECIPE: ClassVar[tuple[Key, ...]] = ()  # the keys that the method takes
     WHOLE_KERNELS: ClassVar[bool] = False  # it keeps whole kernels whole
+    BLOCKS: ClassVar[bool] = True  # it rewires blocks of output channels
     SHRINKS: ClassVar[bool] = False  # non-zeros become fewer, until model.sparsity is reached
     GLOBAL_THRESHOLD: ClassVar[bool] = False  # one for all layers, which a report plots over time
     REPORT_EVERY: ClassVar[int] = 1  # iterations in a report; 1: each rewire has its own
@@ -97,6 +102,11 @@ class FromRecipe:
             if key.argument is not None and (value or not key.unset):
                 arguments[key.argument or key.name] = value
         return arguments
+
+    @classmethod
+    def resolved(cls, recipe: MethodRecipe) -> dict[str, Any]:
+        """The values that keys of `RECIPE` stand for which are not set, for the record of a run."""
+        return {}
 
     @classmethod
     def check_recipe(cls, recipe: MethodRecipe) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from dsr_kernels.rewiring.layers import SparseLayer
+from dsr_kernels.rewiring.plan import RewirePlan
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,14 @@ class RewireReport:
     `pruned == grown`, with two exceptions: GMP grows nothing, and DSR with kernels of several sizes
     carries a remainder over.
 
-    step: finished iterations.
-    threshold: the magnitude used. Adaptive: all below it was pruned; exact: the largest pruned.
-    next_threshold: the magnitude that the next rewire will use.
-    seconds: wall time.
+    Attributes:
+        step: finished iterations.
+        threshold: the magnitude used. Adaptive: all below it was pruned; exact: the largest pruned.
+        next_threshold: the magnitude that the next rewire will use.
+        pruned: of all layers.
+        grown: of all layers.
+        layers: what each layer lost and gained.
+        seconds: wall time.
     """
 
     step: int
@@ -50,3 +57,42 @@ class RewireReport:
             for layer in self.layers
         ]
         return "\n".join([head, *rows])
+
+    def then(self, later: RewireReport) -> RewireReport:
+        """Both as one. A layer may have been frozen or thawed in between."""
+        rows = {row.name: row for row in self.layers}
+        for b in later.layers:
+            a = rows.get(b.name, LayerReport(b.name, b.nnz_before, 0, 0, 0))
+            rows[b.name] = LayerReport(
+                b.name, a.nnz_before, a.pruned + b.pruned, a.grown + b.grown, b.nnz_after
+            )
+        return replace(
+            later,
+            pruned=self.pruned + later.pruned,
+            grown=self.grown + later.grown,
+            layers=list(rows.values()),
+            seconds=self.seconds + later.seconds,
+        )
+
+
+def make_report(
+    step: int,
+    plan: RewirePlan,
+    layers: list[SparseLayer],
+    threshold: float,
+    next_threshold: float,
+) -> RewireReport:
+    """That of a rewire that has been planned and not made."""
+    rows = [
+        LayerReport(layer.name, layer.weight_values.numel(), *(layer.block * n for n in counts))
+        for layer, *counts in zip(layers, plan.pruned, plan.grown, plan.nnz_after, strict=True)
+    ]
+    return RewireReport(
+        step=step,
+        threshold=threshold,
+        next_threshold=next_threshold,
+        pruned=sum(row.pruned for row in rows),
+        grown=sum(row.grown for row in rows),
+        layers=rows,
+        seconds=0.0,
+    )

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.choices import check_choice
+from dsr_kernels.rewiring.attach import Attachable
 from dsr_kernels.rewiring.followers import add_followers
 from dsr_kernels.rewiring.layers import BLOCK_SCORES, Slot, SparseLayer, find_layers
 from dsr_kernels.rewiring.move import Move, commit
 from dsr_kernels.rewiring.optimizers import OneOrMore, Optimizers
 from dsr_kernels.rewiring.plan import RewirePlan, open_plan
+from dsr_kernels.rewiring.processes import processes_of
 from dsr_kernels.rewiring.recipe_keys import FromRecipe
-from dsr_kernels.rewiring.report import LayerReport, RewireReport
+from dsr_kernels.rewiring.report import RewireReport, make_report
 from dsr_kernels.rewiring.schedule import Schedule, as_int
+from dsr_kernels.rewiring.together import Together
 
 STATE_VERSION = 3
 State = dict[str, Any]  # of a rewirer, as in a checkpoint
@@ -26,7 +29,7 @@ State = dict[str, Any]  # of a rewirer, as in a checkpoint
 Ranks = list[Tensor | None]
 
 
-class Rewirer(FromRecipe):
+class Rewirer(Attachable, Together, FromRecipe):
     """Base of the methods. A method decides what is pruned (`_prune`) and what grows (`_grow`).
 
     Args:
@@ -36,14 +39,18 @@ class Rewirer(FromRecipe):
             objects that hold some are looked through (docs/optimizers.md).
         every: iterations from one rewire to the next (default 100).
         schedule: instead of `every`, [(start_iteration, every), ...].
-        stop: no rewire follows an iteration from this one on (0-based).
+        total: iterations of the whole training. Rewires end after three quarters of them, so that
+            what has grown is trained. Without `total` and `stop` they go on: then many weights are
+            exactly 0 when training ends, just grown and never trained.
+        stop: instead, no rewire follows an iteration from this one on (0-based).
         block_score: by what weights are judged that are pruned together, blocks of output channels
             or whole kernels: "mean", of their magnitudes, or "l2", the root of their mean square.
         seed: of the grown positions. With the same seed the same weights are rewired in the same
             way, bit for bit, on any number of threads and on any device (DeepR: on any device of
             the same kind).
 
-    A rewire that raises has changed nothing.
+    A rewire that raises has changed nothing. Under dsr_kernels.distributed.DistributedDataParallel
+    all processes compare what decides a rewire first. The first `step` compares the settings.
     """
 
     def __init__(
@@ -53,16 +60,19 @@ class Rewirer(FromRecipe):
         *,
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
+        total: int | None = None,
         stop: int | None = None,
         block_score: str = "mean",
         seed: int = 0,
     ) -> None:
         self._layers = find_layers(model)
+        for layer in self._layers:
+            layer.check_whole()
         check_choice(block_score, "block_score", BLOCK_SCORES)
         for layer in self._layers:
             layer.block_score = block_score
         self._optimizers = Optimizers(optimizer, self._layers)
-        self.schedule = Schedule.make(every, schedule, stop)
+        self.schedule = Schedule.make(every, schedule, stop, total)
         self.seed = as_int(seed, "seed", 0)
         if self.seed >= 2**64:
             raise ValueError(f"seed: expected less than 2**64, got {seed}")
@@ -76,7 +86,12 @@ class Rewirer(FromRecipe):
         return sum(layer.weight_values.numel() for layer in self._live_layers())
 
     def step(self) -> RewireReport | None:
-        """Counts a finished iteration (call it after `optimizer.step()`); rewires if one is due."""
+        """Counts a finished iteration (call it after `optimizer.step()`, unless the rewirer is
+        attached); rewires if one is due.
+        """
+        self._check_caller()
+        if not self._compared:
+            self._compare_settings()
         self.iteration += 1
         try:
             report = self.rewire() if self.due(self.iteration) else None
@@ -101,20 +116,18 @@ class Rewirer(FromRecipe):
         Raises ValueError, naming the layer, for NaN or infinite weights and for tensors that cannot
         be moved: optimizer state of another shape, tensors on several devices, averages with
         another pattern. Raises RuntimeError where something else than the layer has written to its
-        index tensors, or holds the accumulator of a gradient whose length would change, and
-        NotImplementedError on a GPU where this build has no CUDA kernels.
+        index tensors, or holds the accumulator of a gradient whose length would change, or where
+        processes that train together differ, and NotImplementedError on a GPU where this build has
+        no CUDA kernels.
         """
         start = time.perf_counter()
         layers = self._live_layers()
-        self._optimizers.check(layers)  # they may have been thawed since
-        for layer in layers:
-            layer.check()
-        self._optimizers.settle()
-        states = self._optimizers.state_of(layers)
+        states = self._agree(layers)
         plan = open_plan(layers, self._scores(layers))
         threshold, next_threshold = self._prune(plan, layers)
         ranks = self._grow(plan, layers) or [None] * len(layers)
         self._check_balance(plan, layers)
+        self._check_held(plan, layers)
         moves = [
             Move(layer, after, state, self._entry_state(layer)) if pruned or grown else None
             for layer, state, pruned, grown, after in zip(
@@ -126,8 +139,8 @@ class Rewirer(FromRecipe):
             for move, chosen in zip(moves, ranks, strict=True)
         ]
         plan.apply(self.seed, self.rewires, outputs)
-        report = self._report(plan, layers, threshold, next_threshold)
-        commit([move for move in moves if move])
+        report = make_report(self.iteration, plan, layers, threshold, next_threshold)
+        self._commit([move for move in moves if move])
         self._optimizers.rewired(layers)
         self.threshold = next_threshold
         self.rewires += 1
@@ -180,6 +193,7 @@ class Rewirer(FromRecipe):
         self.iteration = numbers["iteration"]
         self.rewires = numbers["rewires"]
         self.seed = numbers["seed"]
+        self._compared = False
         self._iteration_done()
 
     # ---- what a method decides ----------------------------------------------------------------
@@ -209,6 +223,10 @@ class Rewirer(FromRecipe):
         """Where more tensors [blocks, ...] are held that move with the survivors."""
         return []
 
+    def _commit(self, moves: list[Move]) -> None:
+        """Makes all moves, or none and raises."""
+        commit(moves)
+
     def _rewired(self, layers: list[SparseLayer]) -> None:
         """Called after a rewire has been made."""
 
@@ -229,7 +247,10 @@ class Rewirer(FromRecipe):
         return [layer for layer in self._layers if layer.weight_values.requires_grad]
 
     def _check_trains(self) -> None:
-        """Raises ValueError without an optimizer and for a model of which nothing trains."""
+        """Raises ValueError without an optimizer, for a model of which nothing trains, and for one
+        in torch's own DistributedDataParallel.
+        """
+        processes_of(self._layers)
         if not self._optimizers.given:
             raise ValueError("optimizer: expected the optimizer of the model's values, got None")
         if self.nnz == 0:
@@ -243,24 +264,3 @@ class Rewirer(FromRecipe):
                 f"rewire: {after} non-zeros would be left, expected {wanted}; nothing was rewired, "
                 "please report this"
             )
-
-    def _report(
-        self,
-        plan: RewirePlan,
-        layers: list[SparseLayer],
-        threshold: float,
-        next_threshold: float,
-    ) -> RewireReport:
-        rows = [
-            LayerReport(layer.name, layer.weight_values.numel(), *(layer.block * n for n in counts))
-            for layer, *counts in zip(layers, plan.pruned, plan.grown, plan.nnz_after, strict=True)
-        ]
-        return RewireReport(
-            step=self.iteration,
-            threshold=threshold,
-            next_threshold=next_threshold,
-            pruned=sum(row.pruned for row in rows),
-            grown=sum(row.grown for row in rows),
-            layers=rows,
-            seconds=0.0,
-        )

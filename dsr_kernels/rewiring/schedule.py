@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -53,6 +54,13 @@ def as_number(
     raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
+def three_quarters(total: int | None) -> int | None:
+    """Where rewires end in a training of `total` iterations, unless `stop` says: RigL's share, in
+    whose last quarter all weights train.
+    """
+    return None if total is None else as_int(total, "total", 1) * 3 // 4
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Intervals between rewires: each holds from its start iteration (0-based) on, up to `stop`.
@@ -71,8 +79,11 @@ class Schedule:
         every: int | None,
         schedule: Sequence[tuple[int, int]] | None,
         stop: int | None,
+        total: int | None = None,
     ) -> Schedule:
-        """Checks the arguments of a rewirer. Raises ValueError naming the argument."""
+        """Checks the arguments of a rewirer. Raises ValueError naming the argument. Warns where
+        `total` leaves no time for a rewire.
+        """
         if every is not None and schedule is not None:
             raise ValueError(
                 f"every, schedule: expected at most one of them, got every={every!r} and "
@@ -83,7 +94,17 @@ class Schedule:
             segments: tuple[tuple[int, int], ...] = ((0, interval),)
         else:
             segments = cls._checked(schedule)
-        return cls(segments, None if stop is None else as_int(stop, "stop", 0))
+        end = three_quarters(total)
+        if stop is not None:
+            return cls(segments, as_int(stop, "stop", 0))
+        made = cls(segments, end)
+        if end is not None and not made.is_ever_due():
+            warnings.warn(
+                f"total: none of {total} iterations is followed by a rewire, for these end after "
+                f"three quarters, iteration {end}; use a smaller `every`, or a larger `stop`",
+                stacklevel=4,
+            )
+        return made
 
     @staticmethod
     def _checked(schedule: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -103,6 +124,16 @@ class Schedule:
         if any(a >= b for a, b in itertools.pairwise(starts)):
             raise ValueError(f"schedule: expected rising start iterations, got {starts}")
         return segments
+
+    def is_ever_due(self) -> bool:
+        """Whether there is a rewire at all."""
+        starts = [start for start, _ in self.segments]
+        ends = [*starts[1:], math.inf]
+        stop = math.inf if self.stop is None else self.stop
+        return any(
+            (start // every + 1) * every <= min(end, stop)
+            for (start, every), end in zip(self.segments, ends, strict=True)
+        )
 
     def due(self, finished: int) -> bool:
         """Whether to rewire after `finished` iterations."""

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from dsr_kernels.training.data.sets import train_batches
 from dsr_kernels.training.loop import Trainer
+from dsr_kernels.training.networks import logits
 from dsr_kernels.training.placement import autocast, loss_scaler, synchronize
 from dsr_kernels.training.run.files import Json
-from dsr_kernels.training.setup import FORMATS, build_model, build_optimizer
+from dsr_kernels.training.setup import FORMATS, build_model, build_optimizer, takes_images
 
 
 def against_dense(trainer: Trainer, rounds: int = 7) -> Json:
@@ -30,7 +31,7 @@ def against_dense(trainer: Trainer, rounds: int = 7) -> Json:
     steps = {"sparse": _step(trainer, sparse, trainer.format)}
     for layout, memory_format in FORMATS.items():
         twin = build_model(recipe, data, sparse=False).to(trainer.device)
-        if recipe.model.name != "lenet300":
+        if takes_images(recipe, data):
             twin = twin.to(memory_format=memory_format)
         elif layout != "contiguous":
             continue
@@ -87,6 +88,8 @@ def _step(
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, precision):
             output = model(images.contiguous(memory_format=memory_format))
+            name = trainer.recipe.model.name
+            output = logits(output, len(labels), trainer.data.classes, name)
             loss = F.cross_entropy(output, labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)

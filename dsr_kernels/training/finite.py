@@ -15,10 +15,13 @@ class NonFinite(NamedTuple):
     where: str  # "fc3 (1 of 90 weight_values)"
 
 
-def first_non_finite(model: nn.Module) -> NonFinite | None:
-    """The first in the model's order, parameters before buffers; None where all are finite."""
+def first_non_finite(model: nn.Module, buffers: bool = True) -> NonFinite | None:
+    """The first in the model's order, parameters before buffers, which may be left out; None where
+    all are finite.
+    """
     named = [("weight", *pair) for pair in model.named_parameters()]
-    named += [("value", *pair) for pair in model.named_buffers()]
+    if buffers:
+        named += [("value", *pair) for pair in model.named_buffers()]
     for kind, name, tensor in named:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -40,9 +40,10 @@ class Tally:
         if "top5" in self.sums:
             self.sums["top5"] += int(hits(output, labels, 5))
 
-    def means(self, images: int) -> dict[str, float]:
-        """Each measure's mean over that many images."""
-        return {name: total / images for name, total in self.sums.items()}
+    def means(self, images: int, over_processes: Callable[..., list[float]]) -> dict[str, float]:
+        """Each measure's mean over that many images. `over_processes` adds what others have."""
+        totals = over_processes(*self.sums.values())
+        return {name: total / images for name, total in zip(self.sums, totals, strict=True)}
 
 
 def named(part: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -19,6 +19,8 @@ from dsr_kernels.nn import named_sparse_modules
 from dsr_kernels.training.data import limits
 from dsr_kernels.training.data.sets import DataSet
 from dsr_kernels.training.data.streams import stream
+from dsr_kernels.training.networks import Inputs, build, make_sparse
+from dsr_kernels.training.recipe.model_keys import is_own
 from dsr_kernels.training.recipe.rewirer import for_method, method_of
 from dsr_kernels.training.recipe.schema import DENSE, Model, Recipe
 
@@ -27,8 +29,8 @@ _SLOTS = {"sgd": 0, "adam": 2, "adamw": 2}  # numbers of optimizer state for eac
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn.Module:
-    """The recipe's model for the images of `data`.
+def build_model(recipe: Recipe, data: Inputs, sparse: bool | None = None) -> nn.Module:
+    """The recipe's model for the images of `data`, or whatever their shape says they are.
 
     A sparse one is fused, unless the recipe says otherwise; its states are the same either way. A
     method of dense models, and ``sparse=False``, give the dense twin. Raises UsageError for a
@@ -37,23 +39,61 @@ def build_model(recipe: Recipe, data: DataSet, sparse: bool | None = None) -> nn
     sparse = recipe.method not in DENSE if sparse is None else sparse
     generator = stream(recipe.seed, "init")
     sparsity = starting_sparsity(recipe)
-    options = {"sparsity": sparsity, "sparse": sparse, "generator": generator}
+    _check_shape(recipe, data)
+    if is_own(recipe):
+        model = _own_model(recipe, data, sparsity, sparse, generator)
+    else:
+        model = build(recipe, data, generator)
+        model = make_sparse(recipe, model, sparsity, generator) if sparse else model
+    if sparse and recipe.model.fused:
+        fuse(model, verbose=False)
+    if not takes_images(recipe, data):
+        return model
+    return model.to(memory_format=FORMATS[recipe.model.memory_format])
+
+
+def _own_model(
+    recipe: Recipe, data: Inputs, sparsity: float, sparse: bool, generator: torch.Generator
+) -> nn.Module:
+    """A model of this package. Its sparse layers are the paper's choice, or the recipe's."""
     width = model_width(recipe, data)
     _check_size(recipe, data, width, sparsity if sparse else None)
+    if sparse and (recipe.model.exclude or recipe.model.overrides):
+        dense = _network(recipe, data, width, sparse=False, generator=generator)
+        return make_sparse(recipe, dense, sparsity, generator)
+    options = {"sparsity": sparsity, "sparse": sparse, "generator": generator}
     try:
         model = _network(recipe, data, width, **options)
     except ValueError as error:  # more non-zeros than indices can count
         raise UsageError(f"recipe: model: {error}") from None
     if sparse:
         _lay_out(recipe.model, model, sparsity, generator)
-        if recipe.model.fused:
-            fuse(model, verbose=False)
-    if recipe.model.name == "lenet300":
-        return model
-    return model.to(memory_format=FORMATS[recipe.model.memory_format])
+    return model
 
 
-def _check_size(recipe: Recipe, data: DataSet, width: float, sparsity: float | None) -> None:
+def takes_images(recipe: Recipe, data: Inputs) -> bool:
+    """Whether the model takes images [C, H, W], whose memory format matters."""
+    return recipe.model.name != "lenet300" and len(data.image_shape) == 3
+
+
+def _check_shape(recipe: Recipe, data: Inputs) -> None:
+    """Raises UsageError for data that are no images where the recipe needs images."""
+    if len(data.image_shape) == 3 and data.dtype.is_floating_point:
+        return
+    found = f"inputs of shape {tuple(data.image_shape)} and {data.dtype}"
+    if is_own(recipe) and (recipe.model.name != "lenet300" or not data.dtype.is_floating_point):
+        raise UsageError(
+            f"recipe: model.name: {recipe.model.name} is for images [C, H, W] of floats, the data "
+            f"have {found}"
+        )
+    if recipe.model.memory_format == "channels_last":
+        raise UsageError(
+            f"recipe: model.memory_format: channels_last is for images [C, H, W], the data have "
+            f"{found}; expected contiguous"
+        )
+
+
+def _check_size(recipe: Recipe, data: Inputs, width: float, sparsity: float | None) -> None:
     """Raises UsageError where weights, gradients and optimizer state are more than all memory.
 
     `sparsity` is the sparse layers' at the start; None: a dense model.
@@ -79,7 +119,7 @@ def check_batch(recipe: Recipe, data: DataSet) -> None:
     limits.check_memory(4 * images, "recipe: a batch of images", way_out)
 
 
-def _most_weights(recipe: Recipe, data: DataSet, width: float) -> float:
+def _most_weights(recipe: Recipe, data: Inputs, width: float) -> float:
     """At least as many as the dense model has: ResNet-50 is the largest, with 26 million."""
     wider = max(1.0, width / USUAL_WIDTHS.get(recipe.model.name, 1.0))
     inputs = math.prod(data.image_shape) if recipe.model.name == "lenet300" else 0
@@ -111,8 +151,8 @@ def _lay_out(
         raise UsageError(f"recipe: model.{error}") from None
 
 
-def model_width(recipe: Recipe, data: DataSet) -> float:
-    """The width multiplier of the recipe's model.
+def model_width(recipe: Recipe, data: Inputs) -> float:
+    """The width multiplier of the recipe's model; 1 where that has none.
 
     The recipe may give it. Else it is the model's usual one or, for thin_dense, the largest whose
     model has no more parameters than the sparse model.
@@ -129,14 +169,13 @@ def model_width(recipe: Recipe, data: DataSet) -> float:
         raise UsageError(f"recipe: model.{error}") from None
 
 
-def _network(recipe: Recipe, data: DataSet, width: float, **options: Any) -> nn.Module:
-    channels, height, wide = data.image_shape
+def _network(recipe: Recipe, data: Inputs, width: float, **options: Any) -> nn.Module:
     options |= {"width": width, "num_classes": data.classes}
     options["block_size"] = recipe.model.block_size
     if recipe.model.name == "lenet300":
-        return models.lenet_300_100(in_features=channels * height * wide, **options)
+        return models.lenet_300_100(in_features=math.prod(data.image_shape), **options)
     build = {"wrn28": models.wrn_28, "resnet18": models.resnet18, "resnet50": models.resnet50}
-    return build[recipe.model.name](in_channels=channels, **options)
+    return build[recipe.model.name](in_channels=data.image_shape[0], **options)
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -169,12 +208,20 @@ def describe(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     Only parameters, indices and optimizer state count. Batch norm's running statistics are the
     same for both, and gradients and activations come and go.
     """
-    layers, positions, nonzeros, indices = [], 0, 0, 0
+    layers, positions, nonzeros, indices, zeros = [], 0, 0, 0, 0
     for name, module in named_sparse_modules(model):
         size = math.prod(weight_shape(module))
-        layers.append({"name": name, "shape": list(weight_shape(module)), "positions": size})
+        layers.append(
+            {
+                "name": name,
+                "shape": list(weight_shape(module)),
+                "positions": size,
+                "block_size": module.block_size,
+            }
+        )
         positions += size
         nonzeros += module.nnz
+        zeros += module.nnz - int(module.weight_values.detach().count_nonzero())
         indices += module.crow_indices.nbytes + module.col_indices.nbytes
     learnable = sum(parameter.numel() for parameter in model.parameters())
     dense_twin = learnable - nonzeros + positions
@@ -184,6 +231,7 @@ def describe(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
         "layers": layers,
         "sparse_positions": positions,
         "nonzeros": nonzeros,
+        "zeros": zeros,  # of the non-zeros: those whose value is exactly 0
         "dense_parameters": learnable - nonzeros,
         "learnable": learnable,
         "bytes": {

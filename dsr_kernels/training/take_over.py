@@ -119,7 +119,10 @@ def _take_weights(
         if weight is None:
             part = f"{name}."
             own = {key.removeprefix(part): rest.pop(key) for key in weights if key.startswith(part)}
-            layer.load_state_dict(own)
+            try:
+                layer.load_state_dict(own)
+            except (RuntimeError, ValueError) as error:
+                raise UsageError(f"recipe: start.run: layer {name}: {error}") from None
         else:
             everywhere = _everywhere(layer)
             pattern = everywhere.crow_indices, everywhere.col_indices

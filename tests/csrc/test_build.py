@@ -108,6 +108,51 @@ def test_a_build_without_gpu_kernels_goes_on(
     assert " _C\n" in targets.stdout and " _cuda\n" not in targets.stdout
 
 
+def no_gpu_in_sight() -> None:
+    """Skips the test where this machine has what AUTO looks for."""
+    script = ROOT / "csrc/cuda/find_torch.py"
+    printed = subprocess.run([sys.executable, "-I", script], capture_output=True, text=True)
+    signs = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+    libraries = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True).stdout
+    if printed.stdout.strip() or any(map(os.path.exists, signs)) or "libcuda.so.1" in libraries:
+        pytest.skip("a GPU's driver or a torch with CUDA is here")
+
+
+def test_nvcc_alone_builds_no_gpu_kernels_and_says_how_to_ask(tmp_path: Path) -> None:
+    no_gpu_in_sight()
+    compiler = fake_nvcc(tmp_path, *HOST_REFUSED)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    unset = {"CUDACXX": "", "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    status, printed = run_cmake(tmp_path / "build", PATH=path, **unset)
+    assert status == 0
+    assert f"GPU kernels: not built: there is {compiler}, but neither an NVIDIA driver" in printed
+    assert "DSR_CUDA=ON pip install ." in printed
+
+
+@pytest.mark.parametrize(
+    "version,environment,tried",
+    [
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None", {}, True),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'", {}, False),
+        ("cuda: Optional[str] = None", {"DSR_CUDA_ARCHITECTURES": "90-real"}, True),
+    ],
+    ids=["torch-with-cuda", "torch-without", "architectures"],
+)
+def test_a_torch_with_cuda_or_named_targets_ask_for_gpu_kernels(
+    tmp_path: Path, version: str, environment: dict[str, str], tried: bool
+) -> None:
+    no_gpu_in_sight()
+    folder = tmp_path / "venv/lib/python3.99/site-packages/torch"
+    folder.mkdir(parents=True)
+    (folder / "version.py").write_text(version + "\n")
+    compiler = fake_nvcc(tmp_path, *HOST_REFUSED)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    given = {"CUDACXX": "", "CONDA_PREFIX": "", "VIRTUAL_ENV": str(tmp_path / "venv")}
+    status, printed = run_cmake(tmp_path / "build", PATH=path, **given, **environment)
+    assert status == 0
+    assert (f"not built: {compiler} of CUDA 12.4 fails with " in printed) == tried
+
+
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
     printed = configure(tmp_path, DSR_CUDA="MAYBE")
     assert "DSR_CUDA: expected AUTO, ON or OFF, got 'MAYBE'." in printed

@@ -141,7 +141,7 @@ def test_right_kernels_stay_right(
     names = re.findall(r"^(\w+) clean: right$", result.stdout, re.MULTILINE)
     assert set(FINDINGS) < set(names)
     right = {"shuffles", "votes_and_reductions", "atomics", "bits_and_numbers", "places"}
-    assert right | {"matrices", "products"} < {*names}
+    assert right | {"matrices", "products", "tf32"} < {*names}
     assert "Sanitizer" not in result.stdout
 
 

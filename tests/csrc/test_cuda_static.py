@@ -85,9 +85,14 @@ def test_every_multiply_add_is_fed_by_vectors_and_none_by_local_memory(
         assert any(name.startswith(budget.load) for name in found), f"{kernel}: no {budget.load}"
         if budget.matrices:
             # One load of matrices feeds one instruction at least.
-            multiply_adds = sum(n for name, n in found.items() if name.startswith("HMMA.16816.F32"))
+            by = "HMMA.1688.F32.TF32" if kernel.types.startswith("float") else "HMMA.16816.F32"
+            multiply_adds = sum(n for name, n in found.items() if name.startswith(by))
+            others = sum(n for name, n in found.items() if name.startswith("HMMA")) - multiply_adds
             loads = sum(n for name, n in found.items() if name.startswith("LDSM.16.M"))
             assert 0 < loads <= multiply_adds, f"{kernel}: {multiply_adds}, {loads}"
+            assert not others, f"{kernel}: {others} matrix instructions of another type"
+            if kernel.types.startswith("float") and not kernel.name.startswith("fused"):
+                assert any(name.startswith("LDGSTS") for name in found), f"{kernel}: no cp.async"
         if budget.slab:
             # 16 bytes read from the slab feed as many multiply-adds as they hold elements.
             elements = 4 if kernel.types.startswith("float") else 8

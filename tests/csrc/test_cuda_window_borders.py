@@ -23,7 +23,10 @@ TORCHS = (torch.float32, torch.float64)
 
 @pytest.mark.parametrize("choice", [model, small(8)], ids=["model", "several slabs"])
 @pytest.mark.parametrize("outputs, groups, size", CASES)
-def test_blocks_across_groups(outputs: int, groups: int, size: int, choice) -> None:
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+def test_blocks_across_groups(
+    outputs: int, groups: int, size: int, choice, dtype: torch.dtype
+) -> None:
     shape = ConvShape((outputs, 8, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), groups)
     generator = torch.Generator().manual_seed(3)
     half = outputs * 8 * 9 // size // 2 * size
@@ -31,7 +34,8 @@ def test_blocks_across_groups(outputs: int, groups: int, size: int, choice) -> N
     pattern = topology.crow_indices.to(DEVICE), topology.col_indices.to(DEVICE)
     draw = [(9, 8 * groups, 5, 6), (half // size, size), (9, outputs, 5, 6)]
     x, values, grad = (torch.randn(s, generator=generator).bfloat16().to(DEVICE) for s in draw)
-    values, taken = values.float(), []
+    values, taken = values.float(), []  # numbers of bfloat16 are numbers of TF32
+    x, grad = x.to(dtype), grad.to(dtype)
 
     def gather(*problem):
         taken.append("gather")

@@ -25,27 +25,29 @@ from helpers.cuda_window_cases import (
     WindowsAtRandom,
     check_gathers,
     choices,
+    gradient,
     model,
     problem,
     readers,
     small,
 )
-from helpers.formats import FORMATS, gradient_of
+from helpers.formats import FORMATS
+from helpers.matrix_units import as_operand, unit_of
 from helpers.nn_cases import same_bits, swap_pattern
 
 from dsr_kernels.backends.blocks import BLOCK_SIZES
 from dsr_kernels.backends.cuda import call, window_costs
 from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
-from dsr_kernels.backends.cuda.window_gather import UNITS, WindowGatherPass
+from dsr_kernels.backends.cuda.window_gather import WindowGatherPass, units_of
 from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
 
-LOW = (torch.bfloat16, torch.float16)
-low = pytest.mark.parametrize("dtype", LOW, ids=str)
+TYPES = (torch.bfloat16, torch.float16, torch.float32)  # float32 as TF32
+types = pytest.mark.parametrize("dtype", TYPES, ids=str)
 EVERY = [(name, size) for name in SHAPES for size in BLOCK_SIZES]
 
 
 def check(conv, x, choice=model, device=None, grad=None) -> list[torch.Tensor]:
-    grad = gradient_of(conv, x) if grad is None else grad
+    grad = gradient(conv, x) if grad is None else grad
     before = sum(launches().values())
     with gpu_kernels(window_gather=choice, device=device):
         found = forward_and_grad_input(conv, x, grad)
@@ -62,16 +64,18 @@ def launches() -> dict[str, int]:
 
 @pytest.mark.parametrize("name, size", EVERY)
 def test_every_shape_and_block_size(name: str, size: int) -> None:
-    dtype = LOW[EVERY.index((name, size)) % 2]
+    dtype = TYPES[EVERY.index((name, size)) % 3]
     check(*problem(name, dtype, size))
 
 
 @pytest.mark.parametrize("name", ["many channels, stride (2, 3)", "groups", "16 wide"])
-@pytest.mark.parametrize("size", [1, 4, 16])
-def test_tilings(name: str, size: int) -> None:
+@pytest.mark.parametrize(
+    "size, dtype", [(1, TYPES[0]), (4, TYPES[0]), (16, TYPES[0]), (4, TYPES[2])]
+)
+def test_tilings(name: str, size: int, dtype: torch.dtype) -> None:
     """Blocks of source channels that cut blocks of weights, too."""
-    conv, x = problem(name, torch.bfloat16, size)
-    grad = gradient_of(conv, x)
+    conv, x = problem(name, dtype, size)
+    grad = gradient(conv, x)
     tilings = InTurn(choices)
     for _ in tilings:
         check(conv, x, tilings, TWO, grad)
@@ -80,31 +84,33 @@ def test_tilings(name: str, size: int) -> None:
 @pytest.mark.parametrize("seed", range(24))
 def test_any_tiling(seed: int) -> None:
     names = list(SHAPES)
-    conv, x = problem(names[seed % len(names)], LOW[seed % 2], BLOCK_SIZES[seed % 5])
+    conv, x = problem(names[seed % len(names)], TYPES[seed % 3], BLOCK_SIZES[seed % 5])
     configure(seed=seed)
     check(conv, x, WindowsAtRandom(seed).windows, TWO)
     configure()
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_memory_formats(name: str) -> None:
+@pytest.mark.parametrize("dtype", TYPES[::2], ids=str)
+def test_memory_formats(name: str, dtype: torch.dtype) -> None:
     of_x, of_grad = FORMATS[name]
-    conv, x = problem("stride (2, 3)", torch.bfloat16, 4)
-    check(conv, of_x(x), grad=of_grad(gradient_of(conv, x)))
+    conv, x = problem("stride (2, 3)", dtype, 4)
+    check(conv, of_x(x), grad=of_grad(gradient(conv, x)))
 
 
-@low
+@types
 def test_patterns_from_empty_to_full(dtype: torch.dtype) -> None:
-    conv, x = problem("16 wide", dtype)
+    conv, x = problem("7 wide, stride 2", dtype)
     for nnz in (0, 1, 2, conv.numel - 1, conv.numel):
         swap_pattern(conv, nnz, seed=nnz)
-        conv.weight_values.data.mul_(0.1).copy_(conv.weight_values.detach().to(dtype))
+        conv.weight_values.data.mul_(0.1).copy_(as_operand(conv.weight_values.detach().to(dtype)))
         check(conv, x)
 
 
-def test_values_anywhere_in_memory() -> None:
+@pytest.mark.parametrize("dtype", TYPES[::2], ids=str)
+def test_values_anywhere_in_memory(dtype: torch.dtype) -> None:
     """Chunks of four values need an address that is a multiple of 16; others are read apart."""
-    conv, x = problem("16 wide", torch.bfloat16, 8)
+    conv, x = problem("16 wide", dtype, 8)
     expected = check(conv, x)
     for shift in (1, 2, 3):
         apart = torch.empty(conv.nnz + shift)[shift:].view(conv.weight_values.shape)
@@ -113,7 +119,7 @@ def test_values_anywhere_in_memory() -> None:
 
 
 @pytest.mark.parametrize("name", ["7 wide, stride 2", "groups", "1 x 1"])
-@low
+@types
 def test_the_same_bits_in_any_order(name: str, dtype: torch.dtype) -> None:
     conv, x = problem(name, dtype, 2)
     found = []
@@ -128,7 +134,7 @@ def test_weights_are_rounded_to_the_type_of_activations() -> None:
     conv, x = problem("16 wide", torch.bfloat16, 4)
     rounded = conv.weight_values.detach().clone()
     conv.weight_values.data.mul_(1 + 2.0**-10)  # less than half a unit of the last place
-    grad = gradient_of(conv, x)
+    grad = gradient(conv, x)
     with gpu_kernels(window_gather=model):
         found = forward_and_grad_input(conv, x, grad)
         conv.weight_values.data.copy_(rounded)
@@ -137,7 +143,7 @@ def test_weights_are_rounded_to_the_type_of_activations() -> None:
 
 @pytest.mark.parametrize("size", [1, 4, 16])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
-@low
+@types
 def test_what_is_not_finite_stays_in_windows_that_read_it(value, size, dtype) -> None:
     """There it spoils rows without a weight, too; it may be infinite or NaN in any of them."""
     conv, x = problem("nearly empty", dtype, size, sparsity=0.9)
@@ -159,7 +165,7 @@ def check_fused(name: str, dtype: torch.dtype, size: int, choice=model, device=N
     p = cuda_fused_cases.problem(conv, x, **parts)
     with gpu_kernels(window_gather=choice, device=device):
         found = cuda_fused_cases.results(p)
-    cuda_fused_cases.check(p, found)
+    cuda_fused_cases.check(p, found, unit=unit_of(dtype))
     return found
 
 
@@ -169,10 +175,10 @@ def check_fused(name: str, dtype: torch.dtype, size: int, choice=model, device=N
 )
 def test_fused(name: str, size: int, parts: str) -> None:
     for number, chosen in enumerate(("everything", parts)):
-        check_fused(name, LOW[number], size, **cuda_fused_cases.PARTS[chosen])
+        check_fused(name, TYPES[(number + size) % 3], size, **cuda_fused_cases.PARTS[chosen])
 
 
-@low
+@types
 def test_fused_in_any_order(dtype: torch.dtype) -> None:
     found = []
     for seed, order in enumerate(("random", "ascending", "descending")):
@@ -187,20 +193,20 @@ def test_fused_in_any_order(dtype: torch.dtype) -> None:
 
 
 @emulated
-@low
+@types
 def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
     """Each thread block has several items of work, each of them several slabs."""
     before = launches()
-    for units, size in zip(UNITS, (1, 8), strict=True):
+    for units, size in zip(units_of(dtype.itemsize), (1, 8), strict=False):
         conv, x = problem("7 wide, stride 2", dtype, size)
         check(conv, x[:9], small(units), TWO)
         p = cuda_fused_cases.problem(conv, x[:9])
         with gpu_kernels(window_gather=small(units), device=TWO):
             found = cuda_fused_cases.results(p)
-        cuda_fused_cases.check(p, found)
-    kind = {torch.bfloat16: "<__nv_bfloat16", torch.float16: "<__half"}[dtype]
+        cuda_fused_cases.check(p, found, unit=unit_of(dtype))
+    kind = dict(zip(TYPES, ("<__nv_bfloat16", "<__half", "<float"), strict=True))[dtype]
     ours = {name: n for name, n in launches().items() if kind in name}
-    assert len(ours) == 2 * len(UNITS)
+    assert len(ours) == 2 * len(units_of(dtype.itemsize))
     assert all(n > before[name] for name, n in ours.items())
 
 
@@ -213,17 +219,17 @@ def chosen(conv, x, shape_of, image: int | None = None) -> bool:
         source, dest = (x, y) if shape_of is forward_shape else (y, x)
         strides = source.stride(), (image or dest.stride()[0], *dest.stride()[1:])
         found = call.gather_pass(
-            shape_of, *sizes, density, conv.block_size, x.dtype, *strides, call.device_of(x)
+            shape_of, *sizes, density, conv.block_size, x.dtype, *strides, call.device_of(x), True
         )
     return isinstance(found, WindowGatherPass)
 
 
-def test_windows_are_taken_only_where_they_are_asked_for(monkeypatch) -> None:
+def test_windows_are_taken_only_where_they_are_asked_for() -> None:
     conv, x = conv_and_input(
         (64, 64, 3, (16, 16), 8), {"padding": 1, "block_size": 16}, torch.bfloat16
     )
     sizes = tuple(x.shape), (8, 64, 16, 16), cuda_fused_cases.shape_of(conv)
-    where = 0.1, 16, x.dtype, x.stride(), x.stride(), EMULATED_GPU
+    where = 0.1, 16, x.dtype, x.stride(), x.stride(), EMULATED_GPU, False
 
     def taken() -> list[bool]:
         call.gather_pass.cache_clear(), call.grad_weight_pass.cache_clear()
@@ -234,25 +240,26 @@ def test_windows_are_taken_only_where_they_are_asked_for(monkeypatch) -> None:
             isinstance(grad_weight, WindowGradWeightPass),
         ]
 
-    with gpu_kernels(window_gather=None, window_grad_weight=None):
+    by_the_model = gpu_kernels(window_gather=None, window_grad_weight=None)
+    with by_the_model, pytest.MonkeyPatch.context() as patch:
         assert taken() == [True, True]
         for unset in ("0", None):
-            monkeypatch.delenv(window_costs.SWITCH)
+            patch.delenv(window_costs.SWITCH)
             if unset:
-                monkeypatch.setenv(window_costs.SWITCH, unset)
+                patch.setenv(window_costs.SWITCH, unset)
             assert taken() == [False, False]
-        monkeypatch.setenv(window_costs.SWITCH, "yes")
+        patch.setenv(window_costs.SWITCH, "yes")
         with pytest.raises(ValueError, match="DSR_GPU_TENSOR_CORES: expected 0 or 1, got 'yes'"):
             taken()
 
 
 @pytest.mark.parametrize("shape_of", [forward_shape, grad_input_shape])
 def test_what_takes_windows(shape_of) -> None:
-    """Many channels at 90 % in 16 bits do; float32 and layers of few channels never do."""
+    """Many channels at 90 % do; layers of few channels never do."""
     arguments = {"padding": 1, "sparsity": 0.9, "block_size": 16}
     conv, x = conv_and_input((256, 256, 3, (14, 14), 8), arguments, torch.bfloat16)
     assert chosen(conv, x, shape_of)
-    assert not chosen(conv, x.float(), shape_of)
+    assert chosen(conv, x.float(), shape_of)
     for channels, groups in ((4, 1), (64, 16)):
         arguments = {"padding": 1, "sparsity": 0.0, "groups": groups}
         conv, x = conv_and_input((channels, channels, 3, (4, 4), 8), arguments, torch.bfloat16)
@@ -280,7 +287,8 @@ def test_kernels_that_are_not_compiled_are_named() -> None:
     launch = native.Gather()
     launch.tiles = 1
     listed = (0,) * 5 + (1, 0)
-    with pytest.raises(ValueError, match="window_gather: no kernel of 4-byte elements"):
+    launch.rows, launch.units = 16, 4
+    with pytest.raises(ValueError, match="window_gather: no kernel of 16 rows and 4 units"):
         native.window_gather((0, 0), launch, listed, "float32", 0, 0, 0, 0, None)
     launch.rows, launch.units, launch.row_warps = 16, 8, 1
     launch.groups, launch.dest_channels, launch.tiles = 1, 9, 2**29

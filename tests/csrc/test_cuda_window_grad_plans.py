@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import cuda_fused_cases
 from helpers.cuda_conv_cases import EMULATED_GPU, TWO, conv_and_input, gpu_kernels
-from helpers.cuda_device import kernels
 from helpers.cuda_window_grad_cases import SMALL, taken, windows
 from helpers.formats import gradient_of
 
@@ -20,16 +19,6 @@ __all__ = ["taken"]  # a fixture
 
 def run(conv, x) -> None:
     torch.autograd.grad(conv(x), conv.weight_values, gradient_of(conv, x))
-
-
-def test_4_byte_elements_are_refused(taken: list) -> None:
-    conv, x = conv_and_input(*SMALL, torch.bfloat16)
-    with windows():
-        run(conv, x)
-        launch = taken[0].launch
-        nothing = (0, 0, 0, 0, 0, 1, 5)
-        with pytest.raises(ValueError, match="window_grad_weight: no kernel of 4-byte elements"):
-            kernels().window_grad_weight((0, 0), launch, nothing, "float32", 0, 0, 0, 0, None)
 
 
 def test_warps_are_needed_for_everything(taken: list) -> None:
@@ -48,7 +37,7 @@ def test_shared_memory_is_what_was_planned(taken: list) -> None:
     with windows(lambda found: max(found, key=lambda t: t.tile * t.channel_block)):
         launched = call.grad_weight_pass(
             tuple(x.shape), (33, 64, 16, 16), cuda_fused_cases.shape_of(conv), 0.02, 1, x.dtype,
-            x.stride(), x.stride(), TWO,
+            x.stride(), x.stride(), TWO, False,
         ).launch  # fmt: skip
     assert 0.5 < launched.shared_bytes / TWO.shared_per_block <= 1
     assert not taken
@@ -60,7 +49,7 @@ def test_shared_memory_is_what_was_planned(taken: list) -> None:
         (16, 1, torch.bfloat16, True),
         (7, 1, torch.bfloat16, False),
         (32, 8, torch.bfloat16, False),
-        (16, 1, torch.float32, False),
+        (16, 1, torch.float32, True),
         (16, 1, torch.float64, False),
     ],
 )
@@ -69,7 +58,7 @@ def test_who_has_windows(outputs, groups, dtype, expected: bool) -> None:
     with windows():
         found = call.grad_weight_pass(
             tuple(x.shape), (9, outputs, 8, 8), cuda_fused_cases.shape_of(conv), 0.3, 1, dtype,
-            x.stride(), (outputs * 64, 64, 8, 1), TWO,
+            x.stride(), (outputs * 64, 64, 8, 1), TWO, True,
         )  # fmt: skip
     assert isinstance(found, WindowGradWeightPass) == expected
 
@@ -81,7 +70,7 @@ def test_blocks_of_outputs_take_windows() -> None:
     def taken_at(density: float, size: int) -> bool:
         found = call.grad_weight_pass(
             (128, 64, 16, 16), (128, 64, 16, 16), cuda_fused_cases.shape_of(conv), density, size,
-            x.dtype, x.stride(), x.stride(), EMULATED_GPU,
+            x.dtype, x.stride(), x.stride(), EMULATED_GPU, False,
         )  # fmt: skip
         return isinstance(found, WindowGradWeightPass)
 

@@ -22,9 +22,10 @@ from helpers.cuda_conv_cases import (
 )
 from helpers.cuda_device import configure, emulated, kernels
 from helpers.cuda_fused_cases import PARTS
-from helpers.cuda_window_grad_cases import CASES, SMALL, check_sums, taken, windows
+from helpers.cuda_window_grad_cases import CASES, SMALL, check_sums, problem, taken, windows
 from helpers.formats import FORMATS, gradient_of
 from helpers.kernel_cases import in_blocks
+from helpers.matrix_units import unit_of
 from helpers.nn_cases import same_bits, swap_pattern
 
 from dsr_kernels.backends.blocks import BLOCK_SIZES
@@ -41,7 +42,9 @@ from dsr_kernels.backends.cuda.window_lists import build_windows
 
 __all__ = ["taken"]  # a fixture
 
-LOW = pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+TYPES = (torch.bfloat16, torch.float16, torch.float32)  # float32 as TF32
+types = pytest.mark.parametrize("dtype", TYPES, ids=str)
+both = pytest.mark.parametrize("dtype", TYPES[::2], ids=str)
 # Those of fewer than 8 outputs in a group have no windows.
 WIDE = {
     name: (sizes, arguments)
@@ -73,18 +76,18 @@ def gradient(conv, x, grad) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_every_shape(name: str, taken: list) -> None:
-    conv, x = conv_and_input(*WIDE[name], torch.bfloat16)
+@both
+def test_every_shape(name: str, dtype: torch.dtype, taken: list) -> None:
+    conv, x, grad = problem(*WIDE[name], dtype)
     with windows(device=EMULATED_GPU):
-        check_sums(conv, x, gradient_of(conv, x))
+        check_sums(conv, x, grad)
     assert taken
 
 
 @pytest.mark.parametrize("name", CASES)
-@LOW
+@types
 def test_every_tiling(name: str, dtype: torch.dtype, taken: list) -> None:
-    conv, x = conv_and_input(*CASES[name], dtype)
-    grad = gradient_of(conv, x)
+    conv, x, grad = problem(*CASES[name], dtype)
     tilings = InTurn(some)
     for _ in tilings:
         with gpu_kernels(direct, direct, TWO, tilings):
@@ -96,31 +99,32 @@ def test_every_tiling(name: str, dtype: torch.dtype, taken: list) -> None:
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 @pytest.mark.parametrize("name", ["16 wide", "7 wide", "groups", "stride 3", "1 x 1", "dilation"])
-def test_every_block_size(name: str, size: int, taken: list) -> None:
+@both
+def test_every_block_size(name: str, size: int, dtype: torch.dtype, taken: list) -> None:
     sizes, arguments = in_blocks(SHAPES[name], size)
     if sizes[1] // arguments.get("groups", 1) < 8:
         sizes = (sizes[0], 8 * sizes[1], *sizes[2:])
-    conv, x = conv_and_input(sizes, arguments, torch.bfloat16)
+    conv, x, grad = problem(sizes, arguments, dtype)
     with windows():
-        check_sums(conv, x[:9], gradient_of(conv, x[:9]))
+        check_sums(conv, x[:9], grad[:9])
     assert taken
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_memory_formats(name: str, taken: list) -> None:
+@both
+def test_memory_formats(name: str, dtype: torch.dtype, taken: list) -> None:
     """Lanes run along columns or channels, of either operand."""
     of_x, of_grad = FORMATS[name]
-    conv, x = conv_and_input((20, 33, 3, (5, 7), 9), {"padding": 1, "stride": 2}, torch.bfloat16)
-    grad = gradient_of(conv, x)
+    conv, x, grad = problem((20, 33, 3, (5, 7), 9), {"padding": 1, "stride": 2}, dtype)
     with windows():
         check_sums(conv, of_x(x), of_grad(grad))
         check_sums(conv, x, of_grad(grad))
     assert taken
 
 
-def test_patterns_from_empty_to_full(taken: list) -> None:
-    conv, x = conv_and_input((5, 40, 3, (6, 7), 5), {"padding": 1}, torch.bfloat16)
-    grad = gradient_of(conv, x)
+@both
+def test_patterns_from_empty_to_full(dtype: torch.dtype, taken: list) -> None:
+    conv, x, grad = problem((5, 40, 3, (6, 7), 5), {"padding": 1}, dtype)
     with windows():
         for nnz in (0, 1, 2, 40, 1799, 1800):
             swap_pattern(conv, nnz, seed=nnz)
@@ -213,7 +217,7 @@ def test_any_layout(seed: int, taken: list) -> None:
         (c,) = shape.classes
         width = chance.randint(1, c.cols)
         steps = shape.row_step, shape.col_step
-        groups = -(-x.shape[0] // 8)
+        groups = -(-x.shape[0] * x.element_size() // 16)
         layout = chance.choice(list(options_of(c, steps, groups, tiling.tile, width)))
         tiles = chance.randint(max(1, layout.tiles // 4), layout.tiles)
         few = chance.randint(1, min(8, shape.source_channels))
@@ -227,11 +231,11 @@ def test_any_layout(seed: int, taken: list) -> None:
         )
 
     names = [name for name in WIDE if "1 x 1" not in name and "column" not in name]
-    conv, x = conv_and_input(*WIDE[chance.choice(names)], torch.bfloat16)
+    conv, x, grad = problem(*WIDE[chance.choice(names)], TYPES[seed % 3])
     shape = forward_shape(x.shape[1:], conv(x).shape[1:], cuda_fused_cases.shape_of(conv))
     configure(seed=seed)
     with windows(choose):
-        check_sums(conv, x, gradient_of(conv, x))
+        check_sums(conv, x, grad)
     configure()
     assert taken
 
@@ -239,11 +243,11 @@ def test_any_layout(seed: int, taken: list) -> None:
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("name", CASES)
 def test_fused(name: str, parts: str, taken: list) -> None:
-    dtype = torch.float16 if name == "dilation" else torch.bfloat16
+    dtype = TYPES[(list(CASES).index(name) + list(PARTS).index(parts)) % 3]
     p = cuda_fused_cases.problem(*conv_and_input(*CASES[name], dtype), **PARTS[parts])
     with windows():
         found = cuda_fused_cases.results(p)
-    cuda_fused_cases.check(p, found)
+    cuda_fused_cases.check(p, found, unit=unit_of(dtype))
     assert taken
 
 
@@ -276,19 +280,18 @@ def launches() -> dict[str, int]:
 
 
 @emulated
-@LOW
+@types
 def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
     before = launches()
-    kind = {torch.bfloat16: "<__nv_bfloat16", torch.float16: "<__half"}[dtype]
-    conv, x = conv_and_input(*SMALL, dtype)
-    grad = gradient_of(conv, x)
+    kind = dict(zip(TYPES, ("<__nv_bfloat16", "<__half", "<float"), strict=True))[dtype]
+    conv, x, grad = problem(*SMALL, dtype)
     with windows(few_warps):
         check_sums(conv, x, grad)
     with windows(small):
         check_sums(conv, x, grad)
         p = cuda_fused_cases.problem(conv.requires_grad_(False), x)
         found = cuda_fused_cases.results(p)
-    cuda_fused_cases.check(p, found)
+    cuda_fused_cases.check(p, found, unit=unit_of(dtype))
     after = launches()
-    assert len(after) == 4
+    assert len(after) == 6
     assert all((after[name] > before[name]) == (kind in name) for name in after)

@@ -7,6 +7,7 @@ import platform
 import pytest
 import torch
 from helpers.formats import variants
+from helpers.fused_cases import problem_of
 from helpers.kernel_cases import ISAS, LANES, applies, conv_and_input, kernels
 from helpers.nn_cases import layer
 from torch import Tensor
@@ -123,11 +124,29 @@ def test_an_image_does_not_depend_on_its_batch(lanes: str) -> None:
     assert torch.equal(y[20:21], alone)
 
 
-def test_an_output_too_large_for_the_caches_is_the_same() -> None:
-    """Beyond 32 MB whole vectors go past the caches; fewer images at a time do not."""
-    x = torch.randn(34, 4, 64, 64, generator=torch.Generator().manual_seed(5))
-    for kernel_size in (1, 3):  # plane and, where there is AVX-512, row
-        conv = layer(4, 64, kernel_size, padding=kernel_size // 2, sparsity=0.8)
-        with torch.no_grad():
-            few = torch.cat([conv(part) for part in x.split(17)])
-            assert torch.equal(conv(x), few)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(64, 64), (20, 16), (44, 8), (64, 4), (9, 32)])
+@pytest.mark.parametrize("isa", ISAS)
+def test_an_output_too_large_for_the_caches_is_the_same(
+    isa: str, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """From 4 MB on whole lines go past the caches; of fewer images at a time none do."""
+    generator = torch.Generator().manual_seed(5)
+    of_image = 32 * size[0] * size[1] * dtype.itemsize
+    batch = 2 * (-(-(4 << 20) // of_image) // 2) + 2
+    x = torch.randn(batch, 4, *size, generator=generator).to(dtype)
+    for kernel_size, lanes in ((1, "plane"), (3, "plane"), (3, "row"), (3, "batch")):
+        conv = layer(4, 32, kernel_size, padding=kernel_size // 2, sparsity=0.6)
+        if lanes == "row" and isa != "avx512":
+            continue
+        with kernels(isa, lanes, threads=2):
+            whole = problem_of(conv, x.float(), statistics=False)
+            whole = whole.in_bfloat16() if dtype == torch.bfloat16 else whole
+            assert whole.residual is not None
+            outputs = [conv(x), whole.run().y]
+            few = []
+            for part, beside in zip(x.chunk(2), whole.residual.chunk(2), strict=True):
+                few.append([conv(part), whole._replace(x=part, residual=beside).run().y])
+        for large, parts in zip(outputs, zip(*few, strict=True), strict=True):
+            assert large.nbytes >= 4 << 20 > parts[0].nbytes
+            assert torch.equal(large, torch.cat(parts))

@@ -128,6 +128,17 @@ def test_every_combination_of_fused_parts(isa: str, name: str) -> None:
             check_problem(problem_of(conv, x.float(), **parts).in_bfloat16())
 
 
+@pytest.mark.parametrize("size", [(22, 32), (20, 16), (44, 8), (9, 32), (16, 14)])
+@pytest.mark.parametrize("isa", UNITS)
+def test_outputs_too_large_for_the_caches(isa: str, size: tuple[int, int]) -> None:
+    """From 4 MB on whole lines go past the caches."""
+    conv = rounded(layer(32, 32, 3, padding=1, sparsity=0.8, block_size=16))
+    x = torch.randn(-(-(4 << 20) // (64 * size[0] * size[1])), 32, *size)
+    with kernels(isa, "matrix", threads=2):
+        check(conv, x.to(LOW))
+        check_problem(problem_of(conv, x).in_bfloat16())
+
+
 @pytest.mark.skipif(not OF_PROCESSORS, reason="this processor has neither AVX512-BF16 nor AMX")
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("isa", OF_PROCESSORS)

@@ -2,25 +2,22 @@
 replaced by fake_train.py but in the last test.
 """
 
-import csv
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers.failing_disk import refuse
+from helpers.fake_cells import TESTS, events, interrupt_when, player, table
 from helpers.small_runs import LENET, artefacts
 
 from dsr_kernels.cli import main
-from dsr_kernels.experiments import runner
+from dsr_kernels.experiments import attempt, runner
 
-TESTS = Path(__file__).parents[1]
 GRID = """
 recipe = "lenet300-digits"
 methods = ["static", "dsr", "after", "last"]
@@ -39,47 +36,8 @@ NAMES = {f"{method}-{s}-s0" for method in ("static", "dsr", "after", "last") for
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """Runs the grid with fake cells; `play.plan` says what they do."""
-    monkeypatch.setattr(runner, "TRAIN", (sys.executable, str(TESTS / "helpers/fake_train.py")))
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr("dsr_kernels.experiments.plots.write", lambda results, rows: None)
-    (tmp_path / "g.toml").write_text(GRID)
-
-    def run(*arguments: str, **plan) -> int:
-        monkeypatch.setenv("DSR_FAKE", json.dumps(plan))
-        out = ["--out", str(tmp_path / "out")]
-        return main(["experiment", str(tmp_path / "g.toml"), *out, *arguments])
-
-    run.out, run.grid = tmp_path / "out", tmp_path / "g.toml"
-    return run
-
-
-def events(out: Path) -> list[tuple[str, str]]:
-    """(what, cell) in the order it happened; forgets them."""
-    path = out / "events"
-    lines = path.read_text().splitlines() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return [tuple(line.split(" ")[:2]) for line in lines]
-
-
-def table(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {f"{row['method']}-{row['sparsity']}-s{row['seed']}": row for row in rows}
-
-
-def interrupt_when(out: Path, begun: int, signum: int) -> None:
-    """Sends the signal to this process once so many cells have begun."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            path = out / "events"
-            if path.exists() and path.read_text().count("begin ") >= begun:
-                return os.kill(os.getpid(), signum)
-            time.sleep(0.01)
-
-    threading.Thread(target=watch, daemon=True).start()
+    """Runs the grid with fake cells."""
+    return player(tmp_path, monkeypatch, GRID)
 
 
 def test_every_cell_runs_once_after_what_it_starts_from(play):
@@ -153,7 +111,7 @@ def test_a_cell_that_finds_no_room_on_the_disk_is_reported_and_goes_on_later(pla
     assert table(play.out)["dsr-0.9-s0"]["error"] == said
     events(play.out)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+        patch.setattr(attempt.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
         script = "print('epoch 1/20'); exit(1)"  # what went wrong had no room in the log
         patch.setattr(runner, "TRAIN", (sys.executable, "-c", script))
         assert play() == 1

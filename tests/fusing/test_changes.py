@@ -102,7 +102,7 @@ def test_sparsify_of_a_dense_model_that_is_fused_already():
     report = dsr_kernels.fuse(model, verbose=False)
     assert type(model) is ResNet  # nothing sparse: nothing to fuse
     assert report.rows
-    sparse = dsr_kernels.sparsify(model, 0.5, inplace=True)
+    sparse = dsr_kernels.sparsify(model, 0.5, inplace=True, preset="all")
     sparse(images())
     dsr_kernels.fuse(sparse, verbose=False)
     assert type(sparse) is not ResNet
@@ -197,7 +197,7 @@ def test_a_part_of_a_fused_model_is_fused_too(monkeypatch):
 
 def test_a_class_made_of_a_fused_one_is_said_and_kept():
     model = nn.Sequential(ParametrizedBlock())
-    dsr_kernels.sparsify(model, 0.5, inplace=True)
+    dsr_kernels.sparsify(model, 0.5, inplace=True, preset="all")
     dsr_kernels.fuse(model, verbose=False)
     parametrize.register_parametrization(model[0], "factor", nn.Tanh())
     expected = model(images(torch.float32))

@@ -113,7 +113,7 @@ NOT_TRACED = {
 @pytest.mark.parametrize("kind", NOT_TRACED)
 def test_forwards_that_are_left_as_they_are(kind):
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), kind())
-    dsr_kernels.sparsify(model, 0.5, inplace=True)
+    dsr_kernels.sparsify(model, 0.5, inplace=True, preset="all")
     before = {name: vars(m).copy() for name, m in model.named_modules()}
     report = dsr_kernels.fuse(model, verbose=False)
     assert list(report.not_traced) == ["1"]
@@ -149,7 +149,7 @@ def test_blocks_in_a_forward_that_cannot_be_traced_are_fused(monkeypatch):
 
 def test_a_module_with_hooks_is_called_as_it_is():
     torch.manual_seed(0)
-    model = dsr_kernels.sparsify(DenseNet(), 0.5)
+    model = dsr_kernels.sparsify(DenseNet(), 0.5, preset="all")
     calls = []
     model.features.denseblock1.register_forward_hook(lambda *_: calls.append(1))
     report = dsr_kernels.fuse(model, verbose=False)
@@ -178,7 +178,7 @@ class Block(nn.Module):
         return self.conv(x) * torch.rand(1)
 
 assert "torch._dynamo" not in sys.modules
-model = dsr_kernels.sparsify(Block())
+model = dsr_kernels.sparsify(Block(), preset="all")
 sys.meta_path.insert(0, Hook())
 (why,) = dsr_kernels.fuse(model, verbose=False).not_traced.values()
 print(why)
@@ -198,19 +198,19 @@ class TwoCalls(nn.Module):
 
 
 def test_the_report_names_a_layer_once():
-    report = dsr_kernels.fuse(dsr_kernels.sparsify(TwoCalls()), verbose=False)
+    report = dsr_kernels.fuse(dsr_kernels.sparsify(TwoCalls(), preset="all"), verbose=False)
     assert [(row.layer, row.note) for row in report.left] == [("act", "only ReLU is fused")]
 
 
 def test_a_batch_norm_that_nothing_takes_in_is_said_to_stand_alone():
     chain = nn.Sequential(nn.Flatten(1, 1), nn.BatchNorm2d(3), nn.SiLU(), nn.Conv2d(3, 8, 3))
-    (norm, _) = dsr_kernels.fuse(dsr_kernels.sparsify(chain), verbose=False).left
+    (norm, _) = dsr_kernels.fuse(dsr_kernels.sparsify(chain, preset="all"), verbose=False).left
     assert norm.note == "alone: neither neighbour takes it in"
 
 
 def test_a_model_with_nothing_to_fuse_is_told_so():
     chain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
-    text = str(dsr_kernels.fuse(dsr_kernels.sparsify(chain), verbose=False))
+    text = str(dsr_kernels.fuse(dsr_kernels.sparsify(chain, preset="all"), verbose=False))
     assert text == "no batch norm and no sum was found to fuse\n0 fused, 0 left as they are"
 
 

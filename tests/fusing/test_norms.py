@@ -81,7 +81,7 @@ def test_kinds_that_compute_by_themselves(name):
 
 def test_sync_batch_norm_is_left_and_said():
     model = nn.SyncBatchNorm.convert_sync_batchnorm(chain(nn.BatchNorm2d(6)))
-    dsr_kernels.sparsify(model, 0.5, inplace=True)
+    dsr_kernels.sparsify(model, 0.5, inplace=True, preset="all")
     report = dsr_kernels.fuse(model, verbose=False)
     (row, _) = (row for row in report.left if row.what == "SyncBatchNorm")
     assert row.note == "only BatchNorm2d is fused"
@@ -114,7 +114,7 @@ def test_what_is_changed_after_fusing_counts(change):
 
 
 def test_one_value_per_channel_is_torchs_own_error():
-    fused = dsr_kernels.sparsify(chain(nn.BatchNorm2d(6)), 0.5)
+    fused = dsr_kernels.sparsify(chain(nn.BatchNorm2d(6)), 0.5, preset="all")
     dsr_kernels.fuse(fused, verbose=False)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
         fused(torch.randn(1, 3, 5, 5))
@@ -140,7 +140,7 @@ def test_an_empty_batch_is_what_it_is_to_torch(mode):
 def test_an_empty_batch_leaves_gradients_of_zero(dtype):
     """A frozen batch norm in front of a convolution: no kernel fills the sums of no image."""
     norm = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
-    model = dsr_kernels.sparsify(norm, sparsity=0.5)
+    model = dsr_kernels.sparsify(norm, sparsity=0.5, preset="all")
     dsr_kernels.fuse(model, verbose=False)
     model[0].eval()
     torch.empty(2**16).fill_(torch.nan)  # what fresh memory may hold

@@ -8,6 +8,7 @@ from helpers.fused_models import conv3x3, sparse_pair
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from dsr_kernels.distributed import DistributedDataParallel
 from dsr_kernels.models.layers import LayerFactory
 from dsr_kernels.models.wide_resnet import WideBlock
 from dsr_kernels.rewiring import DSR, SET, RigL
@@ -86,7 +87,7 @@ def test_distributed_data_parallel_around_a_fused_model(tmp_path):
     try:
         gradients = []
         for model in sparse_pair(small()):
-            wrapped = nn.parallel.DistributedDataParallel(model)
+            wrapped = DistributedDataParallel(model)
             moves = SET(wrapped, torch.optim.SGD(wrapped.parameters(), 0.05), every=1)
             for i in range(3):
                 wrapped(torch.ones(4, 3, 8, 8).double() * i).square().sum().backward()

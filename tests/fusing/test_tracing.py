@@ -138,7 +138,7 @@ def test_layers_that_are_not_fused_are_said():
     norms = nn.GroupNorm(1, 4), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 4, 1)
     more = nn.SiLU(), nn.GELU(), nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), *norms, *more)
-    report = dsr_kernels.fuse(dsr_kernels.sparsify(model, 0.5), verbose=False)
+    report = dsr_kernels.fuse(dsr_kernels.sparsify(model, 0.5, preset="all"), verbose=False)
     notes = {row.what: row.note for row in report.left}
     assert notes["ReLU6"] == notes["SiLU"] == notes["GELU"] == "only ReLU is fused"
     assert notes["GroupNorm"] == notes["BatchNorm1d"] == "only BatchNorm2d is fused"

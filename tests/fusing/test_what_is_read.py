@@ -85,7 +85,7 @@ class Twice(nn.Module):
 
 def another_base(model):
     torch.manual_seed(4)
-    model.two = dsr_kernels.sparsify(Base().double(), 0.5)
+    model.two = dsr_kernels.sparsify(Base().double(), 0.5, preset="all")
 
 
 CHANGES = [
@@ -276,7 +276,7 @@ LEFT = {
 
 @pytest.mark.parametrize("kind", LEFT)
 def test_forwards_that_are_left_as_they_are(kind):
-    model = dsr_kernels.sparsify(kind(), 0.5)
+    model = dsr_kernels.sparsify(kind(), 0.5, preset="all")
     report = dsr_kernels.fuse(model, verbose=False)
     assert type(model) is kind
     reason = report.not_traced["the model"]

@@ -113,7 +113,7 @@ def test_state_goes_from_device_to_device() -> None:
 def test_sparsify_and_densify_on_the_device() -> None:
     dense = wrn_28(0.5, sparse=False).to(DEVICE).eval()
     for keep in ("magnitude", "random"):
-        sparse = sparsify(copy.deepcopy(dense), sparsity=0.8, keep=keep)
+        sparse = sparsify(copy.deepcopy(dense), sparsity=0.8, keep=keep, preset="all")
         assert all(p.device == DEVICE for p in sparse.parameters())
         x = torch.randn(2, 3, 16, 16, device=DEVICE)
         torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""16-bit layers by the GPU's matrix units, also where the planner would not take them.
+"""Layers by the GPU's matrix units, also where the planner would not take them.
 
 With DSR_TEST_DEVICE=cpu the emulator runs them.
 """
@@ -14,9 +14,9 @@ import pytest
 import torch
 from helpers import cuda_fused_cases
 from helpers.cuda_conv_cases import gpu_kernels
-from helpers.cuda_window_cases import SHAPES, model, problem, readers
-from helpers.formats import FORMATS, gradient_of
-from helpers.matrix_units import round_weights, truncation
+from helpers.cuda_window_cases import SHAPES, gradient, model, problem, readers
+from helpers.formats import FORMATS
+from helpers.matrix_units import as_operand, round_weights, truncation, unit_of
 from helpers.nn_cases import check_results, gradients, results, same_bits
 from torch import Tensor
 
@@ -32,8 +32,9 @@ from .device import DEVICE, ON_CUDA, cuda_only
 pytestmark = pytest.mark.gpu
 if ON_CUDA and native._cuda is None:
     pytest.skip("this build has no CUDA kernels", allow_module_level=True)
-LOW = (torch.bfloat16, torch.float16)
-low = pytest.mark.parametrize("dtype", LOW, ids=str)
+TYPES = (torch.bfloat16, torch.float16, torch.float32)  # float32 as TF32
+types = pytest.mark.parametrize("dtype", TYPES, ids=str)
+both = pytest.mark.parametrize("dtype", TYPES[::2], ids=str)
 SIZES = (1, 4, 16)  # of blocks
 EVERY = ["gather", "gather", "grad_weight"]  # forward, grad-input, grad-weight
 
@@ -90,16 +91,18 @@ def check_layer(
 ) -> None:
     """As nn_cases.check_layer, on weights rounded before, with what matrix units cut off."""
     round_weights(conv, x.dtype)
+    if x.dtype == torch.float32:
+        conv.weight_values.data = as_operand(conv.weight_values.detach())
     x = x if x.requires_grad else x.detach().requires_grad_()
     y = conv(x)
-    grad = torch.randn_like(y) if grad is None else grad
+    grad = as_operand(torch.randn_like(y)) if grad is None else grad
     ours = [y.detach(), *gradients(conv, x, y, grad)]
     check_results(conv, x, grad, ours, device, truncation(conv, y))
 
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("name, size", [("7 wide, stride 2", 1), ("groups", 8), ("dead taps", 4)])
-@low
+@types
 def test_tiny(name: str, size: int, dtype: torch.dtype) -> None:
     conv, x = layer(name, dtype, size)
     with windows() as taken:
@@ -107,47 +110,50 @@ def test_tiny(name: str, size: int, dtype: torch.dtype) -> None:
     assert taken == EVERY
 
 
-@pytest.mark.parametrize("name, dtype", list(zip(SHAPES, cycle(LOW), strict=False)), ids=str)
+@pytest.mark.parametrize("name, dtype", list(zip(SHAPES, cycle(TYPES), strict=False)), ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_shape(name: str, dtype: torch.dtype, size: int) -> None:
     conv, x = layer(name, dtype, size)
     with windows() as taken:
         check_layer(conv, x)
         last = {"memory_format": torch.channels_last}
-        check_layer(conv, x.to(**last), gradient_of(conv, x).to(**last))
+        check_layer(conv, x.to(**last), gradient(conv, x).to(**last))
     assert taken[:3] == EVERY
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_memory_formats(name: str) -> None:
+@both
+def test_memory_formats(name: str, dtype: torch.dtype) -> None:
     of_x, of_grad = FORMATS[name]
-    conv, x = layer("stride (2, 3)", torch.bfloat16, 4)
+    conv, x = layer("stride (2, 3)", dtype, 4)
     with windows() as taken:
-        check_layer(conv, of_x(x), of_grad(gradient_of(conv, x)))
+        check_layer(conv, of_x(x), of_grad(gradient(conv, x)))
     assert taken[-3:] == EVERY
 
 
 @pytest.mark.parametrize("name, size", list(zip(LARGE, cycle(SIZES), strict=False)))
+@both
 @cuda_only
-def test_large_convolutions(name: str, size: int) -> None:
-    conv, x = on_device(name, torch.bfloat16, LARGE, size)
+def test_large_convolutions(name: str, size: int, dtype: torch.dtype) -> None:
+    conv, x = on_device(name, dtype, LARGE, size)
     with windows() as taken:
-        check_layer(conv, x, device=DEVICE)
+        check_layer(conv, as_operand(x), device=DEVICE)
     assert "grad_weight" in taken
 
 
 @pytest.mark.parametrize("size", SIZES)
+@both
 @cuda_only
-def test_what_the_planner_takes(size: int, note) -> None:
+def test_what_the_planner_takes(size: int, dtype: torch.dtype, note) -> None:
     for name in LARGE:
-        conv, x = on_device(name, torch.bfloat16, LARGE, size)
+        conv, x = on_device(name, dtype, LARGE, size)
         with noted() as taken:
-            check_layer(conv, x, device=DEVICE)
-        note(f"{name} in blocks of {size}, bfloat16: by windows {', '.join(taken) or 'nothing'}")
+            check_layer(conv, as_operand(x), device=DEVICE)
+        note(f"{name} in blocks of {size}, {dtype}: by windows {', '.join(taken) or 'nothing'}")
 
 
 @pytest.mark.parametrize("size", SIZES)
-@low
+@types
 def test_what_is_not_finite_stays_in_windows_that_read_it(size: int, dtype: torch.dtype) -> None:
     conv, x = problem("nearly empty", dtype, size, sparsity=0.9)
     conv, x = conv.to(DEVICE), x.to(DEVICE)
@@ -162,21 +168,22 @@ def test_what_is_not_finite_stays_in_windows_that_read_it(size: int, dtype: torc
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_two_runs_have_the_same_bits(size: int) -> None:
-    conv, x = layer("many channels, stride (2, 3)", torch.bfloat16, size)
+@both
+def test_two_runs_have_the_same_bits(size: int, dtype: torch.dtype) -> None:
+    conv, x = layer("many channels, stride (2, 3)", dtype, size)
     with windows():
-        grad = gradient_of(conv, x)
+        grad = gradient(conv, x)
         assert same_bits(results(conv, x, grad), results(conv, x, grad))
 
 
 @pytest.mark.parametrize("parts", cuda_fused_cases.PARTS)
 @pytest.mark.parametrize("name, size", [("groups", 4), ("14 wide", 16), ("56 wide", 1)])
 def test_fused(name: str, size: int, parts: str) -> None:
-    conv, x = layer(name, LOW[size == 4], size)
+    conv, x = layer(name, TYPES[SIZES.index(size)], size)
     p = cuda_fused_cases.problem(conv, x, **cuda_fused_cases.PARTS[parts])
     with windows() as taken:
         found = cuda_fused_cases.by_operations(p)
-    cuda_fused_cases.check(p, found)
+    cuda_fused_cases.check(p, found, unit=unit_of(p.x.dtype))
     assert sorted(taken) == ["gather", *EVERY]  # forward twice: as it is, and folded
 
 

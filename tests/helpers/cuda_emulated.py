@@ -9,6 +9,7 @@ builds _cuda with it beside a copy of the package and its tests, and there runs 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -118,9 +119,12 @@ def make(folder: Path, target: str) -> Path:
 
 
 def build_module(build: str, folder: Path) -> Path:
-    """The file of the module _cuda."""
-    configure(build, folder)
-    (path,) = make(folder, "_cuda_emulated").glob("_cuda*.so")
+    """The file of the module _cuda. Processes of tests take turns: one builds, the others find."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        configure(build, folder)
+        (path,) = make(folder, "_cuda_emulated").glob("_cuda*.so")
     return path
 
 

@@ -165,25 +165,34 @@ def meaning(p: Problem) -> Meaning:
     )
 
 
-def check(p: Problem, found: dict[str, Tensor], expected: Meaning | None = None) -> None:
-    """Against plain operations in float64, by what those in the problem's own types reach."""
+def check(
+    p: Problem,
+    found: dict[str, Tensor],
+    expected: Meaning | None = None,
+    unit: float | None = None,
+) -> None:
+    """Against plain operations in float64, by what those in the problem's own types reach.
+
+    `unit`: of the last place of operands, where it is not that of the activations.
+    """
+    unit = torch.finfo(p.x.dtype).eps if unit is None else unit
     same, exact = expected or meaning(p)
     for name, tensor in found.items():
         if name not in ("mean", "variance"):
-            close(name, tensor.cpu(), same[name], exact[name], p.x.dtype)
+            close(name, tensor.cpu(), same[name], exact[name], unit)
     if "mean" in found:
         check_statistics(found)
 
 
-def close(name: str, ours: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    """As nn_cases.within_rule; sums of rounded products have a unit of the type beside."""
+def close(name: str, ours: Tensor, same: Tensor, exact: Tensor, unit: float) -> None:
+    """As nn_cases.within_rule; sums of rounded products have a unit of operands beside."""
     assert ours.shape == exact.shape, name
     if not exact.numel():
         return
     rounding = 0.505 * torch.finfo(ours.dtype).eps * exact.abs()
     error = ((ours.double() - exact).abs() - rounding).amax().item()
-    unit = torch.finfo(dtype).eps * exact.abs().amax().item()
-    allowed = 2 * (same.double() - exact).abs().amax().item() + unit + 1e-5
+    beside = unit * exact.abs().amax().item()
+    allowed = 2 * (same.double() - exact).abs().amax().item() + beside + 1e-5
     assert error <= allowed, f"{name}: {error} > {allowed}"  # False for NaN
 
 

@@ -1,4 +1,4 @@
-"""Layers by the GPU's matrix units: their weights are rounded to the activations' type."""
+"""Layers by the GPU's matrix units: operands are rounded to the activations' type, or to TF32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from helpers.cuda_conv_cases import AtRandom, Choice, conv_and_input
 from helpers.cuda_device import EMULATED
-from helpers.matrix_units import round_weights, truncation
+from helpers.formats import gradient_of
+from helpers.matrix_units import as_operand, round_weights, truncation
 from helpers.nn_cases import dense_conv, dense_results, positions_of
 from torch import Tensor
 
@@ -43,13 +44,22 @@ SHAPES = {  # C, O, kernel, (H, W), N and arguments
 def problem(
     name: str, dtype: torch.dtype, block_size: int = 1, **arguments
 ) -> tuple[SparseConv2d, Tensor]:
-    """With as many channels more as blocks need. Values are numbers of the activations' type."""
+    """With as many channels more as blocks need. Values are numbers of the activations' type.
+
+    Values and x of float32 are numbers of TF32, so that products are exact.
+    """
     (c, o, *rest), more = SHAPES[name]
     groups = more.get("groups", 1)
     o = -(-o // (groups * block_size)) * groups * block_size
     conv, x = conv_and_input((c, o, *rest), {**more, "block_size": block_size, **arguments}, dtype)
     round_weights(conv, dtype)
-    return conv, x
+    conv.weight_values.data = as_operand(conv.weight_values.detach())
+    return conv, as_operand(x)
+
+
+def gradient(conv: SparseConv2d, x: Tensor) -> Tensor:
+    """Of y; of float32, numbers of TF32."""
+    return as_operand(gradient_of(conv, x))
 
 
 def check_gathers(conv: SparseConv2d, x: Tensor, grad: Tensor, found: list[Tensor]) -> None:
@@ -91,7 +101,7 @@ def small(units: int) -> Choice:
         found = [t for t in window_gather_tilings(*problem) if t.units == units]
         assert found
         tiling = max(found, key=lambda t: t.row_warps)
-        channels = -(-problem[0].source_channels // 2)
+        channels = min(tiling.channel_block, -(-problem[0].source_channels // 2))
         return dataclasses.replace(tiling, channel_block=channels, clocks=-1.0)
 
     return choose
@@ -101,7 +111,9 @@ def choices(*problem) -> list[GatherTiling]:
     """Some of what there is to choose from, and with few channels in a slab."""
     found = list(window_gather_tilings(*problem))
     few = [
-        dataclasses.replace(t, channel_block=min(b, t.channel_block)) for t in found for b in (3, 8)
+        dataclasses.replace(t, channel_block=min(b, t.channel_block))
+        for t in found
+        for b in (2, 3, 5, 6, 8, 12)
     ]
     every = list(dict.fromkeys(dataclasses.replace(t, clocks=-1.0) for t in found + few))
     return every[:: max(1, len(every) // 12)]
@@ -119,9 +131,10 @@ class WindowsAtRandom(AtRandom):
         size: int,
         device: Device,
     ) -> GatherTiling | None:
-        units, row_warps = (self.random.choice(n) for n in (window_gather.UNITS, (1, 2, 4, 8, 16)))
+        kinds = window_gather.units_of(size), (1, 2, 4, 8, 16)
+        units, row_warps = (self.random.choice(n) for n in kinds)
         tile = 16 // row_warps * units
         layouts = self._layouts(shape, images, size, tile)
-        room = device._replace(shared_per_block=device.shared_per_block - (8 << 10))
+        room = device._replace(shared_per_block=device.shared_per_block - (4096 * size))
         channels = self._channels(shape, layouts, room)
         return channels and GatherTiling(16, units, row_warps, channels, layouts, -1.0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from helpers.cuda_conv_cases import TWO, check_grad_weight, direct, gpu_kernels
+import torch
+from helpers.cuda_conv_cases import TWO, check_grad_weight, conv_and_input, direct, gpu_kernels
 from helpers.cuda_device import EMULATED
-from helpers.matrix_units import truncation
+from helpers.formats import gradient_of
+from helpers.matrix_units import as_operand, truncation
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
@@ -26,6 +28,14 @@ CASES = {
 }
 # Two thread blocks at least, each with several tiles and steps, and a warp with several turns.
 SMALL = (4, 20, 3, (9, 8), 9), {"padding": 1, "stride": 2, "sparsity": 0.2}
+
+
+def problem(
+    sizes: tuple, arguments: dict, dtype: torch.dtype
+) -> tuple[SparseConv2d, Tensor, Tensor]:
+    """A layer, its input and its output's gradient; of float32, numbers of TF32."""
+    conv, x = conv_and_input(sizes, arguments, dtype)
+    return conv, as_operand(x), as_operand(gradient_of(conv, x))
 
 
 def windows(choose=None, device=TWO) -> contextlib.AbstractContextManager:

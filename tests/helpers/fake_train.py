@@ -1,7 +1,8 @@
-"""Run by test_experiment_runner.py in place of `dsr train`: leaves what a run leaves, in no time.
+"""Run by the tests of experiments in place of `dsr train`: leaves what a run leaves, in no time.
 
 `DSR_FAKE` says what a cell is to do, as JSON: {"fail": {name: message}, "sleep": {name: seconds},
-"gather": cells}, where nobody goes on before so many have begun. Each start and end is a line in
+"hold": [names], "gather": cells}. It sleeps only when it begins; it holds until there is a file
+OUT/release; and nobody goes on before so many have begun. Each start and end is a line in
 OUT/events.
 """
 
@@ -34,14 +35,22 @@ for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, stop)
 lock = (run / ".lock").open("w")
 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-tell("resume" if resumed else "begin")
 if not resumed:
     recipe = Path(arguments[arguments.index("--recipe") + 1])
     (run / "recipe.toml").write_text(recipe.read_text())
+tell("resume" if resumed else "begin")
 deadline = time.monotonic() + 60
-while events.read_text().count("begin ") < plan.get("gather", 0) and time.monotonic() < deadline:
+
+
+def held() -> bool:
+    few = events.read_text().count("begin ") < plan.get("gather", 0)
+    return few or (run.name in plan.get("hold", ()) and not (events.parent / "release").exists())
+
+
+while held() and time.monotonic() < deadline:
     time.sleep(0.01)
-time.sleep(plan.get("sleep", {}).get(run.name, 0.0))
+if not resumed:
+    time.sleep(plan.get("sleep", {}).get(run.name, 0.0))
 if message := plan.get("fail", {}).get(run.name):
     print(f"dsr: {message}", file=sys.stderr)
     sys.exit(3)

@@ -221,7 +221,7 @@ def sparse_pair(
             ):
                 if tensor is not None:
                     nn.init.uniform_(tensor, low, high)
-    plain = dsr_kernels.sparsify(model, sparsity, inplace=True, block_size=block_size)
+    plain = dsr_kernels.sparsify(model, sparsity, inplace=True, block_size=block_size, preset="all")
     fused = copy.deepcopy(plain)
     dsr_kernels.fuse(fused, verbose=False)
     return fused, plain

@@ -86,7 +86,10 @@ def share_growth(
 def snfs_counts(layers: list[Layer], fraction: float, momenta: list[list[float]]):
     """(pruned, grown): growth in proportion to the mean |momentum|, where there is any."""
     pruned = set_counts(layers, fraction)
-    weights = [Fraction(float(np.mean(np.abs(m)))) if len(m) else 0 for m in momenta]
+    weights = [
+        sum(Fraction(abs(float(x))) for x in np.ravel(m)) / np.size(m) if len(m) else 0
+        for m in momenta
+    ]
     if not any(weights):
         weights = pruned
     survivors = [len(values) - k for (_, values), k in zip(layers, pruned, strict=True)]

@@ -79,7 +79,7 @@ class Training:
         dense.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()))
         dense.add_module("head", nn.Linear(48, 10))
         sparsity = 0.3 if method.startswith("gmp") else 0.8
-        self.model = dsr_kernels.sparsify(dense, sparsity, exclude=["stem"])
+        self.model = dsr_kernels.sparsify(dense, sparsity, exclude=["stem"], preset="all")
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         make, arguments = METHODS[method]
         self.rewirer = make(self.model, self.optimizer, seed=seed, **arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 from dsr_kernels.cli import main
 from dsr_kernels.training import loop
 from dsr_kernels.training.recipe import load as recipes
+from dsr_kernels.training.recipe.rewirer import takes
 from dsr_kernels.training.recipe.schema import Recipe
 
 LENET = [
@@ -36,13 +37,20 @@ LENET_BASE, WRN_BASE = "lenet300-digits", "wrn28_2-digits"
 def small(kind: str = "lenet", *changes: str) -> Recipe:
     """LeNet on the 8x8 digits (12 iterations an epoch), or a WRN-28-0.25 on them."""
     base, own = (LENET_BASE, LENET) if kind == "lenet" else (WRN_BASE, WRN)
-    return recipes.load(base, [*own, *changes])
+    return recipes.load(base, fitting(own, changes))
+
+
+def fitting(own: list[str], changes: tuple[str, ...]) -> list[str]:
+    """All of `changes`, after those of `own` that their method takes."""
+    methods = [change.partition("=")[2] for change in changes if change.startswith("method=")]
+    method = (methods or ["dsr"])[-1]
+    return [*(change for change in own if takes(method, change.partition("=")[0])), *changes]
 
 
 def arguments(out: Path, *changes: str, kind: str = "lenet", device: str = "cpu") -> list[str]:
     """The same as arguments of ``dsr``."""
     base, own = (LENET_BASE, LENET) if kind == "lenet" else (WRN_BASE, WRN)
-    settings = [part for change in (*own, *changes) for part in ("--set", change)]
+    settings = [part for change in fitting(own, changes) for part in ("--set", change)]
     options = ["--recipe", base, "--device", device, "--out", str(out)]
     return ["train", *QUIET, *options, *settings]
 

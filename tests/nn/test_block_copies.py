@@ -101,7 +101,7 @@ def test_densify_takes_back_what_sparsify_made() -> None:
     dense = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.Flatten(2), nn.Conv1d(16, 8, 3), nn.Flatten(), nn.Linear(56, 10)
     )
-    sparse = dsr_kernels.sparsify(dense, 0.5, block_size=16)
+    sparse = dsr_kernels.sparsify(dense, 0.5, block_size=16, preset="all")
     found = [m for _, m in dsr_kernels.named_sparse_modules(sparse)]
     assert [type(m) for m in found] == [SparseConv2d, SparseConv1d, SparseLinear]
     assert [m.block_size for m in found] == [16, 8, 2]
@@ -111,7 +111,7 @@ def test_densify_takes_back_what_sparsify_made() -> None:
         assert torch.equal(module.to_dense(), twin.weight)
         there = twin.weight != 0
         assert there.sum() == module.nnz
-    again = dsr_kernels.sparsify(back, 0.5, keep="magnitude", block_size=16)
+    again = dsr_kernels.sparsify(back, 0.5, keep="magnitude", block_size=16, preset="all")
     assert all(map(torch.equal, again.state_dict().values(), sparse.state_dict().values()))
 
 

@@ -30,7 +30,7 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
     """To the other side."""
     if any(isinstance(module, SparseLinear) for module in model.modules()):
         return densify(model, inplace=inplace)
-    return sparsify(model, 0.5, inplace=inplace)
+    return sparsify(model, 0.5, inplace=inplace, preset="all")
 
 
 def zeroed(module, args, out):
@@ -86,7 +86,7 @@ def test_code_is_refused_by_name_before_anything_changes(kind, sparse):
         assert model[0] is other
     else:
         with pytest.warns(UserWarning, match=r"these layers stay dense: 1: it"):
-            sparsify(model, 0.5, inplace=True)
+            sparsify(model, 0.5, inplace=True, preset="all")
         with pytest.raises(TypeError, match=r"from_dense: cannot convert .*: it"):
             SparseLinear.from_dense(layer, 0.5)
         assert isinstance(model[0], SparseLinear)
@@ -134,9 +134,9 @@ def test_a_gradient_mask_does_not_vanish():
     linear = nn.Linear(2, 1, bias=False)
     linear.weight.register_hook(lambda grad: grad * 0)
     with pytest.raises(ValueError, match=r"to convert: the model: its weight has hooks"):
-        sparsify(linear, 0.0)
+        sparsify(linear, 0.0, preset="all")
     with pytest.warns(UserWarning, match="0: its weight has hooks"):
-        sparse = sparsify(nn.Sequential(linear, nn.Linear(1, 1)), 0.0)
+        sparse = sparsify(nn.Sequential(linear, nn.Linear(1, 1)), 0.0, preset="all")
     sparse[0](torch.ones(1, 2)).sum().backward()
     assert torch.equal(sparse[0].weight.grad, torch.zeros(1, 2))
 
@@ -179,7 +179,7 @@ def test_tied_sparse_layers_become_tied_dense_ones(inplace):
 def test_a_bias_tied_to_another_module_stays_tied():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     model[1].bias = model[0].bias
-    sparse = sparsify(model, 0.5)
+    sparse = sparsify(model, 0.5, preset="all")
     assert sparse[0].bias is sparse[1].bias
     assert sparse[0].bias is not model[0].bias
 
@@ -197,7 +197,7 @@ def test_a_name_that_the_twin_needs_is_refused():
     with pytest.raises(TypeError, match="its attribute nnz has a name that SparseLinear needs"):
         SparseLinear.from_dense(linear, 0.5)
     with pytest.raises(ValueError, match="the model: its attribute nnz"):
-        sparsify(linear)
+        sparsify(linear, preset="all")
 
 
 def test_gradients_stay_behind():
@@ -215,8 +215,8 @@ def test_on_meta_the_pattern_is_left_to_a_checkpoint_or_to_reset_parameters(inpl
 
     with torch.device("meta"):
         dense = network()
-    real = sparsify(network(), 0.5)
-    meta = sparsify(dense, 0.5, inplace=inplace)
+    real = sparsify(network(), 0.5, preset="all")
+    meta = sparsify(dense, 0.5, inplace=inplace, preset="all")
     assert all(tensor.is_meta for tensor in meta.state_dict().values())
     assert [meta[i].nnz for i in (0, 2)] == [real[i].nnz for i in (0, 2)]
     back = densify(meta)
@@ -242,7 +242,7 @@ def test_on_meta_there_is_nothing_to_choose_from(keep):
     with torch.device("meta"):
         dense = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"keep: a layer on meta .* pass keep='random'"):
-        sparsify(dense, 0.5, keep=keep)
+        sparsify(dense, 0.5, keep=keep, preset="all")
     with pytest.raises(ValueError, match="mask: a layer on meta"):
         SparseLinear.from_dense(dense[0], mask=torch.ones(3, 4))
 
@@ -269,4 +269,4 @@ def test_compiled_layers_are_refused(wrap, reason, sparse):
             densify(model)
     else:
         with pytest.warns(UserWarning, match=rf"1.*: {reason}"):
-            sparsify(model, 0.5, inplace=True)
+            sparsify(model, 0.5, inplace=True, preset="all")

@@ -216,7 +216,7 @@ def network() -> nn.Sequential:
 
 def test_whole_models():
     dense = network()
-    model = dsr_kernels.sparsify(dense, 0.8, "erk", exclude=["5"])
+    model = dsr_kernels.sparsify(dense, 0.8, "erk", exclude=["5"], preset="all")
     assert isinstance(model[0], SparseConv1d) and isinstance(model[2], SparseConv1d)
     x = sequences(2, 3, 16)
     torch.testing.assert_close(dsr_kernels.densify(model)(x), model(x))
@@ -243,7 +243,7 @@ def train(model: nn.Module, rewirer_of) -> list[float]:
 
 @pytest.mark.parametrize("method", ["dsr", "set", "rigl", "snfs"])
 def test_rewiring(method):
-    model = dsr_kernels.sparsify(network(), 0.6)
+    model = dsr_kernels.sparsify(network(), 0.6, preset="all")
     before = [m.topology.linear_positions() for m in (model[0], model[2])]
     arguments = {"prune_fraction": 0.1} if method == "dsr" else {"fraction": 0.2, "length": 60}
     losses = train(model, lambda m, o: METHODS[method](m, o, every=10, **arguments))
@@ -253,7 +253,7 @@ def test_rewiring(method):
 
 
 def test_whole_kernels():
-    model = dsr_kernels.sparsify(network(), 0.6, keep="kernels", exclude=["5"])
+    model = dsr_kernels.sparsify(network(), 0.6, keep="kernels", exclude=["5"], preset="all")
     options = {"granularity": "kernel", "prune_fraction": 0.2, "every": 5}
     train(model, lambda m, o: DSR(m, o, **options))
     for module, size in ((model[0], 5), (model[2], 4)):

@@ -66,7 +66,11 @@ class Model(nn.Module):
 
 
 def converted(sparse: bool, model: nn.Module, inplace: bool) -> nn.Module:
-    return densify(model, inplace=inplace) if sparse else sparsify(model, 0.5, inplace=inplace)
+    return (
+        densify(model, inplace=inplace)
+        if sparse
+        else sparsify(model, 0.5, inplace=inplace, preset="all")
+    )
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -101,7 +105,7 @@ def test_a_layer_that_code_holds_is_refused(kind, sparse, inplace):
         assert isinstance(model.other, SparseLinear)
     else:
         with pytest.warns(UserWarning, match=f"layer: {reason}.* would go on with the old layer"):
-            result = sparsify(model, 0.5, inplace=inplace)
+            result = sparsify(model, 0.5, inplace=inplace, preset="all")
         assert isinstance(result.layer, nn.Linear)
         assert isinstance(result.other, SparseLinear)
     assert model.layer is layer
@@ -117,7 +121,7 @@ def test_a_weight_held_elsewhere_is_refused(sparse):
             densify(model)
     else:
         with pytest.warns(UserWarning, match=r"layer: its weight is also held at model.decayed"):
-            sparsify(model)
+            sparsify(model, preset="all")
 
 
 class ByFunction(nn.Module):
@@ -132,8 +136,8 @@ class ByFunction(nn.Module):
 def test_a_function_over_the_model_follows_in_place_only():
     model, x = ByFunction(), torch.randn(2, 4)
     with pytest.raises(ValueError, match=r"a function at model\.run holds it"):
-        sparsify(model)
-    sparsify(model, inplace=True)
+        sparsify(model, preset="all")
+    sparsify(model, inplace=True, preset="all")
     assert torch.equal(model.run(x), model.layer(x))
     assert isinstance(model.layer, SparseLinear)
 
@@ -141,13 +145,13 @@ def test_a_function_over_the_model_follows_in_place_only():
 def test_a_hook_over_the_model_does_not_stand_in_the_way():
     model, seen = Model(nn.Linear(4, 4)), []
     model.register_forward_hook(lambda *args: seen.append(model))
-    assert isinstance(sparsify(model).layer, SparseLinear)
+    assert isinstance(sparsify(model, preset="all").layer, SparseLinear)
 
 
 def test_an_optimizer_on_the_model_is_not_followed():
     model = Model(nn.Linear(4, 4))
     model.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert isinstance(sparsify(model).layer, SparseLinear)
+    assert isinstance(sparsify(model, preset="all").layer, SparseLinear)
 
 
 class DistributedDataParallel(nn.Module):
@@ -160,6 +164,6 @@ class DistributedDataParallel(nn.Module):
 
 def test_a_wrapper_that_holds_the_parameters_comes_last():
     with pytest.raises(ValueError, match=r"module.0: DistributedDataParallel holds its parameters"):
-        sparsify(DistributedDataParallel(nn.Sequential(nn.Linear(4, 4))))
+        sparsify(DistributedDataParallel(nn.Sequential(nn.Linear(4, 4))), preset="all")
     with pytest.raises(TypeError, match=r"module.0: DistributedDataParallel holds its parameters"):
         densify(DistributedDataParallel(nn.Sequential(SparseLinear(4, 4))))

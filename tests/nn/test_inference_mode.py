@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import dsr_kernels
 from dsr_kernels import SparseLinear
+from dsr_kernels.nn import accumulators
 
 X = torch.randn(3, 4)
 
@@ -29,6 +31,7 @@ def replace(layer: SparseLinear) -> None:
 
 @pytest.mark.parametrize("change", [load_of_another_nnz, load_of_the_same_nnz, dense_load, replace])
 def test_a_change_under_inference_mode_leaves_a_layer_that_trains(change) -> None:
+    accumulators._references_of_none.cache_clear()  # as in a process whose first load it is
     layer = SparseLinear(4, 3, nnz=5)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     with torch.inference_mode():
@@ -51,3 +54,15 @@ def test_a_layer_made_under_inference_mode_can_be_changed_there() -> None:
         for change in (replace, load_of_another_nnz, load_of_the_same_nnz, dense_load):
             change(layer)
             torch.testing.assert_close(layer(X), X @ layer.to_dense().T + layer.bias)
+
+
+def test_sparsify_and_densify_under_inference_mode_give_models_that_train() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    with torch.inference_mode():
+        built = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+        found = [dsr_kernels.sparsify(m, 0.5, preset="all") for m in (model, built)]
+        found.append(dsr_kernels.densify(found[0]))
+    for made in found:
+        optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+        made(X).square().sum().backward()
+        optimizer.step()

@@ -166,6 +166,8 @@ def test_resnet50_takes_a_training_step_at_224():
 def test_wrong_arguments_name_themselves():
     with pytest.raises(ValueError, match=r"sparsity: expected 0 <= sparsity < 1, got 1\.5"):
         wrn_28(2, 1.5)
+    with pytest.raises(ValueError, match=r"block_size: expected one of \(1, 2, .* got 3"):
+        wrn_28(2, block_size=3)
     with pytest.raises(ValueError, match="width: expected a positive number, got 0"):
         wrn_28(0)
     with pytest.raises(ValueError, match="width: expected a positive number, got -1"):

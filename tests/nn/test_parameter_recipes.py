@@ -77,7 +77,7 @@ def test_weight_decay_reaches_every_sparse_weight_and_nothing_else(recipe):
 
 def test_recipes_find_sparse_weights_by_name():
     dense = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
-    sparse = sparsify(dense, 0.5)
+    sparse = sparsify(dense, 0.5, preset="all")
     found = [name for name, _ in sparse.named_parameters() if "weight" in name]
     assert found == ["0.weight_values", "2.weight_values"]
     assert len(found) == len([name for name, _ in dense.named_parameters() if "weight" in name])

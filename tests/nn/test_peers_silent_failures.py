@@ -152,7 +152,7 @@ def test_sparselab_init_draws_a_dense_tensor():
 def test_sparse_learning_final_sparsity_below_the_one_asked_for(distribution):
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 10))
-    model = sparsify(dense, 0.9, distribution)
+    model = sparsify(dense, 0.9, distribution, preset="all")
     layers = [module for _, module in named_sparse_modules(model)]
     numel = sum(module.numel for module in layers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

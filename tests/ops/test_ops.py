@@ -144,33 +144,3 @@ def test_meta_tensors():
     y = conv(torch.empty(2, 4, 8, 8, device="meta"))
     assert y.shape == (2, 6, 6, 6)
     assert y.is_meta
-
-
-def test_functorch_gives_right_numbers_or_an_error():
-    conv, x = layer(4, 6, 3), torch.randn(5, 4, 5, 5)
-    try:
-        y = torch.vmap(conv)(x)
-    except (RuntimeError, NotImplementedError):
-        pass
-    else:
-        torch.testing.assert_close(y, conv(x))
-    try:
-        gx = torch.func.grad(lambda x: conv(x).square().sum())(x)
-    except (RuntimeError, NotImplementedError):
-        pass
-    else:
-        leaf = x.clone().requires_grad_()
-        torch.testing.assert_close(gx, torch.autograd.grad(conv(leaf).square().sum(), leaf)[0])
-
-
-@pytest.mark.parametrize("transform", ["grad", "vjp", "jacrev", "hessian"])
-def test_derivatives_of_functorch_are_refused_in_a_sentence(transform):
-    layer = SparseLinear(4, 3, nnz=5)
-    tensors = dict(layer.named_parameters())
-
-    def loss(parameters):
-        return torch.func.functional_call(layer, parameters, (torch.ones(2, 4),)).sum()
-
-    call = getattr(torch.func, transform)
-    with pytest.raises(NotImplementedError, match=r"use torch\.autograd\.grad"):
-        call(loss, tensors) if transform == "vjp" else call(loss)(tensors)

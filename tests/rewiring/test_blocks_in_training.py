@@ -48,7 +48,7 @@ def network(sparsity: float = 0.8, block_size: int = 16) -> nn.Module:
         nn.Flatten(),
         nn.Linear(96, 10),
     )
-    return sparsify(dense, sparsity, block_size=block_size)
+    return sparsify(dense, sparsity, block_size=block_size, preset="all")
 
 
 def layers_of(model: nn.Module) -> list:
@@ -280,3 +280,11 @@ def test_exploration_counts_weights() -> None:
     other = Exploration(model)
     other.load_state_dict(exploration.state_dict())
     assert other.rate == exploration.rate
+
+
+@pytest.mark.parametrize("size, mode", [(1, "adaptive"), (8, "exact")])
+def test_the_usual_threshold_is_by_selection_in_blocks(size: int, mode: str) -> None:
+    model = nn.Sequential(SparseLinear(30, 32, nnz=320, block_size=size))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert DSR(model, optimizer).mode == mode
+    assert DSR(model, optimizer, threshold="adaptive").mode == "adaptive"

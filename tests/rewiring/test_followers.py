@@ -8,10 +8,10 @@ import pytest
 import torch
 from helpers.wrapped_models import WRAPPERS, Holder, plain, sgd
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
+from dsr_kernels.distributed import DistributedDataParallel
 from dsr_kernels.nn import SparseLinear, named_sparse_modules
 from dsr_kernels.rewiring import DSR, SET
 
@@ -27,7 +27,7 @@ def test_a_wrapped_average_follows_a_wrapped_model(wrapper, average):
             parameter += i + 1  # no longer the model's
     layers, copies = ([m for _, m in named_sparse_modules(m)] for m in (wrapped, other))
     before = [_entries(layer) for layer in copies]
-    rewirer = SET(wrapped, sgd(wrapped), fraction=0.4, every=1)  # one that DDP allows
+    rewirer = SET(wrapped, sgd(wrapped), fraction=0.4, every=1)
     rewirer.follow(other)
     rewirer.rewire()
     for old, layer, twin in zip(before, layers, copies, strict=True):

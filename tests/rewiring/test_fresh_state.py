@@ -115,7 +115,7 @@ def test_the_present_learning_rate_counts():
 def test_whole_kernels_and_layers_that_grow_start_fresh(granularity):
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
-    model = sparsify(dense, 0.5, keep="kernels")
+    model = sparsify(dense, 0.5, keep="kernels", preset="all")
     optimizer = torch.optim.Rprop(model.parameters(), lr=0.01)
     rewirer = DSR(model, optimizer, prune_fraction=0.3, threshold="exact", granularity=granularity)
     for _ in range(2):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dsr_kernels.nn import SparseConv2d
 from dsr_kernels.ops import watch
-from dsr_kernels.rewiring import gradient_growth
+from dsr_kernels.rewiring import dense_gradient
 
 
 class Recorder:
@@ -35,8 +35,8 @@ def dense_twin_gradient(layer, x, grad):
 
 def rows_of(layer, seen) -> torch.Tensor:
     x, grad, shape = seen
-    blocks = gradient_growth.row_chunks(shape.rows, layer.row_length, shape.groups)
-    parts = [gradient_growth.grad_weight_rows(x, grad, a, b, shape) for a, b in blocks]
+    blocks = dense_gradient.row_chunks(shape.rows, layer.row_length, shape.groups)
+    parts = [dense_gradient.grad_weight_rows(x, grad, a, b, shape) for a, b in blocks]
     assert sum(len(part) for part in parts) == shape.rows
     return torch.cat(parts).view(layer.weight_shape)
 
@@ -65,7 +65,7 @@ def test_blocks_of_rows_make_the_dense_gradient(kind, row_block, layer, mode, se
     if kind == "bfloat16":
         y.backward(grad)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient_growth, "ROW_CHUNK", row_block)
+        patch.setattr(dense_gradient, "ROW_CHUNK", row_block)
         with torch.autocast("cpu", enabled=kind.startswith("autocast")):
             found = rows_of(layer, recorder.seen)
     assert found.dtype == (torch.float64 if kind == "float64" else torch.float32)

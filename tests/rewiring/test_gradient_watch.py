@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 from dsr_kernels.ops import watch
-from dsr_kernels.rewiring import SNFS, RigL, gradient_growth
+from dsr_kernels.rewiring import SNFS, RigL, dense_gradient
 
 QUICK = settings(max_examples=60, deadline=None)
 
@@ -64,7 +64,7 @@ def test_blocks_and_ties_do_not_matter(seed, row_block):
     bundle, _, rewirer = armed(layers)
     before = snapshot(bundle)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient_growth, "ROW_CHUNK", row_block)
+        patch.setattr(dense_gradient, "ROW_CHUNK", row_block)
         found = bundle.backward(seed)
     rewirer.step()
     for layer, old, gradient, count in zip(bundle.layers, before, found, (12, 20), strict=True):
@@ -227,3 +227,36 @@ def test_a_compiled_backward_pass_is_not_seen():
         rewirer.step()
     model(torch.randn(2, 3, 6, 6)).sum().backward()
     assert rewirer.step().pruned > 0
+
+
+def test_gradients_by_torch_func_are_not_seen():
+    model = nn.Sequential(SparseLinear(6, 5, nnz=12), nn.ReLU(), SparseLinear(5, 4, nnz=8))
+    rewirer = RigL(model, torch.optim.SGD(model.parameters(), lr=0.0), every=1, length=9)
+    x, own = torch.randn(3, 6), dict(model.named_parameters())
+    torch.func.grad(lambda given: torch.func.functional_call(model, given, (x,)).sum())(own)
+    with pytest.raises(RuntimeError, match="nor take it by"):
+        rewirer.step()
+    model(x).sum().backward()
+    assert rewirer.step().pruned > 0
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_inputs_that_are_overwritten_before_the_rewire(copied):
+    """They are kept where a weight is used twice."""
+    layer = SparseLinear(5, 5, nnz=10)
+    bundle, _, rewirer = armed([layer])
+    x = torch.randn(3, 5)
+    layer(layer(x)).sum().backward()
+    if copied:
+        bundle, rewirer = copy.deepcopy((bundle, rewirer))
+        assert copy.deepcopy((bundle, rewirer))[1].step().grown == 4
+        rewirer.step()
+        return
+    before = snapshot(bundle)
+    x.mul_(2)
+    overwritten = copy.deepcopy((bundle, rewirer))[1]
+    for one in (rewirer, overwritten):
+        with pytest.raises(RuntimeError, match=r"layer 'layers\.0': something has written"):
+            one.step()
+        assert one.rewires == 0
+    assert snapshot(bundle) == before

@@ -14,7 +14,7 @@ from dsr_kernels.training.recipe.schema import Rewiring
 
 def recipe(**rewiring) -> MethodRecipe:
     defaults = {key.name: key.default for key in all_keys(METHODS.values())}
-    return MethodRecipe({**defaults, **rewiring}, 0.9, "weight", epochs=3, seed=7)
+    return MethodRecipe({**defaults, **rewiring}, 0.9, "weight", block_size=1, epochs=3, seed=7)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -64,3 +64,15 @@ def test_one_name_means_one_thing():
 def test_the_schema_has_the_keys_of_all_methods():
     fields = [field.name for field in dataclasses.fields(Rewiring)]
     assert fields == [*(key.name for key in all_keys(METHODS.values())), "record_exploration"]
+
+
+def test_a_report_draws_the_target_of_the_threshold_that_runs():
+    for threshold, block_size, tolerance in (
+        ("", 1, 0.1),
+        ("", 16, None),
+        ("adaptive", 16, 0.1),
+        ("exact", 1, None),
+    ):
+        asked = recipe(threshold=threshold, prune_count=100)
+        target = DSR.prune_target(dataclasses.replace(asked, block_size=block_size))
+        assert target is not None and target.tolerance == tolerance

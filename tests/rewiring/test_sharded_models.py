@@ -58,6 +58,17 @@ def test_the_original_parameters_of_a_sharded_model_are_not_replaced(group):
     other = SparseLinear(8, 6, nnz=12)
     with pytest.raises(RuntimeError, match="a view of a parameter of FullyShardedDataParallel"):
         layer.replace_topology(other.crow_indices, other.col_indices, other.weight_values)
-    rewirer = SET(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), lr=0.1))
     with pytest.raises(ValueError, match=r"layer '0': .* FullyShardedDataParallel"):
-        rewirer.rewire()
+        SET(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), lr=0.1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", SHARDED)
+def test_a_model_that_is_sharded_after_the_rewirer_was_made(group, kind):
+    """At the first step, not at the rewire: there may be hours between."""
+    model = nn.Sequential(SparseLinear(8, 6, nnz=12), SparseLinear(6, 4, nnz=9))
+    rewirer = SET(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    SHARDED[kind](model)
+    with pytest.raises(ValueError, match=r"layer '0': its values are .*of which a rewire would"):
+        rewirer.step()
+    assert rewirer.iteration == 0

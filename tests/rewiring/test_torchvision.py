@@ -29,7 +29,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_a_torchvision_model_trains(name, method, optimizer):
     dense = getattr(torchvision.models, name)(num_classes=10)
-    model = dsr_kernels.sparsify(dense, 0.5 if method == "gmp" else 0.9)
+    model = dsr_kernels.sparsify(dense, 0.5 if method == "gmp" else 0.9, preset="all")
     optimizer = OPTIMIZERS[optimizer](model.parameters())
     rewirer = METHODS[method](model, optimizer, **OPTIONS.get(method, {}))
     nnz = rewirer.nnz

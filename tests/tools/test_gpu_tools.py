@@ -122,7 +122,7 @@ def test_the_documentation_has_the_cost_model_s_table(tmp_path):
     marks = "<!-- modelled: made by `make cuda-model` --><!-- end of modelled -->"
     emptied.write_text(before + marks + after, encoding="utf-8")
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
-    done = python("-m", "gpu.model", emptied, PYTHONPATH=path)
+    done = python("-m", "on_gpu.model", emptied, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert emptied.read_text(encoding="utf-8") == text, "make cuda-model renews it"
 
@@ -133,11 +133,11 @@ def test_the_documentation_has_the_model_of_windows(tmp_path):
     begin, end = "<!-- windows: made by `make cuda-model` -->", "<!-- end of windows -->"
     before, rest = text.split(begin)
     table, after = rest.split(end)
-    assert table.count("\n| ") == 16  # a header and every layer of benchmarks/layers.py
+    assert table.count("\n| ") == 32  # two headers and every layer of benchmarks/layers.py twice
     emptied.write_text(before + begin + end + after, encoding="utf-8")
     kept = ROOT / "benchmarks/results/h200.json"
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
-    done = python("-m", "gpu.windows", kept, emptied, PYTHONPATH=path)
+    done = python("-m", "on_gpu.windows", kept, emptied, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert emptied.read_text(encoding="utf-8") == text, "make cuda-model renews it"
 
@@ -157,7 +157,7 @@ def test_the_documentation_has_what_was_measured(tmp_path):
         emptied[-1].write_text(before + begin + end + after, encoding="utf-8")
     kept = ROOT / "benchmarks/results/h200.json"
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
-    done = python("-m", "gpu.measured", kept, *emptied, PYTHONPATH=path)
+    done = python("-m", "on_gpu.measured", kept, *emptied, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     for name, page in zip(rows, emptied, strict=True):
         text = (ROOT / name).read_text(encoding="utf-8")

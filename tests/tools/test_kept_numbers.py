@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-README = "README.md"
+README, LIMITS = "README.md", "docs/limits.md"
 RESULTS = ROOT / "benchmarks/results"
 CPU, AVX2, GPU = (
     RESULTS / f"{name}.json" for name in ("xeon-avx512-2cores", "xeon-avx512-2cores-avx2", "h200")
 )
 MODELS = sorted(RESULTS.glob("*-models.json"))
 BLOCKS = sorted(RESULTS.glob("*-blocks.json"))
+DISTRIBUTED = sorted(RESULTS.glob("*-distributed.json"))
 README_MODELS = RESULTS / "xeon-amx-2cores-models.json"  # as in Makefile
 
 
@@ -41,6 +42,20 @@ def read(page: str) -> str:
             "docs/measured.md",
             "<!-- measured on a CPU: made by `make cpu-tables` -->",
             "<!-- end of CPU -->",
+        ),
+        (
+            "distributed_table.py",
+            DISTRIBUTED,
+            "docs/distributed.md",
+            "<!-- measured: made by `make distributed-table` -->",
+            "<!-- end of measured -->",
+        ),
+        (
+            "distributed_model.py",
+            (GPU,),
+            "docs/distributed.md",
+            "<!-- modelled: made by `make distributed-model` -->",
+            "<!-- end of modelled -->",
         ),
         (
             "blocks_table.py",
@@ -75,7 +90,7 @@ def test_the_tables_say_what_the_kept_json_says(tmp_path, script, results, page,
     assert renewed == text, f"the target named in {first} renews it"
 
 
-def test_what_the_readme_says_of_memory_and_of_the_break_even(monkeypatch):
+def test_what_is_said_of_memory_and_of_the_break_even(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from targets import break_even
 
@@ -85,4 +100,4 @@ def test_what_the_readme_says_of_memory_and_of_the_break_even(monkeypatch):
     assert f"take {held['ours']:.1f} MB instead of {held['dense']:.1f}." in read(README)
     layers = dict.fromkeys(r["layer"] for r in kept["layers"] if r["family"] == "WRN 3x3")
     points = [100 * break_even(kept["layers"], layer) for layer in layers]
-    assert f"Below {min(points):.0f}-{max(points):.0f} % sparsity" in read(README)
+    assert f"Below {min(points):.0f}-{max(points):.0f} % sparsity" in read(LIMITS)

@@ -71,11 +71,12 @@ PICTURE = """
 import blocks_picture
 from dsr_kernels.training.report import style
 step = lambda ms: {"min": ms, "median": ms + 1}
-names = ["dense bf16 NCHW", "ours bf16, fused", "ours bf16, fused, blocks of 16"]
+names = ["dense bf16 NCHW", "ours bf16, fused", "ours bf16, fused, blocks of 16",
+    "thin dense bf16 NCHW"]
 kept = {"machine": {"cpu": "one", "threads": 2}, "steps": [{
     "model": "net", "batch": 8, "sparsity": 0.9,
-    "milliseconds": dict(zip(names, map(step, (30, 20, 10)))) | {"dense NCHW": step(5)},
-    "weight bytes": dict(zip(names, (2**20, 2**18, 2**17))),
+    "milliseconds": dict(zip(names, map(step, (30, 20, 10, 40)))) | {"dense NCHW": step(5)},
+    "weight bytes": dict(zip(names, (2**20, 2**18, 2**17, 2**19))),
 }]}
 row = lambda method, sparsity, accuracy, status="done": {
     "method": method, "sparsity": sparsity, "test_accuracy": accuracy, "status": status}
@@ -99,5 +100,7 @@ def test_the_picture_has_every_seed_of_what_was_timed() -> None:
     )
     assert done.returncode == 0, done.stderr
     by_time, by_bytes = (json.loads(line) for line in done.stdout.splitlines())
-    assert by_time == [[30, 90], [30, 90], [20, 80, 20, 70], [20, 75], [10, 50], [10, 50]]
-    assert [dots[0] for dots in by_bytes] == [1, 1, 0.25, 0.25, 0.125, 0.125]
+    assert by_time == [
+        *([30, 90], [30, 90], [20, 80, 20, 70], [20, 75], [10, 50], [10, 50], [40, 30], [40, 30])
+    ]
+    assert [dots[0] for dots in by_bytes] == [1, 1, 0.25, 0.25, 0.125, 0.125, 0.5, 0.5]

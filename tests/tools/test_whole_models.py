@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import dsr_kernels
 from dsr_kernels.bench import rivals
+from dsr_kernels.fusing.classes import is_fused
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -40,19 +40,6 @@ def bf16(monkeypatch: pytest.MonkeyPatch):
     return lambda by: monkeypatch.setattr(rivals, "dense_bf16_by", lambda: by)
 
 
-@pytest.fixture
-def fuse(monkeypatch: pytest.MonkeyPatch):
-    """A stand-in for dsr_kernels.fuse, which keeps what it was given."""
-    seen = []
-    monkeypatch.setattr(dsr_kernels, "fuse", seen.append, raising=False)
-    return seen
-
-
-@pytest.fixture
-def no_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "can_fuse", lambda: False)
-
-
 def test_the_rivals_are_every_precision_and_format_eager_and_compiled(bf16) -> None:
     bf16("AMX")
     names = [variant.name for variant in variants.dense(compiled=True)]
@@ -67,28 +54,23 @@ def test_the_rivals_are_every_precision_and_format_eager_and_compiled(bf16) -> N
     assert len([*variants.dense(compiled=True)]) == 4
 
 
-def test_ours_is_fused_too_where_the_package_can(monkeypatch, bf16, fuse) -> None:
+def test_ours_is_fused_and_not(bf16) -> None:
     bf16("AMX")
     names = [variant.name for variant in variants.ours()]
     assert names == ["ours", "ours, fused", "ours bf16", "ours bf16, fused"]
     names = [variant.name for variant in variants.ours(compiled=True)]
     assert names[:4] == ["ours", "ours, compiled", "ours, fused", "ours, compiled, fused"]
     assert len(names) == 8
-    monkeypatch.delattr(dsr_kernels, "fuse")
-    assert [variant.name for variant in variants.ours()] == ["ours", "ours bf16"]
 
 
-def test_a_fused_model_is_what_fuse_made_of_it(monkeypatch, fuse) -> None:
-    model = Variant("ours", fused=True).model(TINY, 0.9, training=False)
-    assert fuse == [model] and not model.training  # fuse() gave no model back: it changed this one
-    other = torch.nn.Identity()
-    monkeypatch.setattr(dsr_kernels, "fuse", lambda model: other)
-    assert Variant("ours", fused=True).model(TINY, 0.9) is other
-    Variant("ours").model(TINY, 0.9)
-    assert len(fuse) == 1
+@pytest.mark.parametrize("fused", [True, False])
+def test_only_a_fused_variant_runs_fused(fused) -> None:
+    model = Variant("ours", fused=fused).model(TINY, 0.9, training=False)
+    assert not model.training
+    assert any(is_fused(module) for module in model.modules()) is fused
 
 
-def test_every_name_is_one_that_the_verdict_reads(bf16, fuse) -> None:
+def test_every_name_is_one_that_the_verdict_reads(bf16) -> None:
     bf16("fp32")
     every = [*variants.dense(True), *variants.dense(True, folded=True), *variants.ours()]
     assert len({variant.name for variant in every}) == len(every) == 20
@@ -116,7 +98,7 @@ def test_folding_changes_nothing_but_the_batch_norms() -> None:
         torch.testing.assert_close(folded(images), plain(images), rtol=1e-4, atol=1e-4)
 
 
-def test_a_step_s_record(monkeypatch, bf16, no_fuse) -> None:
+def test_a_step_s_record(monkeypatch, bf16) -> None:
     bf16("AVX512-BF16")
     monkeypatch.setattr(training, "PROFILED", 1)
     case = TINY._replace(sparsities=(0.8, 0.9))
@@ -126,7 +108,7 @@ def test_a_step_s_record(monkeypatch, bf16, no_fuse) -> None:
         assert (record["model"], record["batch"], record["rounds"]) == ("WRN-28-2", 2, 2)
         assert set(record["ms"]) == {
             *("dense NCHW", "dense channels_last", "dense bf16 NCHW", "dense bf16 channels_last"),
-            *("ours", "ours bf16"),
+            *("ours", "ours, fused", "ours bf16", "ours bf16, fused"),
         }
         assert set(record["speed-up by precision"]) == {"fp32", "bf16"}
         kinds = record["ms by kind"]
@@ -138,16 +120,18 @@ def test_a_step_s_record(monkeypatch, bf16, no_fuse) -> None:
     assert json.loads(json.dumps(records)) == records
 
 
-def test_an_inference_record(bf16, no_fuse) -> None:
+def test_an_inference_record(bf16) -> None:
     bf16("AMX")
     record = comparison.inference_record(TINY, 1, compiled=False)
     formats = [f"{p} {layout}" for p in ("", " bf16") for layout in ("NCHW", "channels_last")]
     dense = {f"dense{each}{how}" for each in formats for how in ("", ", folded")}
-    assert set(record["ms"]) == dense | {"ours", "ours bf16"}
+    assert set(record["ms"]) == dense | {
+        f"ours{p}{how}" for p in ("", " bf16") for how in ("", ", fused")
+    }
     assert record["left out"] == {} and record["batch"] == 2
 
 
-def test_what_cannot_be_compiled_is_left_out_and_says_why(monkeypatch, bf16, no_fuse) -> None:
+def test_what_cannot_be_compiled_is_left_out_and_says_why(monkeypatch, bf16) -> None:
     """As on a machine without a C++ compiler. The eager runs go on."""
     bf16(None)
 
@@ -164,7 +148,7 @@ def test_what_cannot_be_compiled_is_left_out_and_says_why(monkeypatch, bf16, no_
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(training, "PROFILED", 1)
     (record,) = comparison.training_records(TINY, 1)
-    assert set(record["ms"]) == {"dense NCHW", "dense channels_last", "ours"}
+    assert set(record["ms"]) == {"dense NCHW", "dense channels_last", "ours", "ours, fused"}
     reason = "RuntimeError: no working C++ compiler"
     assert record["left out"] == dict.fromkeys(
         ("dense NCHW, compiled", "dense channels_last, compiled"), reason
@@ -187,6 +171,18 @@ def test_dense_and_ours_take_turns() -> None:
     names = ["dense NCHW", "dense bf16 NCHW", "dense channels_last", ("ours", 0.8), ("ours", 0.9)]
     assert [*comparison.in_turn(dict.fromkeys(names, print))] == [
         *("dense NCHW", ("ours", 0.8), "dense bf16 NCHW", ("ours", 0.9), "dense channels_last"),
+    ]
+    names = [
+        "dense NCHW",
+        "dense bf16 NCHW",
+        "thin dense NCHW",
+        "thin dense bf16 NCHW",
+        "ours",
+        "ours bf16",
+    ]
+    assert [*comparison.in_turn(dict.fromkeys(names, print))] == [
+        *("dense NCHW", "thin dense NCHW", "ours"),
+        *("dense bf16 NCHW", "thin dense bf16 NCHW", "ours bf16"),
     ]
 
 
@@ -220,7 +216,7 @@ def test_memory_compares_the_lowest_of_a_precision() -> None:
     assert memory.of_dense(peaks) == {"fp32": 0.5, "bf16": 1.2}
 
 
-def test_a_memory_record(monkeypatch, bf16, no_fuse) -> None:
+def test_a_memory_record(monkeypatch, bf16) -> None:
     bf16("AMX")
     monkeypatch.setattr(
         *(memory, "in_a_process"),
@@ -230,7 +226,7 @@ def test_a_memory_record(monkeypatch, bf16, no_fuse) -> None:
         },
     )
     record = memory.memory_record(TINY)
-    assert record["allocator"] == memory.DEFAULT and len(record["process peak bytes"]) == 6
+    assert record["allocator"] == memory.DEFAULT and len(record["process peak bytes"]) == 8
     assert record["peak bytes"] == {"dense": 10, "ours": 10}
     assert record["of dense"] == {"fp32": 0.6667, "bf16": 0.6667}
 

@@ -11,7 +11,7 @@ from helpers.image_sets import idx, write_cifar, write_idx_set
 from torch.nn import functional as F
 
 from dsr_kernels.errors import UsageError
-from dsr_kernels.training.data import readers
+from dsr_kernels.training.data import readers, tensors
 from dsr_kernels.training.data import sets as datasets
 from dsr_kernels.training.recipe.schema import Data
 
@@ -132,7 +132,7 @@ def test_digits_are_split_without_overlap_and_upsampled():
 
 def test_stratified_takes_each_class_in_its_share():
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 21)
-    held, rest = datasets.stratified(labels, 10)
+    held, rest = tensors.stratified(labels, 10)
     assert torch.bincount(labels[held]).tolist() == [5, 3, 2]
     assert sorted(held.tolist() + rest.tolist()) == list(range(101))
 
@@ -147,8 +147,8 @@ def test_normalised_training_images_have_zero_mean_and_unit_deviation():
 @pytest.mark.parametrize("pad", [1, 4, 7])
 def test_crop_flip_equals_reflection_padding_image_by_image(pad):
     images = torch.randint(0, 256, (64, 3, 9, 8), dtype=torch.uint8)
-    got = datasets.crop_flip(images, pad, True, datasets.stream(0, "test"))
-    again = datasets.stream(0, "test")
+    got = tensors.crop_flip(images, pad, True, tensors.stream(0, "test"))
+    again = tensors.stream(0, "test")
     offsets = torch.randint(-pad, pad + 1, (2, 64, 1), generator=again).flatten(1)
     mirrored = torch.rand(64, 1, generator=again) < 0.5
     padded = F.pad(images.float(), [pad] * 4, mode="reflect").to(torch.uint8)
@@ -187,5 +187,5 @@ def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
         datasets.load(Data(name="digits", validation=1437))
     with pytest.raises(UsageError, match=r"data\.pad: expected less than the image side, got 8"):
         datasets.load(Data(name="digits", validation=0, augment="crop", pad=8))
-    with pytest.raises(UsageError, match=r"data\.image_size is for digits and imagenet only"):
+    with pytest.raises(UsageError, match=r"data\.image_size: is for digits and pictures only"):
         datasets.load(Data(name="mnist", validation=0, image_size=32), tmp_path)

@@ -167,7 +167,7 @@ def test_memory_that_runs_out_is_one_sentence(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert "out of memory after iteration 0" in shown and "training.batch_size" in shown
     assert shown.count("\n") == 1
-    monkeypatch.setattr("dsr_kernels.training.loop.build_model", fail)
+    monkeypatch.setattr("dsr_kernels.training.parts.build_model", fail)
     assert train(tmp_path / "other", *SHORT) == 2
     assert "out of memory while building the model" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

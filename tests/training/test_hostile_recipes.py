@@ -21,6 +21,7 @@ NUMBERS += [str(2**31), str(2**63 - 1), str(2**63), "1" + "0" * 70, "0x" + "f" *
 SCHEDULES = ["[[0, 1e308]]", "[[0, 1], [1e308, 2]]", f"[[0, 1{'0' * 70}]]", "[[0]]", "[[0, true]]"]
 SHAPES = ["{}", "[]", "''", "1979-05-27", "[" * 3000, "{a = " * 3000]
 TEXTS = ["x" * 300, "a/" * 3000, "a\0b", "\udcff", "line\nline", "~" * 10**6]
+TEXTS += ["['\udcff']", "{ a = '\udcff' }", "{ '\udcff' = 1 }"]
 HOSTILE = NUMBERS + SCHEDULES + SHAPES + TEXTS
 OWNERS = {key.name: name for name, method in METHODS.items() for key in method.RECIPE}
 

@@ -34,11 +34,19 @@ def arguments(data, out, *changes, recipe="resnet18-imagenet"):
     return ["train", *QUIET, "--recipe", recipe, *where, *sets]
 
 
-def no_workers_left():
+def processes() -> set[str]:
+    """The ids of the processes that this one has started."""
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
     # Python's own process for what is shared stays, once any test has started others.
-    return not [c for c in commands if b"python" in c and b"resource_tracker" not in c]
+    return {p for p, c in commands.items() if b"python" in c and b"resource_tracker" not in c}
+
+
+@pytest.fixture
+def no_workers_left():
+    """Whether a test has left none; other tests of this process may have some."""
+    before = processes()
+    return lambda: processes() <= before
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,7 @@ def whole(layouts, tmp_path_factory):
 
 @pytest.mark.parametrize("layout,iteration", [("folders", 3), ("shards", 8)])
 def test_resumed_in_mid_epoch_equals_the_uninterrupted_run(
-    layout, iteration, layouts, whole, tmp_path
+    layout, iteration, layouts, whole, tmp_path, no_workers_left
 ):
     """Whatever the number of workers and the layout of the files; 6 iterations an epoch."""
     run = tmp_path / "run"
@@ -114,7 +122,7 @@ def test_the_papers_recipe_runs_on_a_few_images(layouts, tmp_path, capsys):
     assert Run.open(run).read_json("run.json")["model"]["width"] == 1
 
 
-def test_a_damaged_image_ends_the_run_with_one_sentence(tmp_path, capsys):
+def test_a_damaged_image_ends_the_run_with_one_sentence(tmp_path, capsys, no_workers_left):
     data = write_folders(tmp_path / "data")
     (data / "train/n07/07_0.JPEG").write_bytes(b"no picture")
     assert main(arguments(data, tmp_path / "run", *SMALL, "data.validation=0")) == 2

@@ -5,7 +5,7 @@ import torch
 from helpers.small_runs import QUIET, artefacts, interrupt_at, rows, small, train
 
 from dsr_kernels.cli import main
-from dsr_kernels.training import loop
+from dsr_kernels.training import loop, parts
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.run.checkpoint import Checkpoints
 from dsr_kernels.training.run.folder import Run
@@ -18,14 +18,14 @@ def test_it_learns_in_low_precision_and_keeps_its_weights_in_float32(
     precision, tmp_path, monkeypatch
 ):
     seen = set()
-    real = loop.build_model
+    real = parts.build_model
 
     def watched(*args):
         model = real(*args)
         model.fc3.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
         return model
 
-    monkeypatch.setattr(loop, "build_model", watched)
+    monkeypatch.setattr(parts, "build_model", watched)
     run = tmp_path / "run"
     change = f"training.precision={precision}"
     assert train(run, change, "training.epochs=6", "rewiring.stop_epoch=5") == 0

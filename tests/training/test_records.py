@@ -67,7 +67,7 @@ def epoch(self, row, timing):
     real(self, row, timing)
     if row["epoch"] == 2:
         if sys.argv[1] == "flushed":
-            self.events.flush()
+            self.trackers[0].flush()
         os.kill(os.getpid(), signal.SIGKILL)
 Records.epoch = epoch
 sys.exit(main(sys.argv[2:]))

@@ -5,6 +5,7 @@ import builtins
 import re
 
 import pytest
+import torch
 from helpers.small_runs import small, train
 
 from dsr_kernels.cli import main
@@ -188,3 +189,33 @@ def test_text_from_the_recipe_is_escaped(tmp_path):
     train(folder, "training.epochs=1", "description=a <b>bold</b> & claim")
     main(["report", str(folder)])
     assert "a &lt;b&gt;bold&lt;/b&gt; &amp; claim" in (folder / "report.html").read_text()
+
+
+def test_the_header_says_what_ran_and_a_tile_how_many_values_are_0(run):
+    text = (run / "report.html").read_text()
+    assert '<p class="lead">lenet300 on digits: dsr, sparsity 0.95, seed 0. ' in text
+    model = Run(run).read_json("results.json")["model"]
+    assert 0 < model["zeros"] < model["nonzeros"]
+    share = f"{model['zeros'] / model['nonzeros']:.2%}"
+    label = f"of the non-zeros are exactly 0 at the end: {model['zeros']:,}"
+    assert f"<b>{share}</b><span>{label}<" in text
+
+
+def test_values_that_are_exactly_0_are_counted():
+    recipe = small()
+    model = build_model(recipe, datasets.load(recipe.data))
+    optimizer = build_optimizer(recipe, model)
+    assert describe(model, optimizer)["zeros"] == 0
+    with torch.no_grad():
+        model.fc1.weight_values[:7] = 0
+    assert describe(model, optimizer)["zeros"] == 7
+
+
+def test_the_map_shows_the_last_rewire_even_at_the_end_of_training(run):
+    story = Story.read(Run(run))
+    story.rewires[-1]["epoch"] = story.last_epoch
+    with plots.style.drawing("a test"):
+        mesh = plots.density(story).axes[0].collections[0]
+    edges = mesh.get_coordinates()[0, :, 0]
+    assert len(edges) == len(story.rewires) + 1
+    assert edges[-1] - edges[-2] >= (edges[-2] - edges[0]) / 51

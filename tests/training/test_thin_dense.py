@@ -77,7 +77,7 @@ def test_widths_multiply_the_channels_and_leave_at_least_one():
 
 
 def data_like(shape=(3, 32, 32), classes=10):
-    return SimpleNamespace(image_shape=shape, classes=classes)
+    return SimpleNamespace(image_shape=shape, classes=classes, dtype=torch.float32)
 
 
 def test_width_of_a_recipe():

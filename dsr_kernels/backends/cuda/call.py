@@ -56,11 +56,12 @@ def gather_pass(
     source_strides: Sizes,
     dest_strides: Sizes,
     device: tiling.Device,
+    tf32: bool,
 ) -> AnyGatherPass:
     sizes, images = shape_of(x_size[1:], y_size[1:], shape), x_size[0]
     where = dtype, source_strides, dest_strides, device
     by_rows = prepare_gather(sizes, images, density, *where)
-    if not window_costs.wanted():
+    if not _may_take_windows(dtype, tf32):
         return by_rows
     return window_gather.prepare_windows(
         sizes, images, density, block_size, *where, instead=by_rows
@@ -78,15 +79,31 @@ def grad_weight_pass(
     x_strides: Sizes,
     grad_strides: Sizes,
     device: tiling.Device,
+    tf32: bool,
 ) -> AnyGradWeightPass:
     sizes, images = forward_shape(x_size[1:], y_size[1:], shape), x_size[0]
     where = dtype, x_strides, grad_strides, device
     by_rows = prepare_grad_weight(sizes, images, density, *where)
-    if not window_costs.wanted():
+    if not _may_take_windows(dtype, tf32):
         return by_rows
     return window_grad_weight.prepare_windows(
         sizes, images, density, block_size, *where, instead=by_rows
     )
+
+
+def _may_take_windows(dtype: torch.dtype, tf32: bool) -> bool:
+    return (tf32 or dtype != torch.float32) and window_costs.wanted()
+
+
+def tf32_of(x: Tensor, shape: ConvShape) -> bool:
+    """Whether a call on x may round float32 to TF32: only where torch.nn's twin of the layer might.
+
+    A pointwise convolution of images of one pixel may be a linear layer or a convolution. Nothing
+    here tells which, so torch must allow both.
+    """
+    if x.dtype != torch.float32 or not window_costs.wanted():
+        return False
+    return window_costs.tf32_allowed((*shape.kernel, *x.shape[2:]) == (1, 1, 1, 1))
 
 
 def gather(

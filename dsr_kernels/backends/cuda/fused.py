@@ -56,6 +56,7 @@ def sparse_conv2d_fused(
         x.stride(),
         out.stride(),
         call.device_of(x),
+        call.tf32_of(x, shape),
     )
     if isinstance(prepared, DirectPass):
         return None
@@ -96,6 +97,7 @@ def sparse_conv2d_fused_grad_input(
         grad.stride(),
         out.stride(),
         call.device_of(grad),
+        call.tf32_of(grad, shape),
     )
     if isinstance(prepared, DirectPass):
         return None
@@ -138,6 +140,7 @@ def sparse_conv2d_fused_grad_weight(
         x.stride(),
         grad.stride(),
         call.device_of(x),
+        call.tf32_of(x, shape),
     )
     if isinstance(prepared, DirectPass):
         return None

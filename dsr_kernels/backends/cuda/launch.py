@@ -76,6 +76,7 @@ def sparse_conv2d_grad_weight(
         x.stride(),
         grad.stride(),
         call.device_of(x),
+        call.tf32_of(x, shape),
     )
     pattern = crow_indices, col_indices
     if isinstance(prepared, DirectPass):
@@ -117,6 +118,7 @@ def _gather(
         source.stride(),
         dest.stride(),
         call.device_of(source),
+        call.tf32_of(source, shape),
     )
     bias = None if bias is None else bias.contiguous()
     weight = values.contiguous(), bias, crow_indices, col_indices

@@ -183,10 +183,14 @@ def _crowding(slab: int) -> float:
 
 def fill_clocks(layout: Layout, channels: int, element_size: int) -> float:
     """Clocks that the filling warps alone take: to issue, or for what they have in flight."""
-    steps = -(-layout.pixels // 32) * channels / FILL_WARPS
+    return vectors_clocks(-(-layout.pixels // 32) * channels / FILL_WARPS, element_size)
+
+
+def vectors_clocks(vectors: float, element_size: int) -> float:
+    """Clocks that a filling warp takes, of which each lane brings so many vectors."""
     if element_size == 4:
-        return steps * 60 + LATENCY
-    return steps / FILL_BATCH * LATENCY
+        return vectors * 60 + LATENCY
+    return vectors / FILL_BATCH * LATENCY
 
 
 def channel_blocks(channels: int, plane: int, device: Device) -> Iterator[int]:

@@ -41,6 +41,7 @@ from dsr_kernels.backends.cuda.window_costs import (
     MULTIPLY_ADD,
     entries_met,
     possible,
+    rounding,
     whole_rows_of,
     worth_a_list,
 )
@@ -49,10 +50,11 @@ from dsr_kernels.backends.cuda.window_lists import WINDOW, windows_of
 from dsr_kernels.backends.native import _C
 
 UNITS = _C.cuda_limits.WINDOW_UNITS  # positions of a warp
-TILE_BYTES = WINDOW * ENTRIES * 2  # of shared memory: a warp's weights of a step
-IMAGES = VECTOR_BYTES // 2  # of a position
+FLOAT_UNITS = 8  # the only ones of float32: four pairs of positions that are 4 apart
 # What things cost, beside window_costs. None of it was measured.
-DECODE = 24.0  # wavefronts of putting the weights of a step together, and loading them
+# Wavefronts of putting the weights of a step together, and loading them: in float32 the tile has
+# twice as many bytes, which are cleared, stored and loaded.
+DECODE = {2: 24.0, 4: 36.0}
 STEP_ALONE = 120.0  # clocks of a warp for a step, with nobody else at work,
 UNIT_ALONE = 16.0  # and for each of its positions
 SECTOR = 0.5  # clocks to store what is contiguous, at most 32 bytes
@@ -91,14 +93,18 @@ def window_gather_tilings(
     if not possible(shape, element_size):
         return
     windows = -(-shape.dest_channels // WINDOW)
-    room = device._replace(shared_per_block=device.shared_per_block - COMPUTE_WARPS * TILE_BYTES)
-    for units in UNITS:
+    tiles = COMPUTE_WARPS * WINDOW * ENTRIES * element_size  # the warps' weights of a step
+    room = device._replace(shared_per_block=device.shared_per_block - tiles)
+    met = entries_met(shape, density, block_size)
+    for units in units_of(element_size):
         for row_warps in ROW_WARPS:
             if row_warps > 1 and row_warps >= 2 * windows:
                 continue
             tile = COMPUTE_WARPS // row_warps * units
-            # Entries have banks of their own, whatever the pixels: only what is filled counts.
-            layouts = possible_layouts(shape, images, tile, element_size, 0.0)
+            # Entries have banks of their own, whatever the pixels: only what is filled counts. But
+            # words of float32 are loaded at two positions at once.
+            served = 0.0 if element_size == 2 else met * min(row_warps, windows)
+            layouts = possible_layouts(shape, images, tile, element_size, served)
             if not layouts:
                 continue
             plane = max(layout.plane for layout in layouts) * VECTOR_BYTES
@@ -109,6 +115,11 @@ def window_gather_tilings(
                 tiling = GatherTiling(WINDOW, units, row_warps, channels, layouts, 0.0)
                 clocks = _clocks(shape, tiling, density, block_size, element_size, device)
                 yield dataclasses.replace(tiling, clocks=clocks)
+
+
+def units_of(element_size: int) -> tuple[int, ...]:
+    """Positions of a warp that there are kernels of."""
+    return UNITS if element_size == 2 else (FLOAT_UNITS,)
 
 
 def _whole_blocks(shape: PassShape, channels: int, block_size: int) -> int:
@@ -153,21 +164,24 @@ def _item(
     warps = windows * (COMPUTE_WARPS // tiling.row_warps)
     rows = min(windows * WINDOW, shape.dest_channels)
     outputs = rows * (COMPUTE_WARPS // tiling.row_warps) * tiling.units
-    stores = outputs * VECTOR_BYTES / element_size * SECTOR / _run(shape, c, layout, tiling.units)
+    run = _run(shape, c, layout, tiling.units * 2 // element_size)
+    stores = outputs * VECTOR_BYTES / element_size * SECTOR / run
     if not c.taps:
         return stores + STEP
     blocks = -(-shape.source_channels // tiling.channel_block)
     steps = shape.source_channels * len(c.taps) * met / ENTRIES + blocks / 2  # of a window
-    loads = warps * steps * (tiling.units / 2 * MATRICES * CONFLICTS + DECODE)
+    conflicts = CONFLICTS if element_size == 2 else CONFLICTS * layout.conflicts
+    loads = warps * steps * (tiling.units / 2 * MATRICES * conflicts + DECODE[element_size])
     multiplied = warps * steps * tiling.units * MULTIPLY_ADD
-    alone = steps * (STEP_ALONE + UNIT_ALONE * tiling.units)
+    unit_alone = UNIT_ALONE + rounding(2, element_size)
+    alone = steps * (STEP_ALONE + unit_alone * tiling.units)
     filled = fill_clocks(layout, shape.source_channels, element_size)
     together = loads + fill_cost(layout, shape.source_channels, element_size)
     return max(together, multiplied, alone, filled) + stores + blocks * STEP
 
 
 def _run(shape: PassShape, c: PassClass, layout: Layout, units: int) -> int:
-    """How many positions of a warp one store takes, of rows that are contiguous."""
+    """How many of a lane's `units` positions one store takes, of rows that are contiguous."""
     column = c.cols == 1
     if (shape.dest_step_h if column else shape.dest_step_w) != 1:
         return 1
@@ -175,15 +189,18 @@ def _run(shape: PassShape, c: PassClass, layout: Layout, units: int) -> int:
     return math.gcd(line, units)
 
 
-def _far_apart(shape: PassShape, units: int, dest_strides: tuple[int, ...]) -> bool:
+def _far_apart(
+    shape: PassShape, units: int, element_size: int, dest_strides: tuple[int, ...]
+) -> bool:
     """Whether the positions of a warp may be further apart than 32 bits count.
 
     Where images are of few pixels, each of them is of other images.
     """
+    images = VECTOR_BYTES // element_size  # of a position
     n, _, h, w = map(abs, dest_strides)
     rows = max(c.dest_h + c.rows * shape.dest_step_h for c in shape.classes)
     cols = max(c.dest_w + c.cols * shape.dest_step_w for c in shape.classes)
-    return IMAGES * units * n + rows * h + cols * w >= 2**31
+    return images * units * n + rows * h + cols * w >= 2**31
 
 
 def prepare_windows(
@@ -200,7 +217,7 @@ def prepare_windows(
     """The launches of a forward or grad-input pass by windows, or `instead` where it is cheaper."""
     shape, source_strides, dest_strides = as_columns(shape, source_strides, dest_strides)
     tiling = choose_window_gather(shape, images, density, block_size, dtype.itemsize, device)
-    if tiling is None or _far_apart(shape, tiling.units, dest_strides):
+    if tiling is None or _far_apart(shape, tiling.units, dtype.itemsize, dest_strides):
         return instead
     if isinstance(instead, GatherPass) and instead.clocks <= tiling.clocks:
         return instead

@@ -31,12 +31,11 @@ from dsr_kernels.backends.cuda.prepare import (
 )
 from dsr_kernels.backends.cuda.tiling import (
     COMPUTE_WARPS,
-    FILL_BATCH,
     FILL_WARPS,
-    LATENCY,
     STEP,
     Device,
     channel_blocks,
+    vectors_clocks,
 )
 from dsr_kernels.backends.cuda.window_costs import (
     CONFLICTS,
@@ -44,6 +43,7 @@ from dsr_kernels.backends.cuda.window_costs import (
     MULTIPLY_ADD,
     entries_met,
     possible,
+    rounding,
     worth_a_list,
 )
 from dsr_kernels.backends.cuda.window_lists import STEP as ENTRIES
@@ -198,7 +198,8 @@ def _tile_clocks(
     loads = turns * pairs * (MATRICES + 0.25) + windows * steps * pairs * MATRICES * CONFLICTS
     multiplied = windows * steps * pairs * 2 * MULTIPLY_ADD
     kept = 0.0
-    alone = -(-turns // cut.compute_warps) * pairs * PAIR
+    pair = PAIR + rounding(4 + 4 * TURN_STEPS, element_size)
+    alone = -(-turns // cut.compute_warps) * pairs * pair
     if turns > HELD_TURNS * cut.compute_warps:  # else sums stay in registers from tile to tile
         values = density * cut.channel_block * len(only.taps) * rows
         kept = windows * steps * KEEP + values / min(block_size, 8) * KEEP_SECTOR
@@ -206,9 +207,11 @@ def _tile_clocks(
     of_grad = _grad_vectors(cut.tile, cut.window_block, shape)
     of_source = _source_vectors(cut.layout, cut.channel_block)
     lines = fill_cost(cut.layout, cut.channel_block, element_size)
-    lines += of_grad * (4 + 1.5 * VECTOR_BYTES / element_size)
+    of_vector = VECTOR_BYTES / element_size
+    lines += of_grad * ((4 * of_vector if element_size == 4 else 4) + 1.5 * of_vector)
     source_warps = WARPS - cut.compute_warps - cut.grad_warps
-    fill = max(of_grad / cut.grad_warps, of_source / source_warps) / FILL_BATCH * LATENCY
+    most = max(of_grad / cut.grad_warps, of_source / source_warps)
+    fill = vectors_clocks(most, element_size)
     return max(loads + kept + lines, multiplied, alone, fill) + STEP, fill
 
 

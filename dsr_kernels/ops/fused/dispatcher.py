@@ -11,7 +11,7 @@ from torch import Tensor
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.backends.fused import Prologue, flat
 from dsr_kernels.ops.autograd import is_recorded
-from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_tangents, register
+from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_unsupported, register
 from dsr_kernels.ops.fused import autograd, library, results
 from dsr_kernels.ops.fused.results import affine_of, statistics_grad
 
@@ -136,7 +136,7 @@ def _recorded_fused(
     numbers = (*flat(prologue.affine), prologue.relu)
     weight = values, bias, crow_indices, col_indices
     tensors = tuple(t for t in (x, *flat(prologue.affine), *weight, residual) if t is not None)
-    refuse_tangents(tensors)
+    refuse_unsupported(tensors)
     if is_recorded(tensors):
         refuse_functorch()
         return autograd.SparseConvFused.apply(
@@ -169,7 +169,7 @@ def _without_derivative(name: str) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         tensors = tuple(a for a in args if isinstance(a, Tensor))
-        refuse_tangents(tensors)
+        refuse_unsupported(tensors)
         if is_recorded(tensors):
             raise RuntimeError(f"{name}: has no derivative; call sparse_conv2d_fused")
         with torch._C._AutoDispatchBelowAutograd():

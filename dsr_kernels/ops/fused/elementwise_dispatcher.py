@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsr_kernels.backends.fused import Affine, flat
 from dsr_kernels.ops.autograd import is_recorded
-from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_tangents, register
+from dsr_kernels.ops.dispatcher import refuse_functorch, refuse_unsupported, register
 from dsr_kernels.ops.fused import elementwise
 from dsr_kernels.ops.fused import elementwise_library as library
 from dsr_kernels.ops.fused.elementwise import OPS
@@ -91,7 +91,7 @@ def _below_affine_grad(
 
 
 def _is_recorded(tensors: tuple[MaybeTensor, ...]) -> bool:
-    refuse_tangents(tuple(t for t in tensors if t is not None))
+    refuse_unsupported(tuple(t for t in tensors if t is not None))
     if not is_recorded(tensors):
         return False
     refuse_functorch()

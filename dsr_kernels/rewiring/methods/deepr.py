@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.rewiring.layers import KeptPattern, Slot, SparseLayer
+from dsr_kernels.rewiring.move import Move
 from dsr_kernels.rewiring.names import match_names, under_names
 from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
@@ -35,10 +36,10 @@ class DeepR(Rewirer):
         l1: pull towards 0 (the paper's alpha).
         eta: learning rate of pull and noise, apart from the optimizer's.
         temperature: T at the start; it falls exponentially to `final_temperature`.
-        length: iterations over which it falls; default: `stop`.
+        length: iterations over which it falls; default: `stop`, or what `total` makes it.
         report_every: iterations that one report of `step` sums up. `step` also reports at `stop`,
             and `take_report` gives the rest.
-        stop: no rewire follows an iteration from this one on (0-based).
+        total, stop: see `Rewirer`.
         seed: of noise, positions and signs. On another kind of device noise and signs differ.
 
     Signs take one byte per non-zero. Raises ValueError for arguments out of range, a model without
@@ -53,6 +54,7 @@ class DeepR(Rewirer):
         Key("l1", float, 1e-5, low=0.0),
     )
     REPORT_EVERY = 100
+    BLOCKS = False
 
     def __init__(
         self,
@@ -65,10 +67,11 @@ class DeepR(Rewirer):
         final_temperature: float = 1e-15,
         length: int | None = None,
         report_every: int = REPORT_EVERY,
+        total: int | None = None,
         stop: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, optimizer, every=1, stop=stop, seed=seed)
+        super().__init__(model, optimizer, every=1, total=total, stop=stop, seed=seed)
         self._check_trains()
         for layer in self._layers:
             if layer.block > 1:
@@ -80,9 +83,11 @@ class DeepR(Rewirer):
         self.l1, self.eta = as_number(l1, "l1", 0), as_number(eta, "eta", 0)
         temperature = as_number(temperature, "temperature", 0)
         final_temperature = as_number(final_temperature, "final_temperature", 0)
-        length = stop if length is None else as_int(length, "length", 1)
+        length = self.schedule.stop if length is None else as_int(length, "length", 1)
         if length is None:
-            raise ValueError("length: expected the iterations over which T falls, or `stop`")
+            raise ValueError(
+                "length: expected the iterations over which T falls, or `stop`, or `total`"
+            )
         if temperature and not 0 < final_temperature <= temperature:
             raise ValueError(
                 f"final_temperature: expected a number in (0, {temperature}], for T falls "
@@ -92,9 +97,7 @@ class DeepR(Rewirer):
         self.temperature = Anneal(kind, temperature, final_temperature, 0, length or 1)
         self.report_every = as_int(report_every, "report_every", 1)
         self.signs: dict[str, Tensor] = {}  # [nnz] int8 by layer: 1, -1
-        self._known: dict[
-            str, tuple[KeptPattern, int]
-        ] = {}  # whose signs they are, see `_remember`
+        self._known: dict[str, tuple[KeptPattern, int]] = {}  # whose signs: see `_remember`
         self._generators: dict[torch.device, torch.Generator] = {}
         self._sum: RewireReport | None = None  # of the iterations since the last report
         for layer in self._layers:
@@ -102,27 +105,23 @@ class DeepR(Rewirer):
         self._optimizers.tell(self)
 
     def step(self) -> RewireReport | None:
-        """Counts a finished iteration (call it after `optimizer.step()`), moves the weights and
-        replaces those that changed sign. Returns a report every `report_every` iterations and at
-        `stop`, None where nothing has happened since the last one.
+        """Counts a finished iteration (call it after `optimizer.step()`, unless the rewirer is
+        attached), moves the weights and replaces those that changed sign. Returns a report every
+        `report_every` iterations and at `stop`, None where nothing has happened since.
         """
+        self._check_caller()
         self._optimizers.tell(self)
+        if not self._compared:
+            self._compare_settings()
+        report = None
         if self.due(self.iteration + 1):
             layers = self._live_layers()
-            before = [layer.weight_values.detach().clone() for layer in layers]
-            try:
-                self._perturb(layers)
-                report = super().step() if self._flipped(layers) else None
-            except BaseException:
-                for layer, values in zip(layers, before, strict=True):
-                    layer.weight_values.detach().copy_(values)
-                raise
-            if report is None:
-                self.iteration += 1
-            else:
-                self._add_up(report)
-        else:
+            with self._agree_ahead(layers):  # one process might find no weight to replace
+                report = self._move(layers)
+        if report is None:
             self.iteration += 1
+        else:
+            self._sum = report if self._sum is None else self._sum.then(report)
         ended = self.schedule.stop is not None and self.iteration >= self.schedule.stop
         return None if self.iteration % self.report_every and not ended else self.take_report()
 
@@ -131,15 +130,17 @@ class DeepR(Rewirer):
         report, self._sum = self._sum, None
         return report and dataclasses.replace(report, step=self.iteration)
 
-    def rewire(self) -> RewireReport:
-        layers = self._live_layers()
-        for layer in layers:
-            self._signs_of(layer)
+    def _move(self, layers: list[SparseLayer]) -> RewireReport | None:
+        """Moves the weights, and rewires where one has changed its sign. Changes nothing where that
+        raises.
+        """
+        before = [layer.weight_values.detach().clone() for layer in layers]
         try:
-            return super().rewire()
+            self._perturb(layers)
+            return super().step() if self._flipped(layers) else None
         except BaseException:
-            for layer in layers:
-                self._remember(layer)  # taking changes back has given the layer its weights anew
+            for layer, values in zip(layers, before, strict=True):
+                layer.weight_values.detach().copy_(values)
             raise
 
     @torch.no_grad()
@@ -165,9 +166,8 @@ class DeepR(Rewirer):
 
     def _scores(self, layers: list[SparseLayer]) -> list[Tensor]:
         """0 for a weight of the wrong sign, 1 for any other."""
-        return [
-            (self._signed(layer) >= 0).flatten().to(layer.weight_values.dtype) for layer in layers
-        ]
+        right = [(self._signed(layer) >= 0).flatten() for layer in layers]
+        return [r.to(layer.weight_values.dtype) for r, layer in zip(right, layers, strict=True)]
 
     def _prune(self, plan: RewirePlan, layers: list[SparseLayer]) -> tuple[float, float]:
         for layer in layers:
@@ -184,6 +184,17 @@ class DeepR(Rewirer):
 
     def _entry_state(self, layer: SparseLayer) -> list[Slot]:
         return [(self.signs, layer.name)]
+
+    def _deciding_state(self, layer: SparseLayer) -> list[Tensor]:
+        return [self._signs_of(layer)]
+
+    def _commit(self, moves: list[Move]) -> None:
+        try:
+            super()._commit(moves)
+        except BaseException:
+            for move in moves:
+                self._remember(move.layer)  # taking changes back has given it its weights anew
+            raise
 
     def _rewired(self, layers: list[SparseLayer]) -> None:
         for layer in layers:
@@ -276,22 +287,3 @@ class DeepR(Rewirer):
         generator = self._generators.setdefault(device, torch.Generator(device))
         mixed = (self.seed * 0x9E3779B97F4A7C15 + self.iteration) * 0xD1342543DE82EF95 + stream
         return generator.manual_seed(mixed % 2**63)
-
-    def _add_up(self, report: RewireReport) -> None:
-        """Adds a rewire to those since the last report."""
-        if self._sum is None:
-            self._sum = report
-            return
-        rows = {row.name: row for row in self._sum.layers}
-        for b in report.layers:  # a layer may have been frozen or thawed
-            a = rows.get(b.name, LayerReport(b.name, b.nnz_before, 0, 0, 0))
-            rows[b.name] = LayerReport(
-                b.name, a.nnz_before, a.pruned + b.pruned, a.grown + b.grown, b.nnz_after
-            )
-        self._sum = dataclasses.replace(
-            report,
-            pruned=self._sum.pruned + report.pruned,
-            grown=self._sum.grown + report.grown,
-            layers=list(rows.values()),
-            seconds=self._sum.seconds + report.seconds,
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -49,7 +49,11 @@ class DSR(Rewirer):
         threshold: "adaptive" prunes below H and then doubles (halves) H for the next rewire if
             fewer than (1 - tolerance) N_p (more than (1 + tolerance) N_p) were below it, as in the
             paper. "exact" prunes exactly the N_p smallest, found by selection over all layers.
-        initial_threshold: H of the first rewire ("adaptive").
+            None: "adaptive", but "exact" where layers are in blocks, whose mean magnitudes lie so
+            close together that doubling H takes it from none of them to a third.
+        initial_threshold: H of the first rewire ("adaptive"). From 0.001 it takes the first three
+            or four rewires, which move less than N_p, to come up to the weights' magnitudes; a
+            larger one takes fewer, "exact" none.
         tolerance: see `threshold`.
         allocation: what a layer's share of the growth is in proportion to: "R", its survivors, as
             in the paper; for comparison "M" and "N", its non-zeros and its positions, "K", what it
@@ -60,7 +64,7 @@ class DSR(Rewirer):
             and the budget still count weights: at most N_p are pruned, in whole kernels. A
             remainder that no kernel can hold, where kernels differ in size, is carried over to the
             next rewire.
-        every, schedule, stop, block_score, seed: see `Rewirer`.
+        every, schedule, total, stop, block_score, seed: see `Rewirer`.
 
     Raises ValueError for arguments out of range, a model without trainable sparse modules, and an
     optimizer that does not hold their values.
@@ -72,7 +76,7 @@ class DSR(Rewirer):
         STOP_EPOCH,
         Key("prune_count", int, 0, low=0, unset=True),  # N_p; 0: prune_fraction says
         Key("prune_fraction", float, 0.0, low=0.0, below=1.0, unset=True),
-        Key("threshold", str, "adaptive", choices=THRESHOLDS),
+        Key("threshold", str, "", choices=("", *THRESHOLDS), unset=True),  # "": see the argument
         Key("initial_threshold", float, 1e-3, low=0.0),
         Key("tolerance", float, 0.1, low=0.0, below=1.0),
         Key("allocation", str, "R", choices=ALLOCATIONS),
@@ -88,7 +92,7 @@ class DSR(Rewirer):
         *,
         prune_fraction: float | None = None,
         prune_count: int | None = None,
-        threshold: str = "adaptive",
+        threshold: str | None = None,
         initial_threshold: float = 1e-3,
         tolerance: float = 0.1,
         allocation: str = "R",
@@ -96,6 +100,7 @@ class DSR(Rewirer):
         granularity: str = "weight",
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
+        total: int | None = None,
         stop: int | None = None,
         block_score: str = "mean",
         seed: int = 0,
@@ -105,11 +110,14 @@ class DSR(Rewirer):
             optimizer,
             every=every,
             schedule=schedule,
+            total=total,
             stop=stop,
             block_score=block_score,
             seed=seed,
         )
         self._check_trains()
+        if threshold is None:
+            threshold = _usual_threshold(max(layer.block for layer in self._layers))
         check_choice(threshold, "threshold", THRESHOLDS)
         check_choice(allocation, "allocation", ALLOCATIONS)
         check_choice(granularity, "granularity", ("weight", "kernel"))
@@ -136,16 +144,26 @@ class DSR(Rewirer):
     @classmethod
     def check_recipe(cls, recipe: MethodRecipe) -> None:
         count, fraction = recipe.rewiring["prune_count"], recipe.rewiring["prune_fraction"]
-        if (count > 0) == (fraction > 0):
+        if count > 0 and fraction > 0:
             raise ValueError(
                 "set one of rewiring.prune_count and rewiring.prune_fraction and leave the other "
                 f"at 0, got {count} and {fraction}"
             )
 
     @classmethod
+    def resolved(cls, recipe: MethodRecipe) -> dict[str, Any]:
+        given, found = recipe.rewiring, {}
+        if not given["prune_count"]:
+            found["prune_fraction"] = given["prune_fraction"] or DEFAULT_FRACTION
+        if recipe.block_size == 1:  # else it depends on the layers
+            found["threshold"] = given["threshold"] or _usual_threshold(1)
+        return found
+
+    @classmethod
     def prune_target(cls, recipe: MethodRecipe) -> PruneTarget | None:
         settings = recipe.rewiring
-        adaptive = settings["threshold"] == "adaptive"
+        threshold = settings["threshold"] or _usual_threshold(recipe.block_size)
+        adaptive = threshold == "adaptive"
         target = PruneTarget(settings["prune_count"], settings["tolerance"] if adaptive else None)
         return target if target.count else None
 
@@ -227,6 +245,10 @@ class DSR(Rewirer):
         self.carried_over = self._left_over = as_int(state["carried_over"], "carried_over", 0)
         self.prune_count = prune_count
         self.threshold = threshold
+
+
+def _usual_threshold(block_size: int) -> str:
+    return "adaptive" if block_size == 1 else "exact"
 
 
 def _weights(blocks: Sequence[int], layers: list[SparseLayer]) -> int:

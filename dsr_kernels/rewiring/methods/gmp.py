@@ -22,7 +22,7 @@ from dsr_kernels.rewiring.recipe_keys import (
     MethodRecipe,
 )
 from dsr_kernels.rewiring.rewirer import Rewirer, State
-from dsr_kernels.rewiring.schedule import Anneal, as_int
+from dsr_kernels.rewiring.schedule import Anneal, as_int, three_quarters
 
 SCOPES = ("layer", "global")
 DENSITY_SCHEDULES = ("cubic", "exponential")
@@ -48,6 +48,8 @@ class GMP(Rewirer):
             threshold for all layers; each keeps its largest weight.
         density_schedule: "cubic" or "exponential", see `schedule.Anneal`.
         begin, end: iterations.
+        total: instead of `end`, iterations of the whole training, of which pruning ends after three
+            quarters.
         every, schedule: when to prune, see `Rewirer`; after iteration `end` in any case.
 
     Raises ValueError for arguments out of range, a model without trainable sparse modules or with
@@ -71,7 +73,8 @@ class GMP(Rewirer):
         optimizer: OneOrMore,
         *,
         final_sparsity: float,
-        end: int,
+        end: int | None = None,
+        total: int | None = None,
         begin: int = 0,
         scope: str = "layer",
         density_schedule: str = "cubic",
@@ -80,7 +83,9 @@ class GMP(Rewirer):
         block_score: str = "mean",
         seed: int = 0,
     ) -> None:
-        end = as_int(end, "end", 1)
+        if (at := three_quarters(total) if end is None else end) is None:
+            raise ValueError("end: expected the iteration at which pruning ends, or `total`")
+        end = as_int(at, "end", 1)
         super().__init__(
             model,
             optimizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from dsr_kernels.rewiring.rewirer import Ranks, Rewirer
 from dsr_kernels.rewiring.schedule import KINDS, Anneal, as_int, as_number
 
 GROWTHS = ("random", "gradient")
+DEFAULT_FRACTION = 0.3
 
 
 class LayerwiseRewirer(Rewirer):
@@ -39,14 +40,14 @@ class LayerwiseRewirer(Rewirer):
         fraction_schedule: "constant", or "cosine", "cubic", "exponential": how the fraction falls
             to `final_fraction`, see `schedule.Anneal`. Default: the method's own.
         final_fraction: the fraction after `length` iterations.
-        length: iterations over which the fraction falls; default: `stop`.
+        length: iterations over which the fraction falls; default: `stop`, or what `total` makes it.
         growth: "random", uniformly; or "gradient": where the loss gradient of this iteration's last
             backward pass is largest in magnitude. Default: the method's own. The gradient is
             computed in the backward pass before a rewire, for a block of rows at a time, of which
             only the best positions are kept: a dense gradient never exists. It needs a backward
             pass in eager mode (gradient checkpointing: with `use_reentrant=False`). Where a weight
             is used several times, the sum of its gradients decides.
-        every, schedule, stop, block_score, seed: see `Rewirer`.
+        every, schedule, total, stop, block_score, seed: see `Rewirer`.
 
     What was pruned does not grow again in the same rewire. A layer keeps its largest weight, and
     loses no more weights than it has capacity to grow. With gradient growth, a layer whose gradient
@@ -73,13 +74,14 @@ class LayerwiseRewirer(Rewirer):
         model: nn.Module,
         optimizer: OneOrMore,
         *,
-        fraction: float = 0.3,
+        fraction: float = DEFAULT_FRACTION,
         fraction_schedule: str | None = None,
         final_fraction: float = 0.0,
         length: int | None = None,
         growth: str | None = None,
         every: int | None = None,
         schedule: Sequence[tuple[int, int]] | None = None,
+        total: int | None = None,
         stop: int | None = None,
         block_score: str = "mean",
         seed: int = 0,
@@ -89,6 +91,7 @@ class LayerwiseRewirer(Rewirer):
             optimizer,
             every=every,
             schedule=schedule,
+            total=total,
             stop=stop,
             block_score=block_score,
             seed=seed,
@@ -98,11 +101,11 @@ class LayerwiseRewirer(Rewirer):
         growth = growth or self.GROWTH
         fraction = as_number(fraction, "fraction", 0, 1, "()")
         final_fraction = as_number(final_fraction, "final_fraction", 0, fraction, "[]")
-        length = stop if length is None else as_int(length, "length", 1)
+        length = self.schedule.stop if length is None else as_int(length, "length", 1)
         if length is None and fraction_schedule != "constant":
             raise ValueError(
                 f"length: expected the iterations over which a {fraction_schedule!r} fraction "
-                "falls, or `stop`, got neither"
+                "falls, or `stop`, or `total`, got none of them"
             )
         check_choice(fraction_schedule, "fraction_schedule", KINDS)
         if fraction_schedule == "exponential" and final_fraction == 0:
@@ -120,6 +123,15 @@ class LayerwiseRewirer(Rewirer):
     def recipe_arguments(cls, recipe: MethodRecipe, epoch_length: int) -> Arguments:
         arguments = super().recipe_arguments(recipe, epoch_length)
         return arguments | {"length": arguments.get("stop", recipe.epochs * epoch_length)}
+
+    @classmethod
+    def resolved(cls, recipe: MethodRecipe) -> dict[str, Any]:
+        given = recipe.rewiring
+        return {
+            "fraction": given["fraction"] or DEFAULT_FRACTION,
+            "fraction_schedule": given["fraction_schedule"] or cls.FRACTION_SCHEDULE,
+            "growth": given["growth"] or cls.GROWTH,
+        }
 
     # ---- what a method decides ----------------------------------------------------------------
 

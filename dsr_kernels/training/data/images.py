@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import signal
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from dsr_kernels.errors import UsageError, require
 from dsr_kernels.training.data.listing import Listing
-from dsr_kernels.training.data.streams import Batches, Draw
+from dsr_kernels.training.data.streams import WHOLE, Batches, Draw, Share
+from dsr_kernels.training.data.workers import Chunk, read
 from dsr_kernels.training.recipe.schema import Data
 
 if TYPE_CHECKING:
@@ -33,13 +30,12 @@ SIDE = 224
 RESIZED = 256 / 224  # shorter side before the central crop, as a multiple of the crop's side
 AREA, ASPECT, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of RandomResizedCrop
 MOST_PIXELS = 2**26  # of a picture as the central crop resizes it
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1
 
 
 def splits(train: Listing, test: Listing, side: int, workers: int) -> tuple[ImageSplit, ImageSplit]:
     """All images of both parts. `side` 0 stands for the paper's 224."""
-    require("PIL.Image", "data set imagenet", "imagenet")
+    require("PIL.Image", "a data set of pictures", "imagenet")
     classes = int(train.labels.max()) + 1
     return tuple(
         ImageSplit(part, np.arange(len(part)), classes, side or SIDE, workers)
@@ -73,6 +69,13 @@ class ImageSplit:
     def image_shape(self) -> tuple[int, int, int]:
         return 3, self.side, self.side
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32  # as the model sees them
+
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return moments()
+
     def fingerprint(self) -> str:
         return f"{self.classes} classes, files {self.listing.fingerprint(self.chosen)}"
 
@@ -80,16 +83,15 @@ class ImageSplit:
         return replace(self, chosen=self.chosen[index.numpy()])
 
     def train_batches(
-        self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw
+        self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw, share: Share = WHOLE
     ) -> Batches:
         """As `sets.Split` says; `draw` is called with the number of each image."""
-        return _read(
-            _Chunks(self, chunks, draw if settings.augment != "none" else None), self.workers
-        )
+        drawn = draw if settings.augment != "none" else None
+        return read(_Chunks(self, chunks, drawn, share), self.workers)
 
-    def eval_batches(self, batch_size: int) -> Batches:
+    def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Batches:
         chunks = torch.arange(len(self)).split(batch_size)
-        return _read(_Chunks(self, chunks, None), self.workers)
+        return read(_Chunks(self, chunks, None, share), self.workers)
 
     def image(self, number: int, generator: torch.Generator | None) -> np.ndarray:
         """Image `number`, uint8 [3, side, side]. Without generator it is the central crop."""
@@ -109,7 +111,7 @@ class ImageSplit:
 
 def decode(raw: bytes, where: str) -> Image.Image:
     """The image in RGB. Raises UsageError, which says `where` it is, for what is no image."""
-    pillow = require("PIL.Image", "data set imagenet", "imagenet")
+    pillow = require("PIL.Image", "a data set of pictures", "imagenet")
     try:
         with warnings.catch_warnings():  # Pillow only warns of a picture of 90 million pixels
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
@@ -170,77 +172,28 @@ def _bilinear() -> Image.Resampling:
     return Image.Resampling.BILINEAR
 
 
-_Chunk = tuple[torch.Tensor, torch.Tensor]  # images uint8 [B, 3, side, side], labels [B]
-
-
 @dataclass(frozen=True)
 class _Chunks:
-    """What workers read: the images and labels of each chunk of numbers."""
+    """What workers read: the images and labels of this process's share of each chunk of numbers."""
 
     split: ImageSplit
     chunks: Sequence[torch.Tensor]
     draw: Draw | None
+    share: Share
 
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, batch: int) -> _Chunk | UsageError:
-        """One chunk; an error is returned, since one raised in a worker arrives as a traceback."""
-        numbers = self.chunks[batch].tolist()
+    def __getitem__(self, batch: int) -> Chunk | UsageError:
+        """Of one chunk; an error is returned, as one raised in a worker arrives as a traceback."""
+        chunk = self.chunks[batch]
+        numbers = chunk[self.share.of(len(chunk))].tolist()
         try:
             images = [self.split.image(n, self.draw and self.draw(n)) for n in numbers]
         except UsageError as error:
             return error
         labels = self.split.listing.labels[self.split.chosen[numbers]]
-        return torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
-
-
-def _read(chunks: _Chunks, workers: int) -> Batches:
-    """The batches in order. Closing this iterator ends the workers."""
-    made = map(chunks.__getitem__, range(len(chunks)))
-    if workers and len(chunks):
-        made = _start_workers(chunks, min(workers, len(chunks)))
-    try:
-        for result in made:
-            if isinstance(result, UsageError):
-                raise result
-            yield result
-    finally:
-        made = result = None  # ends the workers now, even where a traceback keeps this frame
-
-
-def _start_workers(chunks: _Chunks, workers: int) -> Iterator[_Chunk | UsageError]:
-    with warnings.catch_warnings():
-        # The user may choose more workers than cores, for slow disks.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        loader = DataLoader(
-            chunks,
-            batch_size=None,  # each chunk is a batch already
-            num_workers=workers,
-            # Python 3.14's default starts a server: it shares no arrays and is another parent.
-            multiprocessing_context="fork",
-            worker_init_fn=_obey_the_parent_only,
-            generator=torch.Generator(),  # else it draws from torch's own
-        )
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited by the workers
-        try:
-            return iter(loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _obey_the_parent_only(_worker: int) -> None:
-    """Makes a worker ignore signals, except a SIGTERM that the run itself sends.
-
-    A Ctrl-C or SIGTERM to the whole group of processes must not end a worker, since the run needs
-    it to reach a safe point.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    parent = os.getppid()
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
+        pixels = np.zeros((len(images), *self.split.image_shape), np.uint8)
+        for place, image in enumerate(images):
+            pixels[place] = image
+        return torch.from_numpy(pixels), torch.from_numpy(labels)

@@ -70,12 +70,12 @@ class Listing:
         return digest.hexdigest()[:16]
 
 
-def find(data_dir: Path | None) -> tuple[Listing, Listing]:
-    """The training and test images of ImageNet, in the layout that is found.
+def find(name: str, data_dir: Path | None) -> tuple[Listing, Listing]:
+    """The training and test images of ImageNet or a folder like it, in the layout that is found.
 
     The test images are its `val` part. Raises UsageError where parts are missing.
     """
-    looked = readers.folders("imagenet", data_dir)
+    looked = readers.folders(name, data_dir)
     for folder in looked:
         for train, val, listing in (
             ("train", "val", _folders),
@@ -86,8 +86,8 @@ def find(data_dir: Path | None) -> tuple[Listing, Listing]:
                 return listing(folder, *found)
             if any(found):
                 has, lacks = (train, val) if found[0] else (val, train)
-                raise UsageError(f"data set imagenet: {folder} holds {has} but no {lacks}")
-    raise readers.missing("imagenet", looked)
+                raise UsageError(f"data set {name}: {folder} holds {has} but no {lacks}")
+    raise readers.missing(name, looked)
 
 
 def _folders(root: Path, train: list[Path], val: list[Path]) -> tuple[Listing, Listing]:

@@ -31,6 +31,7 @@ ADVICE = {
     "imagenet": "expected train/CLASS/*.jpg and val/CLASS/*.jpg, or train-*.tar and val-*.tar with "
     "members KEY.jpg and KEY.cls, in one of these; name their folder with --data-dir",
 }
+ADVICE["folder"] = ADVICE["imagenet"]
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",

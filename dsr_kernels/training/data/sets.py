@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,104 +15,83 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dsr_kernels.distribution import share_out
 from dsr_kernels.errors import UsageError, check_path, in_words
-from dsr_kernels.training.data import images, listing, readers
-from dsr_kernels.training.data.streams import Batches, Draw, stream
+from dsr_kernels.training.data import images, listing, readers, torchvision_sets, user_sets
+from dsr_kernels.training.data.streams import WHOLE, Batches, Draw, Share, stream
+from dsr_kernels.training.data.tensors import TensorSplit, stratified
 from dsr_kernels.training.placement import CPU, move
-from dsr_kernels.training.recipe.schema import Data
+from dsr_kernels.training.recipe.schema import DATA_SETS, Data
 
+PICTURES = ("imagenet", "folder")
 TENSOR_AUGMENTS = ("none", "crop_flip", "crop")
-SPLIT_SEED = 20190515  # fixed, so that runs with different seeds are compared on the same images
 
 
 class Split(Protocol):
-    """One part of a data set: its labels, and batches of uint8 images [B, C, H, W] with labels."""
+    """One part of a data set: its labels, and batches of images [B, C, H, W] with labels.
+
+    Images are bytes, or what a user's own data are: inputs [B, ...] as a model takes them.
+    """
 
     labels: torch.Tensor  # [N] int64
     classes: int
-    image_shape: tuple[int, int, int]  # (C, H, W)
+    image_shape: tuple[int, ...]  # (C, H, W)
+    dtype: torch.dtype  # of what the model sees
 
     def __len__(self) -> int: ...
 
     def take(self, index: torch.Tensor) -> Split:
         """The images `index`, in this order, as a split of their own."""
 
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean and standard deviation per channel in 0..255, [C] each; None: there is nothing to
+        normalise.
+        """
+
     def fingerprint(self) -> str:
         """A text that differs for other images."""
 
     def train_batches(
-        self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw
+        self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw, share: Share = WHOLE
     ) -> Batches:
-        """A batch for each row of `chunks` [batches, B], which holds the numbers of images.
+        """The `share` of a batch for each row of `chunks` [batches, B], which holds the numbers of
+        images.
 
-        The first row is batch `first` of its epoch. `draw` gives the random stream of a number.
+        The first row is batch `first` of its epoch. `draw` gives the random stream of a number. An
+        image looks the same in any share.
         """
 
-    def eval_batches(self, batch_size: int) -> Batches:
-        """All images in order, without augmentation."""
-
-
-@dataclass(frozen=True)
-class TensorSplit:
-    """Images and labels of one part of a data set, in memory."""
-
-    images: torch.Tensor  # [N, C, H, W] uint8
-    labels: torch.Tensor  # [N] int64
-    classes: int = 10
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
-
-    def take(self, index: torch.Tensor) -> TensorSplit:
-        return TensorSplit(self.images[index], self.labels[index], self.classes)
-
-    def fingerprint(self) -> str:
-        sums = [zlib.crc32(part.contiguous().numpy()) for part in (self.images, self.labels)]
-        return f"crc {sums[0]:08x} {sums[1]:08x}"
-
-    def train_batches(
-        self, settings: Data, chunks: torch.Tensor, first: int, draw: Draw
-    ) -> Batches:
-        """As `Split` says; `draw` is called with the number of each batch."""
-        for batch, chunk in enumerate(chunks, start=first):
-            images = self.images[chunk]
-            if settings.augment != "none":
-                flip = settings.augment == "crop_flip"
-                images = crop_flip(images, settings.pad, flip, draw(batch))
-            yield images, self.labels[chunk]
-
-    def eval_batches(self, batch_size: int) -> Batches:
-        for begin in range(0, len(self), batch_size):
-            part = slice(begin, begin + batch_size)
-            yield self.images[part], self.labels[part]
+    def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Batches:
+        """All images in order, without augmentation, `batch_size` at a time; of each such batch the
+        `share`, which may be empty.
+        """
 
 
 @dataclass(frozen=True)
 class DataSet:
     """The parts of a data set, with the training images' mean and standard deviation.
 
-    `validation` is None where no images are held out.
+    `validation` is None where no images are held out. A user's own data are not normalised here:
+    `mean` and `std` are None.
     """
 
     name: str
     train: Split
     validation: Split | None
     test: Split
-    mean: torch.Tensor  # [C] in 0..255
-    std: torch.Tensor  # [C]
+    mean: torch.Tensor | None  # [C] in 0..255
+    std: torch.Tensor | None  # [C]
 
     @property
     def classes(self) -> int:
         return self.train.classes
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         return self.train.image_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.train.dtype
 
     def fingerprint(self) -> str:
         """A text that differs for other training images. A run resumes only on its own."""
@@ -121,6 +99,8 @@ class DataSet:
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] -> float32, with mean 0 and deviation 1 per channel in training."""
+        if self.mean is None or self.std is None:
+            return images
         mean, std = (part.to(images.device).view(1, -1, 1, 1) for part in (self.mean, self.std))
         return (images.float() - mean) / std
 
@@ -131,11 +111,15 @@ def load(settings: Data, data_dir: Path | None = None) -> DataSet:
     if data_dir is not None:
         check_path(data_dir, "--data-dir")
     try:
-        train, test = _parts(settings, data_dir)
+        train, validation, test = _parts(settings, data_dir)
     except OSError as error:
         raise UsageError(f"data set {settings.name}: {in_words(error)}") from None
-    validation = None
     if settings.validation:
+        if validation is not None:
+            raise UsageError(
+                f"recipe: data.validation: {settings.name} brings its own validation part, expected"
+                f" 0, got {settings.validation}"
+            )
         if settings.validation >= len(train):
             raise UsageError(
                 f"recipe: data.validation: expected less than the {len(train)} training images, "
@@ -143,37 +127,66 @@ def load(settings: Data, data_dir: Path | None = None) -> DataSet:
             )
         held, rest = stratified(train.labels, settings.validation)
         train, validation = train.take(rest), train.take(held)
-    if settings.name == "imagenet":
-        return DataSet(settings.name, train, validation, test, *images.moments())
-    height, width = train.image_shape[1:]
-    if settings.augment != "none" and settings.pad >= min(height, width):
-        raise UsageError(
-            f"recipe: data.pad: expected less than the image side, got {settings.pad} "
-            f"for {height}x{width}"
-        )
-    return DataSet(settings.name, train, validation, test, *moments(train.images))
+    if isinstance(train, TensorSplit):
+        height, width = train.image_shape[1:]
+        if settings.augment != "none" and settings.pad >= min(height, width):
+            raise UsageError(
+                f"recipe: data.pad: expected less than the image side, got {settings.pad} "
+                f"for {height}x{width}"
+            )
+    return DataSet(settings.name, train, validation, test, *(train.moments() or (None, None)))
 
 
-def _parts(settings: Data, data_dir: Path | None) -> tuple[Split, Split]:
-    """What there is to train on, and the test images."""
+def _parts(settings: Data, data_dir: Path | None) -> tuple[Split, Split | None, Split]:
+    """What there is to train on, validation images where the data bring them, and test images."""
     if settings.name == "digits":
         full = _split(*readers.digits(settings.image_size))
         test, rest = stratified(full.labels, 360)
-        return full.take(rest), full.take(test)
-    if settings.name == "imagenet":
-        listings = listing.find(data_dir)
-        return images.splits(*listings, settings.image_size, settings.workers)
-    train, test = readers.READERS[settings.name](data_dir)
-    return _split(*train), _split(*test)
+        return full.take(rest), None, full.take(test)
+    if settings.name in PICTURES:
+        listings = listing.find(settings.name, data_dir)
+        train, test = images.splits(*listings, settings.image_size, settings.workers)
+        return train, None, test
+    if settings.name in readers.READERS:
+        train, test = readers.READERS[settings.name](data_dir)
+        return _split(*train), None, _split(*test)
+    if settings.name.startswith("torchvision:"):
+        arrays = torchvision_sets.find(settings, data_dir)
+        if arrays.in_memory:
+            _check_augment(settings, TENSOR_AUGMENTS)
+            train, test = (_split(*part, arrays.classes) for part in arrays.parts)
+        else:
+            _check_augment(settings, ("none", images.AUGMENT))
+            train, test = (
+                user_sets.UserSplit.of(settings, part, name, arrays.classes)
+                for part, name in zip(arrays.parts, ("training", "test"), strict=True)
+            )
+        return train, None, test
+    return user_sets.load(settings, data_dir)
 
 
 def _check_settings(settings: Data) -> None:
     """Raises UsageError for a setting that this data set does not have."""
-    if settings.image_size and settings.name not in ("digits", "imagenet"):
-        raise UsageError(
-            f"recipe: data.image_size is for digits and imagenet only, not for {settings.name}"
-        )
-    fitting = ("none", images.AUGMENT) if settings.name == "imagenet" else TENSOR_AUGMENTS
+    name = settings.name
+    if name in DATA_SETS:
+        if settings.arguments or settings.classes:
+            key = "arguments" if settings.arguments else "classes"
+            raise UsageError(f"recipe: data.{key}: is for data of your own, not for {name}")
+        if settings.image_size and name not in ("digits", *PICTURES):
+            raise UsageError(
+                f"recipe: data.image_size: is for digits and pictures only, not for {name}"
+            )
+        _check_augment(settings, ("none", images.AUGMENT) if name in PICTURES else TENSOR_AUGMENTS)
+    elif not name.startswith("torchvision:"):
+        _check_augment(settings, ("none",))
+        if settings.image_size:
+            raise UsageError(
+                f"recipe: data.image_size: {name} gives items of its own size, expected 0, got "
+                f"{settings.image_size}"
+            )
+
+
+def _check_augment(settings: Data, fitting: tuple[str, ...]) -> None:
     if settings.augment not in fitting:
         raise UsageError(
             f"recipe: data.augment: expected one of {', '.join(fitting)} for {settings.name}, "
@@ -181,62 +194,8 @@ def _check_settings(settings: Data) -> None:
         )
 
 
-def _split(images: np.ndarray, labels: np.ndarray) -> TensorSplit:
-    return TensorSplit(torch.from_numpy(images), torch.from_numpy(labels).long())
-
-
-def stratified(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The indices of `count` images, and those of all others.
-
-    Each class has its share of the `count`, by largest remainders.
-    """
-    order = torch.randperm(len(labels), generator=stream(SPLIT_SEED, "split"))
-    classes, totals = labels.unique(return_counts=True)
-    quota = share_out(count, totals.tolist(), totals.tolist())
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, number in zip(classes, quota, strict=True):
-        chosen[order[labels[order] == label][:number]] = True
-    return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
-
-
-def moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation per channel, [C] each.
-
-    They come from exact integer histograms, so no order of summation matters.
-    """
-    level = torch.arange(256, dtype=torch.float64)
-    means, deviations = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        mean = (counts * level).sum() / counts.sum()
-        variance = (counts * (level - mean) ** 2).sum() / counts.sum()
-        means.append(mean)
-        deviations.append(variance.sqrt().clamp_min(1e-6))
-    return torch.stack(means).float(), torch.stack(deviations).float()
-
-
-def crop_flip(
-    images: torch.Tensor, pad: int, flip: bool, generator: torch.Generator
-) -> torch.Tensor:
-    """Pads the images by `pad` with reflections and crops each at random to its old size.
-
-    With `flip`, half of the images are mirrored. All of it is one gather for the batch. It equals
-    ``F.pad(image, [pad] * 4, mode='reflect')[:, y : y + H, x : x + W]`` for each image.
-    """
-    count, channels, height, width = images.shape
-    offsets = torch.randint(-pad, pad + 1, (2, count, 1), generator=generator)
-    rows = _reflect(torch.arange(height) + offsets[0], height)  # [B, H]
-    columns = _reflect(torch.arange(width) + offsets[1], width)  # [B, W]
-    if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    image = torch.arange(count).view(-1, 1, 1, 1)
-    channel = torch.arange(channels).view(1, -1, 1, 1)
-    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
-    return (size - 1) - ((size - 1) - index.abs()).abs()
+def _split(images: np.ndarray, labels: np.ndarray, classes: int = 10) -> TensorSplit:
+    return TensorSplit(torch.from_numpy(images), torch.from_numpy(labels).long(), classes)
 
 
 def train_batches(
@@ -247,8 +206,10 @@ def train_batches(
     epoch: int,
     start: int = 0,
     device: torch.device = CPU,
+    share: Share = WHOLE,
 ) -> Batches:
-    """Batches `start`, `start + 1`, ... of one epoch: (normalised float images, labels).
+    """Batches `start`, `start + 1`, ... of one epoch: (normalised float images, labels), of each
+    the process's `share`.
 
     Every epoch has an order of its own, and leaves out the images that do not fill a last batch.
     Images travel to the device as bytes and become floats there.
@@ -257,15 +218,19 @@ def train_batches(
     count = len(order) // batch_size
     chunks = order[start * batch_size : count * batch_size].view(-1, batch_size)
     draw = functools.partial(stream, seed, "augment", epoch)
-    batches = data.train.train_batches(settings, chunks, start, draw)
+    batches = data.train.train_batches(settings, chunks, start, draw, share)
     yield from _on_device(data, batches, device)
 
 
 def eval_batches(
-    data: DataSet, split: Split, batch_size: int, device: torch.device = CPU
+    data: DataSet,
+    split: Split,
+    batch_size: int,
+    device: torch.device = CPU,
+    share: Share = WHOLE,
 ) -> Batches:
-    """The whole split in order: (normalised float images, labels)."""
-    yield from _on_device(data, split.eval_batches(batch_size), device)
+    """The whole split in order: (normalised float images, labels), of each batch the `share`."""
+    yield from _on_device(data, split.eval_batches(batch_size, share), device)
 
 
 def _on_device(data: DataSet, batches: Batches, device: torch.device) -> Batches:

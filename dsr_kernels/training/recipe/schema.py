@@ -15,11 +15,14 @@ from typing import Any, get_type_hints
 
 from dsr_kernels.backends.blocks import BLOCK_SIZES
 from dsr_kernels.choices import unknown
+from dsr_kernels.convert.presets import PRESETS
 from dsr_kernels.distribution import DISTRIBUTIONS
 from dsr_kernels.errors import UsageError, shown
 from dsr_kernels.rewiring import METHODS
 from dsr_kernels.rewiring.recipe_keys import ByEpoch as Schedule
 from dsr_kernels.rewiring.recipe_keys import all_keys as all_method_keys
+from dsr_kernels.training.recipe import limits as limits_of
+from dsr_kernels.training.recipe.tables import Names, Table, as_names, as_table
 
 DENSE = ("dense", "thin_dense")  # methods whose model has no sparse layers
 METHOD_NAMES = (*METHODS, *DENSE)
@@ -28,30 +31,40 @@ METHOD_NAMES = (*METHODS, *DENSE)
 MOST_INT, MOST_FLOAT = 2**63 - 1, 1e37
 MOST_EPOCHS = 2**31 - 1  # of at most 2^32 iterations each: an int64 counts them
 MOST_ITERATIONS = 2**53  # in a schedule, whose numbers are floats: these are exact
+MODELS = ("wrn28", "lenet300", "resnet18", "resnet50")  # of this package, in any width
+DATA_SETS = ("digits", "fashion_mnist", "mnist", "cifar10", "imagenet", "folder")
 
 
 def setting(
     default: Any = dataclasses.MISSING,
     *,
     choices: Collection[str] | None = None,
+    libraries: Collection[str] | None = None,
     low: float | None = None,
     high: float | None = None,
     below: float | None = None,
 ) -> Any:
     """A recipe field with its limits: ``low <= value``, ``value <= high``, ``value < below``.
 
-    In a schedule they are those of its values.
+    In a schedule they are those of its values. A field with `libraries` may also name something of
+    theirs, or a user's own function, see references.py.
     """
-    limits = {"choices": choices, "low": low, "high": high, "below": below}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=limits)
+    limits = {"choices": choices, "libraries": libraries, "low": low, "high": high, "below": below}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=limits)
     return field(default=default, metadata=limits)
 
 
 @dataclass(kw_only=True)
 class Model:
-    name: str = setting(choices=("wrn28", "lenet300", "resnet18", "resnet50"))
+    name: str = setting(choices=MODELS, libraries=("timm", "torchvision"))
+    arguments: Table = setting({})  # of a model that is none of MODELS
     sparsity: float = setting(0.9, low=0.0, below=1.0)
+    # What stays dense. This package's models: "", the paper's choice. Others: "" is "safe".
+    preset: str = setting("", choices=("", *PRESETS))
+    exclude: Names = setting([])  # globs of further layers that stay dense
+    overrides: Table = setting({})  # sparsities of layers that are not `sparsity`, by glob
+    keep: str = setting("random", choices=("random", "magnitude"))  # weights of a model not of ours
     # Multiplies the channels. 0: 2 for wrn28, 1 for others, and for thin_dense whatever gives it
     # as many parameters as the sparse model.
     width: float = setting(0.0, low=0.0, high=1000.0)
@@ -66,15 +79,16 @@ class Model:
 
 @dataclass(kw_only=True)
 class Data:
-    name: str = setting(choices=("digits", "fashion_mnist", "mnist", "cifar10", "imagenet"))
+    name: str = setting(choices=DATA_SETS, libraries=("torchvision",))
+    arguments: Table = setting({})  # of data that are none of DATA_SETS
+    classes: int = setting(0, low=0)  # of data that do not say it themselves; 0: they do
     validation: int = setting(low=0)  # images held out of the training set, stratified by class
     augment: str = setting("none", choices=("none", "crop_flip", "crop", "resized_crop_flip"))
     pad: int = setting(4, low=0)  # reflection padding before the random crop
-    # digits: the side to upsample 8x8 to, 0: as stored. imagenet: the side of the crops, 0: 224.
+    # digits: the side to upsample 8x8 to, 0: as stored. Pictures: the side of the crops, 0: 224.
     image_size: int = setting(0, low=0)
-    workers: int = setting(
-        4, low=0, high=1024
-    )  # imagenet: processes that decode images; 0: the run's own
+    # Of pictures and a user's data: processes that read them; 0: the run's own.
+    workers: int = setting(4, low=0, high=1024)
 
 
 @dataclass(kw_only=True)
@@ -120,6 +134,23 @@ class Checkpoint:
 
 
 @dataclass(kw_only=True)
+class Distributed:
+    """How several processes train, as torchrun starts them; one alone needs none of it."""
+
+    sync_batch_norm: bool = setting(False)  # statistics of the whole batch; on GPUs only
+    bucket_mb: float = setting(25.0, low=0.001)  # gradients that are averaged at a time
+    timeout_seconds: float = setting(600.0, low=1.0, high=1e6)  # one waits so long for another
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    """Where numbers go beside CSV files and TensorBoard: "wandb", "mlflow" or a user's function."""
+
+    to: Names = setting([])
+    project: str = setting("")  # of wandb, experiment of mlflow; "": their own default
+
+
+@dataclass(kw_only=True)
 class Start:
     """What a run begins with instead of its own initialisation; see training/take_over.py."""
 
@@ -146,6 +177,8 @@ class Recipe:
     rewiring: Rewiring = field(default_factory=Rewiring)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     start: Start = field(default_factory=Start)
+    distributed: Distributed = field(default_factory=Distributed)
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 def convert(kind: type, table: Any, path: str = "") -> Any:
@@ -172,41 +205,25 @@ def _value(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
         return convert(hint, value, key)
     if hint == Schedule:
         return _schedule(value, key, limits.get("high") or MOST_FLOAT)
+    if hint == Table:
+        return as_table(value, key)
+    if hint == Names:
+        return as_names(value, key)
     if type(value) is not hint and not (hint is float and type(value) is int):
         raise UsageError(f"recipe: {key}: expected {_words(hint)}, got {shown(value)}")
     if hint is str:
-        _check_text(value, key)
+        limits_of.check_text(value, key)
     if hint is float and not math.isfinite(value):
         raise UsageError(f"recipe: {key}: expected a finite number, got {value!r}")
     if limits.get("choices") and value not in limits["choices"]:
-        got = value if hint is str else shown(value)
-        raise UsageError(
-            f"recipe: {key}: unknown value {unknown(got, map(str, limits['choices']))}"
-        )
+        if hint is not str:
+            raise UsageError(
+                f"recipe: {key}: expected one of {limits['choices']}, got {shown(value)}"
+            )
+        limits_of.check_choice(value, key, limits)
     if hint in (int, float):
-        _check_number(value, key, MOST_INT if hint is int else MOST_FLOAT, limits)
+        limits_of.check_number(value, key, MOST_INT if hint is int else MOST_FLOAT, limits)
     return float(value) if hint is float else value
-
-
-def _check_text(value: str, key: str) -> None:
-    """Raises UsageError for a string that no file can hold: half of a surrogate pair is in it."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"recipe: {key}: expected UTF-8, got {shown(value)}") from None
-
-
-def _check_number(value: float, key: str, most: float, limits: Mapping[str, Any]) -> None:
-    """Raises UsageError unless -most <= value <= most and the field's own limits hold."""
-    bounds = {"low": -most, "high": most} | {k: v for k, v in limits.items() if v is not None}
-    for name, text, bad in (
-        ("low", "at least", lambda bound: value < bound),
-        ("high", "at most", lambda bound: value > bound),
-        ("below", "below", lambda bound: value >= bound),
-    ):
-        if name in bounds and bad(bounds[name]):
-            bound = bounds[name]
-            raise UsageError(f"recipe: {key}: expected a value {text} {bound}, got {shown(value)}")
 
 
 def _schedule(value: Any, key: str, most: float) -> Schedule:
@@ -254,6 +271,11 @@ def all_keys(kind: type = Recipe, path: str = "") -> list[str]:
         key = _join(path, name)
         keys += all_keys(hint, key) if dataclasses.is_dataclass(hint) else [key]
     return keys
+
+
+def is_table(key: str) -> bool:
+    """Whether the value of a dotted key is itself a table, of the user's own names."""
+    return key in all_keys() and hint_of(key) == Table
 
 
 def hint_of(key: str) -> Any:

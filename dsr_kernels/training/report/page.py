@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 from pathlib import Path
 from typing import Any
 
 from dsr_kernels.errors import UsageError
+from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.report import plots, style
 from dsr_kernels.training.run.files import Json, write_atomically
@@ -85,7 +85,7 @@ def _page(story: Story, images: dict[str, bytes], missing: str | None) -> str:
     title = recipe.name or "run"
     blocks = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(recipe.description)}</p>',
+        f'<p class="lead">{html.escape(_what_ran(recipe))}</p>',
         _tiles(story),
         "<h2>Training</h2>",
     ]
@@ -106,6 +106,16 @@ def _page(story: Story, images: dict[str, bytes], missing: str | None) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def _what_ran(recipe: Recipe) -> str:
+    """Method, sparsity and seed, and the recipe's description."""
+    dense = recipe.method == "dense"
+    sparsity = "" if dense else f", sparsity {recipe.model.sparsity:g}"
+    ran = (
+        f"{recipe.model.name} on {recipe.data.name}: {recipe.method}{sparsity}, seed {recipe.seed}"
+    )
+    return f"{ran}. {recipe.description}" if recipe.description else ran
 
 
 def _tiles(story: Story) -> str:
@@ -152,7 +162,13 @@ def _sizes(story: Story) -> list[tuple[str, str]]:
         sparse += f"; {_sparsity(began):.1%}, {began['nonzeros']:,} at the start"
     ratio = now["dense_bytes"]["total"] / now["bytes"]["total"]
     memory = f"weights, indices and optimizer{when}, against dense"
-    return [(f"{_sparsity(now):.1%}", sparse), (f"{ratio:.1f}x smaller", memory)]
+    tiles = [(f"{_sparsity(now):.1%}", sparse)]
+    if story.ended and "zeros" in now:  # not in the results of older versions
+        share = now["zeros"] / max(now["nonzeros"], 1)
+        tiles.append(
+            (f"{share:.2%}", f"of the non-zeros are exactly 0 at the end: {now['zeros']:,}")
+        )
+    return [*tiles, (f"{ratio:.1f}x smaller", memory)]
 
 
 def _sparsity(model: Json) -> float:
@@ -216,6 +232,10 @@ def _epochs(story: Story) -> str:
 
 def _machine(story: Story) -> str:
     rows = [(key, str(value)) for key, value in story.about["machine"].items()]
+    if "processes" in story.about:
+        processes = story.about["processes"]
+        hosts = ", ".join(dict.fromkeys(processes["hosts"]))
+        rows.append(("processes", f"{processes['number']} on {hosts}"))
     rows += [(f"{part} images", f"{n:,}") for part, n in story.about["images"].items()]
     if story.results and "peak_rss_mib" in story.results:
         rows.append(("peak memory of the process", f"{story.results['peak_rss_mib']:,} MiB"))
@@ -225,17 +245,15 @@ def _machine(story: Story) -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    rows = []
-    for spec in dataclasses.fields(recipe):
-        value = getattr(recipe, spec.name)
-        if dataclasses.is_dataclass(value):
-            rows += [(f"{spec.name}.{k}", _short(v)) for k, v in dataclasses.asdict(value).items()]
-        elif spec.name not in ("name", "description"):
-            rows.append((spec.name, _short(value)))
+    rows = [(key, _short(v)) for key, v in recipes.values(recipe).items() if key != "name"]
     return f"<div><h2>Recipe</h2>{_table(rows)}</div>"
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_short(entry)}" for key, entry in value.items())
+    if isinstance(value, list) and not all(isinstance(pair, tuple) for pair in value):
+        return ", ".join(_short(entry) for entry in value)
     if isinstance(value, list):
         return ", ".join(f"from epoch {epoch:g}: {number:g}" for epoch, number in value)
     if isinstance(value, bool):

@@ -113,7 +113,9 @@ def density(story: Story) -> Figure:
         for layer in story.layers
     ]
     epochs = [row["epoch"] for row in story.rewires]
-    edges = [*epochs, max(story.last_epoch, epochs[-1] + 1e-6)]
+    # What holds from the last rewire on has a width, too, where that is the end of training.
+    shortest = (epochs[-1] - epochs[0]) / 50 or 1e-6
+    edges = [*epochs, max(story.last_epoch, epochs[-1] + shortest)]
     rows = [index - 0.5 for index in range(len(names) + 1)]
     positions = sum(layer["positions"] for layer in story.layers)
     norm = _around(100 * story.rewires[-1]["nonzeros"] / positions, table)

@@ -45,6 +45,7 @@ class State(TypedDict, total=False):
     rewirer: dict[str, Any] | None  # its state_dict; None for a dense model
     scaler: dict[str, Any]  # state_dict of the loss scaler
     exploration: dict[str, torch.Tensor] | None  # the bitmaps of positions ever active
+    ranks: list[dict[str, torch.Tensor]]  # of several processes, the next two of each by rank
     random: torch.Tensor  # state of torch's generator
     cuda_random: torch.Tensor  # of the GPU's, on a GPU
 

@@ -6,11 +6,13 @@ RUN/results.json once training is over      RUN/rewires.csv  one row a rewire
 RUN/checkpoints  RUN/tensorboard            RUN/report.html, RUN/plots
 RUN/.lock        held while a process       RUN/log.txt      what `dsr train` printed, where
                  trains the run                              `dsr experiment` started it
+RUN/.job         the job of torchrun that made it, which alone goes on with it without --resume
+RUN/.tracker     the name of the run for trackers such as wandb, where it has any
 
 Where each format is defined: recipe.toml in recipe/schema.py; run.json and results.json in
 start.py, with the sizes by `setup.describe`; the CSV columns in run/records.py; checkpoints in
-run/checkpoint.py, the keys of state.pt in loop.py (`Trainer.save`), those of a sparse layer's
-weight in nn/stored.py.
+run/checkpoint.py, the keys of state.pt in parts.py (`Parts._write_checkpoint`), those of a sparse
+layer's weight in nn/stored.py.
 """
 
 from __future__ import annotations
@@ -20,18 +22,21 @@ import errno
 import hashlib
 import json
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from dsr_kernels.errors import SystemFailed, UsageError, check_path, in_words
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
-from dsr_kernels.training.run import out_folder
+from dsr_kernels.training.run import out_folder, torchrun
 from dsr_kernels.training.run.checkpoint import Checkpoints, State, recipe_copy
 from dsr_kernels.training.run.files import Json, temporary, write_atomically
 from dsr_kernels.training.run.out_folder import LOCK
 
 LOG = "log.txt"  # what `dsr train` printed where `dsr experiment` started it; older than the run
+JOB = ".job"
+TRACKER = ".tracker"
 CHECKSUM = "sha256"  # key of a JSON file: of all else in it
 FULL = {errno.ENOSPC, errno.EDQUOT}  # a full disk, or a user's share of it
 
@@ -45,8 +50,11 @@ class Run:
         self._made: list[Path] = []  # folders that `create` made
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe) -> Run:
-        """A new run in an empty or absent folder. Raises UsageError where anything is in it."""
+    def create(cls, folder: Path, recipe: Recipe, job: str = "") -> Run:
+        """A new run in an empty or absent folder. Raises UsageError where anything is in it.
+
+        job: names the job of torchrun that makes it; "" without.
+        """
         out_folder.check(folder)
         if (folder / "recipe.toml").exists():
             raise UsageError(
@@ -54,9 +62,12 @@ class Run:
                 "or name another folder"
             )
         run = cls(folder)
-        run._made = out_folder.prepare(folder, "run", (LOG, temporary("recipe.toml")))
+        run._made = out_folder.prepare(folder, "run", (LOG, JOB, temporary("recipe.toml")))
         try:
             run.lock()
+            (folder / JOB).unlink(missing_ok=True)
+            if job:
+                (folder / JOB).write_text(job)
             write_atomically(folder / "recipe.toml", recipes.dump(recipe))
         except BaseException:
             run.withdraw()
@@ -71,18 +82,31 @@ class Run:
             raise UsageError(f"{folder} holds no run (there is no recipe.toml in it)")
         return cls(folder)
 
-    def lock(self) -> None:
+    @staticmethod
+    def is_of(job: str, folder: Path) -> bool:
+        """Whether the run in `folder` is one that this job of torchrun has made."""
+        if not job or not (folder / "recipe.toml").is_file():
+            return False
+        with contextlib.suppress(OSError, ValueError):
+            return (folder / JOB).read_text() == job
+        return False
+
+    def lock(self, patience: float = 0.0) -> None:
         """Locks the run until `release`, or the process ends, however it does.
 
-        Raises UsageError if another process holds the lock.
+        Raises UsageError if another process holds the lock, for longer than so many seconds.
         """
+        end = time.monotonic() + patience
         self._lock = out_folder.lock(self.folder)
+        while self._lock is None and time.monotonic() < end:
+            time.sleep(0.1)
+            self._lock = out_folder.lock(self.folder)
         if self._lock is None:
             raise UsageError(f"{self.folder}: another process is training this run")
 
     def withdraw(self) -> None:
         """Undoes `create`, unless something has been added since. The folder is then free again."""
-        own = {"recipe.toml", temporary("recipe.toml"), LOCK}
+        own = {"recipe.toml", temporary("recipe.toml"), LOCK, JOB, TRACKER}
         if self._lock is not None:  # else another process may train here
             if {path.name for path in self.folder.iterdir()} - own - {LOG}:
                 return
@@ -103,7 +127,7 @@ class Run:
         `overrides` and `seed` are as in `recipes.load`.
         """
         self._check_recipe()
-        return recipes.load(str(self.folder / "recipe.toml"), overrides, seed)
+        return recipes.load(str(self.folder / "recipe.toml"), overrides, seed, of_run=True)
 
     def _check_recipe(self) -> None:
         path, kept = self.folder / "recipe.toml", recipe_copy(self.folder / "checkpoints")
@@ -111,7 +135,7 @@ class Run:
             return
         way_out = f"the checkpoint's own copy is {kept[0]}: put it back to go on"
         try:
-            own, theirs = recipes.load(str(path)), recipes.load(str(kept[0]))
+            own, theirs = (recipes.load(str(p), of_run=True) for p in (path, kept[0]))
         except UsageError as error:
             place = "" if str(path) in str(error) else f"{path}: "
             raise UsageError(f"{place}{error}; {way_out}") from None
@@ -206,5 +230,5 @@ def _checksum(content: Json) -> str:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that continues the run, for a message."""
-    return f"dsr train --resume {shlex.quote(str(folder))}"
+    """The command that continues the run, on as many processes, for a message."""
+    return f"{torchrun.command()} train --resume {shlex.quote(str(folder))}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.training.run.checkpoint import State
 from dsr_kernels.training.run.csv_files import CsvLog, read_csv, verify
 from dsr_kernels.training.run.files import naming
+from dsr_kernels.training.run.trackers import Guarded
 
 METRICS = (
     *("epoch", "iteration", "lr", "train_loss", "train_accuracy"),
@@ -44,19 +45,18 @@ class Events:
         with naming(folder):
             self.writer = SummaryWriter(str(folder), purge_step=begin)
 
-    def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         if self.writer is not None:
             with naming(self.folder):
                 for name, value in values.items():
-                    if value is not None:
-                        self.writer.add_scalar(name, value, iteration)
+                    self.writer.add_scalar(name, value, iteration)
 
     def flush(self) -> None:
         if self.writer is not None:
             with naming(self.folder):
                 self.writer.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         if self.writer is not None:
             with naming(self.folder):
                 self.writer.close()
@@ -106,6 +106,7 @@ class Records:
         iteration: int = 0,
         exploration: bool = False,
         top5: bool = False,
+        trackers: Sequence[Guarded] = (),
     ) -> None:
         layer_columns = tuple(f"nonzeros:{name}" for name in layers)
         columns = {
@@ -122,7 +123,7 @@ class Records:
             name: CsvLog(folder / f"{name}.csv", names, lengths.get(name))
             for name, names in columns.items()
         }
-        self.events = Events(folder / "tensorboard", iteration)
+        self.trackers = [Events(folder / "tensorboard", iteration), *trackers]
         if saved is not None:
             self._repeat_events(folder, iteration)
 
@@ -139,11 +140,12 @@ class Records:
         ):
             for row in read_csv(folder / f"{name}.csv"):
                 if row["iteration"] == iteration:
-                    self.events.scalars(iteration, scalars(row))
+                    self._tell(iteration, scalars(row))
 
     def lengths(self) -> dict[str, int]:
         """The length of each CSV file now, for the checkpoint. Events so far survive a kill."""
-        self.events.flush()
+        for tracker in self.trackers:
+            tracker.flush()
         return {name: log.length() for name, log in self.logs.items()}
 
     def sums(self) -> dict[str, torch.Tensor]:
@@ -154,7 +156,7 @@ class Records:
         """Records a finished epoch. Timings are apart, as they alone differ between equal runs."""
         self.logs["metrics"].row(row)
         self.logs["timings"].row(timing)
-        self.events.scalars(row["iteration"], {**_epoch_scalars(row), **_timing_scalars(timing)})
+        self._tell(row["iteration"], {**_epoch_scalars(row), **_timing_scalars(timing)})
 
     def rewire(
         self,
@@ -171,12 +173,19 @@ class Records:
         row["nonzeros"] = sum(nonzeros.values())
         row |= {f"nonzeros:{name}": count for name, count in nonzeros.items()}
         self.logs["rewires"].row(row)
-        self.events.scalars(row["iteration"], _rewire_scalars(row))
+        self._tell(row["iteration"], _rewire_scalars(row))
 
-    def close(self) -> None:
+    def _tell(self, iteration: int, values: Mapping[str, float | None]) -> None:
+        known = {name: value for name, value in values.items() if value is not None}
+        for tracker in self.trackers:
+            tracker.scalars(iteration, known)
+
+    def close(self, failed: bool = False) -> None:
+        """failed: the run has not come to its end."""
         for log in self.logs.values():
             log.close()
-        self.events.close()
+        for tracker in self.trackers:
+            tracker.close(failed)
 
 
 def check(folder: Path, saved: State) -> list[str]:

@@ -1,4 +1,7 @@
 // The warp's matrix instructions against plain matrices, and rows that are not there yet.
+#include <cmath>
+#include <cstring>
+
 #include "cases.h"
 #include "cuda/tensor_core.h"
 
@@ -42,6 +45,19 @@ bool matrices(bool) {
   return true;
 }
 
+// Fragments straight from memory, as the PTX manual draws them for m16n8k8 of TF32.
+__global__ void multiply_floats(const float* a /* [16][8] */, const float* b /* [8][8] */,
+                                float* c /* [16][8] */) {
+  const int lane = threadIdx.x, q = lane / 4, r = lane % 4;
+  uint32_t left[4], right[2];
+  for (int i = 0; i < 4; ++i) left[i] = __float_as_uint(a[(q + i % 2 * 8) * 8 + r + i / 2 * 4]);
+  for (int i = 0; i < 2; ++i) right[i] = __float_as_uint(b[(r + i * 4) * 8 + q]);
+  float sums[4];
+  for (int i = 0; i < 4; ++i) sums[i] = c[(q + i / 2 * 8) * 8 + 2 * r + i % 2];
+  multiply_add<float>(sums, left, right[0], right[1]);
+  for (int i = 0; i < 4; ++i) c[(q + i / 2 * 8) * 8 + 2 * r + i % 2] = sums[i];
+}
+
 // Fragments straight from memory, as the PTX manual draws them for m16n8k16.
 template <class T>
 __global__ void multiply_all(const T* a /* [16][16] */, const T* b /* [16][8] */,
@@ -65,23 +81,63 @@ __global__ void multiply_all(const T* a /* [16][16] */, const T* b /* [16][8] */
 
 template <class T>
 bool products_of() {
-  std::vector<T> a(16 * 16), b(16 * 8);
+  constexpr int kDepth = 32 / sizeof(T);
+  std::vector<T> a(16 * kDepth), b(kDepth * 8);
   std::vector<float> c(16 * 8), expected(16 * 8);
-  for (int i = 0; i < 16 * 16; ++i) a[i] = T(static_cast<float>(i * 7 % 31 - 15));
-  for (int i = 0; i < 16 * 8; ++i) b[i] = T(static_cast<float>(i * 5 % 23 - 11) / 4);
+  for (int i = 0; i < 16 * kDepth; ++i) a[i] = T(static_cast<float>(i * 7 % 31 - 15));
+  for (int i = 0; i < kDepth * 8; ++i) b[i] = T(static_cast<float>(i * 5 % 23 - 11) / 4);
   for (int m = 0; m < 16; ++m) {
     for (int n = 0; n < 8; ++n) {
       float sum = c[m * 8 + n] = static_cast<float>(100 * m + n);
-      for (int k = 0; k < 16; ++k)
-        sum += static_cast<float>(a[m * 16 + k]) * static_cast<float>(b[k * 8 + n]);
+      for (int k = 0; k < kDepth; ++k)
+        sum += static_cast<float>(a[m * kDepth + k]) * static_cast<float>(b[k * 8 + n]);
       expected[m * 8 + n] = sum;
     }
   }
-  DSR_LAUNCH((multiply_all<T>), 1, kLanes, 0, nullptr, a.data(), b.data(), c.data());
+  if constexpr (sizeof(T) == 4) {
+    DSR_LAUNCH((multiply_floats), 1, kLanes, 0, nullptr, a.data(), b.data(), c.data());
+  } else {
+    DSR_LAUNCH((multiply_all<T>), 1, kLanes, 0, nullptr, a.data(), b.data(), c.data());
+  }
   return c == expected;  // quarters of small integers: exact
 }
 
-bool products(bool) { return products_of<__nv_bfloat16>() && products_of<__half>(); }
+bool products(bool) {
+  return products_of<__nv_bfloat16>() && products_of<__half>() && products_of<float>();
+}
+
+// Rounded numbers of TF32, and what an instruction makes of a number that was not: the lower bits
+// are cut off.
+__global__ void round_and_multiply(const float* x, float* rounded, float* cut) {
+  const int lane = threadIdx.x;
+  rounded[lane] = cuda::to_tf32(x[lane]);
+  const uint32_t left[4] = {__float_as_uint(x[lane / 4 * 4]), 0, 0, 0};
+  float sums[4] = {};
+  multiply_add<float>(sums, left, __float_as_uint(lane % 4 == 0 ? 1.f : 0.f), 0);
+  if (lane % 4 == 0) cut[lane / 4] = sums[0];
+}
+
+bool tf32(bool) {
+  const float unit = 1.f / 1024, half = unit / 2, infinity = INFINITY;
+  std::vector<float> x(kLanes, 1.f + 0.75f * unit), rounded(kLanes), cut(8);
+  const float cases[][2] = {{1.f + half, 1.f + unit},
+                            {1.f + half - unit / 4096, 1.f},
+                            {1.f + 3 * half, 1.f + 2 * unit},
+                            {-1.f - half, -1.f - unit},
+                            {2.f - half, 2.f},
+                            {0x1p-149f * 4096, 0x1p-149f * 8192},
+                            {3.4028235e38f, infinity},
+                            {-infinity, -infinity},
+                            {-0.f, -0.f}};
+  constexpr int kCases = sizeof(cases) / sizeof(cases[0]);
+  for (int i = 0; i < kCases; ++i) x[i] = cases[i][0];
+  x[kCases] = NAN;
+  DSR_LAUNCH((round_and_multiply), 1, kLanes, 0, nullptr, x.data(), rounded.data(), cut.data());
+  for (int i = 0; i < kCases; ++i) {
+    if (std::memcmp(&rounded[i], &cases[i][1], sizeof(float)) != 0) return false;
+  }
+  return std::isnan(rounded[kCases]) && rounded[kLanes - 1] == 1.f + unit && cut[7] == 1.f;
+}
 
 __global__ void load_from_others(const uint16_t* rows, uint32_t* y, bool planted) {
   DSR_SHARED(uint4, tile, [kRows]);
@@ -111,6 +167,7 @@ bool matrix_row_without_syncwarp(bool planted) {
 const std::vector<Case> kMatrices = {
     {"matrices", matrices},
     {"products", products},
+    {"tf32", tf32},
     {"matrix_row_without_syncwarp", matrix_row_without_syncwarp},
 };
 

@@ -59,7 +59,7 @@ def test_hits_the_budget_exactly_and_computes_what_its_dense_twin_computes(
 ):
     net = Net()
     before = copy.deepcopy(net.state_dict())
-    sparse = sparsify(net, sparsity, distribution, keep=keep)
+    sparse = sparsify(net, sparsity, distribution, keep=keep, preset="all")
     nnz, numel = counts(sparse)
     assert nnz == budget(numel, sparsity)
     assert all(torch.equal(net.state_dict()[key], before[key]) for key in before)
@@ -73,7 +73,7 @@ def test_hits_the_budget_exactly_and_computes_what_its_dense_twin_computes(
 
 
 def test_shared_modules_stay_shared():
-    sparse = sparsify(Net())
+    sparse = sparsify(Net(), preset="all")
     assert sparse.shared is sparse.stages[1] is sparse.stages[2][1]
     assert isinstance(sparse.shared.conv1, SparseConv2d)
     dense = densify(sparse)
@@ -82,17 +82,22 @@ def test_shared_modules_stay_shared():
 
 def test_inplace_and_a_layer_as_model():
     net = Net()
-    assert sparsify(net, inplace=True) is net
+    assert sparsify(net, inplace=True, preset="all") is net
     assert counts(net)[0] > 0
     assert densify(net, inplace=True) is net
     assert counts(net) == (0, 0)
-    assert isinstance(sparsify(nn.Linear(8, 8)), SparseLinear)
+    assert isinstance(sparsify(nn.Linear(8, 8), preset="all"), SparseLinear)
     assert type(densify(SparseLinear(8, 8))) is nn.Linear
 
 
 def test_exclude_and_overrides_by_glob():
     sparse = sparsify(
-        Net(), 0.9, "erk", exclude=["stem", "head"], overrides={"*.conv2": 0.5, "stages.0": 0.5}
+        Net(),
+        0.9,
+        "erk",
+        exclude=["stem", "head"],
+        overrides={"*.conv2": 0.5, "stages.0": 0.5},
+        preset="all",
     )
     assert isinstance(sparse.stem, nn.Conv2d)
     assert isinstance(sparse.head, nn.Linear)
@@ -103,7 +108,7 @@ def test_exclude_and_overrides_by_glob():
 
 
 def test_a_glob_may_name_a_container_or_an_alias():
-    sparse = sparsify(Net(), exclude=["stages.2"])
+    sparse = sparsify(Net(), exclude=["stages.2"], preset="all")
     assert isinstance(sparse.shared.conv1, nn.Conv2d)  # it is stages.2.1 as well
     assert isinstance(sparse.stages[2][0].conv1, nn.Conv2d)
     assert isinstance(sparse.stages[0].conv1, SparseConv2d)
@@ -113,25 +118,25 @@ def test_a_glob_may_name_a_container_or_an_alias():
 def test_globs_that_fit_nothing_are_errors_with_the_closest_names(argument):
     wrong = ["haed"] if argument == "exclude" else {"haed": 0.5}
     with pytest.raises(ValueError, match=rf"{argument}: 'haed' fits no .*closest names are head"):
-        sparsify(Net(), **{argument: wrong})
+        sparsify(Net(), **{argument: wrong}, preset="all")
 
 
 def test_refuses_the_impossible():
     with pytest.raises(ValueError, match="overrides: layer stem is given several sparsities"):
-        sparsify(Net(), overrides={"stem": 0.5, "st*m": 0.6})
+        sparsify(Net(), overrides={"stem": 0.5, "st*m": 0.6}, preset="all")
     with pytest.raises(ValueError, match=r"no nn\.Conv1d, nn\.Conv2d or nn\.Linear to convert"):
-        sparsify(nn.ReLU())
+        sparsify(nn.ReLU(), preset="all")
     with pytest.raises(ValueError, match="keep: unknown value"):
-        sparsify(Net(), keep="largest")
+        sparsify(Net(), keep="largest", preset="all")
     with pytest.raises(ValueError, match="distribution: unknown value"):
-        sparsify(Net(), distribution="ER")
+        sparsify(Net(), distribution="ER", preset="all")
 
 
 def test_a_weight_that_cannot_be_ranked_names_its_layer_and_changes_nothing():
     net = Net()
     net.head.weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="layer 'head': weight: expected finite values"):
-        sparsify(net, keep="magnitude", inplace=True)
+        sparsify(net, keep="magnitude", inplace=True, preset="all")
     assert counts(net) == (0, 0)
 
 
@@ -146,12 +151,14 @@ def test_layers_that_cannot_be_converted_stay_dense_with_a_warning():
     )
     model[5].weight = model[4].weight
     with pytest.warns(UserWarning, match="these layers stay dense") as record:
-        sparse = sparsify(model, 0.5)
+        sparse = sparsify(model, 0.5, preset="all")
     text = str(record[0].message)
     assert "1: its weight is parametrized" in text
     assert "5: its weight is shared with 4" in text
-    assert "3.linear1: the module it is in reads its weight" in text
-    assert [name for name, _ in named_sparse_modules(sparse)] == ["0"]
+    assert "2.out_proj, 3.self_attn.out_proj: the module it is in reads its weight" in text
+    assert "2, 3.self_attn: its input projections are in no layer that could be sparse" in text
+    names = [name for name, _ in named_sparse_modules(sparse)]
+    assert names == ["0", "3.linear1", "3.linear2"]
     x = torch.randn(3, 2, 8)
     assert sparse[3].eval()(x).shape == x.shape
     assert sparse[2](x, x, x)[0].shape == x.shape
@@ -160,7 +167,8 @@ def test_layers_that_cannot_be_converted_stay_dense_with_a_warning():
 
 def test_same_generator_same_model():
     one, two = (
-        sparsify(Net(), generator=torch.Generator().manual_seed(3)).state_dict() for _ in range(2)
+        sparsify(Net(), generator=torch.Generator().manual_seed(3), preset="all").state_dict()
+        for _ in range(2)
     )
     keys = [key for key in one if key.endswith("indices")]
     assert keys
@@ -168,7 +176,7 @@ def test_same_generator_same_model():
 
 
 def test_summary_counts_what_is_there():
-    sparse = sparsify(Net(), 0.9, exclude=["stem"])
+    sparse = sparsify(Net(), 0.9, exclude=["stem"], preset="all")
     table = summary(sparse)
     nnz, numel = counts(sparse)
     assert (table.sparse_nnz, table.sparse_numel) == (nnz, numel)
@@ -179,7 +187,9 @@ def test_summary_counts_what_is_there():
     text = str(table)
     for part in ("stem", "excluded by 'stem'", "SparseLinear", "8x8x3x3", "total", "sparsity 0.9"):
         assert part in text
-    assert len({len(line.split("  ")[0]) for line in text.splitlines()[2:-2]}) >= 1
+    header, _, *rows = text.splitlines()
+    for line, layer in zip(rows[:-3], table.layers, strict=True):
+        assert line.startswith(layer.name) and line.index(layer.kind) == header.index("kind")
     assert "shared" in text
     assert "stages.1" not in text  # the shared block is listed once
 
@@ -193,7 +203,7 @@ def test_summary_of_a_dense_model_and_of_one_without_parameters():
 
 def test_training_a_sparsified_model():
     torch.manual_seed(0)
-    model = sparsify(Net(), 0.8, "erk")
+    model = sparsify(Net(), 0.8, "erk", preset="all")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     x, target = torch.randn(16, 3, 8, 8), torch.randint(5, (16,))
     losses = []
@@ -210,7 +220,7 @@ def test_training_a_sparsified_model():
 def test_nothing_is_written_onto_the_layers_that_stay_dense(inplace):
     net = Net()
     before = {name: set(vars(module)) for name, module in net.named_modules()}
-    sparse = sparsify(net, exclude=["stem", "*.conv1"], inplace=inplace)
+    sparse = sparsify(net, exclude=["stem", "*.conv1"], inplace=inplace, preset="all")
     for model in (net, sparse):
         dense = {n: m for n, m in model.named_modules() if not hasattr(m, "weight_values")}
         assert all(set(vars(module)) == before[name] for name, module in dense.items())
@@ -228,17 +238,17 @@ def test_summary_says_why_a_layer_is_dense_as_far_as_that_can_be_known():
     other = "not a convolution or linear layer"
     assert notes(model) == ["", "", subclass, other]
     with pytest.warns(UserWarning, match="these layers stay dense: 2: Scaled"):
-        sparse = sparsify(model, 0.5, exclude=["1"])
+        sparse = sparsify(model, 0.5, exclude=["1"], preset="all")
     assert notes(sparse) == ["excluded by '1'", subclass, other]
     assert notes(model) == ["", "", subclass, other]
     assert notes(copy.deepcopy(sparse)) == ["left dense", subclass, other]
-    thawed = sparsify(sparse, 0.5, exclude=["2"])
+    thawed = sparsify(sparse, 0.5, exclude=["2"], preset="all")
     assert notes(thawed) == ["excluded by '2'", other]
 
 
 def test_convolutions_of_one_dimension_are_converted():
     model = nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU(), nn.Conv1d(6, 2, 5, padding="same"))
-    sparse = sparsify(model, 0.5)
+    sparse = sparsify(model, 0.5, preset="all")
     assert [type(module) for module in sparse] == [SparseConv1d, nn.ReLU, SparseConv1d]
     x = torch.randn(3, 4, 9)
     torch.testing.assert_close(densify(sparse)(x), sparse(x))

@@ -1,10 +1,10 @@
-"""The command ``dsr``: train, report, experiment, bench, info.
+"""The command ``dsr``: train, new, report, export, experiment, bench, info.
 
 Exit codes:
     0    done
     1    the system failed, such as a full disk or too little memory, or a cell of an experiment did
     2    wrong usage or input
-    3    training stopped, because the loss or a weight is not finite
+    3    training stopped, because the loss or a weight is not finite, or processes differ
     130  Ctrl-C
     143  SIGTERM
 """
@@ -17,29 +17,52 @@ import os
 import sys
 from pathlib import Path
 
+from dsr_kernels.cli import general
+
 Commands = argparse._SubParsersAction  # what add_subparsers returns
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code. A failure is one sentence on stderr."""
-    options = _parser().parse_args(arguments)
-    from dsr_kernels.errors import Interrupted, SystemFailed, TrainingStopped, UsageError, in_words
+    from dsr_kernels.errors import (
+        Interrupted,
+        SaidElsewhere,
+        SystemFailed,
+        Terminated,
+        TrainingStopped,
+        UsageError,
+        in_words,
+    )
 
-    try:
-        code: int = options.run(options)
-        sys.stdout.flush()  # an output that cannot be written fails here, not behind the last line
-        return code
-    except (UsageError, TrainingStopped, Interrupted, SystemFailed) as error:
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:  # nobody reads the output any more, as in `dsr train --list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # a full disk, a folder without permission
-        return _fail(in_words(error), 1)
-    except MemoryError:
-        return _fail("out of memory", 1)
+    with contextlib.ExitStack() as signals:
+        try:
+            options = _parse(sys.argv[1:] if arguments is None else arguments)
+            if options.run is _train:
+                from dsr_kernels.training.signals import EarlySigterm
+
+                signals.enter_context(EarlySigterm())
+            code: int = options.run(options)
+            sys.stdout.flush()  # what cannot be written fails here, not behind the last line
+            return code
+        except (UsageError, TrainingStopped, Interrupted, SystemFailed) as error:
+            return _fail(str(error), error.exit_code)
+        except SaidElsewhere as error:
+            return error.exit_code
+        except Terminated as error:  # before the processes have met
+            if os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1":
+                return error.exit_code  # the first one says it
+            return _fail(f"{error}{error.NOTHING}", error.exit_code)
+        except KeyboardInterrupt:
+            return _fail("interrupted", 130)
+        except (
+            BrokenPipeError
+        ):  # nobody reads the output any more, as in `dsr train --list | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:  # a full disk, a folder without permission
+            return _fail(in_words(error), 1)
+        except MemoryError:
+            return _fail("out of memory", 1)
 
 
 def _fail(message: str, code: int) -> int:
@@ -48,15 +71,38 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _parser()
+    general.check_command(parser, arguments)
+    return parser.parse_args(arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dsr", description="Truly sparse training for PyTorch.")
+    general.add_options(parser)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     _add_train(commands)
 
+    new = commands.add_parser("new", help="write a recipe, with a comment on every key")
+    new.add_argument("file", metavar="FILE.toml", type=Path, help="the new recipe")
+    new.add_argument("--method", metavar="NAME", default="dsr", help="its method (default: dsr)")
+    model = "its model: a name, timm:NAME, torchvision:NAME or package.module:function"
+    new.add_argument("--model", metavar="NAME", default="wrn28", help=f"{model} (default: wrn28)")
+    data = "its data: a name, folder, torchvision:NAME or package.module:function"
+    new.add_argument("--data", metavar="NAME", default="digits", help=f"{data} (default: digits)")
+    new.set_defaults(run=_new)
+
     report = commands.add_parser("report", help="write report.html and the plots of a run again")
     report.add_argument("folder", metavar="RUN", type=Path, help="folder of the run")
     report.set_defaults(run=_report)
+
+    export = commands.add_parser("export", help="write a run's model as a dense one, for others")
+    export.add_argument("folder", metavar="RUN", type=Path, help="folder of the run")
+    target = "the new file: model.onnx, model.pt2 or dense.safetensors"
+    export.add_argument("file", metavar="FILE", type=Path, help=target)
+    _add_data_dir(export)
+    export.set_defaults(run=_export)
 
     _add_experiment(commands)
     _add_bench(commands)
@@ -77,11 +123,13 @@ def _add_train(commands: Commands) -> None:
     add("--list", action="store_true", help="list the recipes and exit")
     add("--recipe", metavar="NAME", help="a recipe by name, or a TOML file by path")
     _add_set(train, "override a value, as in model.sparsity=0.8 (repeatable)")
+    epochs = "train N epochs, with the recipe's schedules stretched or shortened to them"
+    add("--epochs", metavar="N", type=int, help=epochs)
     add("--out", metavar="RUN", type=Path, help="folder of the new run")
     resume = "continue the run in this folder, or in that of --out"
     add("--resume", metavar="RUN", type=Path, nargs="?", const=True, help=resume)
     add("--seed", metavar="N", type=int, help="the same as --set seed=N")
-    add("--data-dir", metavar="DIR", type=Path, help="folder of the data set's files")
+    _add_data_dir(train)
     every = "test every N epochs, as the paper does (default: only once, at the end)"
     add("--eval-test-every", metavar="N", type=int, help=every)
     compare = "at the end, time the sparse model beside its dense twin"
@@ -98,20 +146,27 @@ def _add_experiment(commands: Commands) -> None:
     experiment = commands.add_parser(
         "experiment",
         help="run a grid: methods x sparsities x seeds",
-        description="Runs a grid of recipes, each cell in a process, and writes tables and plots "
-        "of the results. The same command again continues it: finished cells stay, failed cells "
-        "run again.",
-        epilog="example: dsr experiment lenet300-fashion_mnist --jobs 2 --out runs/lenet",
+        description="Runs a grid of recipes, each cell in a process or a job of Slurm, and writes "
+        "tables and plots of the results. The same command again continues it: finished cells "
+        "stay, jobs that are alive are followed, failed cells run again.",
+        epilog="examples: dsr experiment lenet300-fashion_mnist --jobs 2 --out runs/lenet; "
+        "dsr experiment mechanism --launcher slurm --slurm time=240 --slurm partition=gpu",
     )
     add = experiment.add_argument
     add("name", metavar="NAME", nargs="?", help="a grid by name, or a TOML file by path")
     add("--list", action="store_true", help="list the grids and exit")
     add("--out", metavar="DIR", type=Path, help="folder of the experiment (default: runs/NAME)")
-    jobs = "number of cells that run at a time (default: 1)"
-    add("--jobs", metavar="N", type=int, default=1, help=jobs)
-    threads = "number of CPU threads of each cell (default: cores / jobs)"
+    launcher = "what cells run as: processes that end with the command; jobs of slurm that go on "
+    launcher += "without it; or local, the way of slurm on this machine (default: processes)"
+    choices = {"choices": ("processes", "slurm", "local"), "default": "processes"}
+    add("--launcher", **choices, help=launcher)
+    slurm = "what a job asks for, as in time=240 (minutes), partition=gpu, gpus_per_node=1"
+    add("--slurm", metavar="KEY=VALUE", action="append", default=[], help=f"{slurm} (repeatable)")
+    jobs = "number of cells that run at a time (default: 1), on slurm of each array (default: all)"
+    add("--jobs", metavar="N", type=int, help=jobs)
+    threads = "number of CPU threads of each cell (default: cores / jobs, or a slurm job's cores)"
     add("--threads", metavar="N", type=int, help=threads)
-    add("--data-dir", metavar="DIR", type=Path, help="folder of the data set's files")
+    _add_data_dir(experiment)
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     _add_set(experiment, "override a value in every cell, as in training.epochs=5 (repeatable)")
     add("--report", action="store_true", help="only write tables and plots again")
@@ -146,56 +201,16 @@ def _add_set(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", help=what, **options)
 
 
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir", metavar="DIR", type=Path, help="folder of the data set's files"
+    )
+
+
 def _train(options: argparse.Namespace) -> int:
-    from dsr_kernels import text_table
-    from dsr_kernels.errors import check_threads
-    from dsr_kernels.training.recipe import load as recipes
-    from dsr_kernels.training.run.folder import Run
+    from dsr_kernels.training import command
 
-    if options.list:
-        rows = [(name, recipes.load(name).description) for name in recipes.names()]
-        print("\n".join(text_table.columns(rows, left=(0, 1))))
-        return 0
-    folder = _folder(options)
-    overrides = list(options.overrides)
-    if options.eval_test_every is not None:
-        overrides.append(f"training.eval_test_every={options.eval_test_every}")
-    if options.resume and not options.recipe:
-        recipe = Run.open(folder).recipe(overrides, options.seed)
-    else:
-        recipe = recipes.load(options.recipe or recipes.DEFAULT, overrides, options.seed)
-    check_threads(options.threads)
-    given = {
-        "data_dir": options.data_dir,
-        "compare_dense": options.compare_dense,
-        "quiet": options.quiet or None,
-        "make_report": not options.no_report,
-        "device": options.device,
-    }
-    if options.threads is not None:
-        given["threads"] = options.threads
-    from dsr_kernels.training import start
-
-    if options.resume:
-        start.continue_run(folder, recipe, **given)
-    else:
-        start.new_run(recipe, folder, **given)
-    return 0
-
-
-def _folder(options: argparse.Namespace) -> Path:
-    """The folder of the run, from --out or --resume."""
-    from dsr_kernels.errors import UsageError
-    from dsr_kernels.training.run.folder import Run
-
-    if not options.resume:
-        if options.out is None:
-            raise UsageError("--out: expected the folder of the run, such as --out runs/first")
-        return options.out
-    folder = options.out if options.resume is True else options.resume
-    if folder is None or (options.out and options.out != folder):
-        raise UsageError("--resume: expected one run, as --resume RUN or --out RUN --resume")
-    return Run.open(folder).folder
+    return command.run(options)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -203,6 +218,21 @@ def _report(options: argparse.Namespace) -> int:
     from dsr_kernels.training.run.folder import Run
 
     print(page.write(Run.open(options.folder)))
+    return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from dsr_kernels.training.recipe import new
+
+    new.write(options.file, options.method, options.model, options.data)
+    print(f"{options.file}: train it with: dsr train --recipe {options.file} --out runs/first")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dsr_kernels.training.export import export
+
+    print(export(options.folder, options.file, options.data_dir))
     return 0
 
 
@@ -224,7 +254,3 @@ def _info(_: argparse.Namespace) -> int:
     check_processor()
     show_config()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`dsr experiment --launcher slurm`: cells as jobs of a cluster, by submitit."""
