@@ -3,7 +3,8 @@
     python benchmarks/blocks_picture.py KEPT-blocks.json results.csv picture.png
 
 The milliseconds of a step and the bytes of the weights come from a JSON of measure_blocks.py,
-accuracies from the results of `dsr experiment blocks`: methods such as dsr_16 are in blocks of 16.
+accuracies from the results of `dsr experiment blocks`: methods such as dsr_16 and
+dsr_16_exact are in blocks of 16.
 """
 
 from __future__ import annotations
@@ -16,24 +17,32 @@ from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from whole_models.blocks import in_blocks
+from whole_models.blocks import fastest_thin, in_blocks
 from whole_models.variants import Variant
 
 from dsr_kernels.bench.rivals import fastest
 from dsr_kernels.training.report import style
 
 OURS = Variant("ours", bf16=True, fused=True).name
-COLORS = {"dense": style.GREY, "static": style.GREEN, "dsr": style.BLUE, "rigl": style.ORANGE}
+COLORS = {
+    "dense": style.GREY,
+    "thin": style.GREY,
+    "static": style.GREEN,
+    "dsr": style.BLUE,
+    "rigl": style.ORANGE,
+}
 
 
 def variant_of(method: str, taken: dict) -> str | None:
     """What `method` trains with, as the JSON names it, in bfloat16; None where it has no such."""
     if method == "dense":
         return fastest(taken, "dense", "bf16")
-    name, _, size = method.partition("_")
-    if name not in COLORS or not (size or "1").isdigit():
+    if method == "thin_dense":
+        return fastest_thin(taken, "bf16")
+    name, size = [*method.split("_"), "1"][:2]
+    if name not in COLORS or not size.isdigit():
         return None
-    variant = in_blocks(OURS, int(size or 1))
+    variant = in_blocks(OURS, int(size))
     return variant if variant in taken else None
 
 

@@ -11,8 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from gpu.pages import renew
+from pages import renew
 from targets import speed_up
+from whole_models.blocks import fastest_thin
 
 from dsr_kernels.bench.rivals import PRECISIONS, fastest
 from dsr_kernels.text_table import markdown
@@ -45,14 +46,14 @@ def _where(facts: dict) -> str:
 
 
 def steps_table(kept: list[dict]) -> str:
-    """A fused training step by precision: the best dense one, unstructured, and in blocks."""
+    """A fused training step by precision: the best dense and thin dense one, and ours."""
     rows = []
     for each in kept:
         where = _where(each["machine"])
         for record in each.get("steps", []):
             for precision in PRECISIONS:
                 rows += _step_rows(record, precision, where)
-    header = ["step, ms (min / median)", "best dense", "unstructured", "blocks of 16"]
+    header = ["step, ms (min / median)", "best dense", "thin dense", "unstructured", "blocks of 16"]
     return markdown([*header, "over the best dense", "machine"], rows)
 
 
@@ -62,7 +63,11 @@ def _step_rows(record: dict, precision: str, where: str) -> list[list[str]]:
     if dense is None or ours is None:
         return []
     blocks = taken[f"{ours}, blocks of 16"]
-    ms = ["{min:.0f} / {median:.0f}".format(**t) for t in (taken[dense], taken[ours], blocks)]
+    thin = taken.get(fastest_thin(taken, precision))
+    ms = [
+        "{min:.0f} / {median:.0f}".format(**t) if t else ""
+        for t in (taken[dense], thin, taken[ours], blocks)
+    ]
     over = [_cell(taken[dense]["min"] / t["min"]) for t in (taken[ours], blocks)]
     name = f"{record['model']} at {record['sparsity']:.0%}, batch {record['batch']}, {precision}"
     return [[name, *ms, " and ".join(over), where]]

@@ -11,9 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from gpu.pages import renew
-from gpu.tables import markdown
 from layers import SPARSITIES
+from on_gpu.tables import markdown
+from pages import renew
 from targets import break_even
 
 BEGIN, END = "<!-- measured on a CPU: made by `make cpu-tables` -->", "<!-- end of CPU -->"

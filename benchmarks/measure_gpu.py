@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 import torch
-from gpu import layers as layer_records
-from gpu import steps, yardsticks
-from gpu.tables import tables
-from gpu.timing import Clock
 from layers import FAMILIES, SPARSITIES
+from on_gpu import layers as layer_records
+from on_gpu import steps, yardsticks
+from on_gpu.tables import tables
+from on_gpu.timing import Clock
 from summarize import lines_of
 
 from dsr_kernels.bench.problem import OPERATIONS, Layer

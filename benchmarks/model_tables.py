@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpu.pages import renew
+from pages import renew
 
 from dsr_kernels.bench.rivals import PRECISIONS, fastest, ratio, words
 from dsr_kernels.text_table import markdown

@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu.measured import step_ratios
-from gpu.pages import renew
-from gpu.tables import PAIRS, markdown, mean_ratios
 from layers import FAMILIES
+from on_gpu.measured import step_ratios
+from on_gpu.tables import PAIRS, markdown, mean_ratios
+from pages import renew
 from targets import speed_up
 
 BEGIN, END = "<!-- measured: made by `make readme-table` -->", "<!-- end of measured -->"

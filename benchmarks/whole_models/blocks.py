@@ -1,21 +1,30 @@
-"""Training steps in blocks of output channels, in turn with unstructured and dense ones."""
+"""Training steps in blocks of output channels, beside unstructured, dense and thin dense ones.
+
+A thin dense network has as many parameters as the sparse one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
+import dsr_kernels
+from dsr_kernels.bench.rivals import fastest
 from dsr_kernels.bench.timing import Alternation
-from whole_models.comparison import in_turn, warmed_up
+from dsr_kernels.models import thin_width
+from whole_models.comparison import THIN, in_turn, warmed_up
 from whole_models.training import Training
-from whole_models.variants import Case, Variant, dense, fuse, precisions
+from whole_models.variants import Case, Variant, dense, precisions
 
 BLOCK_SIZES = (1, 4, 8, 16)
 
 
 def steps_record(case: Case, rounds: int, compiled: bool = True) -> dict[str, Any]:
-    """Milliseconds of the fused step by block size and precision, and of every dense rival.
+    """Milliseconds of the fused step by block size and precision, and of every dense rival, thin
+    ones too.
 
     Beside them the bytes of each model's weights and indices.
     """
@@ -23,16 +32,16 @@ def steps_record(case: Case, rounds: int, compiled: bool = True) -> dict[str, An
     torch.compiler.reset()
     images, labels, sparsity = case.images(), case.labels(), case.sparsities[0]
     trainings = {}
-    for variant in dense(compiled):
-        batch = images.to(**variant.format)
-        trainings[variant.name] = Training(
-            variant.model(case, 0.0), batch, labels, variant.autocast
-        )
+    for each, before in ((case, ""), (_thin(case, sparsity), THIN)):
+        for variant in dense(compiled):
+            batch, model = images.to(**variant.format), variant.model(each, 0.0)
+            trainings[before + variant.name] = Training(model, batch, labels, variant.autocast)
     for bf16 in precisions():
         variant = Variant("ours", bf16, fused=True)
         for size in BLOCK_SIZES:
-            model = fuse(case.make(sparsity, block_size=size)).train()
-            training = Training(model, images, labels, variant.autocast)
+            model = case.make(sparsity=sparsity, block_size=size)
+            dsr_kernels.fuse(model, verbose=False)
+            training = Training(model.train(), images, labels, variant.autocast)
             trainings[in_blocks(variant.name, size)] = training
     steps, left_out = warmed_up({name: each.step for name, each in trainings.items()})
     alternation = Alternation(in_turn(steps))
@@ -47,6 +56,27 @@ def steps_record(case: Case, rounds: int, compiled: bool = True) -> dict[str, An
         "milliseconds": alternation.milliseconds(),
         "weight bytes": {name: each.weight_bytes() for name, each in trainings.items()},
     }
+
+
+def _thin(case: Case, sparsity: float) -> Case:
+    """The case with its dense model made narrow."""
+
+    def twin(width: float) -> torch.nn.Module:
+        return case.make(sparse=False, device="meta", width=width)
+
+    usual = case.make.keywords["width"]
+    return case._replace(make=partial(case.make, width=thin_width(twin, usual, sparsity)))
+
+
+def fastest_thin(milliseconds: Mapping[str, Mapping[str, float]], precision: str) -> str | None:
+    """The name of the fastest thin dense run of a precision; None where there is none."""
+    plain = {
+        name.removeprefix(THIN): times
+        for name, times in milliseconds.items()
+        if name.startswith(THIN)
+    }
+    name = fastest(plain, "dense", precision)
+    return None if name is None else THIN + name
 
 
 def in_blocks(name: str, size: int) -> str:

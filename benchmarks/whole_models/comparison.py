@@ -1,6 +1,7 @@
 """Times the variants of a model in turn, and makes the records.
 
-Dense and ours alternate within each round: dense, ours, dense, ours, and so on.
+Dense and ours alternate within each round: dense, ours, dense, ours, and so on; thin dense ones
+between them, where there are any.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from whole_models.variants import Case, Variant, dense, ours
 Run = Callable[[], object]
 Repeat = Callable[[Run, int], None]
 T = TypeVar("T")
+
+# Before the name of a dense run whose model is narrow: no rival by dsr_kernels.bench.rivals.
+THIN = "thin "
 
 
 def plain_loop(run: Run, rounds: int) -> None:
@@ -145,13 +149,12 @@ def warmed_up(runs: Mapping[T, Callable[[], Any]]) -> tuple[dict[T, Callable], d
 
 
 def in_turn(runs: Mapping[T, Run]) -> dict[T, Run]:
-    """The runs in an order in which dense and ours take turns, as far as there are both."""
-    names = [name for name in runs if _is_dense(name)], [n for n in runs if not _is_dense(n)]
-    return {name: runs[name] for name in _flat(zip_longest(*names))}
-
-
-def _is_dense(name: object) -> bool:
-    return isinstance(name, str) and name.startswith("dense")
+    """The runs in an order in which dense, thin and ours take turns, while there are of each."""
+    sides: dict[str, list[T]] = {"dense": [], THIN: [], "": []}
+    for name in runs:
+        side = next(s for s in sides if (isinstance(name, str) and name.startswith(s)) or not s)
+        sides[side].append(name)
+    return {name: runs[name] for name in _flat(zip_longest(*sides.values()))}
 
 
 def _flat(pairs: Iterator[tuple]) -> Iterator:

@@ -5,7 +5,7 @@ A variant's name is what dsr_kernels.bench.rivals reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Case(NamedTuple):
     """A model with the batch that it is measured on."""
 
     name: str
-    make: Callable[..., nn.Module]
+    make: partial[nn.Module]
     batch: int
     size: int  # of an image
     classes: int
@@ -37,8 +37,8 @@ class Case(NamedTuple):
         return torch.randint(0, self.classes, (self.batch,))
 
 
-WRN = Case("WRN-28-2", partial(wrn_28, 2), 128, 32, 10)
-RESNET = Case("ResNet-50", resnet50, 16, 224, 1000)
+WRN = Case("WRN-28-2", partial(wrn_28, width=2), 128, 32, 10)
+RESNET = Case("ResNet-50", partial(resnet50, width=1.0), 16, 224, 1000)
 
 
 class Variant(NamedTuple):
@@ -65,8 +65,10 @@ class Variant(NamedTuple):
     def model(self, case: Case, sparsity: float, training: bool = True) -> nn.Module:
         """A model of the case as this variant runs it. Dense ones have no sparsity."""
         if self.side == "ours":
-            model = case.make(sparsity)
-            model = (fuse(model) if self.fused else model).train(training)
+            model = case.make(sparsity=sparsity)
+            if self.fused:
+                dsr_kernels.fuse(model, verbose=False)
+            model.train(training)
         else:
             model = case.make(sparse=False).train(training)
             if self.folded:
@@ -79,17 +81,6 @@ class Variant(NamedTuple):
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
 
-def can_fuse() -> bool:
-    """Whether this version of the package can fuse a model."""
-    return hasattr(dsr_kernels, "fuse")
-
-
-def fuse(model: nn.Module) -> nn.Module:
-    """The model with batch norm, ReLU and additions in its sparse convolutions."""
-    fused = dsr_kernels.fuse(model)
-    return fused if isinstance(fused, nn.Module) else model
-
-
 def precisions() -> tuple[bool, ...]:
     """bfloat16 or not: float32, and bfloat16 where oneDNN takes it."""
     return (False, True) if bf16_here() else (False,)
@@ -97,8 +88,7 @@ def precisions() -> tuple[bool, ...]:
 
 def ours(compiled: bool = False) -> Iterator[Variant]:
     """Every way of ours: precision, fused or not, and eager or compiled."""
-    fusing = (False, True) if can_fuse() else (False,)
-    for bf16, fused, through in product(precisions(), fusing, (False, True)):
+    for bf16, fused, through in product(precisions(), (False, True), (False, True)):
         if compiled or not through:
             yield Variant("ours", bf16, fused=fused, compiled=through)
 

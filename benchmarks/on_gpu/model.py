@@ -1,6 +1,6 @@
 """Times of the GPU kernels by their tilings' cost model, on GPUs that need not be there.
 
-PYTHONPATH=benchmarks python -m gpu.model docs/cuda.md
+PYTHONPATH=benchmarks python -m on_gpu.model docs/cuda.md
 
 writes the table between two marks of the page. The counts are those that choose a tiling
 (dsr_kernels/backends/cuda/tiling.py), at the clocks below. Dense is taken to reach its data
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from layers import FAMILIES
+from pages import renew
 
 from dsr_kernels.backends.cuda.passes import PassShape, forward_shape, grad_input_shape
 from dsr_kernels.backends.cuda.tiling import Device, choose_gather, choose_grad_weight
 from dsr_kernels.bench.problem import Layer
 from dsr_kernels.text_table import markdown
 
-from .pages import renew
 from .yardsticks import SHARED_BYTES_PER_CLOCK
 
 BEGIN, END = "<!-- modelled: made by `make cuda-model` -->", "<!-- end of modelled -->"

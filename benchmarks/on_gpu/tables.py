@@ -1,6 +1,6 @@
 """Tables, in Markdown, of a JSON that measure_gpu.py wrote.
 
-PYTHONPATH=benchmarks python -m gpu.tables KEPT.json
+PYTHONPATH=benchmarks python -m on_gpu.tables KEPT.json
 """
 
 from __future__ import annotations

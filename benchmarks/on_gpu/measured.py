@@ -1,6 +1,6 @@
 """What a GPU measured, as docs/measured.md and docs/cuda.md show it, from the kept JSON.
 
-PYTHONPATH=benchmarks python -m gpu.measured KEPT.json docs/measured.md docs/cuda.md
+PYTHONPATH=benchmarks python -m on_gpu.measured KEPT.json docs/measured.md docs/cuda.md
 
 writes the tables between two marks of either page. Dense is the faster of its memory formats.
 """
@@ -14,12 +14,12 @@ from statistics import geometric_mean
 from textwrap import fill
 
 from layers import FAMILIES
+from pages import renew
 
 from dsr_kernels.text_table import markdown
 
 from .layers import best
 from .model import GPUS, microseconds
-from .pages import renew
 from .tables import (
     AT,
     PAIRS,

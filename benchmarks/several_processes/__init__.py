@@ -1,0 +1,1 @@
+"""Data parallelism by gloo's processes on one machine, sparse and dense."""
