@@ -1,9 +1,14 @@
 # make demo: set up, install, train a sparse WRN-28-2 on the embedded data in about two minutes
 # make test: set up, install, run every test
+# make examples: an environment with the frameworks of examples/, then every script there on tiny data
+#   and the other tests that need one of these packages
 # make bench: measure this machine, sparse against dense: build/bench-kept.json, pictures, tables
 # make bench-blocks: layers with weights in blocks of output channels: build/blocks.json, a table
 # make cuda-table: what the compiled GPU kernels take, written into docs/cuda.md
 # make cuda-model: what the cost model expects of them on GPUs that are not here, written there too
+# make bench-distributed: 1, 2 and 4 processes that train together: build/distributed.json, tables
+# make distributed-table: what the kept JSONs of that say, written into docs/distributed.md
+# make distributed-model: what a step is expected to take on many GPUs, written into docs/distributed.md
 # make gpu-tables: what the kept JSON of an H200 says, written into docs/measured.md and docs/cuda.md
 # make bench-models: whole models alone, ours beside every dense rival: build/models.json, tables
 # make cpu-tables: what the kept JSON of a CPU says, written into docs/measured.md
@@ -13,12 +18,15 @@
 # make readme-table: the few lines of both that README.md shows, written there
 # make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
 # make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
+# make docs: the site, from docs/: build/site
+# make tutorial: runs docs/tutorial.ipynb anew, on Fashion-MNIST
 # make lint: the style checks of continuous integration
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+DOCS_STAMP = $(VENV)/.docs-installed
 export PATH := $(abspath $(BIN)):$(PATH)
 SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 # What was measured and kept.
@@ -26,14 +34,16 @@ CPU_RESULTS = benchmarks/results/xeon-avx512-2cores.json
 GPU_RESULTS = benchmarks/results/h200.json
 MODEL_RESULTS = $(sort $(wildcard benchmarks/results/*-models.json))
 BLOCK_RESULTS = $(sort $(wildcard benchmarks/results/*-blocks.json))
+DISTRIBUTED_RESULTS = $(sort $(wildcard benchmarks/results/*-distributed.json))
 # Of these machines the one whose dense is hardest to beat: README shows that.
 README_MODELS = benchmarks/results/xeon-amx-2cores-models.json
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test lint bench bench-models bench-blocks cuda-table cuda-model gpu-tables cpu-tables \
+.PHONY: demo test examples lint bench bench-models bench-blocks cuda-table cuda-model gpu-tables cpu-tables \
+  bench-distributed distributed-table distributed-model \
   model-tables blocks-table blocks-picture readme-table \
-  test-gpu test-gpu-sanitizer bench-gpu clean
+  test-gpu test-gpu-sanitizer bench-gpu docs tutorial clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
 endif
@@ -44,21 +54,35 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# torchvision and timm want another torch than the tests have, so it is an environment of its own.
+examples: $(STAMP)
+	test -x .venv-examples/bin/python || $(BIN)/python -m venv .venv-examples
+	.venv-examples/bin/pip install --quiet --requirement examples/requirements.txt
+	PYTHONPATH=$(CURDIR) .venv-examples/bin/python -m pytest tests/examples tests/integrations \
+	  tests/nn/test_fx.py tests/nn/test_onnx_export.py tests/rewiring/test_torchvision.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 cuda-table: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m cuda_static.table docs/cuda.md
 
 cuda-model: $(STAMP)
-	PYTHONPATH=benchmarks $(BIN)/python -m gpu.model docs/cuda.md
-	PYTHONPATH=benchmarks $(BIN)/python -m gpu.windows benchmarks/results/h200.json docs/cuda.md
+	PYTHONPATH=benchmarks $(BIN)/python -m on_gpu.model docs/cuda.md
+	PYTHONPATH=benchmarks $(BIN)/python -m on_gpu.windows benchmarks/results/h200.json docs/cuda.md
+
+distributed-table: $(STAMP)
+	PYTHONPATH=. $(BIN)/python benchmarks/distributed_table.py $(DISTRIBUTED_RESULTS) docs/distributed.md
+
+distributed-model: $(STAMP)
+	$(BIN)/python benchmarks/distributed_model.py $(GPU_RESULTS) docs/distributed.md
 
 gpu-tables: $(STAMP)
-	PYTHONPATH=benchmarks $(BIN)/python -m gpu.measured $(GPU_RESULTS) docs/measured.md docs/cuda.md
+	PYTHONPATH=benchmarks $(BIN)/python -m on_gpu.measured $(GPU_RESULTS) docs/measured.md docs/cuda.md
 
 cpu-tables: $(STAMP)
 	$(BIN)/python benchmarks/cpu_tables.py $(CPU_RESULTS) $(CPU_RESULTS:.json=-avx2.json) docs/measured.md
@@ -94,6 +118,10 @@ bench-models: $(STAMP)
 bench-blocks: $(STAMP)
 	$(KEEP_FREED) $(BIN)/python benchmarks/measure_blocks.py build/blocks.json $(BLOCKS)
 
+# PROCESSES names what to measure and how, as in make bench-distributed PROCESSES='--processes 2'.
+bench-distributed: $(STAMP)
+	$(KEEP_FREED) PYTHONPATH=. $(BIN)/python benchmarks/bench_distributed.py build/distributed.json $(PROCESSES)
+
 # $(call on_gpu,ARGUMENTS): Python with these. Nothing is installed over a Python that has torch with CUDA already.
 define on_gpu
 @if $(PYTHON) -c 'import torch; assert torch.version.cuda' 2>/dev/null; then \
@@ -112,6 +140,18 @@ test-gpu-sanitizer:
 bench-gpu:
 	$(call on_gpu,benchmarks/measure_gpu.py build/bench-gpu.json)
 
+# The variable silences the theme's notice about other site generators.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+tutorial: $(DOCS_STAMP)
+	$(BIN)/python website/notebook.py docs/tutorial.ipynb
+
+# The package is there already; this adds what its extra [docs] names.
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt "dsr_kernels[docs]"
+	touch $@
+
 $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "dsr_kernels needs Python 3.10 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -126,4 +166,4 @@ $(STAMP): $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dsr_kernels/_*.so *.egg-info
+	rm -rf $(VENV) .venv-examples build dsr_kernels/_*.so *.egg-info
