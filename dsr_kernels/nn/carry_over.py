@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What sparsify notes on a layer that it leaves dense, and why: for `summary` of the model and of its
+# sparsify notes in it, on a layer, why it leaves that dense: for `summary` of the model and of its
 # copies, pickles and files. It is of the dense layer alone, so it is no part of what hangs on it.
 WHY_DENSE = "_why_dense"
 CONTAINERS = ("__dict__", "_parameters", "_buffers", "_modules")
