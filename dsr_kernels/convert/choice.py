@@ -13,6 +13,7 @@ from dsr_kernels.nn import SparseModule
 from dsr_kernels.nn.carry_over import WHY_DENSE
 from dsr_kernels.nn.from_dense import DenseLayer, why_type
 from dsr_kernels.nn.twins import KINDS, layer_names, obstacles, scripted, without_twin
+from dsr_kernels.probe import Inputs
 
 
 class Choice(NamedTuple):
@@ -68,14 +69,15 @@ def choose(
     overrides: Mapping[str, float],
     preset: str,
     inplace: bool,
+    inputs: Inputs | None = None,
 ) -> Choice:
-    """A layer that `overrides` names is converted whatever the preset."""
+    """A layer that `overrides` names is converted whatever the preset. `inputs` are an example."""
     names = layer_names(model)
     others = without_twin(model)
     known = [name for group in names.values() for name in group]
     check_globs("exclude", exclude, [*known, *others])
     found = obstacles(model, names, not inplace)
-    preset_dense = kept_dense(model, names, preset)
+    preset_dense = kept_dense(model, names, preset, inputs)
     chosen = Choice({}, {}, scripted(model, KINDS))
     for module, aliases in names.items():
         glob = next((g for g in exclude if any(fits(g, alias) for alias in aliases)), None)
