@@ -8,20 +8,18 @@ programs that load exported models and ask for no name.
 from __future__ import annotations
 
 import importlib.util
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what HOMES and MODULES say, for type checkers and editors
     from dsr_kernels import distributed, models, nn, rewiring  # noqa: F401 (nn is public, too)
     from dsr_kernels.convert import densify
-    from dsr_kernels.convert.sparsify import sparsify
+    from dsr_kernels.convert.to_sparse import sparsify
     from dsr_kernels.distribution import layer_nnz
     from dsr_kernels.environment import show_config
-    from dsr_kernels.explain import Explanation
-    from dsr_kernels.explain.explain import explain
-    from dsr_kernels.fusing.fuse import fuse, unfuse
+    from dsr_kernels.explaining import Explanation
+    from dsr_kernels.explaining.whole_model import explain
     from dsr_kernels.fusing.report import FuseReport
+    from dsr_kernels.fusing.whole_model import fuse, unfuse
     from dsr_kernels.nn import (
         SparseConv1d,
         SparseConv2d,
@@ -30,7 +28,7 @@ if TYPE_CHECKING:  # what HOMES and MODULES say, for type checkers and editors
         fit_to,
         named_sparse_modules,
     )
-    from dsr_kernels.summary import summary
+    from dsr_kernels.summaries import summary
     from dsr_kernels.topology import Topology
 
     __version__: str
@@ -59,8 +57,8 @@ __all__ = [  # without nn: `import *` would hide torch's
 ]
 
 MODULES = ("distributed", "models", "nn", "rewiring")
-HOMES = {  # the modules that other names are from
-    "Explanation": "explain",
+HOMES = {  # the modules that other names are from; none is called like a name (tests hold it)
+    "Explanation": "explaining",
     "FuseReport": "fusing.report",
     "SparseConv1d": "nn",
     "SparseConv2d": "nn",
@@ -68,30 +66,16 @@ HOMES = {  # the modules that other names are from
     "SparseModule": "nn",
     "Topology": "topology",
     "densify": "convert",
-    "explain": "explain.explain",
+    "explain": "explaining.whole_model",
     "fit_to": "nn",
-    "fuse": "fusing.fuse",
+    "fuse": "fusing.whole_model",
     "layer_nnz": "distribution",
     "named_sparse_modules": "nn",
     "show_config": "environment",
-    "sparsify": "convert.sparsify",
-    "summary": "summary",
-    "unfuse": "fusing.fuse",
+    "sparsify": "convert.to_sparse",
+    "summary": "summaries",
+    "unfuse": "fusing.whole_model",
 }
-
-
-class _Package(ModuleType):
-    """This module's class. It keeps the functions that are called like the modules they are in."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Python puts a submodule that it has imported here, so dsr_kernels.explain would be one
-        # thing or the other, by what happened to be imported.
-        if isinstance(value, ModuleType) and name in HOMES:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
 

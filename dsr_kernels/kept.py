@@ -45,8 +45,7 @@ class Kept:
             if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
                 tensor.data = data
             if not torch.equal(data, numbers):
-                with torch.inference_mode(data.is_inference()):
-                    data.copy_(numbers)
+                data.copy_(numbers)  # a tensor's `data` takes that in and out of inference mode
 
 
 def _has_numbers(tensor: Tensor) -> bool:

@@ -99,16 +99,28 @@ def _try(
 def readers(model: nn.Module, layers: Iterable[nn.Module], inputs: Inputs) -> set[nn.Module]:
     """Those of the dense `layers` whose weight the model's own code reads, in either mode.
 
-    Their own forward may read it. A sparse layer has no dense weight to read. In the mode that the
-    model is not in now it need not run: a batch of one may be too small to train on.
+    Their own forward may read it. A sparse layer has no dense weight to read.
     """
     read: set[nn.Module] = set()
     layers = list(layers)
-    with _watched(layers, read), _without_fast_path():
-        run(model, inputs)
-        with _other_mode(model), contextlib.suppress(ValueError):
-            run(model, inputs)
+    with _watched(layers, read):
+        run_in_both_modes(model, inputs)
     return read
+
+
+def run_in_both_modes(
+    model: nn.Module,
+    inputs: Inputs,
+    within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> None:
+    """`run` in the mode that the model is in and in the other, as if its layers were sparse.
+
+    In the other mode it need not run: a batch of one may be too small to train on.
+    """
+    with _without_fast_path():
+        run(model, inputs, within)
+        with _other_mode(model), contextlib.suppress(ValueError):
+            run(model, inputs, within)
 
 
 @contextlib.contextmanager

@@ -51,15 +51,30 @@ print(hasattr(dsr_kernels, "__main__"), hasattr(dsr_kernels, "{name}s_"))
     assert run(program).stdout.splitlines() == ["False True", "False False"]
 
 
-@pytest.mark.parametrize("name", ["explain", "summary"])
-def test_a_function_is_not_replaced_by_the_module_of_its_name(name):
-    program = f"""
-import dsr_kernels.{name}
-print(type(dsr_kernels.{name}).__name__)
-from dsr_kernels import {name}
-print(type({name}).__name__, type(dsr_kernels.nn).__name__)
+FUNCTIONS = [name for name in dsr_kernels.HOMES if name.islower()]
+USED = f"""
+for name in {FUNCTIONS}:
+    assert isinstance(getattr(dsr_kernels, name), types.FunctionType), name
 """
-    assert run(program).stdout.splitlines() == ["function", "function module"]
+IMPORTED = """
+for name in names:
+    module = importlib.import_module(name)
+    exec(f"import {name} as found")
+    assert found is module is sys.modules[name], name
+"""
+# `__main__` runs the command, and the compiled modules may be of another build.
+EVERY_MODULE = """
+import importlib, pkgutil, sys, types
+import dsr_kernels
+every = pkgutil.walk_packages(dsr_kernels.__path__, "dsr_kernels.")
+names = [m.name for m in every if m.name.split(".")[1] not in ("__main__", "_C", "_cuda")]
+assert len(names) > 200
+"""
+
+
+@pytest.mark.parametrize("parts", [USED + IMPORTED, IMPORTED + USED], ids=["used", "imported"])
+def test_no_module_is_hidden_by_a_function_of_its_name_whichever_comes_first(parts):
+    run(EVERY_MODULE + parts)
 
 
 def test_type_checkers_are_told_the_same_names():

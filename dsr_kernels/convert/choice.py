@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from dsr_kernels.convert.globs import check_globs, fits
 from dsr_kernels.convert.presets import kept_dense
 from dsr_kernels.nn import SparseModule
+from dsr_kernels.nn.carry_over import WHY_DENSE
 from dsr_kernels.nn.from_dense import DenseLayer, why_type
 from dsr_kernels.nn.twins import KINDS, layer_names, obstacles, scripted, without_twin
-
-# What the model itself does not show: which of its layers a caller left dense, and how. Kept beside
-# the layers, not on them; an entry goes with its layer, and a copy of the layer has none.
-_left_dense: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+from dsr_kernels.probe import Inputs
 
 
 class Choice(NamedTuple):
@@ -56,7 +53,14 @@ class Choice(NamedTuple):
 
     def remember(self, model: nn.Module) -> None:
         """Notes in a converted model why its layers are dense, for summary."""
-        _left_dense.update({model.get_submodule(name): why for name, why in self.asked.items()})
+        for name, why in (self.surprising | self.asked).items():
+            vars(model.get_submodule(name))[WHY_DENSE] = why
+
+
+def forget(model: nn.Module) -> None:
+    """Takes the notes out of a model that is dense again."""
+    for module in model.modules():
+        vars(module).pop(WHY_DENSE, None)
 
 
 def choose(
@@ -65,14 +69,15 @@ def choose(
     overrides: Mapping[str, float],
     preset: str,
     inplace: bool,
+    inputs: Inputs | None = None,
 ) -> Choice:
-    """A layer that `overrides` names is converted whatever the preset."""
+    """A layer that `overrides` names is converted whatever the preset. `inputs` are an example."""
     names = layer_names(model)
     others = without_twin(model)
     known = [name for group in names.values() for name in group]
     check_globs("exclude", exclude, [*known, *others])
     found = obstacles(model, names, not inplace)
-    preset_dense = kept_dense(model, names, preset)
+    preset_dense = kept_dense(model, names, preset, inputs)
     chosen = Choice({}, {}, scripted(model, KINDS))
     for module, aliases in names.items():
         glob = next((g for g in exclude if any(fits(g, alias) for alias in aliases)), None)
@@ -98,15 +103,14 @@ def choose(
 def why_dense(model: nn.Module) -> dict[nn.Module, str]:
     """Why each convolution or linear layer of `model` is dense.
 
-    Read off the model; that a layer was left dense on purpose is known as long as the very layer
-    lives.
+    What the last sparsify has noted, else what the model shows.
     """
     names = layer_names(model)
     others = {model.get_submodule(name): why for name, why in without_twin(model).items()}
     partly_sparse = any(isinstance(module, SparseModule) for module in model.modules())
     unknown = dict.fromkeys(names, "left dense" if partly_sparse else "")
-    asked = {module: _left_dense[module] for module in (*names, *others) if module in _left_dense}
-    return unknown | obstacles(model, names) | others | asked
+    noted = {m: vars(m)[WHY_DENSE] for m in (*names, *others) if WHY_DENSE in vars(m)}
+    return unknown | obstacles(model, names) | others | noted
 
 
 def in_words(reasons: Mapping[str, str]) -> str:

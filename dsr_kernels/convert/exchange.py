@@ -9,6 +9,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
+from dsr_kernels.convert.choice import forget
 from dsr_kernels.convert.fast_path import set_flags
 from dsr_kernels.nn import SparseConv1d, SparseConv2d, SparseLinear, SparseModule, transposed
 from dsr_kernels.nn.carry_over import copy_hangings
@@ -55,7 +56,9 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             if isinstance(twin, DenseLayer) or is_transposed(twin):
                 own = twin._parameters["weight"]
                 twin._parameters["weight"] = weights.setdefault(module.weight_values, own)
-        return exchange(model, twins, inplace)
+        changed = exchange(model, twins, inplace)
+    forget(changed)
+    return changed
 
 
 def exchange(model: M, twins: Mapping[nn.Module, nn.Module], inplace: bool) -> M:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dsr_kernels import probe
 from dsr_kernels.backends.native import _C
 from dsr_kernels.convert.choice import Choice
-from dsr_kernels.explain import calls, costs
+from dsr_kernels.explaining import calls, costs
 from dsr_kernels.nn.twins import twin_class
 
 

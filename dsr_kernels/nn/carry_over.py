@@ -20,6 +20,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# sparsify notes in it, on a layer, why it leaves that dense: for `summary` of the model and of its
+# copies, pickles and files. It is of the dense layer alone, so it is no part of what hangs on it.
+WHY_DENSE = "_why_dense"
 CONTAINERS = ("__dict__", "_parameters", "_buffers", "_modules")
 
 
@@ -90,7 +93,8 @@ def additions(layer: nn.Module, plain: nn.Module) -> Iterator[tuple[str, str]]:
     """(container, name) of what `layer` has and `plain`, a new one of its class, has not."""
     for container in CONTAINERS:
         own, made = getattr(layer, container), getattr(plain, container)
-        names = (name for name in own if name not in made and not hasattr(type(layer), name))
+        known = {*made, WHY_DENSE}
+        names = (name for name in own if name not in known and not hasattr(type(layer), name))
         yield from ((container, name) for name in names)
 
 

@@ -76,6 +76,8 @@ def saved(ctx: Context) -> tuple[Tensor, ...]:
     if not _is_the_same(ctx):
         raise RuntimeError(STALE)
     try:
+        # vjp's function outlives its transform, and the saved tensors are wrappers of that still. A
+        # plain gradient goes straight to the kernels, so no dispatcher of torch unwraps them.
         tensors = ctx.saved_tensors
         return tensors if ctx.found is not None else unwrap_dead_wrappers(tensors)
     except RuntimeError as error:

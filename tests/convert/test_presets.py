@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import warnings
 from collections import OrderedDict
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsr_kernels import named_sparse_modules, sparsify, summary
+from dsr_kernels import densify, named_sparse_modules, sparsify, summary
 
 
 class Inverted(nn.Module):
@@ -190,3 +193,50 @@ def test_blocks_that_move_a_layers_sparsity_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sparsify(model, **(options | {"overrides": {"0": 0.9}}))
+
+
+class Reader(nn.Module):
+    """Reads the weight of one of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.read, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x) @ self.read.weight)
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved]
+
+
+@pytest.mark.parametrize("make", COPIES, ids=["deepcopy", "pickle", "file"])
+@pytest.mark.filterwarnings("ignore:sparsify")
+def test_copies_know_why_their_layers_are_dense(make):
+    options = {"exclude": ["blocks.0.expand"], "example_input": torch.randn(2, 3, 6, 6)}
+    sparse = sparsify(mobile(), 0.5, **options)
+    assert str(summary(make(sparse))) == str(summary(sparse))
+    assert note_of(make(sparse), "blocks.0.expand") == "excluded by 'blocks.0.expand'"
+    assert note_of(make(sparse).blocks, "1.depthwise") == "depthwise: preset='safe'"
+    reader = sparsify(Reader(), 0.5, example_input=torch.randn(2, 8))
+    assert note_of(make(reader), "read") == "the model's own code reads its weight"
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_is_known_of_dense_layers_ends_with_the_next_sparsify_or_densify(inplace):
+    model = mobile()
+    before = [set(vars(module)) for module in model.modules()]
+    sparse = sparsify(model, 0.5, inplace=inplace)
+    again = sparsify(sparse, 0.5, preset="all", exclude=["head", "*depthwise"], inplace=inplace)
+    assert note_of(again, "head") == "excluded by 'head'"
+    assert inplace or note_of(sparse, "head") == "the classifier head: preset='safe'"
+    back = densify(again, inplace=inplace)
+    assert [set(vars(module)) for module in back.modules()] == before
+    assert not any(layer.note for layer in summary(back).layers)
+    assert inplace or [set(vars(module)) for module in model.modules()] == before

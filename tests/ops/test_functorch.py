@@ -207,6 +207,20 @@ def test_vmap_over_nothing_is_refused_in_a_sentence():
     assert vmap(conv)(torch.zeros(0, 2, 4, 5, 5)).shape == (0, 2, 6, 3, 3)
 
 
+@pytest.mark.parametrize("asks", [False, True])
+def test_the_function_of_vjp_outlives_its_transform(asks):
+    layer, x = SparseLinear(5, 4, nnz=8), torch.randn(3, 5)
+    _, pull = vjp(lambda x: layer(x), x)
+    given = torch.randn(3, 4, requires_grad=asks)
+    (gx,) = pull(given)
+    expected = given @ layer.to_dense()
+    assert_same(gx, expected)
+    if asks:
+        inputs = [layer.weight_values, given]
+        found = torch.autograd.grad(gx.square().sum(), inputs)
+        assert_same(found, torch.autograd.grad(expected.square().sum(), inputs))
+
+
 @pytest.mark.parametrize("nnz", [8, 6])
 def test_vjp_of_an_older_pattern_is_refused(nnz):
     layer = SparseLinear(5, 4, nnz=8)

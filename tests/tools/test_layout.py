@@ -1,4 +1,4 @@
-"""One name, one file: pytest imports test modules and the packages beside them by their short names."""
+"""One name, one file: pytest imports test modules and packages beside them by short names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_modules_outside_packages_have_names_of_their_own():
 
 
 def test_packages_of_tests_and_benchmarks_have_names_of_their_own():
-    # Both folders are on the path of the tests of benchmarks: the first package of a name hides the other.
+    # Both folders are on the path of the tests of benchmarks: the first of a name hides the other.
     packages = [
         path.parent.name
         for folder in ("tests", "benchmarks")

@@ -53,3 +53,12 @@ def test_what_needs_a_package_of_the_examples_runs_with_them(package):
     assert needing and needing <= set(run.split())
     workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
     assert "run: make examples" in workflow
+
+
+def test_the_triton_that_torch_with_cuda_asks_for_is_not_excluded():
+    """Torch 2.13.0 of PyPI asks for 3.7.1, and its CPU build for none."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {r.name: r for r in map(Requirement, (t.split("#")[0] for t in lines if t[0] != "#"))}
+    assert pinned["torch"].specifier.contains("2.13.0")
+    asked = wanted("dev", "3.10")["triton"]
+    assert all(r.specifier.contains("3.7.1") for r in (pinned["triton"], asked))

@@ -20,6 +20,7 @@ from dsr_kernels.training.recipe.schema import (
 )
 from dsr_kernels.training.recipe.tables import Names, Table, in_toml
 from dsr_kernels.training.recipe.variants import merge, take_by_sparsity, take_variants
+from dsr_kernels.training.trackers import TRACKERS
 
 try:
     import tomllib
@@ -30,7 +31,6 @@ FOLDER = Path(__file__).parent
 DEFAULT = "wrn28_2-digits"
 # What a run may be given anew whenever it goes on: how processes wait for each other, trackers.
 FREE = ("distributed.timeout_seconds", "distributed.bucket_mb", "tracking.to", "tracking.project")
-TRACKERS = ("wandb", "mlflow")
 MOST_BYTES = 2**20  # of a file in TOML; those of the package have under 2,000
 
 

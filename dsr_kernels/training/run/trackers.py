@@ -1,7 +1,6 @@
 """Where the numbers of a run go beside its CSV files: TensorBoard, and what a recipe asks for.
 
-A tracker is whatever has the three methods of `Tracker`. `[tracking] to` names Weights & Biases,
-MLflow, or a function of the user's own that gives one.
+`[tracking] to` names one of TRACKERS, or a function of the user's own that gives a tracker.
 """
 
 from __future__ import annotations
@@ -10,83 +9,16 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
-from dsr_kernels.errors import UsageError, require
+from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe import references
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.run.files import write_atomically
 from dsr_kernels.training.run.folder import TRACKER
+from dsr_kernels.training.trackers import TRACKERS, MLflow, Tracker, WandB
 
 KEY = "tracking.to"
-
-
-class Tracker(Protocol):
-    """What a run tells its numbers to. All calls come from one process."""
-
-    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Numbers by name, after so many iterations. A resumed run repeats those of its last."""
-
-    def flush(self) -> None:
-        """Called when a checkpoint is written: what was told so far should survive a kill."""
-
-    def close(self) -> None:
-        """The run ends, for now or for good."""
-
-
-class WandB:
-    """Weights & Biases. It keeps what a killed process told: numbers of iterations that a resumed
-    run repeats are not told again.
-    """
-
-    def __init__(self, run_id: str, folder: Path, recipe: Recipe) -> None:
-        wandb: Any = require("wandb", "tracker wandb", "wandb")
-        self.run = wandb.init(
-            id=run_id,
-            resume="allow",
-            name=folder.name,
-            project=recipe.tracking.project or None,
-            dir=str(folder),
-            config=recipes.values(recipe),
-        )
-
-    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=iteration)
-
-    def flush(self) -> None:
-        """It writes by itself."""
-
-    def close(self, failed: bool = False) -> None:
-        self.run.finish(exit_code=int(failed))
-
-
-class MLflow:
-    """MLflow, at the place that its own variables name."""
-
-    def __init__(self, run_id: str, folder: Path, recipe: Recipe) -> None:
-        mlflow: Any = require("mlflow", "tracker mlflow", "mlflow")
-        self.mlflow = mlflow
-        if recipe.tracking.project:
-            mlflow.set_experiment(recipe.tracking.project)
-        known = mlflow.search_runs(filter_string=f"tags.dsr_run = '{run_id}'", output_format="list")
-        if known:
-            self.run = mlflow.start_run(run_id=known[0].info.run_id)
-        else:
-            self.run = mlflow.start_run(run_name=folder.name, tags={"dsr_run": run_id})
-            mlflow.log_params({k: str(v)[:500] for k, v in recipes.values(recipe).items()})
-
-    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        self.mlflow.log_metrics(dict(values), step=iteration)
-
-    def flush(self) -> None:
-        """It writes at once."""
-
-    def close(self, failed: bool = False) -> None:
-        self.mlflow.end_run(status="FAILED" if failed else "FINISHED")
-
-
-KINDS = {"wandb": WandB, "mlflow": MLflow}
 
 
 class Guarded:
@@ -141,9 +73,10 @@ def open_trackers(folder: Path, recipe: Recipe) -> list[Guarded]:
 
 
 def _opened(name: str, run_id: str, folder: Path, recipe: Recipe) -> Tracker:
-    if name in KINDS:
+    values = recipes.values(recipe)
+    if name in TRACKERS:
         try:
-            return KINDS[name](run_id, folder, recipe)
+            return TRACKERS[name](run_id, folder, recipe.tracking.project, values)
         except UsageError:
             raise
         except Exception as error:
@@ -154,7 +87,7 @@ def _opened(name: str, run_id: str, folder: Path, recipe: Recipe) -> Tracker:
             ) from None
     found = references.find(name, ())
     assert found is not None  # the recipe was checked
-    offered = {"run_id": run_id, "folder": folder, "recipe": recipes.values(recipe)}
+    offered = {"run_id": run_id, "folder": folder, "recipe": values}
     tracker = references.call(references.imported(found, KEY), KEY, {}, offered)
     lacking = [m for m in ("scalars", "flush", "close") if not callable(getattr(tracker, m, None))]
     if lacking:

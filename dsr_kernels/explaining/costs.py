@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.processor import dense_bf16_by
-from dsr_kernels.explain.calls import Call
-from dsr_kernels.explain.explanation import LayerCost, LayerPass
+from dsr_kernels.explaining.calls import Call
+from dsr_kernels.explaining.explanation import LayerCost, LayerPass
 
 SIDE = 512  # of the matrices whose product tells what dense bfloat16 reaches
 ROUNDS = 3

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.native import _C
-from dsr_kernels.explain import calls, costs
-from dsr_kernels.explain.explanation import ALONE, Explanation
+from dsr_kernels.explaining import calls, costs
+from dsr_kernels.explaining.explanation import ALONE, Explanation
 from dsr_kernels.nn.layers import named_sparse_modules
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.probe import Inputs, run

@@ -104,10 +104,11 @@ def sparsify(
 
     `example_input` is what the model is called with: a tensor, a tuple of arguments, or a dict of
     keyword arguments. The forward pass runs in both modes on fake tensors, or on numbers where its
-    way depends on them, and what it changes in the model is put back. Layers whose weight the
-    model's own code reads stay dense with a warning; without it, the forward pass of the sparse
-    model is what raises, by the layer's name. where='faster' (it needs `example_input`, and a model
-    on a CPU) leaves those dense, too, that `explain` expects to be slower sparse.
+    way depends on them, and what it changes in the model is put back. It shows the heads; how they
+    are known without it, convert/heads.py says. Layers whose weight the model's own code reads stay
+    dense with a warning; without it, the forward pass of the sparse model is what raises, by the
+    layer's name. where='faster' (it needs `example_input`, and a model on a CPU) leaves those
+    dense, too, that `explain` expects to be slower sparse.
 
     Data that hangs on a layer is carried over: attributes of the layer and of its parameters,
     further parameters, buffers and submodules. Code is not: a layer with hooks of its own, of its
@@ -130,10 +131,11 @@ def sparsify(
         raise ValueError("where: 'faster' needs example_input, what the model is called with")
     check_init(init, keep or "random", any(p.is_meta for p in model.parameters()))
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-    choice = choose(model, exclude, overrides or {}, preset, inplace)
+    inputs = None if example_input is None else probe.Inputs.of_example(example_input)
+    choice = choose(model, exclude, overrides or {}, preset, inplace, inputs)
     budget = Budget(sparsity, distribution, overrides or {}, over, block_size)
-    if example_input is not None:
-        choice = _seen(model, choice, budget, example_input, where)
+    if inputs is not None:
+        choice = _seen(model, choice, budget, inputs, where)
     counts = budget.counts(model, choice)
     found = list(_warnings(model, choice, budget, counts, keep))
     with torch.inference_mode(False):  # what is made is to be trained
@@ -155,9 +157,10 @@ def _check_choices(preset: str, over: str, keep: str | None, init: str, where: s
     check_choice(where, "where", ("everywhere", "faster"))
 
 
-def _seen(model: nn.Module, choice: Choice, budget: Budget, example: Any, where: str) -> Choice:
+def _seen(
+    model: nn.Module, choice: Choice, budget: Budget, inputs: probe.Inputs, where: str
+) -> Choice:
     """Leaves dense what a forward pass shows has to stay so, or should."""
-    inputs = probe.Inputs.of_example(example)
     read = probe.readers(model, choice.layers.values(), inputs)
     choice = choice.without(read, READ, surprising=True)
     choice.check_any(model)

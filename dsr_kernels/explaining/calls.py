@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
-from dsr_kernels.explain.explanation import ALONE, LayerPass
+from dsr_kernels.explaining.explanation import ALONE, LayerPass
 from dsr_kernels.nn.module import SparseModule
 from dsr_kernels.ops.passes import passes
 

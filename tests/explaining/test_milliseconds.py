@@ -1,24 +1,17 @@
 """What explain says of time: by the cost model or measured, beside dense."""
 
-import importlib
-
 import pytest
 import torch
 from helpers.explain_cases import small, state_of
 from torch import nn
 
 import dsr_kernels
-from dsr_kernels.explain import Explanation, LayerCost
+from dsr_kernels.explaining import Explanation, LayerCost, costs
 from dsr_kernels.nn import SparseConv2d, SparseLinear
-
-COSTS = importlib.import_module("dsr_kernels.explain.costs")
-
-
-MODULE = importlib.import_module("dsr_kernels.explain.explanation")
 
 
 def test_milliseconds_are_those_of_the_cost_model_and_add_up(monkeypatch):
-    monkeypatch.setattr(COSTS, "dense_bf16_by", lambda: None)
+    monkeypatch.setattr(costs, "dense_bf16_by", lambda: None)
     model = nn.Sequential(SparseConv2d(8, 16, 3, sparsity=0.9), SparseConv2d(16, 4, 1, nnz=0))
     found = dsr_kernels.explain(model, (4, 8, 10, 10))
     forward, backward = (2e-6 * 115 * 4 * 64 / row.expected_gflops for row in found.rows[:2])

@@ -1,7 +1,6 @@
 """explain(model, input_shape): the plans a model's layers really use, and nothing of it changed."""
 
 import copy
-import importlib
 import random
 
 import pytest
@@ -12,15 +11,13 @@ from torch import nn
 import dsr_kernels
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
+from dsr_kernels.explaining import explanation
 from dsr_kernels.models import lenet_300_100, wrn_28
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 
-COSTS = importlib.import_module("dsr_kernels.explain.costs")
-MODULE = importlib.import_module("dsr_kernels.explain.explanation")
-
 
 def test_a_row_for_each_layer_and_pass_in_order(monkeypatch):
-    monkeypatch.setattr(MODULE, "dense_bf16_by", lambda: None)
+    monkeypatch.setattr(explanation, "dense_bf16_by", lambda: None)
     found = dsr_kernels.explain(small(), (4, 3, 8, 8))
     assert [(row.layer, row.operation) for row in found.rows] == [
         (name, operation) for name in "035" for operation in ("forward", "grad_input")
@@ -42,7 +39,7 @@ def test_a_row_for_each_layer_and_pass_in_order(monkeypatch):
 
 @pytest.mark.parametrize("by", ["AMX", "AVX512-BF16", "fp32", None])
 def test_where_dense_would_probably_be_faster_is_said(monkeypatch, by):
-    monkeypatch.setattr(MODULE, "dense_bf16_by", lambda: by)
+    monkeypatch.setattr(explanation, "dense_bf16_by", lambda: by)
     full = SparseConv2d(16, 16, 3, padding=1, sparsity=0.0)
     thin = SparseConv2d(16, 16, 3, padding=1, sparsity=0.95)
     empty = SparseConv2d(16, 4, 3, nnz=0)
