@@ -8,6 +8,7 @@
 #include "cpu/conv/extents.h"
 #include "cpu/conv/layout.h"
 #include "cpu/conv/matrix_plan.h"
+#include "cpu/conv/nonfinite.h"
 #include "cpu/conv/workspace.h"
 #include "cpu/dispatch.h"
 
@@ -61,6 +62,18 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
   const int64_t whole = ceil_div(stored, kMatrixPixels) | 1;
   l.plane = forward.lanes == Lanes::kMatrix ? whole * kMatrixPixels : odd_lines(stored);
   return l;
+}
+
+// launch(args(values)), with what values that are not finite contribute added where their taps meet
+// the source. (Where more is done to the sums, these values go to the kernels.)
+template <typename S, typename Args, typename Launch>
+void launch_finite(const S* values, int64_t nnz, const Finish<S>& finish, Args args,
+                   Launch launch) {
+  if (finish.kind != Finish<S>::kNothing || all_finite(values, nnz)) return launch(args(values));
+  const std::vector<S> finite = finite_part(values, nnz);
+  const GatherArgs<S> of_finite = args(finite.data());
+  launch(of_finite);
+  add_nonfinite(of_finite, values);
 }
 
 }  // namespace
@@ -222,7 +235,11 @@ void ConvPlan::sparse_conv2d(int64_t n, const Operand<S>& x, const S* values, co
                              const Activation& y, const Finish<S>& finish, int threads,
                              char* workspace) const {
   threads = useful(threads, n);
-  kernels_->gather(gather_args(n, x, values, bias, y, finish, threads, workspace));
+  const auto args = [&](const S* used) {
+    return gather_args(n, x, used, bias, y, finish, threads, workspace);
+  };
+  const auto launch = [&](const GatherArgs<S>& gather) { kernels_->gather(gather); };
+  launch_finite(values, nnz_, finish, args, launch);
   const bool sums = finish.sums.first != nullptr;
   drop_guards(workspace, workspace_bytes(Op::kForward, n, threads, sums));
 }
@@ -239,7 +256,9 @@ template <typename S>
 void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Operand<S>& x, const Operand<S>& grad_y,
                                          S* grad_values, int threads, char* workspace) const {
   threads = useful(threads, n);
-  kernels_->grad_weight(grad_weight_args(n, x, grad_y, grad_values, threads, workspace));
+  const auto args = grad_weight_args(n, x, grad_y, grad_values, threads, workspace);
+  kernels_->grad_weight(args);
+  if (!all_finite(grad_values, nnz_)) mend_grad_values(args);
   drop_guards(workspace, workspace_bytes(Op::kGradWeight, n, threads));
 }
 
@@ -251,9 +270,14 @@ void ConvPlan::sparse_conv2d_backward(const ConvPlan& forward, int64_t n, const 
   threads = useful(threads, n);
   const bool sums = finish.sums.first != nullptr;
   char* behind = workspace + workspace_bytes(Op::kGradInput, n, threads, sums);
-  const S* no_bias = nullptr;
-  kernels_->backward(gather_args(n, grad_y, values, no_bias, grad_x, finish, threads, workspace),
-                     forward.grad_weight_args(n, x, grad_y, grad_values, threads, behind));
+  const auto weight = forward.grad_weight_args(n, x, grad_y, grad_values, threads, behind);
+  const auto args = [&](const S* used) {
+    const S* no_bias = nullptr;
+    return gather_args(n, grad_y, used, no_bias, grad_x, finish, threads, workspace);
+  };
+  const auto launch = [&](const GatherArgs<S>& gather) { kernels_->backward(gather, weight); };
+  launch_finite(values, nnz_, finish, args, launch);
+  if (!all_finite(grad_values, nnz_)) mend_grad_values(weight);
   drop_guards(workspace, backward_workspace_bytes(forward, n, threads, sums));
 }
 
