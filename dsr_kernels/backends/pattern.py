@@ -30,12 +30,13 @@ class Owner(Protocol):
 
 
 class KeptPlan:
-    """A plan, and when it was last used."""
+    """A plan, when it was last used, and what of the CPU's memory it takes."""
 
-    __slots__ = ("plan", "used")
+    __slots__ = ("bytes", "plan", "used")
 
-    def __init__(self, plan: Plan, used: int) -> None:
+    def __init__(self, plan: Plan, used: int, on_cpu: bool) -> None:
         self.plan, self.used = plan, used
+        self.bytes = plan.bytes if on_cpu else 0
 
 
 class KeptCall(NamedTuple):

@@ -245,7 +245,9 @@ int64_t GatherPlan::bytes() const {
   return static_cast<int64_t>(sizeof(int32_t) *
                                   (offsets.size() + value_index.size() + bounds.size() +
                                    no_bounds.size() + first_tiles.size() + row_targets.size()) +
-                              sizeof(Group) * groups.size());
+                              sizeof(Group) * groups.size() + sizeof(Table) * tables.size() +
+                              sizeof(PackLayout::Phase) * source.phases.size() +
+                              sizeof(DestinationClass) * destination.classes.size());
 }
 
 Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int element_size,
