@@ -109,7 +109,7 @@ def test_the_native_core_refuses_them_by_itself(lanes: str, transposed: bool) ->
     for name, value in right.items():
         for large in (2**31, 2**62, 2**63 - 1):
             wrong = large if isinstance(value, int) else (value[0], large)
-            with pytest.raises(ValueError, match="at most|divide|too large"):
+            with pytest.raises(ValueError, match=r"at most|divide|too large"):
                 _C.ConvPlan(**{**right, name: wrong}, **plan)
     largest, half = 2**31 - 1, 2**30 - 1
     for sizes in (
@@ -117,7 +117,7 @@ def test_the_native_core_refuses_them_by_itself(lanes: str, transposed: bool) ->
         {"dilation": (half, half), "padding": (half, half)},
         {"in_channels": 2**27, "height": 2**20, "width": 2**20},
     ):
-        with pytest.raises(ValueError, match="too large|lanes 'row'"):
+        with pytest.raises(ValueError, match=r"too large|lanes 'row'"):
             _C.ConvPlan(**{**right, **sizes}, **plan)
 
 
