@@ -196,6 +196,8 @@ def rows_of(crow_indices: Tensor) -> Tensor:
 
 def check_shape(weight_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape as a tuple of ints, refused unless a CSR pattern of int32 indices can hold it."""
+    if not all(hasattr(size, "__index__") for size in weight_shape):
+        raise ValueError(f"weight_shape: expected integers, got {tuple(weight_shape)}")
     shape = tuple(int(size) for size in weight_shape)
     if len(shape) not in (2, 3, 4) or min(shape) < 1:
         raise ValueError(

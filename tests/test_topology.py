@@ -52,7 +52,7 @@ def test_refuses_wrong_tensors():
         Topology(SHAPE, ints(0, 2, 2, 4), torch.tensor([1, 7, 0, 3])).validate()
     with pytest.raises(ValueError, match=r"crow_indices: expected a contiguous 1-D"):
         Topology(SHAPE, ints(0, 0, 2, 2, 2, 2, 4, 4)[::2], ints(1, 7, 0, 3)).validate()
-    for shape in ((3,), (3, 0), (3, 2, 2, 2, 2), (2, 2**31)):
+    for shape in ((3,), (3, 0), (3, 2, 2, 2, 2), (2, 2**31), (2, 1.5)):
         with pytest.raises(ValueError, match="weight_shape"):
             Topology.random(shape, 1)
 

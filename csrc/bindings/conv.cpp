@@ -4,6 +4,7 @@
 
 #include "bindings/conv.h"
 #include "cpu/conv/channel_sum.h"
+#include "cpu/conv/extents.h"
 #include "cpu/conv/layout.h"
 
 namespace dsr::bindings {
@@ -65,21 +66,23 @@ std::unique_ptr<ConvPlan> make_plan(int64_t out_channels, int64_t in_channels, i
 // Only what the choice depends on: lanes run along the batch, or along columns.
 ConvShape lane_shape(int64_t width, int64_t out_width, Pair kernel, Pair stride, Pair padding,
                      Pair dilation) {
-  return {.in_channels = 1,
-          .height = 1,
-          .width = width,
-          .out_channels = 1,
-          .out_height = 1,
-          .out_width = out_width,
-          .kernel_h = kernel[0],
-          .kernel_w = kernel[1],
-          .stride_h = stride[0],
-          .stride_w = stride[1],
-          .pad_h = padding[0],
-          .pad_w = padding[1],
-          .dilation_h = dilation[0],
-          .dilation_w = dilation[1],
-          .groups = 1};
+  const ConvShape shape{.in_channels = 1,
+                        .height = 1,
+                        .width = width,
+                        .out_channels = 1,
+                        .out_height = 1,
+                        .out_width = out_width,
+                        .kernel_h = kernel[0],
+                        .kernel_w = kernel[1],
+                        .stride_h = stride[0],
+                        .stride_w = stride[1],
+                        .pad_h = padding[0],
+                        .pad_w = padding[1],
+                        .dilation_h = dilation[0],
+                        .dilation_w = dilation[1],
+                        .groups = 1};
+  require_ok(cpu::check_extents(shape));
+  return shape;
 }
 
 const char* choose_lanes(int64_t n, bool contiguous_rows, int64_t width, int64_t out_width,

@@ -30,12 +30,13 @@ class Owner(Protocol):
 
 
 class KeptPlan:
-    """A plan, and when it was last used."""
+    """A plan, when it was last used, and what of the CPU's memory it takes."""
 
-    __slots__ = ("plan", "used")
+    __slots__ = ("bytes", "plan", "used")
 
-    def __init__(self, plan: Plan, used: int) -> None:
+    def __init__(self, plan: Plan, used: int, on_cpu: bool) -> None:
         self.plan, self.used = plan, used
+        self.bytes = plan.bytes if on_cpu else 0
 
 
 class KeptCall(NamedTuple):
@@ -97,7 +98,11 @@ class Pattern:
         if capturing(crow_indices):
             return True  # nothing can be read, and a graph would not see later writes either
         pairs = (self._crow, crow_indices), (self._col, col_indices)
-        return all(held.device == now.device and torch.equal(held, now) for held, now in pairs)
+        # torch.equal finds int64 equal to int32; the kernels would read every other half of it.
+        return all(
+            held.device == now.device and held.dtype == now.dtype and torch.equal(held, now)
+            for held, now in pairs
+        )
 
     def same_as(self, other: Pattern) -> bool:
         """Whether the other object is, or says, the same."""

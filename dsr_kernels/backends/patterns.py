@@ -41,6 +41,9 @@ from dsr_kernels.backends.pattern import (
 )
 
 MAX_PLANS = 1024  # of all patterns: one for each pattern, direction and input size
+# Of the CPU's plans together; or, where that is more, so many times each pattern's largest plan:
+# four input sizes in both directions. (A CUDA graph that was recorded reads the plans of a GPU.)
+MAX_BYTES, MAX_EACH = 256 << 20, 8
 MAX_CALLS = 256  # of one pattern: one for each op and look of its tensors
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
@@ -50,8 +53,8 @@ Key = TypeVar("Key", bound=Hashable)
 class Patterns:
     """All patterns that are in use."""
 
-    def __init__(self, max_plans: int = MAX_PLANS) -> None:
-        self._max_plans = max_plans
+    def __init__(self, max_plans: int = MAX_PLANS, max_bytes: int = MAX_BYTES) -> None:
+        self._max_plans, self._max_bytes = max_plans, max_bytes
         self._clock = 0
         self._frozen: dict[Place, weakref.ref[Pattern]] = {}
         # Those with an owner: by the pair of tensors, and by the storage of each of the two.
@@ -86,7 +89,7 @@ class Patterns:
             return kept.plan  # type: ignore[return-value]  # `build`, a part of the key, made it
         built = build(crow_indices, col_indices, key)
         with self._lock:
-            pattern.plans[build, key] = KeptPlan(built, self._clock)
+            pattern.plans[build, key] = KeptPlan(built, self._clock, crow_indices.is_cpu)
             self._drop_the_oldest()
         return built
 
@@ -138,14 +141,21 @@ class Patterns:
         return list({id(p): p for p in [*self._loose.values(), *owned]}.values())
 
     def _drop_the_oldest(self) -> None:
+        """Where there are too many plans, or where the CPU's take too much."""
         everything = self._all()
-        excess = sum(len(pattern.plans) for pattern in everything) - self._max_plans
-        if excess <= 0:
+        sizes = [[kept.bytes for kept in pattern.plans.values()] for pattern in everything]
+        excess = sum(map(len, sizes)) - self._max_plans
+        most = max(self._max_bytes, MAX_EACH * sum(max(each, default=0) for each in sizes))
+        too_much = sum(map(sum, sizes)) - most
+        if excess <= 0 and too_much <= 0:
             return
         ages = [(kept.used, p, key) for p in everything for key, kept in p.plans.items()]
-        for _, pattern, key in sorted(ages, key=lambda age: age[0])[:excess]:
-            del pattern.plans[key]
-            pattern.calls.clear()
+        for _, pattern, key in sorted(ages, key=lambda age: age[0]):
+            size = pattern.plans[key].bytes
+            if excess > 0 or (too_much > 0 and size > 0):
+                del pattern.plans[key]
+                pattern.calls.clear()
+                excess, too_much = excess - 1, too_much - size
         for tensors in [t for t, pattern in self._loose.items() if not pattern.plans]:
             del self._loose[tensors]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -42,7 +43,7 @@ class SparseConvNd(SparseModule):
         if not isinstance(groups, int) or groups < 1:
             raise ValueError(f"groups: expected an integer of at least 1, got {groups!r}")
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if value < 1 or value % groups:
+            if not isinstance(value, Integral) or value < 1 or value % groups:
                 raise ValueError(
                     f"{name}: expected a positive multiple of groups={groups}, got {value}"
                 )

@@ -12,7 +12,7 @@ from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.ops import autograd
 from dsr_kernels.ops.fused import autograd as fused
 from dsr_kernels.ops.fused.autograd import Fused
-from dsr_kernels.ops.results import check_tensors
+from dsr_kernels.ops.results import check_extents, check_tensors
 
 
 def sparse_conv1d(
@@ -35,6 +35,13 @@ def sparse_conv1d(
     rows, inputs, kernel = weight_shape
     check_tensors("SparseConv1d", x, values, bias, crow_indices, col_indices, rows)
     length, extent = x.shape[-1] + sum(padding), dilation[0] * (kernel - 1) + 1
+    check_extents(
+        "SparseConv1d",
+        stride=stride[0],
+        dilation=dilation[0],
+        padding=sum(padding),
+        extent_of_the_kernel=extent,
+    )
     if x.shape[-1] < 1 or length < extent:
         raise ValueError(
             f"SparseConv1d: expected a padded input of at least {extent}, the extent of the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -246,6 +247,9 @@ class SparseLinear(SparseModule):
         generator: torch.Generator | None = None,
     ) -> None:
         """As SparseConv2d: nnz = floor((1 - sparsity) * numel), or `nnz` if given."""
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
         shape = (out_features, in_features)
         super().__init__(shape, bias, device, dtype, sparsity, nnz, generator, block_size)
         self.in_features, self.out_features = in_features, out_features

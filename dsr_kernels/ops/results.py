@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from dsr_kernels.backends.blocks import BLOCK_SIZES, block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.native import DTYPE_CODES
+from dsr_kernels.topology import INT32_MAX
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -87,6 +89,11 @@ def _check_shape(weight_shape: Sequence[int], groups: int) -> None:
             "SparseConv2d: expected weight_shape (O, C // groups, KH, KW), all of at least 1, "
             f"got {tuple(weight_shape)}"
         )
+    if math.prod(weight_shape[1:]) > INT32_MAX or weight_shape[0] > INT32_MAX:
+        raise ValueError(
+            "SparseConv2d: expected a weight of at most 2^31 - 1 rows of at most as many weights, "
+            f"got weight_shape {tuple(weight_shape)}"
+        )
     if groups < 1 or weight_shape[0] % groups:
         raise ValueError(
             f"SparseConv2d: expected groups to divide out_channels, got groups={groups} "
@@ -105,6 +112,18 @@ def check_input(x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
         )
 
 
+def check_extents(name: str, **sizes: int) -> None:
+    """Raises ValueError for a size that passes 2^31 - 1, with which planning could overflow.
+
+    Sizes that torch.compile or torch.export leaves open are checked when the call is made.
+    """
+    for what, size in sizes.items():
+        if not isinstance(size, torch.SymInt) and size > INT32_MAX:
+            raise ValueError(
+                f"{name}: expected {what.replace('_', ' ')} of at most 2^31 - 1, got {size}"
+            )
+
+
 def _output_size(size: Sequence[int], shape: ConvShape) -> tuple[int, int]:
     """(P, Q) of an input (H, W); refuses a kernel larger than the padded input, as torch does."""
     stride, padding, dilation = shape.stride, shape.padding, shape.dilation
@@ -117,6 +136,14 @@ def _output_size(size: Sequence[int], shape: ConvShape) -> tuple[int, int]:
     width = size[1] + padding[2] + padding[3]
     extent_h = dilation[0] * (shape.weight_shape[2] - 1) + 1
     extent_w = dilation[1] * (shape.weight_shape[3] - 1) + 1
+    check_extents(
+        "SparseConv2d",
+        stride=max(stride),
+        dilation=max(dilation),
+        extent_of_the_kernel=max(extent_h, extent_w),
+        height_of_the_padded_input=height,
+        width_of_the_padded_input=width,
+    )
     if height < extent_h or width < extent_w or min(size) < 1:
         raise ValueError(
             f"SparseConv2d: expected a padded input of at least {extent_h} x {extent_w}, the "

@@ -188,10 +188,13 @@ def _queue(device: torch.device) -> tuple[int, int]:
 def _describe(layer: SparseLayer, scores: Tensor) -> tuple[tuple, list[Tensor]]:
     """A layer as the native plan takes it, and the tensors whose memory the plan borrows.
 
-    Raises ValueError for scores that are not one number for each entry: the native code reads
-    their memory unchecked.
+    Raises ValueError for index tensors that are not those of a pattern, and for scores that are not
+    one number for each entry: the native code reads their memory unchecked.
     """
     crow, col = layer.pattern_of_entries
+    rows = layer.module.weight_shape[0] // layer.module.block_size
+    for name, index, shape in (("crow", crow, (rows + 1,)), ("col", col, (layer.entries,))):
+        _check_index(f"layer {layer.name!r}: expected {name}_indices", index, shape, crow.device)
     if (
         scores.shape != col.shape
         or scores.device != col.device
@@ -205,7 +208,7 @@ def _describe(layer: SparseLayer, scores: Tensor) -> tuple[tuple, list[Tensor]]:
         )
     described = (
         layer.name,
-        layer.module.weight_shape[0] // layer.module.block_size,
+        rows,
         layer.module.row_length // layer.kernel,
         col.numel(),
         address_to_read(crow),
@@ -215,3 +218,14 @@ def _describe(layer: SparseLayer, scores: Tensor) -> tuple[tuple, list[Tensor]]:
         layer.index,
     )
     return described, [crow, col, scores]
+
+
+def _check_index(
+    expected: str, index: Tensor, shape: tuple[int, ...], device: torch.device
+) -> None:
+    right = index.dtype == torch.int32 and index.device == device and index.is_contiguous()
+    if not right or index.shape != shape:
+        raise ValueError(
+            f"{expected} to be contiguous int32 of shape {shape} on {device}, got {index.dtype} of "
+            f"shape {tuple(index.shape)} and strides {index.stride()} on {index.device}"
+        )

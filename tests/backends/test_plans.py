@@ -61,6 +61,49 @@ def test_the_plans_are_bounded_and_the_oldest_go():
     assert Counted.made == 9  # eight patterns, and one that stayed
 
 
+class Sized:
+    def __init__(self, size: int) -> None:
+        self.bytes = size
+
+
+def sized(crow_indices: torch.Tensor, col_indices: torch.Tensor, key: tuple[str, int]) -> Sized:
+    return Sized(key[1])
+
+
+def test_the_plans_are_bounded_by_what_they_take():
+    """But large ones of a few input sizes stay: else each step would make them anew."""
+    few = Patterns(max_bytes=100)
+    small, large = (Topology.random((6, 4), 7) for _ in range(2))
+    small, large = ((t.crow_indices, t.col_indices) for t in (small, large))
+    for size in range(300):
+        few.plan(*small, (f"size {size}", 7), sized)
+        few.plan(*small, ("used all along", 2), sized)
+    assert sum(plan.bytes for plan in few.plans()) == 2 + 14 * 7
+    kept = few.plan(*small, ("used all along", 2), sized)
+    for size in range(20):
+        few.plan(*large, (f"size {size}", 1000), sized)
+        few.plan(*small, ("used all along", 2), sized)
+    held = [plan.bytes for plan in few.plans()]
+    assert held.count(1000) == 8 and kept in few.plans()
+
+
+def test_a_layer_over_many_input_sizes_holds_a_bounded_amount():
+    patterns.clear()
+    conv = layer(64, 64, 3, padding=1, sparsity=0.3)
+    with torch.no_grad():
+        conv(torch.randn(1, 64, 6, 6))
+        (plan,) = patterns.plans()
+        pattern = conv.crow_indices, conv.col_indices
+        few = Patterns(max_bytes=3 * plan.bytes)
+        sizes = (((64, n, n), (64, n, n)) for n in range(3, 40))
+        shape = ConvShape((64, 64, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
+        for size in sizes:
+            few.plan(
+                *pattern, cpu_plans.Geometry(*size, shape, torch.float32), cpu_plans.build_plan
+            )
+    assert sum(each.bytes for each in few.plans()) <= 9 * plan.bytes
+
+
 def test_a_reused_address_never_finds_a_stale_plan():
     """Two patterns live one after the other in the same memory; each must get its own plan."""
     x, conv = torch.randn(1, 4, 5, 5), layer(4, 6, 3)

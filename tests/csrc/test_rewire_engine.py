@@ -200,6 +200,33 @@ def test_weights_that_change_between_pruning_and_applying_are_noticed():
         plan.apply(0, 0, [(crow.data_ptr(), col.data_ptr(), [], 0)])
 
 
+@pytest.mark.parametrize("end", [-1, 10**6])
+def test_rows_that_change_between_pruning_and_applying_are_noticed(end):
+    """Entries beyond the layer's would be written beyond the engine's memory."""
+    case = random_case(10, 100, 50, 1)
+    plan = open_plan([case])
+    plan.prune_below(0.5)
+    plan.grow_proportionally()
+    case.crow[4] = end
+    crow, col = torch.empty(11, dtype=torch.int32), torch.empty(50, dtype=torch.int32)
+    with pytest.raises(ValueError, match="not ascending and in range in every row"):
+        plan.apply(0, 0, [(crow.data_ptr(), col.data_ptr(), [], 0)])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, 1e30])
+def test_scores_that_change_after_opening_never_lead_out_of_an_array(bad):
+    case = random_case(10, 100, 50, 1)
+    plan = open_plan([case])
+    plan.prune_below(0.5)
+    case.values.fill_(bad)
+    for decide in (
+        lambda: plan.prune_below(0.5),
+        lambda: plan.prune_smallest(20),
+        lambda: plan.prune_smallest_each([20]),
+    ):
+        decide()
+
+
 def test_regrowth_is_uniform_over_the_free_positions():
     case = Case.make(3, 7, [0, 4, 5, 9, 20], [0.1, 0.2, 0.3, 9.0, 8.0])
     free = set(range(21)) - set(case.positions())

@@ -64,6 +64,7 @@ def test_same_generator_same_layer():
     [
         ({"in_channels": 7}, "in_channels: expected a positive multiple of groups=3, got 7"),
         ({"out_channels": 0}, "out_channels: expected a positive multiple"),
+        ({"out_channels": 9.0}, "out_channels: expected a positive multiple"),
         ({"groups": 0}, "groups: expected an integer of at least 1, got 0"),
         ({"groups": 1.5}, "groups: expected"),
         ({"kernel_size": 0}, "kernel_size: expected an integer of at least 1"),
@@ -81,6 +82,13 @@ def test_same_generator_same_layer():
 def test_refuses_wrong_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         SparseConv2d(**(ARGUMENTS | change))
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("in", 1.5), ("in", 0), ("out", 2.0), ("out", "3")])
+def test_linear_refuses_what_is_no_size(name, wrong):
+    sizes = {"in_features": 4, "out_features": 4, f"{name}_features": wrong}
+    with pytest.raises(ValueError, match=f"{name}_features: expected an integer of at least 1"):
+        SparseLinear(**sizes)
 
 
 def test_refuses_low_precision_weights():

@@ -11,6 +11,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from dsr_kernels import SparseLinear
 from dsr_kernels.rewiring import DSR, SET, DeepR, RigL
+from dsr_kernels.rewiring.layers import find_layers
+from dsr_kernels.rewiring.plan import open_plan
 
 
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -53,6 +55,65 @@ def test_index_tensors_that_another_has_written_to_are_refused_by_name() -> None
     model[2].col_indices.data.copy_(SparseLinear(6, 4, nnz=9).col_indices)
     with pytest.raises(RuntimeError, match="layer '2': something else than the layer has written"):
         rewirer.rewire()
+
+
+def shorter(index: torch.Tensor) -> torch.Tensor:
+    return index[: index.numel() // 2].clone()
+
+
+def far_away(index: torch.Tensor) -> torch.Tensor:
+    return index.index_fill(0, torch.tensor([1]), 10**6)
+
+
+def backwards(index: torch.Tensor) -> torch.Tensor:
+    return index.index_fill(0, torch.tensor([1]), -7)
+
+
+def apart(index: torch.Tensor) -> torch.Tensor:
+    return torch.stack([index, index], 1)[:, 0]
+
+
+REPLACED = {
+    "shorter": (shorter, "expected|runs? from 0"),
+    "int64": (torch.Tensor.long, "expected int32, got torch.int64"),
+    "too large": (far_away, "expected|decrease"),
+    "negative": (backwards, "expected|decrease"),
+    "strided": (apart, "expected contiguous"),
+}
+
+
+@pytest.mark.parametrize("name", ["crow_indices", "col_indices"])
+@pytest.mark.parametrize("what", REPLACED)
+@pytest.mark.parametrize("method", [DSR, SET, RigL, DeepR])
+def test_replaced_index_tensors_are_refused_and_nothing_changes(method, what, name) -> None:
+    """As the forward pass refuses them; the engine would read or write beyond their memory."""
+    model, optimizer = model_and_optimizer()
+    rewirer = method(model, optimizer, **({} if method in (DSR, SET) else {"length": 9}))
+    train(model, optimizer)
+    change, message = REPLACED[what]
+    replaced = change(getattr(model[2], name))
+    model[2]._buffers[name] = replaced
+    values = [layer.weight_values.clone() for layer in (model[0], model[2])]
+    before = model[0].pattern()
+    with pytest.raises(ValueError, match=f"layer '2': .*({message})"):
+        rewirer.rewire()
+    assert model[0].pattern() is before and getattr(model[2], name) is replaced
+    for layer, held in zip((model[0], model[2]), values, strict=True):
+        assert torch.equal(layer.weight_values, held)
+
+
+def test_the_engine_itself_refuses_tensors_that_are_no_pattern() -> None:
+    """Whoever calls it, whatever was checked before."""
+    model, _ = model_and_optimizer()
+    for name, index in (
+        ("crow_indices", model[0].crow_indices[:3]),
+        ("crow_indices", model[0].crow_indices.long()),
+        ("col_indices", model[0].col_indices.long()),
+    ):
+        (layer,) = find_layers(nn.Sequential(SparseLinear(8, 6, nnz=12)))
+        layer.module._buffers[name] = index
+        with pytest.raises(ValueError, match=f"layer '0': expected {name[:4].rstrip('_')}_indices"):
+            open_plan([layer], [torch.ones(12)])
 
 
 @pytest.mark.parametrize("method", [DSR, SET, RigL, DeepR])

@@ -3,10 +3,12 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <exception>
+#include <cstdlib>
 
+#include "cpu/conv/extents.h"
 #include "cpu/conv/layout.h"
 #include "cpu/conv/matrix_plan.h"
+#include "cpu/conv/nonfinite.h"
 #include "cpu/conv/workspace.h"
 #include "cpu/dispatch.h"
 
@@ -18,33 +20,15 @@ namespace {
 constexpr int64_t kMaxSlices = 16;
 constexpr int64_t kSliceBytes = 32 << 20;
 
-// What the plans rely on; the callers' own checks say it in the user's terms.
-Status check_shape(const ConvShape& s) {
-  const int64_t smallest = std::min({s.in_channels, s.height, s.width, s.out_channels, s.out_height,
-                                     s.out_width, s.kernel_h, s.kernel_w, s.stride_h, s.stride_w,
-                                     s.dilation_h, s.dilation_w, s.groups});
-  if (smallest < 1)
-    return Status::error(
-        "a convolution's sizes, stride, dilation and groups must be at least 1, got " +
-        std::to_string(smallest));
-  if (s.in_channels % s.groups != 0 || s.out_channels % s.groups != 0)
-    return Status::error("groups = " + std::to_string(s.groups) + " must divide the " +
-                         std::to_string(s.in_channels) + " input and " +
-                         std::to_string(s.out_channels) + " output channels");
-  return Status::ok();
+// Where there is one row or column of outputs, the stride says nothing; as large as given, it could
+// only make the accumulators large.
+ConvShape without_idle_stride(ConvShape s) {
+  if (s.out_height == 1) s.stride_h = std::min(s.stride_h, s.height + std::abs(s.pad_h));
+  if (s.out_width == 1) s.stride_w = std::min(s.stride_w, s.width + std::abs(s.pad_w));
+  return s;
 }
 
-// An exception must not leave an OpenMP region.
-template <typename Make>
-Status without_exceptions(Make make) {
-  try {
-    return make();
-  } catch (const std::exception& error) {
-    return Status::error(std::string("cannot plan the convolution: ") + error.what());
-  }
-}
-
-// At least `elements`, as an odd number of cache lines: see choose_plane in tiling.cpp.
+// At least `elements`, as an odd number of cache lines: see choose_plane in plane_length.cpp.
 int64_t odd_lines(int64_t elements) {
   constexpr int64_t kLine = kCacheLine / sizeof(float);
   return (ceil_div(elements, kLine) | 1) * kLine;
@@ -80,32 +64,45 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
   return l;
 }
 
+// launch(args(values)), with what values that are not finite contribute added where their taps meet
+// the source. (Where more is done to the sums, these values go to the kernels.)
+template <typename S, typename Args, typename Launch>
+void launch_finite(const S* values, int64_t nnz, const Finish<S>& finish, Args args,
+                   Launch launch) {
+  if (finish.kind != Finish<S>::kNothing || all_finite(values, nnz)) return launch(args(values));
+  const std::vector<S> finite = finite_part(values, nnz);
+  const GatherArgs<S> of_finite = args(finite.data());
+  launch(of_finite);
+  add_nonfinite(of_finite, values);
+}
+
 }  // namespace
 
 Status ConvPlan::make(const ConvShape& shape, const BsrPattern& pattern, int element_size,
                       Lanes lanes, Direction direction, ConvPlan* plan) {
-  Status status = check_shape(shape);
+  Status status = check_extents(shape);
   if (!status.is_ok()) return status;
   plan->kernels_ = &kernels();
   plan->nnz_ = pattern.nnz();
   plan->element_size_ = element_size;
   plan->direction_ = direction;
-  constexpr int64_t kPerPixel = 16;  // to pack or to store one
+  status = make_gather_plan(without_idle_stride(shape), pattern, element_size, lanes, direction,
+                            &plan->gather_);
+  if (!status.is_ok()) return status;
+  // To pack or to store one pixel, and a limit that is enough for any number of threads.
+  constexpr int64_t kPerPixel = 16, kMaxWork = int64_t{1} << 60;
   const int64_t in = shape.height * shape.width, out = shape.out_height * shape.out_width;
-  plan->work_per_image_ = pattern.nnz() * std::max(in, out) +
+  const int64_t computed = saturating_product({pattern.nnz(), std::max(in, out)});
+  plan->work_per_image_ = std::min(computed, kMaxWork) +
                           kPerPixel * (in * shape.in_channels + out * shape.out_channels);
-  status = without_exceptions([&] {
-    return make_gather_plan(shape, pattern, element_size, lanes, direction, &plan->gather_);
-  });
-  if (status.is_ok() && direction == Direction::kForward)
-    plan->grad_layout_ = grad_layout_of(plan->gather_);
+  if (direction == Direction::kForward) plan->grad_layout_ = grad_layout_of(plan->gather_);
   return status;
 }
 
 // Threads that have enough to do: waking one costs some microseconds. Results do not depend on it.
 int ConvPlan::useful(int threads, int64_t n) const {
   constexpr int64_t kWorthAThread = 100'000;
-  const int64_t most = n * work_per_image_ / kWorthAThread;
+  const int64_t most = saturating_product({n, work_per_image_}) / kWorthAThread;
   return static_cast<int>(std::clamp<int64_t>(most, 1, std::max(threads, 1)));
 }
 
@@ -120,6 +117,7 @@ Lanes choose_lanes(const ConvShape& shape, int64_t n, bool contiguous_rows, int 
   constexpr int64_t kFilledPercent = 60;  // below, the shifted loads of the plane cost less
   const Limits& limits = kernels().limits;
   const int64_t lanes = limits.lanes(element_size);
+  n = std::min(n, kMaxExtent);                          // 100 * n below must fit
   const auto because = [&](Lanes choice, auto words) {  // words are made only where asked for
     if (reason) *reason = words();
     return choice;
@@ -237,7 +235,11 @@ void ConvPlan::sparse_conv2d(int64_t n, const Operand<S>& x, const S* values, co
                              const Activation& y, const Finish<S>& finish, int threads,
                              char* workspace) const {
   threads = useful(threads, n);
-  kernels_->gather(gather_args(n, x, values, bias, y, finish, threads, workspace));
+  const auto args = [&](const S* used) {
+    return gather_args(n, x, used, bias, y, finish, threads, workspace);
+  };
+  const auto launch = [&](const GatherArgs<S>& gather) { kernels_->gather(gather); };
+  launch_finite(values, nnz_, finish, args, launch);
   const bool sums = finish.sums.first != nullptr;
   drop_guards(workspace, workspace_bytes(Op::kForward, n, threads, sums));
 }
@@ -254,7 +256,9 @@ template <typename S>
 void ConvPlan::sparse_conv2d_grad_weight(int64_t n, const Operand<S>& x, const Operand<S>& grad_y,
                                          S* grad_values, int threads, char* workspace) const {
   threads = useful(threads, n);
-  kernels_->grad_weight(grad_weight_args(n, x, grad_y, grad_values, threads, workspace));
+  const auto args = grad_weight_args(n, x, grad_y, grad_values, threads, workspace);
+  kernels_->grad_weight(args);
+  if (!all_finite(grad_values, nnz_)) mend_grad_values(args);
   drop_guards(workspace, workspace_bytes(Op::kGradWeight, n, threads));
 }
 
@@ -266,9 +270,14 @@ void ConvPlan::sparse_conv2d_backward(const ConvPlan& forward, int64_t n, const 
   threads = useful(threads, n);
   const bool sums = finish.sums.first != nullptr;
   char* behind = workspace + workspace_bytes(Op::kGradInput, n, threads, sums);
-  const S* no_bias = nullptr;
-  kernels_->backward(gather_args(n, grad_y, values, no_bias, grad_x, finish, threads, workspace),
-                     forward.grad_weight_args(n, x, grad_y, grad_values, threads, behind));
+  const auto weight = forward.grad_weight_args(n, x, grad_y, grad_values, threads, behind);
+  const auto args = [&](const S* used) {
+    const S* no_bias = nullptr;
+    return gather_args(n, grad_y, used, no_bias, grad_x, finish, threads, workspace);
+  };
+  const auto launch = [&](const GatherArgs<S>& gather) { kernels_->backward(gather, weight); };
+  launch_finite(values, nnz_, finish, args, launch);
+  if (!all_finite(grad_values, nnz_)) mend_grad_values(weight);
   drop_guards(workspace, backward_workspace_bytes(forward, n, threads, sums));
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "cpu/conv/extents.h"
 #include "cpu/conv/layout.h"
 #include "cpu/conv/matrix_plan.h"
 #include "cpu/conv/tiling.h"
@@ -11,31 +12,6 @@
 
 namespace dsr::cpu {
 namespace {
-
-Status check_offsets(const GatherPlan& plan, const BsrPattern& pattern) {
-  const int64_t scalars = plan.source.elements() * plan.batch.lane_images;
-  if (scalars > std::numeric_limits<int32_t>::max())
-    return Status::error("convolution too large: its packed input has " + std::to_string(scalars) +
-                         " elements, the limit is 2^31 - 1");
-  if (pattern.crow_indices[0] != 0 ||
-      pattern.crow_indices[pattern.rows / pattern.block_size] != pattern.blocks)
-    return Status::error("crow_indices must start at 0 and end at " +
-                         std::string(pattern.block_size == 1 ? "nnz" : "the number of blocks") +
-                         " = " + std::to_string(pattern.blocks));
-  return Status::ok();
-}
-
-// Block rows may not cross the border of two groups, nor the end of the weight.
-Status check_pattern(const ConvShape& shape, const BsrPattern& pattern) {
-  const int64_t size = pattern.block_size, rows = shape.out_channels / shape.groups;
-  if (size < 1 || rows % size != 0)
-    return Status::error("block_size: expected a divisor of the " + std::to_string(rows) +
-                         " output channels of a group, got " + std::to_string(size));
-  if (pattern.nnz() > std::numeric_limits<int32_t>::max())
-    return Status::error("a weight may have 2^31 - 1 non-zeros, got " +
-                         std::to_string(pattern.nnz()));
-  return Status::ok();
-}
 
 // Where a tap of the kernel lands: its class's table, its frame there (kRow), and its offset within
 // the packed channel, in scalars.
@@ -49,6 +25,17 @@ void note_shift(int64_t shift, Table* table) {
   if (at == table->shifts.end() || *at != shift) table->shifts.insert(at, shift);
 }
 
+// Which of `all`, ordered by their first rows and columns, begins at the residues of a tap.
+template <typename Part>
+int64_t place_of(const std::vector<Part>& all, int64_t Part::* row, int64_t Part::* col,
+                 const Tap& tap_row, const Tap& tap_col) {
+  const std::pair wanted{tap_row.residue, tap_col.residue};
+  const auto is_before = [&](const Part& part, const auto& tap) {
+    return std::pair{part.*row, part.*col} < tap;
+  };
+  return std::lower_bound(all.begin(), all.end(), wanted, is_before) - all.begin();
+}
+
 std::vector<TapTarget> tap_targets(const Pass& pass, GatherPlan* plan) {
   std::vector<TapTarget> targets;
   const PackLayout& l = plan->source;
@@ -57,10 +44,10 @@ std::vector<TapTarget> tap_targets(const Pass& pass, GatherPlan* plan) {
     for (const Tap& col : pass.cols) {
       int64_t phase = 0, target = 0;  // the class, in grad-input
       if (pass.sign > 0) {
-        while (l.phases[phase].row != row.residue || l.phases[phase].col != col.residue) ++phase;
+        phase = place_of(l.phases, &PackLayout::Phase::row, &PackLayout::Phase::col, row, col);
       } else {
-        const auto& classes = plan->destination.classes;
-        while (classes[target].row0 != row.residue || classes[target].col0 != col.residue) ++target;
+        target = place_of(plan->destination.classes, &DestinationClass::row0,
+                          &DestinationClass::col0, row, col);
       }
       const int64_t table = plan->destination.classes[target].table,
                     shift = pass.sign * col.quotient;
@@ -198,6 +185,10 @@ Status order_by_group(const ConvShape& s, const BsrPattern& pattern, const Pass&
   const int64_t strip = plan->strip.channels, channels = plan->destination.channels;
   const int64_t strips = ceil_div(channels, strip);
   const int64_t tables = static_cast<int64_t>(plan->tables.size());
+  const int64_t places = saturating_product({tables, strips, ceil_div(s.out_channels, span), taps});
+  if (places > std::numeric_limits<int32_t>::max())
+    return Status::error("convolution too large: grad-input takes " + std::to_string(places) +
+                         " groups of weights, the limit is 2^31 - 1");
   const GroupOrder order = group_order(targets, ceil_div(s.out_channels, span));
   const int64_t of_strip = static_cast<int64_t>(order.places.size());
   const int64_t slots = tables * strips * of_strip;
@@ -254,7 +245,9 @@ int64_t GatherPlan::bytes() const {
   return static_cast<int64_t>(sizeof(int32_t) *
                                   (offsets.size() + value_index.size() + bounds.size() +
                                    no_bounds.size() + first_tiles.size() + row_targets.size()) +
-                              sizeof(Group) * groups.size());
+                              sizeof(Group) * groups.size() + sizeof(Table) * tables.size() +
+                              sizeof(PackLayout::Phase) * source.phases.size() +
+                              sizeof(DestinationClass) * destination.classes.size());
 }
 
 Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int element_size,
@@ -270,6 +263,7 @@ Status make_gather_plan(const ConvShape& shape, const BsrPattern& pattern, int e
         "multiple, got blocks of " +
         std::to_string(pattern.block_size));
   if (status.is_ok()) status = lay_out(pass, element_size, plan);
+  if (status.is_ok()) status = check_volume(*plan);
   if (!status.is_ok()) return status;
   plan->block_rows = block_rows_of(shape, pattern, direction, *plan);
   choose_tiling(pattern.nnz() / plan->block_rows, pass, element_size, plan);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "cpu/dispatch.h"
@@ -38,17 +39,39 @@ Axis pack_axis(const std::vector<Tap>& taps, int64_t sign, int64_t destination, 
   return {low, high - low, destination + high - low - shared, shared};
 }
 
-bool contains(const std::vector<Tap>& taps, int64_t residue) {
-  return std::any_of(taps.begin(), taps.end(), [&](const Tap& t) { return t.residue == residue; });
+// Of the taps, ascending.
+std::vector<int64_t> residues(const std::vector<Tap>& taps) {
+  std::vector<int64_t> found;
+  for (const Tap& tap : taps) found.push_back(tap.residue);
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  return found;
+}
+
+// Where along an axis classes begin, ascending: the first `step` pixels of the destination, and the
+// residues of taps that lie beyond the last one.
+std::vector<int64_t> class_starts(const std::vector<int64_t>& of_taps, int64_t step, int64_t size) {
+  std::vector<int64_t> starts(std::min(step, size));
+  std::iota(starts.begin(), starts.end(), 0);
+  const auto beyond = std::lower_bound(of_taps.begin(), of_taps.end(), size);
+  starts.insert(starts.end(), beyond, of_taps.end());
+  return starts;
+}
+
+bool contains(const std::vector<int64_t>& ascending, int64_t value) {
+  return std::binary_search(ascending.begin(), ascending.end(), value);
 }
 
 // The classes that have pixels, and those that have taps (and then a table of segments).
 void lay_out_classes(const Pass& pass, GatherPlan* plan) {
   GatherPlan::Destination& d = plan->destination;
+  const std::vector<int64_t> one = {0};  // the step is 1
+  const std::vector<int64_t> rows = pass.sign > 0 ? one : residues(pass.rows),
+                             cols = pass.sign > 0 ? one : residues(pass.cols);
   int64_t tables = 0;
-  for (int64_t r = 0; r < d.step_h; ++r) {
-    for (int64_t c = 0; c < d.step_w; ++c) {
-      const bool has_taps = pass.sign > 0 || (contains(pass.rows, r) && contains(pass.cols, c));
+  for (const int64_t r : class_starts(rows, d.step_h, d.height)) {
+    for (const int64_t c : class_starts(cols, d.step_w, d.width)) {
+      const bool has_taps = contains(rows, r) && contains(cols, c);
       if (!has_taps && (r >= d.height || c >= d.width)) continue;
       d.classes.push_back({.row0 = r,
                            .col0 = c,
@@ -61,9 +84,9 @@ void lay_out_classes(const Pass& pass, GatherPlan* plan) {
 }
 
 void lay_out_phases(const Pass& pass, PackLayout* l) {
-  for (int64_t r = 0; r < l->step_h; ++r) {
-    for (int64_t c = 0; c < l->step_w; ++c) {
-      if (pass.sign > 0 && !(contains(pass.rows, r) && contains(pass.cols, c))) continue;
+  const std::vector<int64_t> one = {0};  // the step is 1
+  for (const int64_t r : pass.sign > 0 ? residues(pass.rows) : one) {
+    for (const int64_t c : pass.sign > 0 ? residues(pass.cols) : one) {
       l->phases.push_back({.row = r,
                            .col = c,
                            .height = std::max<int64_t>(0, ceil_div(pass.source_h - r, l->step_h)),

@@ -6,6 +6,7 @@
 
 #include "cpu/conv/layout.h"
 #include "cpu/conv/matrix_plan.h"
+#include "cpu/conv/plane_length.h"
 #include "cpu/conv/workspace.h"
 #include "cpu/dispatch.h"
 
@@ -217,44 +218,6 @@ void choose_batch_unit(GatherPlan* plan) {
   plan->strip.channels = ceil_div(channels, ceil_div(channels, std::min(most, channels)));
 }
 
-// How unevenly the block of one tile falls on the sets of L1, if channels are `plane` elements
-// apart: lines beyond what a set holds beside the accumulators passing through.
-int64_t overfull(const GatherPlan& plan, int64_t plane, int64_t element_bytes) {
-  const PackLayout& l = plan.source;
-  int64_t sets[kCacheSets] = {}, over = 0;
-  const int64_t phases = static_cast<int64_t>(l.phases.size());
-  for (int64_t c = 0; c < std::min<int64_t>(64, plan.block.channels) * phases; ++c)
-    for (int64_t r = 0; r < plan.tile.rows + l.halo_rows; ++r)
-      for (int64_t q = 0; q < plan.tile.cols + l.halo_cols; ++q)
-        ++sets[(c * plane + r * l.pitch + q) * element_bytes / kCacheLine % kCacheSets];
-  for (int64_t lines : sets) over += std::max<int64_t>(0, lines - kCacheWays);
-  return over;
-}
-
-void choose_plane(int element_size, GatherPlan* plan) {
-  PackLayout& l = plan->source;
-  const int64_t stacked = plan->lanes == Lanes::kRow ? 0 : (plan->unit.images - 1) * l.image_rows;
-  // A matrix unit reads whole pieces: beyond the last pixel lie zeros, not the next channel.
-  const int64_t beyond = plan->lanes == Lanes::kMatrix ? kMatrixPixels : l.tail;
-  const int64_t stored = (stacked + plan->unit.band_rows + l.halo_rows) * l.pitch + beyond;
-  if (plan->lanes != Lanes::kBatch) {
-    // Whole cache lines, an odd number of them, so that the channels of a tile do not fall on the
-    // same cache sets.
-    const int64_t line = kCacheLine / element_size;
-    l.plane = (ceil_div(stored, line) | 1) * line;
-    return;
-  }
-  // One element more than is stored: what no tap reads is packed there.
-  int64_t least = std::numeric_limits<int64_t>::max();
-  for (int64_t plane = (stored + 1) | 1, tries = 0; tries < 8 && least > 0; plane += 2, ++tries) {
-    const int64_t over = overfull(*plan, plane, kernels().limits.vector_bytes);
-    if (over < least) {
-      least = over;
-      l.plane = plane;
-    }
-  }
-}
-
 // Destination channels whose accumulators of one tile fill their share of L1, in even strips.
 int64_t group_strip(const GatherPlan& plan) {
   const double share = kGroupStripShare * static_cast<double>(caches().l1);
@@ -293,7 +256,7 @@ void choose_tiling(int64_t steps, const Pass& pass, int element_size, GatherPlan
   plan->strip.channels = grouped ? group_strip(*plan) : whole;
   if (plan->lanes == Lanes::kMatrix) plan->strip.channels = matrix_strip(steps, pass, *plan);
   plan->unit.bands = ceil_div(plan->destination.classes[0].rows, plan->unit.band_rows);
-  choose_plane(element_size, plan);
+  choose_plane(pass, element_size, plan);
 }
 
 }  // namespace dsr::cpu

@@ -4,8 +4,8 @@
 // A tile of the packed gradient stays in registers while the non-zeros of its row stream past. Each
 // leaves one vector of partial sums; a full set of them is reduced at once.
 // kPlane, kRow, kMatrix: lanes on the margin, or that a turn wraps around, multiply a zero gradient
-// with whatever the packed source holds there, so an infinite or NaN input may also show as NaN in
-// gradients of other taps of its channel.
+// with whatever the packed source holds there. Where that is infinite or NaN, the sums come out NaN
+// and are computed anew (cpu/conv/nonfinite.h).
 // The batch is summed in a fixed number of slices, added up in order: no atomics, and the same
 // result for any number of threads.
 #include "cpu/isa/ahead.h"

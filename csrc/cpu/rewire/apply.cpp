@@ -25,7 +25,8 @@ struct Scratch {
 // order the merge needs no search: ranks smaller than k - j come before entry j. What is pruned and
 // where growth falls is random, so every step writes and then advances or not: mispredicted
 // branches would cost more. Returns false where the columns of a row are not ascending and in
-// range, or a score has changed since it was counted.
+// range, or where rows or scores have changed since they were counted. Whatever they hold, nothing
+// is written outside the scratch.
 template <class T>
 bool merge(const RewirePlan& plan, int64_t l, const T* scores,
            const uint64_t* rank,  // [grown + 1] ascending, the last one larger than any
@@ -40,11 +41,13 @@ bool merge(const RewirePlan& plan, int64_t l, const T* scores,
   int64_t written = 0;
   bool ascending = true;
   crow[0] = 0;
+  int64_t j = 0;  // runs on from row to row
   for (int64_t row = 0; row < layer.rows; ++row) {
     const int64_t row_start = row * row_length;
     const int64_t end = layer.crow[row + 1];
+    if (end < j || end > layer.nnz) return false;
     int64_t previous = -1;
-    for (int64_t j = layer.crow[row]; j < end;) {
+    while (j < end) {
       const int64_t col = old_col[j];
       const int64_t offset = j - row_start;  // column - rank of the free positions before entry j
       const bool grown = *rank < static_cast<uint64_t>(col - offset);

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <vector>
 
 #include "common/rewire/plan.h"
@@ -50,13 +51,23 @@ Status rewire_prune_smallest_each(RewirePlan& plan, const std::vector<int64_t>& 
 Status rewire_apply(const RewirePlan& plan, uint64_t seed, uint32_t step,
                     const std::vector<RewireOutput>& outputs);
 
-// Runs f(layer) for every layer, large ones first. f must not throw and must touch its own layer
-// only.
+// Runs f(layer) for every layer, large ones first. f must touch its own layer only. An exception
+// that left the parallel region, such as for memory that is not to be had, would end the process:
+// one of those thrown is kept, and thrown again behind the region.
 template <class F>
 void for_each_layer(const RewirePlan& plan, F&& f) {
   const int64_t count = static_cast<int64_t>(plan.order.size());
+  std::exception_ptr thrown;
 #pragma omp parallel for num_threads(plan.threads) schedule(dynamic, 1)
-  for (int64_t i = 0; i < count; ++i) f(plan.order[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    try {
+      f(plan.order[i]);
+    } catch (...) {
+#pragma omp critical(dsr_thrown)
+      thrown = std::current_exception();
+    }
+  }
+  if (thrown) std::rethrow_exception(thrown);
 }
 
 // Calls f with the layer's scores as float* or double*.

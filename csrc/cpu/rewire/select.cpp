@@ -82,12 +82,14 @@ ThresholdCounts count_at_threshold(const RewirePlan& plan) {
   return counts;
 }
 
-// Finds where the pruned entries at the threshold begin: they are the layer's last ones.
+// Finds where the pruned entries at the threshold begin: they are the layer's last ones. (Here and
+// below, scores that another thread changes meanwhile lead to numbers that rewire_apply refuses,
+// never out of an array.)
 void find_ties(RewirePlan& plan) {
   for_each_layer(plan, [&](int64_t l) {
     with_scores(plan.layers[l], [&](const auto* scores) {
       int64_t i = plan.layers[l].nnz;
-      for (int64_t left = plan.decisions[l].ties; left > 0;) {
+      for (int64_t left = plan.decisions[l].ties; left > 0 && i > 0;) {
         --i;
         left -= i != plan.largest_entry[l] && magnitude(scores[i]) == plan.thresholds[l];
       }
@@ -140,8 +142,12 @@ double select_magnitude(const RewirePlan& plan, int64_t rank) {
   std::vector<double> candidates(start.back());
   for_each_layer(plan, [&](int64_t l) {
     double* next = candidates.data() + start[l];
-    for_each_in_bin(plan, l, bin, [&](double m) { *next++ = m; });
+    const double* end = candidates.data() + start[l + 1];
+    for_each_in_bin(plan, l, bin, [&](double m) {
+      if (next < end) *next++ = m;
+    });
   });
+  if (rank >= start.back()) return 0;
   std::nth_element(candidates.begin(), candidates.begin() + rank, candidates.end());
   return candidates[rank];
 }
@@ -150,8 +156,11 @@ double select_magnitude(const RewirePlan& plan, int64_t rank) {
 double select_in_layer(const RewirePlan& plan, int64_t l, int64_t rank) {
   std::vector<double> magnitudes(plan.layers[l].nnz);
   with_scores(plan.layers[l], [&](const auto* scores) {
-    std::transform(scores, scores + magnitudes.size(), magnitudes.begin(),
-                   [](auto value) { return magnitude(value); });
+    // NaN has no order: with it nth_element would leave the array.
+    std::transform(scores, scores + magnitudes.size(), magnitudes.begin(), [](auto value) {
+      const double m = magnitude(value);
+      return m == m ? m : std::numeric_limits<double>::infinity();
+    });
   });
   magnitudes.erase(magnitudes.begin() + plan.largest_entry[l]);
   std::nth_element(magnitudes.begin(), magnitudes.begin() + rank, magnitudes.end());

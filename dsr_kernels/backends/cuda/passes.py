@@ -141,14 +141,12 @@ class _Remainder:
 def _remainders(axis: Axis) -> list[_Remainder]:
     found = []
     size, stride, padding, dilation = axis.size, axis.stride, axis.before, axis.dilation
-    for remainder in range(stride):
+    for remainder in sorted({(pixel + padding) % stride for pixel in range(min(stride, size))}):
         # Where pixel + padding = remainder + stride * j, tap k meets the output's pixel
         # (remainder - k * dilation) / stride + j.
         start = max(0, -(-(padding - remainder) // stride))
         dest = remainder + stride * start - padding
         count = -(-(size - dest) // stride)
-        if count <= 0:
-            continue
         reached = [
             (k, (remainder - k * dilation) // stride)
             for k in range(axis.kernel)
