@@ -43,8 +43,7 @@ class Move:
             torch.empty_like(layer.pattern[0]),
             successor(layer.pattern[1], after),
         )
-        self.modules = [layer.module]
-        self.modules += [module for _, module in layer.sharers + layer.followers]
+        self.modules = layer.modules
         self.old_values = [module.weight_values.detach() for module in self.modules]
         shared = 1 + len(layer.sharers)
         values = successor(layer.weight_values)
