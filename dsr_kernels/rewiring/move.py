@@ -71,10 +71,11 @@ class Move:
         arrays += self.moved.values()
         arrays += [] if self.survived is None else [self.survived]
         crow, col = self.new_entries
+        moved = f"layer {self.layer.name!r}: values or optimizer state"
         return (
             address(crow),
             address(col),
-            [(address(old), address(new), self._entry_bytes(new)) for old, new in arrays],
+            [(address(old, moved), address(new), self._entry_bytes(new)) for old, new in arrays],
             0 if ranks is None else address(ranks),
         )
 
