@@ -3,7 +3,8 @@
 Native code reads and writes where it is told to. Many tensors have no memory of their own: those on
 the meta device, fake ones, functorch's, DTensors and other subclasses, sparse and nested ones. Some
 have memory that holds something else than what they stand for: a lazily negated or conjugated
-tensor, a quantized one. All of these are refused here, whatever was checked before.
+tensor, a quantized one. And a storage may have shrunk since, as off-loading frees it. All of these
+are refused here, whatever was checked before.
 """
 
 from __future__ import annotations
@@ -24,24 +25,52 @@ is_shared: Callable[[Tensor], bool] = torch._C._is_cow_tensor  # type: ignore[at
 storage_address: Callable[[Tensor], int] = torch._C._data_address  # type: ignore[attr-defined]
 
 
-def address(tensor: Tensor) -> int:
+def address(tensor: Tensor, name: str = "") -> int:
     """Where the elements of a tensor lie; 0 where it has none.
 
-    Raises TypeError for a tensor whose memory does not hold its elements.
+    Raises TypeError, with the name, for a tensor whose memory does not hold its elements.
     """
     try:
         place = tensor.data_ptr()
     except (RuntimeError, NotImplementedError, ValueError):  # sparse, or stands for another tensor
-        raise refusal(tensor) from None
+        raise refusal(tensor, name) from None
     holds = tensor.dtype in DTYPES and not tensor.is_neg() and not tensor.is_nested
     if holds and (place or not tensor.numel()):
+        _check_end(tensor, name)
         return place
-    raise refusal(tensor)
+    raise refusal(tensor, name)
 
 
-def known_address(tensor: Tensor) -> int:
+def known_address(tensor: Tensor, name: str = "") -> int:
     """As `address`, of a plain tensor of whose look (see cpu_calls) it is known that it has one."""
-    return tensor.data_ptr() or address(tensor)
+    place = tensor.data_ptr()
+    if place and tensor.is_contiguous():
+        end = tensor.nbytes + tensor.storage_offset() * tensor.itemsize
+        if tensor.untyped_storage().nbytes() >= end:
+            return place
+    return address(tensor, name)
+
+
+def refuse_without_memory(**tensors: Tensor | None) -> None:
+    """Raises TypeError, with its name, for a tensor that has no address: before it is copied."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            address(tensor, name)
+
+
+def _check_end(tensor: Tensor, name: str) -> None:
+    """Raises TypeError where the storage ends before the tensor does."""
+    if not tensor.numel():
+        return
+    steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + steps + 1) * tensor.element_size()
+    held = tensor.untyped_storage().nbytes()
+    if held < end:
+        raise TypeError(
+            f"dsr_kernels: {name or 'a tensor'} of shape {tuple(tensor.shape)}: expected memory of "
+            f"at least {end} bytes, got a storage of {held}, whose memory does not hold what it "
+            "stands for; give it back what was freed (as by untyped_storage().resize_) first"
+        )
 
 
 def address_to_read(tensor: Tensor) -> int:
@@ -59,14 +88,15 @@ def address_to_read(tensor: Tensor) -> int:
     place = storage_address(tensor)
     if not place and tensor.numel():
         raise refusal(tensor)
+    _check_end(tensor, "")
     return place + int(tensor.storage_offset()) * tensor.element_size()
 
 
-def refusal(tensor: Tensor) -> TypeError:
+def refusal(tensor: Tensor, name: str = "") -> TypeError:
     """What to raise for a tensor that native code cannot have the address of."""
     kind = type(tensor).__name__
     return TypeError(
-        f"dsr_kernels: expected a tensor with memory of its own, got {_article(kind)} on "
+        f"dsr_kernels: {name + ': ' if name else ''}expected a tensor with memory of its own, got {_article(kind)} on "
         f"{tensor.device} whose memory does not hold what it stands for (a wrapper around other "
         "tensors, a fake, sparse, nested, quantized or lazily negated one); use a plain tensor"
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import live_taps
-from dsr_kernels.backends.address import address
+from dsr_kernels.backends.address import address, refuse_without_memory
 from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import Forward, is_native
@@ -30,6 +30,7 @@ def sparse_conv2d(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv2d(pad(x), W) + bias."""
+    refuse_without_memory(input=x, weight_values=values, bias=bias)
     parts = live_taps.parts_of(x.shape[2:], out.shape[2:], shape, False)
     if parts is not None:
         whole = values, bias, crow_indices, col_indices
@@ -50,6 +51,7 @@ def sparse_conv2d_grad_input(
     shape: ConvShape,
 ) -> Tensor:
     """out = conv_transpose2d(grad, W) without the padding's share."""
+    refuse_without_memory(gradient=grad, weight_values=values)
     parts = live_taps.parts_of(out.shape[2:], grad.shape[2:], shape, True)
     if parts is not None:
         whole = values, crow_indices, col_indices
@@ -76,6 +78,7 @@ def sparse_conv2d_grad_weight(
     shape: ConvShape,
 ) -> Tensor:
     """out = the dense weight's gradient at the non-zeros."""
+    refuse_without_memory(input=x, gradient=grad)
     parts = live_taps.parts_of(x.shape[2:], grad.shape[2:], shape, False)
     if parts is not None:
         whole = crow_indices, col_indices
@@ -95,6 +98,7 @@ def sparse_conv2d_grad_weight(
 
 def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     """out [O] = grad summed over batch and image, the same bits for any number of threads."""
+    refuse_without_memory(gradient=grad)
     grad = grad if grad.dtype == out.dtype else grad.to(out.dtype)
     n, channels, height, width = grad.shape
     workspace = scratch(_C.sparse_conv2d_grad_bias_workspace(n, channels))

@@ -87,7 +87,7 @@ class Forward(Call):
         size = block_size_of(crow_indices, shape.rows)
         g = geometry(x, out, x.shape[1:], out.shape[1:], shape, values.dtype, block_size=size)
         self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
-        self.x, self.y = activation(x, g)[1:], activation(out, g)[1:]
+        self.x, self.y = activation(x, g, "input")[1:], activation(out, g)[1:]
         self.workspace = self.plan.workspace_bytes("forward", x.shape[0], self.threads, sums)
 
     def into(
@@ -103,13 +103,13 @@ class Forward(Call):
         scale: Tensor | None = None,  # of the output
         out_relu: bool = False,
     ) -> Tensor:
-        bias_at = 0 if bias is None else address(bias)
+        bias_at = 0 if bias is None else address(bias, "bias")
         finish = NO_FINISH
         if not (scale is residual is moments is None and not out_relu):
             finish = (
                 NO_NUMBERS if scale is None else (0, address(scale), bias_at),
                 out_relu,
-                0 if residual is None else address(residual),
+                0 if residual is None else address(residual, "residual"),
                 0,
                 NO_SUMS if moments is None else (address(moments[0]), address(moments[1])),
             )
@@ -117,8 +117,8 @@ class Forward(Call):
         _C.sparse_conv2d_fused(
             self.plan,
             self.size[0],
-            ((address(x), *self.x), _addresses(numbers), relu, 0),
-            address(values),
+            ((address(x, "input"), *self.x), _addresses(numbers), relu, 0),
+            address(values, "weight_values"),
             bias_at if scale is None else 0,
             (address(out), *self.y),
             finish,
@@ -152,8 +152,8 @@ class Backward(Call):
         forward_g = geometry(x, grad, *sizes, shape, dtype, False, size)
         self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
         self.forward = patterns.plan(crow_indices, col_indices, forward_g, build_plan)
-        self.grad, self.out = activation(grad, g)[1:], activation(out, g)[1:]
-        self.x = activation(x, forward_g)[1:]
+        self.grad, self.out = activation(grad, g, "gradient")[1:], activation(out, g)[1:]
+        self.x = activation(x, forward_g, "input")[1:]
         self.workspace = self.plan.workspace_bytes("grad_input", n, self.threads, sums)
         self.workspace += self.forward.workspace_bytes("grad_weight", n, self.threads)
 
@@ -171,7 +171,7 @@ class Backward(Call):
         y: Tensor | None = None,
         y_numbers: Numbers = None,
     ) -> None:
-        by, x_at, finish = _addresses(numbers), address(x), NO_FINISH
+        by, x_at, finish = _addresses(numbers), address(x, "input"), NO_FINISH
         if relu or not numbers is passed is None:
             finish = (
                 by,
@@ -186,8 +186,8 @@ class Backward(Call):
             self.plan,
             self.forward,
             self.size[0],
-            ((address(grad), *self.grad), _addresses(y_numbers), False, y_at),
-            address(values),
+            ((address(grad, "gradient"), *self.grad), _addresses(y_numbers), False, y_at),
+            address(values, "weight_values"),
             (address(out), *self.out),
             finish,
             ((x_at, *self.x), by, relu, 0),

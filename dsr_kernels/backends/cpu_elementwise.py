@@ -115,6 +115,7 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _dense(x: Tensor, last: bool) -> Tensor:
+    address(x)  # before it is copied
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

@@ -223,6 +223,7 @@ def _numbers(by: Affine | None) -> Affine | None:
 def _in_format_of(result: Tensor, tensor: Tensor) -> Tensor:
     if same_strides(result, tensor):
         return tensor
+    address(tensor)  # before it is copied
     return torch.empty_like(result, dtype=tensor.dtype).copy_(tensor)
 
 

@@ -119,14 +119,14 @@ def _of_lanes(
 _long_rows = functools.lru_cache(maxsize=256)(_C.long_rows)
 
 
-def activation(x: Tensor, g: Geometry) -> tuple[int, bool, tuple[int, ...]]:
+def activation(x: Tensor, g: Geometry, name: str = "") -> tuple[int, bool, tuple[int, ...]]:
     """Address, whether it holds bfloat16, and strides. Where the geometry views an image as longer
     rows, so does the stride of a row.
     """
     n, c, h, w = x.stride()
     if g.lanes in ("plane", "matrix") and x.shape[2] not in (g.input_size[1], g.output_size[1]):
         h = g.input_size[2] * w
-    return address(x), x.dtype == torch.bfloat16, (n, c, h, w)
+    return address(x, name), x.dtype == torch.bfloat16, (n, c, h, w)
 
 
 # Kept from call to call: freed in between, it would leave a hole behind every output, and its pages

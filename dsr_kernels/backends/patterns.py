@@ -189,14 +189,16 @@ class Patterns:
 
     def is_shared_by_others(self, index: Tensor, pattern: Pattern | None) -> bool:
         """Whether another owner's pattern than this one lies in the tensor's memory."""
-        others = self._in_storage.get(index.untyped_storage()._cdata, ())
-        return any(other is not pattern and not other.expired() for other in others)
+        with self._lock:
+            others = self._in_storage.get(index.untyped_storage()._cdata, ())
+            return any(other is not pattern and not other.expired() for other in others)
 
     def owner_of(self, crow_indices: Tensor, col_indices: Tensor) -> Owner | None:
         """Whose index tensors these are, or share the memory of."""
-        for pattern in self._owned.get(tensors_of(crow_indices, col_indices), ()):
-            if not pattern.expired() and pattern.owner is not None:
-                return pattern.owner()
+        with self._lock:
+            for pattern in self._owned.get(tensors_of(crow_indices, col_indices), ()):
+                if not pattern.expired() and pattern.owner is not None:
+                    return pattern.owner()
         return None
 
     def find(self, crow_indices: Tensor, col_indices: Tensor) -> Pattern:

@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 # By where they begin. A weak reference keeps a storage's address from being given to another one.
 _retired: dict[tuple[int, int], StorageWeakRef] = {}
+_SPARED = "_dsr_spared"
 # What else may know that values are somebody's.
 _claims: list[Callable[[tuple[int, int]], bool]] = []
 
@@ -31,13 +32,19 @@ def retire(values: Tensor) -> None:
 
 def refuse_retired(values: Tensor) -> None:
     """Raises RuntimeError for values that `retire` was given, or that share their memory."""
-    if not _retired or place_of(values) not in _retired:
+    if not _retired or place_of(values) not in _retired or hasattr(values, _SPARED):
         return
     if not any(claimed(place_of(values)) for claimed in _claims):
         raise RuntimeError(
             "sparse_conv2d: these values belong to a pattern that a layer had before a rewire or a "
             "load; take them from the model again (such as dict(model.named_parameters()))"
         )
+
+
+def spare(values: Tensor) -> Tensor:
+    """`values`, which a pass has taken while they were a layer's: it may go on with them."""
+    setattr(values, _SPARED, True)
+    return values
 
 
 def place_of(values: Tensor) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from dsr_kernels.nn.stored import PARTS
+from dsr_kernels.nn.stored_weight import PARTS
 
 
 class SparseLoadPlanner(DefaultLoadPlanner):

@@ -12,7 +12,7 @@ from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.layers import named_sparse_modules
 from dsr_kernels.nn.leaf import why_fixed
 from dsr_kernels.nn.module import SparseModule
-from dsr_kernels.nn.stored import PARTS
+from dsr_kernels.nn.stored_weight import PARTS
 
 
 def fit_to(model: nn.Module, sizes: Mapping[str, Any], prefix: str = "") -> None:

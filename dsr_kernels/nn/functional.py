@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
 from dsr_kernels.backends.fused import Prologue
+from dsr_kernels.backends.held import exchange
 from dsr_kernels.ops import autograd
 from dsr_kernels.ops.fused import autograd as fused
 from dsr_kernels.ops.fused.autograd import Fused
@@ -33,7 +35,7 @@ def sparse_conv1d(
     """
     check_sequence(x, weight_shape, groups)
     rows, inputs, kernel = weight_shape
-    check_tensors("SparseConv1d", x, values, bias, crow_indices, col_indices, rows)
+    _check_weight("SparseConv1d", x, values, bias, crow_indices, col_indices, rows)
     length, extent = x.shape[-1] + sum(padding), dilation[0] * (kernel - 1) + 1
     check_extents(
         "SparseConv1d",
@@ -186,11 +188,20 @@ def sparse_linear(
             f"SparseLinear: expected input with {features} features, "
             f"got {x.shape[-1] if x.dim() else 'a scalar'} (shape {tuple(x.shape)})"
         )
-    check_tensors("SparseLinear", x, values, bias, crow_indices, col_indices, rows)
+    _check_weight("SparseLinear", x, values, bias, crow_indices, col_indices, rows)
     image = _autocast(x).reshape(-1, features, 1, 1)
     shape = ConvShape((rows, features, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     y = autograd.sparse_conv2d(image, values, bias, crow_indices, col_indices, shape)
     return y.reshape(*x.shape[:-1], rows)
+
+
+def _check_weight(*args: Any) -> None:
+    """check_tensors, of tensors that another thread may be about to change."""
+    if torch.compiler.is_compiling():
+        check_tensors(*args)
+        return
+    with exchange:
+        check_tensors(*args)
 
 
 def _autocast(x: Tensor) -> Tensor:

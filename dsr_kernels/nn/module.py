@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.backends.retired import retire
 from dsr_kernels.distribution import budget
-from dsr_kernels.nn.accumulators import give_data, refuse_held
+from dsr_kernels.nn.accumulators import refuse_held
+from dsr_kernels.nn.changing import changing
 from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.leaf import mode_of, ordinary, why_fixed
 from dsr_kernels.nn.normalized import refuse_normalized
 from dsr_kernels.nn.one_node import is_tracing, refuse_constant
 from dsr_kernels.nn.pattern_owner import living
-from dsr_kernels.nn.step_check import install, resized
+from dsr_kernels.nn.step_check import install
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
 from dsr_kernels.topology import Topology, check_block_size, check_pattern, check_shape
@@ -179,7 +180,8 @@ class SparseModule(StoredWeight):
             self._take_broadcast()
         owned = self._owned
         if owned is not None and not owned.shared and not is_in_torch_dispatch_mode():
-            patterns.find(self.crow_indices, self.col_indices)  # which shares where it can again
+            with exchange:
+                patterns.find(self.crow_indices, self.col_indices)  # which shares where it can
 
     def _weight(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Values, bias and indices, mostly without nn.Module's search for each."""
@@ -188,8 +190,9 @@ class SparseModule(StoredWeight):
             registered = "weight_values" in parameters and "bias" in parameters
             registered &= "crow_indices" in buffers and "col_indices" in buffers
             if registered and self.__dict__.keys().isdisjoint(_TENSORS):
-                pattern = buffers["crow_indices"], buffers["col_indices"]
-                return parameters["weight_values"], parameters["bias"], *pattern  # type: ignore[return-value]
+                with exchange:  # a load with assign=True puts others in their place
+                    pattern = buffers["crow_indices"], buffers["col_indices"]
+                    return parameters["weight_values"], parameters["bias"], *pattern  # type: ignore[return-value]
         return self.weight_values, self.bias, self.crow_indices, self.col_indices
 
     # --- its dense twin, which each layer has of its own kind ---
@@ -250,20 +253,14 @@ class SparseModule(StoredWeight):
         refuse_held(parameter, blocks, self.label())
         if reason := why_fixed(parameter):
             raise RuntimeError(f"{self.label()}: {reason}")
-        with mode_of(parameter):
+        with mode_of(parameter), changing([self]):
             if not parameter.is_inference():
                 crow_indices, col_indices = ordinary(crow_indices), ordinary(col_indices)
                 values = ordinary(values)
-            before = parameter.detach()
-            if blocks != self.blocks:
-                resized()
-            # Graphs recorded so far saved it: a newer version makes their backward refuse.
-            if not parameter.is_inference():
-                torch.autograd.graph.increment_version([parameter])
-            give_data(parameter, values.detach().contiguous().view(blocks, size))
-            retire(before)
-            alike = self._alike()
-            self._exchange_pattern(crow_indices, col_indices)
+            values, alike = values.detach().contiguous().view(blocks, size), self._alike()
+            with exchange:
+                self._exchange_values(values)
+                self._exchange_pattern(crow_indices, col_indices)
             self._tell_copies(alike)
         self._pattern_pending = False
         self._leave_behind(None)

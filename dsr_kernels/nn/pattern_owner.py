@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends import retired
+from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.nn import copies
@@ -158,7 +159,8 @@ class PatternOwner(nn.Module):
             assert isinstance(copied, PatternOwner)
             values = copied._parameters.get("weight_values")
             frozen = values is not None and not values.requires_grad and not values.is_meta
-            if copied is not self and frozen and self._has_pattern_of(copied):
+            pattern = copied.crow_indices, copied.col_indices
+            if copied is not self and frozen and self._has_indices(*pattern):
                 found.append(copied)
         return found
 
@@ -175,12 +177,9 @@ class PatternOwner(nn.Module):
             if kept is not None and values is not None and not copies.written_to(kept, values):
                 copied._leave_behind(None)
 
-    def _has_pattern_of(self, copied: PatternOwner) -> bool:
-        pairs = (
-            (self.crow_indices, copied.crow_indices),
-            (self.col_indices, copied.col_indices),
-        )
-        return all(_is_plain(theirs) and _equal(own, theirs) for own, theirs in pairs)
+    def _has_indices(self, crow_indices: Tensor, col_indices: Tensor) -> bool:
+        pairs = (self.crow_indices, crow_indices), (self.col_indices, col_indices)
+        return all(all(map(_is_plain, pair)) and _equal(*pair) for pair in pairs)
 
     def _join(self, other: object) -> None:
         """Is a copy of the other layer from now on, for it was loaded from that one's tensors."""
@@ -208,7 +207,8 @@ class PatternOwner(nn.Module):
             index = self._buffers[name]
             assert index is not None
             if index.is_inference():  # counts no versions
-                self._buffers[name] = data
+                with torch.inference_mode():
+                    index.data = data if data.is_inference() else data.clone()
                 continue
             torch.autograd.graph.increment_version([index])
             index.data = data.detach()
@@ -222,18 +222,19 @@ class PatternOwner(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PatternOwner:
         """As nn.Module: `.to()` and the like. The pattern moves along, but for `to_empty`."""
-        self._verify()
-        before = self.crow_indices.detach(), self.col_indices.detach()
-        super()._apply(fn, recurse)
-        after = self.crow_indices, self.col_indices
-        if all(map(_is_plain, after)):
-            self._set_dense_shape()
-            if not all(map(_is_plain, before)) or not all(map(_equal, before, after)):
-                self._vacate()
-            elif not self._pattern_pending:
-                self._own()
-                if self._left_behind is not None:
-                    self._leave_behind(self._parameters["weight_values"])
+        with exchange:
+            self._verify()
+            before = self.crow_indices.detach(), self.col_indices.detach()
+            super()._apply(fn, recurse)
+            after = self.crow_indices, self.col_indices
+            if all(map(_is_plain, after)):
+                self._set_dense_shape()
+                if not all(map(_is_plain, before)) or not all(map(_equal, before, after)):
+                    self._vacate()
+                elif not self._pattern_pending:
+                    self._own()
+                    if self._left_behind is not None:
+                        self._leave_behind(self._parameters["weight_values"])
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,33 +6,23 @@ A checkpoint holds `<fqn>.weight_values`, `<fqn>.crow_indices`, `<fqn>.col_indic
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.backends.blocks import block_size_of
+from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.retired import retire
 from dsr_kernels.nn import pretrained
 from dsr_kernels.nn.accumulators import give_data, refuse_held
+from dsr_kernels.nn.changing import changing
 from dsr_kernels.nn.leaf import mode_of, why_fixed
 from dsr_kernels.nn.pattern_owner import PatternOwner
 from dsr_kernels.nn.step_check import loaded, resized
-from dsr_kernels.ops.reference import at_pattern
-from dsr_kernels.topology import Topology, check_pattern
-
-PARTS = ("weight_values", "crow_indices", "col_indices")
-# Where torch keeps the values that it prunes or parametrizes.
-PRUNED = ("weight_values_orig", "weight_values_mask")
-PARAMETRIZED = "parametrizations.weight_values.original"
-# Said once for a whole model.
-RENAMED = (
-    "the checkpoint was made before the `values` [nnz] of sparse layers became `weight_values` "
-    "[nnz, 1]; rename them first: for k in [k for k in state_dict if k.split('.')[-1] == 'values']:"
-    " state_dict[k[:-6] + 'weight_values'] = state_dict.pop(k)[:, None]"
-)
+from dsr_kernels.nn.stored_weight import PARTS, RENAMED, check_stored_pattern, read_weight
 
 
 class StoredWeight(PatternOwner):
@@ -45,8 +35,9 @@ class StoredWeight(PatternOwner):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         self.know_name(prefix[:-1])
-        self._verify()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+        with exchange:
+            self._verify()
+            super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if metadata is not None:
             metadata["weight_shape"] = list(self.weight_shape)
@@ -68,38 +59,43 @@ class StoredWeight(PatternOwner):
         of which the non-zeros are taken. Anything else is an error and changes nothing.
         """
         self.know_name(prefix[:-1])
-        alike, source, before = self._alike(), _source(state_dict, prefix), self._owned
-        try:
-            state_dict = self._fit_to(state_dict, prefix, local_metadata)
-        except (ValueError, RuntimeError) as error:
-            message = f"{prefix[:-1] or type(self).__name__}: {error}"
-            if str(error) == RENAMED:  # true of every layer
-                message = RENAMED
-            if message not in error_msgs:
-                error_msgs.append(message)
-            return
-        self._unshare()
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if not self._pattern_pending:
+        lists = strict, missing_keys, unexpected_keys, error_msgs
+        with contextlib.ExitStack() as until_loaded:
+            try:
+                until_loaded.enter_context(changing([self]))
+                alike, source, before = self._alike(), _source(state_dict, prefix), self._owned
+                state_dict = self._fit_to(state_dict, prefix, local_metadata)
+                until_loaded.enter_context(exchange)
+                assign = local_metadata.get("assign_to_params_buffers", False)
+                self._make_room(state_dict, prefix, assign)
+            except (ValueError, RuntimeError) as error:
+                message = f"{prefix[:-1] or type(self).__name__}: {error}"
+                if str(error) == RENAMED:  # true of every layer
+                    message = RENAMED
+                if message not in error_msgs:
+                    error_msgs.append(message)
+                return
+            self._unshare()
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *lists)
+            if self._pattern_pending:
+                return
+            self._unshare()  # where tensors were assigned
             self._own()
-            loaded(self, before)
-            self._leave_behind(None)
-            self._tell_copies(alike)
-            self._join(source)
+        loaded(self, before)
+        self._leave_behind(None)
+        self._tell_copies(alike)
+        self._join(source)
 
     def _fit_to(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Checks this layer's part of a checkpoint, resizes the layer, returns what torch copies.
+        """Checks this layer's part of a checkpoint; returns what torch is to copy of it.
 
-        Raises ValueError, before anything changed, for what cannot be this layer's weight.
+        Raises ValueError for what cannot be this layer's weight.
         """
         if "weight_values" not in self._parameters:
             blocks = self.col_indices.numel()
             check_stored_pattern(self.weight_shape, self.block_size, blocks, state_dict, prefix)
-            self._pattern_pending &= f"{prefix}col_indices" not in state_dict
             return {**state_dict, f"{prefix}dense_shape": torch.tensor(self.weight_shape)}
         weight = read_weight(self.weight_shape, self.block_size, state_dict, prefix, metadata)
         if weight is None:
@@ -109,18 +105,33 @@ class StoredWeight(PatternOwner):
             raise ValueError(
                 f"bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}"
             )
-        blocks = weight["weight_values"].shape[0]
-        refuse_held(self.weight_values, blocks, self.label())
-        if blocks != self.col_indices.numel():
-            if reason := why_fixed(self.weight_values):
-                raise RuntimeError(reason)
-            self._resize(blocks)
-        self._pattern_pending = False
-        self.times_given += 1
         own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
         own.pop(f"{prefix}weight", None)
         own[f"{prefix}dense_shape"] = torch.tensor(self.weight_shape)
         return own | {prefix + part: tensor for part, tensor in weight.items()}
+
+    def _make_room(self, fitted: Mapping[str, Any], prefix: str, assign: bool) -> None:
+        """Before what `_fit_to` has returned is copied or assigned: to other memory, where the
+        pattern differs, for passes in other threads go on with what is there now.
+
+        Raises RuntimeError, before anything changed, where that cannot be.
+        """
+        values, crow, col = (fitted.get(prefix + part) for part in PARTS)
+        if "weight_values" not in self._parameters:
+            self._pattern_pending &= col is None
+            return
+        if values is None or crow is None or col is None:
+            return
+        refuse_held(self.weight_values, len(values), self.label())
+        reason = why_fixed(self.weight_values)
+        if reason and len(values) != self.col_indices.numel():
+            raise RuntimeError(reason)
+        if assign and values.shape != self.weight_values.shape:
+            self._stand_in(len(values))
+        elif not (assign or reason or self._has_indices(crow, col)):
+            self._resize(len(values))
+        self._pattern_pending = False
+        self.times_given += 1
 
     @torch.no_grad()
     def expect(self, blocks: int) -> None:
@@ -136,15 +147,31 @@ class StoredWeight(PatternOwner):
     @torch.no_grad()
     def _resize(self, blocks: int) -> None:
         """Makes room for another number of non-zeros, about to be copied in."""
-        with mode_of(self.weight_values):
-            index, values = self.col_indices, self.weight_values
-            retire(values)
-            resized()
-            if not values.is_inference():
-                torch.autograd.graph.increment_version([values])
-            give_data(values, values.new_empty(blocks, self.block_size))
+        with mode_of(self.weight_values), exchange:
+            self._exchange_values(self.weight_values.new_empty(blocks, self.block_size))
             crow = self.crow_indices.detach().clone()
-            self._exchange_pattern(crow, index.new_empty(blocks))
+            self._exchange_pattern(crow, self.col_indices.new_empty(blocks))
+
+    def _stand_in(self, blocks: int) -> None:
+        """As `_resize`, where others are about to take the place of these tensors."""
+        values = self.weight_values
+        resized()
+        data = values.new_empty(blocks, self.block_size, requires_grad=False)
+        self._parameters["weight_values"] = nn.Parameter(data, values.requires_grad)
+        self._buffers["col_indices"] = self.col_indices.new_empty(blocks)
+
+    def _exchange_values(self, values: Tensor) -> None:
+        """Gives the parameter other data, of another pattern. The caller has `exchange`."""
+        parameter = self.weight_values
+        before = parameter.detach()
+        if values.shape != parameter.shape:
+            resized()
+        give_data(parameter, values)
+        # Graphs recorded so far saved it: a newer version makes their backward refuse. Last, for
+        # another thread may record one meanwhile, with the former size.
+        if not parameter.is_inference():
+            torch.autograd.graph.increment_version([parameter])
+        retire(before)
 
 
 def _source(state_dict: Mapping[str, Any], prefix: str) -> object:
@@ -152,147 +179,3 @@ def _source(state_dict: Mapping[str, Any], prefix: str) -> object:
     crow, col = (state_dict.get(prefix + part) for part in PARTS[1:])
     held = all(type(t) is Tensor and not t.is_meta for t in (crow, col))
     return patterns.owner_of(crow, col) if held else None  # type: ignore[arg-type]
-
-
-def read_weight(
-    shape: tuple[int, ...],
-    block_size: int,
-    state_dict: Mapping[str, Any],
-    prefix: str,
-    metadata: Mapping[str, Any],
-) -> dict[str, Tensor] | None:
-    """The checkpoint's weight_values, crow_indices and col_indices; None if it has none of them.
-
-    A dense `weight` gives its non-zeros. Raises ValueError for what cannot be a weight of `shape`.
-    """
-    dense = state_dict.get(f"{prefix}weight")
-    found = {part: state_dict[prefix + part] for part in PARTS if prefix + part in state_dict}
-    if found and pretrained.is_mark(dense):
-        dense = None
-    if dense is not None and found:
-        raise ValueError(
-            f"expected either a dense weight or weight_values, got weight and {', '.join(found)}"
-        )
-    if dense is not None:
-        return _from_dense(dense, shape, block_size)
-    if f"{prefix}values" in state_dict and f"{prefix}weight_values" not in state_dict:
-        raise ValueError(RENAMED)
-    if not found:
-        return None
-    if "weight_values" not in found:
-        _refuse_computed(state_dict, prefix)
-    if len(found) < len(PARTS):
-        missing = ", ".join(part for part in PARTS if part not in found)
-        raise ValueError(
-            f"the checkpoint has {', '.join(found)} but not {missing}; values have no meaning "
-            "without their positions"
-        )
-    _check_shape(shape, state_dict, prefix, metadata)
-    for part in PARTS[1:]:
-        found[part] = _to_int32(part, found[part])
-    values, blocks = found["weight_values"], found["col_indices"].numel()
-    _check_block_size(shape, block_size, values, found["crow_indices"])
-    if values.shape != (blocks, block_size) or not values.is_floating_point():
-        raise ValueError(
-            f"weight_values: expected floating-point values of shape ({blocks}, {block_size}), a "
-            f"row for each of the col_indices, got {values.dtype} of shape {tuple(values.shape)}"
-        )
-    check_pattern(shape, found["crow_indices"], found["col_indices"], block_size)
-    return found
-
-
-def _check_block_size(
-    shape: tuple[int, ...], block_size: int, values: Tensor, crow: Tensor
-) -> None:
-    """Raises ValueError for a checkpoint of blocks of another size."""
-    saved = block_size_of(crow, shape[0])
-    if saved in (0, block_size) or values.dim() != 2 or values.shape[1] != saved:
-        return
-    raise ValueError(
-        f"expected weights with block_size={block_size}, the checkpoint's have block_size={saved}; "
-        "build the layer with that one"
-    )
-
-
-def check_stored_pattern(
-    shape: tuple[int, ...],
-    block_size: int,
-    blocks: int,
-    state_dict: Mapping[str, Any],
-    prefix: str,
-) -> None:
-    """Raises ValueError for a pattern that a layer whose values torch parametrizes cannot take.
-
-    Those values are held elsewhere, so the number of non-zeros must stay. Another pattern of as
-    many is taken, with its values.
-    """
-    crow, col = (state_dict.get(prefix + part) for part in PARTS[1:])
-    if crow is None or col is None:
-        return
-    held = (state_dict.get(prefix + key) for key in (*PRUNED, PARAMETRIZED))
-    counts = {col.numel(), *(len(values) for values in held if values is not None)}
-    if counts != {blocks}:
-        other = ", ".join(str(count) for count in sorted(counts - {blocks}))
-        raise ValueError(
-            f"weight_values is parametrized or pruned by torch, so the layer keeps its {blocks} "
-            f"{'non-zeros' if block_size == 1 else 'blocks'}, but the checkpoint has {other}; make "
-            "it permanent (prune.remove, parametrize.remove_parametrizations), in the model that "
-            "is saved as well"
-        )
-    pattern = _to_int32("crow_indices", crow), _to_int32("col_indices", col)
-    check_pattern(shape, *pattern, block_size)
-
-
-def _check_shape(
-    shape: tuple[int, ...], state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
-) -> None:
-    """Raises ValueError for a checkpoint of a weight of another shape, as far as it tells."""
-    saved = state_dict.get(f"{prefix}dense_shape")
-    if saved is not None and not saved.is_meta:
-        saved = saved.tolist()
-    else:  # made before that was a tensor
-        saved = metadata.get("weight_shape", shape)
-    if tuple(saved) != shape:
-        raise ValueError(f"expected a weight of shape {shape}, the checkpoint's is {tuple(saved)}")
-
-
-def _refuse_computed(state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Raises ValueError for values that torch computed from others in the model that was saved."""
-    if prefix + PRUNED[0] in state_dict:
-        raise ValueError(
-            f"the checkpoint's weight_values is pruned by torch ({', '.join(PRUNED)}); call "
-            "prune.identity(layer, 'weight_values') before loading it, or prune.remove before "
-            "saving"
-        )
-    if prefix + PARAMETRIZED in state_dict:
-        raise ValueError(
-            f"the checkpoint's weight_values is parametrized ({PARAMETRIZED}); register the same "
-            "parametrization before loading it, or remove it before saving"
-        )
-
-
-def _from_dense(weight: Tensor, shape: tuple[int, ...], block_size: int) -> dict[str, Tensor]:
-    """Of blocks those that have a weight other than 0."""
-    if tuple(weight.shape) != shape or not weight.is_floating_point():
-        raise ValueError(
-            f"weight: expected a dense floating-point weight of shape {shape}, "
-            f"got {weight.dtype} of shape {tuple(weight.shape)}"
-        )
-    there = weight.detach().ne(0).unflatten(0, (-1, block_size)).any(1)
-    pattern = Topology.from_positions(shape, there.flatten().nonzero().flatten(), block_size)
-    crow, col = pattern.crow_indices, pattern.col_indices
-    return {
-        "weight_values": at_pattern(weight.detach(), crow, col),
-        "crow_indices": crow,
-        "col_indices": col,
-    }
-
-
-def _to_int32(name: str, index: Tensor) -> Tensor:
-    if index.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{name}: expected int32 (or int64) indices, got {index.dtype}")
-    if index.dtype == torch.int64 and index.numel() and not index.is_meta:
-        low, high = index.aminmax()
-        if low < 0 or high > torch.iinfo(torch.int32).max:
-            raise ValueError(f"{name}: expected indices in the range of int32, got {low} to {high}")
-    return index.to(torch.int32)

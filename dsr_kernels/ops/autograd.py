@@ -23,7 +23,15 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.ops import flops, library, results, watch
-from dsr_kernels.ops.saved import Context, Gradients, keep_pattern, saved
+from dsr_kernels.ops.saved import (
+    Context,
+    Gradients,
+    keep_pattern,
+    keep_weight,
+    recorded_with,
+    saved,
+    version_of,
+)
 
 OPS = torch.ops.dsr_kernels
 
@@ -42,8 +50,9 @@ def sparse_conv2d(
     if not are_plain((x, values, bias, crow_indices, col_indices)):
         return OPS.sparse_conv2d.default(x, values, bias, crow_indices, col_indices, *shape)
     if is_recorded((x, values, bias)):
-        kernel = library.sparse_conv2d
-        return SparseConv.apply(kernel, x, values, bias, crow_indices, col_indices, shape)
+        kernel, version = library.sparse_conv2d, version_of(values)
+        y = SparseConv.apply(kernel, x, values, bias, crow_indices, col_indices, shape)
+        return recorded_with(y, version)
     return library.sparse_conv2d(x, values, bias, crow_indices, col_indices, shape)
 
 
@@ -151,7 +160,10 @@ class SparseConv(torch.autograd.Function):
         # it is still what this graph was recorded with.
         kept = x if ctx.needs_input_grad[2] else None
         ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
-        keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d)
+        plain = kernel is library.sparse_conv2d
+        values, crow_indices, col_indices = keep_weight(
+            ctx, plain, values, crow_indices, col_indices
+        )
         ctx.shape, ctx.input_size = shape, x.shape[1:]
         ctx.channels_last = results.channels_last(x)
         if watch.watchers and are_plain((values,)):
@@ -161,9 +173,9 @@ class SparseConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> Gradients:
-        x, values = saved(ctx)
+        (x, values), pattern = saved(ctx, 1)
         _, wants_x, wants_values, wants_bias, _, _, _ = ctx.needs_input_grad
-        pattern, shape = ctx.pattern, ctx.shape
+        shape = ctx.shape
         gx = gvalues = gbias = None
         plain = not torch.is_grad_enabled() and are_plain((grad, x, values))
         if plain and wants_x and wants_values:
@@ -200,15 +212,18 @@ class SparseConvGradInput(torch.autograd.Function):
     ) -> Tensor:
         kept = grad if ctx.needs_input_grad[2] else None
         ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
-        keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d_grad_input)
+        plain = kernel is library.sparse_conv2d_grad_input
+        values, crow_indices, col_indices = keep_weight(
+            ctx, plain, values, crow_indices, col_indices
+        )
         ctx.shape = shape
         return kernel(grad, values, crow_indices, col_indices, input_size, shape, channels_last)
 
     @staticmethod
     def backward(ctx: Context, ggx: Tensor) -> Gradients:
-        grad, values = saved(ctx)
+        (grad, values), pattern = saved(ctx, 1)
         _, wants_grad, wants_values, _, _, _, _, _ = ctx.needs_input_grad
-        pattern, shape = ctx.pattern, ctx.shape
+        shape = ctx.shape
         ggrad = gvalues = None
         if wants_grad:
             ggrad = sparse_conv2d(ggx, values, None, *pattern, shape)
@@ -231,15 +246,16 @@ class SparseConvGradWeight(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(x, grad)
-        keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d_grad_weight)
+        plain = kernel is library.sparse_conv2d_grad_weight
+        crow_indices, col_indices = keep_pattern(ctx, plain, crow_indices, col_indices)
         ctx.shape = shape
         return kernel(x, grad, crow_indices, col_indices, shape, dtype)
 
     @staticmethod
     def backward(ctx: Context, ggvalues: Tensor) -> Gradients:
-        x, grad = saved(ctx)
+        (x, grad), pattern = saved(ctx)
         _, wants_x, wants_grad, _, _, _, _ = ctx.needs_input_grad
-        pattern, shape = ctx.pattern, ctx.shape
+        shape = ctx.shape
         gx = ggrad = None
         if wants_x:
             last = results.channels_last(x)

@@ -21,8 +21,8 @@ from torch import Tensor
 from dsr_kernels.backends import cpu, cpu_calls, dispatch
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import Backward, Forward
+from dsr_kernels.backends.held import exchange, hold, hold_pattern, hold_values
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.backends.retired import refuse_retired
 from dsr_kernels.ops.results import (
     channels_last,
     conv2d_result,
@@ -58,21 +58,23 @@ def sparse_conv2d(
     col_indices: Tensor,
     shape: ConvShape,
 ) -> Tensor:
-    seen = cpu_calls.look("forward", shape, (x, values, bias, crow_indices, col_indices))
-    call: Forward | None = patterns.call(crow_indices, col_indices, seen)
+    with exchange:
+        seen = cpu_calls.look("forward", shape, (x, values, bias, crow_indices, col_indices))
+        call: Forward | None = patterns.call(crow_indices, col_indices, seen)
+        if call is not None:
+            values = hold_values(values)
+        else:
+            out = conv2d_result(x, values, bias, crow_indices, col_indices, shape)
+            held = hold(values, crow_indices, col_indices)
     if call is None:
-        out = conv2d_result(x, values, bias, crow_indices, col_indices, shape)
-        weight = values, crow_indices, col_indices
-        call = cpu_calls.prepare_forward(seen, out, x, weight, shape, (bias,))
-    refuse_retired(values)
+        values, pattern = held.values, held.pattern.indices
+        call = cpu_calls.prepare_forward(seen, out, x, held.weight, shape, (bias,))
     if call is not None:
         out = call.empty(x.dtype)
         return call.into(out, x, values, bias)
     if out.is_cpu:
-        return cpu.sparse_conv2d(out, x, values, bias, crow_indices, col_indices, shape)
-    return dispatch.gpu_backend(out.device).sparse_conv2d(
-        out, x, values, bias, crow_indices, col_indices, shape
-    )
+        return cpu.sparse_conv2d(out, x, values, bias, *pattern, shape)
+    return dispatch.gpu_backend(out.device).sparse_conv2d(out, x, values, bias, *pattern, shape)
 
 
 def sparse_conv2d_grad_input(
@@ -84,15 +86,13 @@ def sparse_conv2d_grad_input(
     shape: ConvShape,
     channels_last: bool,
 ) -> Tensor:
-    out = grad_input_result(
-        grad, values, crow_indices, col_indices, input_size, shape, channels_last
-    )
-    refuse_retired(values)
-    if out.is_cpu:
-        return cpu.sparse_conv2d_grad_input(out, grad, values, crow_indices, col_indices, shape)
-    return dispatch.gpu_backend(out.device).sparse_conv2d_grad_input(
-        out, grad, values, crow_indices, col_indices, shape
-    )
+    with exchange:
+        out = grad_input_result(
+            grad, values, crow_indices, col_indices, input_size, shape, channels_last
+        )
+        held = hold(values, crow_indices, col_indices)
+    backend = dispatch.CPU if out.is_cpu else dispatch.gpu_backend(out.device)
+    return backend.sparse_conv2d_grad_input(out, grad, *held.weight, shape)
 
 
 def sparse_conv2d_backward(
@@ -104,18 +104,23 @@ def sparse_conv2d_backward(
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor]:
     """(gx, gvalues of values' shape): on a CPU in one pass over what both read."""
-    seen = cpu_calls.look("backward", shape, (x, grad, values, crow_indices, col_indices))
-    call: Backward | None = patterns.call(crow_indices, col_indices, seen)
+    with exchange:
+        seen = cpu_calls.look("backward", shape, (x, grad, values, crow_indices, col_indices))
+        call: Backward | None = patterns.call(crow_indices, col_indices, seen)
+        if call is not None:
+            values = hold_values(values)
+        else:
+            pattern, size, last = (crow_indices, col_indices), x.shape[1:], channels_last(x)
+            out = grad_input_result(grad, values, *pattern, size, shape, last)
+            grad_weight_result(x, grad, *pattern, shape, values.dtype)
+            held = hold(values, *pattern)
     if call is None:
-        pattern, size, last = (crow_indices, col_indices), x.shape[1:], channels_last(x)
-        out = grad_input_result(grad, values, *pattern, size, shape, last)
-        grad_weight_result(x, grad, *pattern, shape, values.dtype)
-        call = cpu_calls.prepare_backward(seen, out, grad, x, (values, *pattern), shape)
+        values, pattern = held.values, held.pattern.indices
+        call = cpu_calls.prepare_backward(seen, out, grad, x, held.weight, shape)
     if call is None:
         gx = sparse_conv2d_grad_input(grad, values, *pattern, size, shape, last)
         gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)
         return gx, gvalues.view(values.shape)
-    refuse_retired(values)
     gx = call.empty(grad.dtype)
     gvalues = torch.empty_like(values)
     call.into(gx, gvalues, grad, values, x)
@@ -130,12 +135,11 @@ def sparse_conv2d_grad_weight(
     shape: ConvShape,
     dtype: torch.dtype,
 ) -> Tensor:
-    out = grad_weight_result(x, grad, crow_indices, col_indices, shape, dtype)
-    if out.is_cpu:
-        return cpu.sparse_conv2d_grad_weight(out, x, grad, crow_indices, col_indices, shape)
-    return dispatch.gpu_backend(out.device).sparse_conv2d_grad_weight(
-        out, x, grad, crow_indices, col_indices, shape
-    )
+    with exchange:
+        out = grad_weight_result(x, grad, crow_indices, col_indices, shape, dtype)
+        held = hold_pattern(crow_indices, col_indices)
+    backend = dispatch.CPU if out.is_cpu else dispatch.gpu_backend(out.device)
+    return backend.sparse_conv2d_grad_weight(out, x, grad, *held.indices, shape)
 
 
 def sparse_conv2d_grad_bias(grad: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,8 @@
-"""What a recorded op keeps until its backward pass: tensors, and which pattern they belong to."""
+"""What a recorded op keeps until its backward pass: tensors, and which pattern they belong to.
+
+A backward pass computes with the weight that the forward pass has read, or not at all, whatever
+another thread makes of the layer in between and meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd.function import FunctionCtx
 
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.held import exchange, hold_pattern, hold_values
 from dsr_kernels.backends.pattern import Pattern
-from dsr_kernels.backends.patterns import patterns
 
 STALE = (
     "sparse_conv2d: the values or the pattern of a sparse layer, or its input, changed between "
@@ -27,6 +31,7 @@ class Context(FunctionCtx):
     pattern: tuple[Tensor, Tensor]  # crow_indices, col_indices
     found: Pattern | None  # what they held
     pattern_version: tuple[int, int] | None
+    values_version: tuple[int, int] | None  # the tensor's id, and its version
     shape: ConvShape
     input_size: torch.Size  # (C, H, W)
     channels_last: bool  # of the input
@@ -37,18 +42,53 @@ class Context(FunctionCtx):
 Gradients = tuple[Tensor | None, ...]  # one for each argument of a Function
 
 
-def keep_pattern(ctx: Context, crow_indices: Tensor, col_indices: Tensor, plain: bool) -> None:
+def keep_weight(
+    ctx: Context, plain: bool, values: Tensor, crow_indices: Tensor, col_indices: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `keep_pattern`, and which values belong to it.
+
+    Returns what the forward pass computes with: of plain tensors the weight as it is now.
+    """
+    if not plain:
+        return values, *keep_pattern(ctx, plain, crow_indices, col_indices)
+    with exchange:
+        pattern = keep_pattern(ctx, plain, crow_indices, col_indices)
+        ctx.values_version = version_of(values)
+        return hold_values(values), *pattern
+
+
+def version_of(values: Tensor) -> tuple[int, int] | None:
+    """Which tensor it is, and how often it has changed; None where that is not counted."""
+    return None if values.is_inference() else (id(values), values._version)
+
+
+def recorded_with(y: Tensor, version: tuple[int, int] | None) -> Tensor:
+    """The result of an op whose Function was given values of that version.
+
+    torch had noted then where their gradient goes, and its size. Values that another thread has
+    changed before the pass read them may have another one: then the graph is of no weight.
+    """
+    y.grad_fn.values_version = version  # type: ignore[union-attr]
+    return y
+
+
+def keep_pattern(
+    ctx: Context, plain: bool, crow_indices: Tensor, col_indices: Tensor
+) -> tuple[Tensor, Tensor]:
     """Keeps the pattern past hooks on saved tensors: a copy, as torch.autograd.graph.save_on_cpu
     makes them, would not tell that the layer has been rewired.
 
     Of plain tensors it is known by what they hold, for not every write counts a version.
     """
-    if plain:
-        ctx.pattern, ctx.pattern_version = (crow_indices, col_indices), None
-        ctx.found = patterns.find(crow_indices, col_indices)
-    else:
+    ctx.values_version = None
+    if not plain:
         ctx.pattern = _of_no_gradient(crow_indices), _of_no_gradient(col_indices)
         ctx.found, ctx.pattern_version = None, _version(ctx.pattern)
+        return crow_indices, col_indices
+    held = hold_pattern(crow_indices, col_indices)
+    ctx.pattern, ctx.pattern_version = (crow_indices, col_indices), None
+    ctx.found = held.found
+    return held.indices
 
 
 def _of_no_gradient(index: Tensor) -> Tensor:
@@ -58,12 +98,6 @@ def _of_no_gradient(index: Tensor) -> Tensor:
     return index
 
 
-def _is_the_same(ctx: Context) -> bool:
-    if ctx.found is None:
-        return _version(ctx.pattern) == ctx.pattern_version
-    return patterns.find(*ctx.pattern).same_as(ctx.found)
-
-
 def _version(pattern: tuple[Tensor, Tensor]) -> tuple[int, int] | None:
     crow_indices, col_indices = pattern
     if crow_indices.is_inference() or col_indices.is_inference():
@@ -71,16 +105,38 @@ def _version(pattern: tuple[Tensor, Tensor]) -> tuple[int, int] | None:
     return crow_indices._version, col_indices._version
 
 
-def saved(ctx: Context) -> tuple[Tensor, ...]:
-    """The saved tensors; an activation that no wanted gradient needs is None."""
-    if not _is_the_same(ctx):
+def saved(
+    ctx: Context, values_at: int | None = None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
+    """(the saved tensors, the pattern); an activation that no wanted gradient needs is None.
+
+    values_at: which of the tensors are the values. Where nothing is recorded, these and the pattern
+    are held, as they are now. Raises RuntimeError where they are others than in the forward pass.
+    """
+    if ctx.found is None and _version(ctx.pattern) != ctx.pattern_version:
         raise RuntimeError(STALE)
     try:
-        # vjp's function outlives its transform, and the saved tensors are wrappers of that still. A
-        # plain gradient goes straight to the kernels, so no dispatcher of torch unwraps them.
-        tensors = ctx.saved_tensors
-        return tensors if ctx.found is not None else unwrap_dead_wrappers(tensors)
+        tensors = ctx.saved_tensors  # before `exchange`: it may run a whole forward pass
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
         raise RuntimeError(f"{STALE}. torch says: {error}") from error
+    if ctx.found is None:
+        # vjp's function outlives its transform, and the saved tensors are wrappers of that still. A
+        # plain gradient goes straight to the kernels, so no dispatcher of torch unwraps them.
+        return unwrap_dead_wrappers(tensors), ctx.pattern
+    with exchange:
+        pattern, now = hold_pattern(*ctx.pattern)
+        if not now.same_as(ctx.found):
+            raise RuntimeError(STALE)
+        if values_at is None:
+            return tensors, ctx.pattern if torch.is_grad_enabled() else pattern
+        values = tensors[values_at]
+        if ctx.values_version is not None:
+            known, version = ctx.values_version
+            if id(values) == known and values._version != version:
+                raise RuntimeError(STALE)
+        if torch.is_grad_enabled():
+            return tensors, ctx.pattern
+        before, after = tensors[:values_at], tensors[values_at + 1 :]
+        return (*before, hold_values(values), *after), pattern

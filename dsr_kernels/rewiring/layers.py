@@ -77,6 +77,11 @@ class SparseLayer:
         return self.module.weight_values
 
     @property
+    def modules(self) -> list[SparseModule]:
+        """All that a rewire changes."""
+        return [self.module, *(module for _, module in self.sharers + self.followers)]
+
+    @property
     def block(self) -> int:
         """Weights pruned and grown together: those of an entry."""
         return self.kernel * self.module.block_size

@@ -43,8 +43,7 @@ class Move:
             torch.empty_like(layer.pattern[0]),
             successor(layer.pattern[1], after),
         )
-        self.modules = [layer.module]
-        self.modules += [module for _, module in layer.sharers + layer.followers]
+        self.modules = layer.modules
         self.old_values = [module.weight_values.detach() for module in self.modules]
         shared = 1 + len(layer.sharers)
         values = successor(layer.weight_values)
@@ -72,10 +71,11 @@ class Move:
         arrays += self.moved.values()
         arrays += [] if self.survived is None else [self.survived]
         crow, col = self.new_entries
+        moved = f"layer {self.layer.name!r}: values or optimizer state"
         return (
             address(crow),
             address(col),
-            [(address(old), address(new), self._entry_bytes(new)) for old, new in arrays],
+            [(address(old, moved), address(new), self._entry_bytes(new)) for old, new in arrays],
             0 if ranks is None else address(ranks),
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.choices import check_choice
+from dsr_kernels.nn.changing import changing
 from dsr_kernels.rewiring.attach import Attachable
 from dsr_kernels.rewiring.followers import add_followers
 from dsr_kernels.rewiring.layers import BLOCK_SCORES, Slot, SparseLayer, find_layers
@@ -113,13 +114,18 @@ class Rewirer(Attachable, Together, FromRecipe):
     def rewire(self) -> RewireReport:
         """Rewires now.
 
-        Raises ValueError, naming the layer, for NaN or infinite weights and for tensors that cannot
+        Raises RuntimeError where another thread rewires or loads the model at that moment, and
+        ValueError, naming the layer, for NaN or infinite weights and for tensors that cannot
         be moved: optimizer state of another shape, tensors on several devices, averages with
         another pattern. Raises RuntimeError where something else than the layer has written to its
         index tensors, or holds the accumulator of a gradient whose length would change, or where
         processes that train together differ, and NotImplementedError on a GPU where this build has
         no CUDA kernels.
         """
+        with changing([module for layer in self._layers for module in layer.modules]):
+            return self._rewire()
+
+    def _rewire(self) -> RewireReport:
         start = time.perf_counter()
         layers = self._live_layers()
         states = self._agree(layers)

@@ -27,6 +27,11 @@ def freed() -> Tensor:
     return tensor
 
 
+def shrunk(tensor: Tensor, size: int = 4) -> Tensor:
+    tensor.untyped_storage().resize_(size)
+    return tensor
+
+
 def two() -> Tensor:
     from torch.testing._internal.two_tensor import TwoTensor
 
@@ -57,6 +62,13 @@ WITHOUT: dict[str, Callable[[], Tensor]] = {
     "mkldnn": lambda: torch.ones(3, 4).to_mkldnn(),
     "wrapper subclass": two,
     "freed": freed,
+    "shrunk": lambda: shrunk(torch.ones(3)),
+    "view of a freed one": lambda: shrunk(torch.ones(5)[2:], 0),
+    "view of a shrunk one": lambda: shrunk(torch.ones(5)[2:], 16),
+    "shrunk, with gaps": lambda: shrunk(torch.ones(4, 4)[:, :2], 48),
+    "shrunk, channels last": lambda: shrunk(
+        torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), 380
+    ),
     "meta, shared copy-on-write": lambda: torch._lazy_clone(torch.empty(3, device="meta")),
 }
 
@@ -86,6 +98,8 @@ WITH: dict[str, Callable[[], Tensor]] = {
     "plain": lambda: torch.ones(3),
     "parameter": lambda: nn.Parameter(torch.ones(3)),
     "view": lambda: torch.ones(5)[2:4],
+    "view as far as its memory": lambda: shrunk(torch.ones(5)[2:4], 16),
+    "with gaps": lambda: shrunk(torch.ones(4, 4)[:, :2], 56),
     "expanded": lambda: torch.ones(1).expand(3),
     "shared copy-on-write": lambda: torch._lazy_clone(torch.ones(3)),
     "view of a shared one": lambda: torch._lazy_clone(torch.ones(5))[2:4],

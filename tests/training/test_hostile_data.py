@@ -15,6 +15,7 @@ from PIL import Image
 from dsr_kernels.errors import UsageError
 from dsr_kernels.training.data import limits, readers
 from dsr_kernels.training.data import sets as datasets
+from dsr_kernels.training.data.listing import find as find_images
 from dsr_kernels.training.recipe.schema import Data
 
 GIB = 2**30
@@ -101,7 +102,8 @@ def test_labels_that_are_not_of_the_ten_classes_are_refused(tmp_path, kind):
     path = tmp_path / readers.CIFAR_FOLDER / "data_batch_2"
     batch = {b"data": np.zeros((20, 3072), np.uint8), b"labels": LABELS[kind]}
     path.write_bytes(pickle.dumps(batch, protocol=2))
-    expect("data_batch_2: holds labels", "cifar10", tmp_path)
+    found = "is not one of" if "objects" in kind else "holds labels"
+    expect(f"data_batch_2: {found}", "cifar10", tmp_path)
 
 
 def test_labels_in_an_array_are_read(tmp_path):
@@ -118,6 +120,49 @@ def test_data_that_is_no_array_of_bytes_is_refused(tmp_path, data):
     path = tmp_path / readers.CIFAR_FOLDER / "test_batch"
     path.write_bytes(pickle.dumps({b"data": data, b"labels": [0] * 20}, protocol=2))
     expect("test_batch: holds data", "cifar10", tmp_path)
+
+
+def forged(kind):
+    """A batch whose array or dtype says of itself what none of NumPy's does."""
+    pixels = np.zeros((2, 3072), np.uint8)
+    raw = pickle.dumps({b"data": pixels, b"labels": [1, 2]}, protocol=2)
+    dtype = pickle.dumps(np.dtype("u1"), protocol=2)
+    # Of objects, whose memory is addresses.
+    objects = raw.replace(b"X\x02\x00\x00\x00u1", b"X\x02\x00\x00\x00O8")
+    # numpy.dtype("V8") with fields of its own choosing, and then an item of it set.
+    state = b"(K\x03X\x01\x00\x00\x00|NX\x01\x00\x00\x00aN}KcKcK\x3ft"
+    fields = (
+        b"\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00V8\x89\x88\x87R"
+        + state
+        + b"bX\x01\x00\x00\x00aK\x01s."
+    )
+    return {
+        "objects": objects,
+        "an item of a dtype": fields,
+        "a dtype": dtype,
+        "too little memory": raw.replace(b"M\x00\x0c", b"M\x00\x7f"),
+        "a sparse memo": b"\x80\x02}r\xff\xff\xff\xff" + raw[2:],
+        "a large bytearray": b"\x80\x05\x96" + (2**36).to_bytes(8, "little") + b".",
+        "another codec": b"\x80\x02c_codecs\nencode\nX\1\0\0\0aX\5\0\0\0rot13\x86R.",
+        "a class that is changed": b"\x80\x02cnumpy\ndtype\n}U\x04args)sb.",
+    }[kind]
+
+
+FORGED = ("objects", "an item of a dtype", "a dtype", "too little memory", "a large bytearray")
+FORGED += ("another codec", "a class that is changed")
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_batch_constructs_nothing_of_numpys(tmp_path, kind):
+    write_cifar(tmp_path)
+    (tmp_path / readers.CIFAR_FOLDER / "data_batch_1").write_bytes(forged(kind))
+    expect("data_batch_1: is not one of CIFAR's python batches", "cifar10", tmp_path)
+
+
+def test_an_entry_of_any_number_takes_no_memory(tmp_path):
+    write_cifar(tmp_path)
+    (tmp_path / readers.CIFAR_FOLDER / "test_batch").write_bytes(forged("a sparse memo"))
+    assert readers.cifar10(tmp_path)[1][1].tolist() == [1, 2]
 
 
 def archive(folder, *members, compress=True):
@@ -253,6 +298,26 @@ def test_pictures_of_too_many_pixels_are_refused(tmp_path):
     expect(r"new\.png: 30000 x 1 pixels are too narrow", "imagenet", root)
     Image.new("1", (10_000, 10_000)).save(path)
     expect(r"new\.png: cannot be decoded \(Image size \(100000000 pixels\)", "imagenet", root)
+    Image.new("1", (8_300, 8_300)).save(path)
+    expect(r"new\.png: cannot be decoded \(8300 x 8300 pixels\)", "imagenet", root)
+
+
+def test_a_picture_of_another_format_is_refused_whatever_its_name(tmp_path):
+    root = write_folders(tmp_path)
+    path = root / "train/n03/new.jpg"
+    for kind in ("EPS", "BMP", "GIF", "TIFF"):
+        Image.new("L", (40, 40)).save(path, format=kind)
+        expect(r"new\.jpg: not a picture in JPEG or PNG", "imagenet", root)
+
+
+def test_a_picture_that_becomes_a_fifo_is_not_waited_for(tmp_path):
+    root = write_folders(tmp_path)
+    listing = find_images("imagenet", root)[0]
+    path = root / "train" / os.fsdecode(listing.names[0])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        listing.read(0)
 
 
 def test_a_data_dir_that_cannot_be_looked_up_is_one_sentence(tmp_path, capsys):

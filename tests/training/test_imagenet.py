@@ -229,7 +229,7 @@ def test_damaged_images_are_named_in_one_sentence(folders, tmp_path, workers):
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
     expect(raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2 - 1), "holds .* bytes, expected")
-    expect(b"\0" * len(raw), "not an image in a format that Pillow knows")
+    expect(b"\0" * len(raw), "not a picture in JPEG or PNG")
     expect(raw[:20] + bytes(len(raw) - 20), "cannot be decoded|not an image")
     path.unlink()
     with pytest.raises(UsageError, match=r"05_1\.JPEG: cannot be read \(No such file"):

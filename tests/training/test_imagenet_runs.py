@@ -127,7 +127,7 @@ def test_a_damaged_image_ends_the_run_with_one_sentence(tmp_path, capsys, no_wor
     (data / "train/n07/07_0.JPEG").write_bytes(b"no picture")
     assert main(arguments(data, tmp_path / "run", *SMALL, "data.validation=0")) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "07_0.JPEG: not an image in a format that Pillow knows" in said
+    assert said.count("\n") == 1 and "07_0.JPEG: not a picture in JPEG or PNG" in said
     assert no_workers_left()
 
 

@@ -20,7 +20,14 @@ from dsr_kernels.ops.autograd import are_plain, is_recorded, sparse_conv2d_grad_
 from dsr_kernels.ops.fused import composed, elementwise, library
 from dsr_kernels.ops.fused.composed import Grads, Wants
 from dsr_kernels.ops.fused.results import affine_of
-from dsr_kernels.ops.saved import Context, Gradients, keep_pattern, saved
+from dsr_kernels.ops.saved import (
+    Context,
+    Gradients,
+    keep_weight,
+    recorded_with,
+    saved,
+    version_of,
+)
 
 OPS = torch.ops.dsr_kernels
 
@@ -54,10 +61,11 @@ def sparse_conv2d_fused(
         y, mean, variance = OPS.sparse_conv2d_fused.default(*args, residual, statistics, *shape)
         passed = x
     elif is_recorded((x, *flat(prologue.affine), values, bias, residual)):
-        kernel = library.sparse_conv2d_fused
+        kernel, version = library.sparse_conv2d_fused, version_of(values)
         y, mean, variance, passed = SparseConvFused.apply(
             kernel, *args, residual, statistics, shape
         )
+        recorded_with(y, version)
     else:
         weight = values, bias, crow_indices, col_indices
         y, mean, variance = library.sparse_conv2d_fused(
@@ -171,11 +179,11 @@ class SparseConvFused(torch.autograd.Function):
         shape: ConvShape,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         prologue = Prologue(affine_of(center, scale, shift), relu)
-        weight = values, bias, crow_indices, col_indices
-        y, mean, variance = kernel(x, prologue, *weight, residual, statistics, shape)
+        plain = kernel is library.sparse_conv2d_fused
+        held, *pattern = keep_weight(ctx, plain, values, crow_indices, col_indices)
+        y, mean, variance = kernel(x, prologue, held, bias, *pattern, residual, statistics, shape)
         kept = (y, mean) if statistics else (None, None)
         ctx.save_for_backward(x, center, scale, shift, values, *kept)  # type: ignore[arg-type]
-        keep_pattern(ctx, crow_indices, col_indices, kernel is library.sparse_conv2d_fused)
         ctx.relu, ctx.statistics, ctx.shape, ctx.grad_size = relu, statistics, shape, y.shape
         ctx.set_materialize_grads(False)
         if not statistics:
@@ -195,7 +203,7 @@ class SparseConvFused(torch.autograd.Function):
     ) -> Gradients:
         if gy is gmean is gvariance is None:  # the output is nowhere used, the input may be
             return None, passed, *(None,) * 11
-        x, center, scale, shift, values, y, mean = saved(ctx)
+        (x, center, scale, shift, values, y, mean), pattern = saved(ctx, 4)
         _, wants_x, *wants_affine, _, wants_values, wants_bias, _, _, wants_residual, _, _ = (
             ctx.needs_input_grad
         )
@@ -208,7 +216,7 @@ class SparseConvFused(torch.autograd.Function):
         wants = Wants(wants_x, any(wants_affine), wants_values, wants_bias, wants_residual)
         backward = composed.backward if torch.is_grad_enabled() else _backward
         gx, gaffine, gvalues, gbias, gresidual = backward(
-            wants, *operands, ctx.pattern, gy, by_statistics, passed, ctx.shape
+            wants, *operands, pattern, gy, by_statistics, passed, ctx.shape
         )
         return None, gx, *flat(gaffine), None, gvalues, gbias, None, None, gresidual, None, None
 

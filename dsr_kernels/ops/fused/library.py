@@ -19,8 +19,8 @@ from dsr_kernels.backends import cpu_calls, cpu_fused, dispatch, live_taps
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import Backward, Forward
 from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad, flat
+from dsr_kernels.backends.held import exchange, hold, hold_pattern, hold_values
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.backends.retired import refuse_retired
 from dsr_kernels.ops import library
 from dsr_kernels.ops.fused import composed
 from dsr_kernels.ops.fused.results import (
@@ -75,17 +75,22 @@ def sparse_conv2d_fused(
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor, Tensor]:
     by, relu = prologue
-    weight, numbers = (values, bias, crow_indices, col_indices), (*flat(by), bias)
+    numbers, pattern = (*flat(by), bias), (crow_indices, col_indices)
     kind = "fused, statistics" if statistics else "fused"
-    seen = cpu_calls.look(kind, shape, (x, *numbers, residual, values, crow_indices, col_indices))
-    call: Forward | None = patterns.call(crow_indices, col_indices, seen)
+    with exchange:
+        seen = cpu_calls.look(kind, shape, (x, *numbers, residual, values, *pattern))
+        call: Forward | None = patterns.call(*pattern, seen)
+        if call is not None:
+            values = hold_values(values)
+        else:
+            weight = values, bias, *pattern
+            out, mean, variance = fused_result(x, prologue, *weight, residual, statistics, shape)
+            held = hold(values, *pattern)
     if call is None:
-        out, mean, variance = fused_result(x, prologue, *weight, residual, statistics, shape)
-        without_bias = values, crow_indices, col_indices
+        values, pattern = held.values, held.pattern.indices
         call = cpu_calls.prepare_forward(
-            seen, out, x, without_bias, shape, numbers, residual, statistics
+            seen, out, x, held.weight, shape, numbers, residual, statistics
         )
-    refuse_retired(values)
     if call is not None:
         out = call.empty(x.dtype, kept=statistics or x.requires_grad)  # of a training step
         mean, variance = (values.new_empty(call.channels) for _ in range(2))
@@ -93,7 +98,7 @@ def sparse_conv2d_fused(
         call.into(out, x, values, bias, by, relu, residual, moments)
         return out, mean, variance
     epilogue = Epilogue(residual=residual, statistics=(mean, variance) if statistics else None)
-    _forward(out, x, prologue, *weight, epilogue, shape)
+    _forward(out, x, prologue, values, bias, *pattern, epilogue, shape)
     return out, mean, variance
 
 
@@ -126,10 +131,12 @@ def sparse_conv2d_fused_grad_input(
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weight = values, crow_indices, col_indices
-    out, gscale, gshift = fused_grad_input_result(
-        grad, by_statistics, *weight, x, prologue, passed, shape
-    )
-    refuse_retired(values)
+    with exchange:
+        out, gscale, gshift = fused_grad_input_result(
+            grad, by_statistics, *weight, x, prologue, passed, shape
+        )
+        held = hold(*weight)
+    weight = held.weight
     sums = None if prologue.affine is None else (gscale, gshift)
     call = out, grad, by_statistics, *weight, InputGrad(x, prologue, passed, sums), shape
     if _backend(out, grad, values, shape).sparse_conv2d_fused_grad_input(*call) is None:
@@ -152,17 +159,21 @@ def sparse_conv2d_fused_backward(
     weight, (by, relu) = (values, crow_indices, col_indices), prologue
     y, y_by = (None, None) if by_statistics is None else by_statistics
     numbers = *flat(by), *flat(y_by)
-    seen = cpu_calls.look("fused backward", shape, (x, *numbers, passed, grad, y, *weight))
-    call: Backward | None = patterns.call(crow_indices, col_indices, seen)
+    with exchange:
+        seen = cpu_calls.look("fused backward", shape, (x, *numbers, passed, grad, y, *weight))
+        call: Backward | None = patterns.call(crow_indices, col_indices, seen)
+        if call is not None:
+            values = hold_values(values)
+        else:
+            gx, gscale, gshift = fused_grad_input_result(
+                grad, by_statistics, *weight, x, prologue, passed, shape
+            )
+            held = hold(*weight)
     if call is None:
-        gx, gscale, gshift = fused_grad_input_result(
-            grad, by_statistics, *weight, x, prologue, passed, shape
-        )
-        with_sums = by is not None
+        values, *_ = weight = held.weight
         call = cpu_calls.prepare_backward(
-            seen, gx, grad, x, weight, shape, numbers, passed, y, with_sums
+            seen, gx, grad, x, weight, shape, numbers, passed, y, by is not None
         )
-    refuse_retired(values)
     if call is not None:
         gx = call.empty(x.dtype, kept=True)
         gscale, gshift = (values.new_empty(call.channels) for _ in range(2))
@@ -174,8 +185,8 @@ def sparse_conv2d_fused_backward(
         gx, gscale, gshift = sparse_conv2d_fused_grad_input(
             grad, by_statistics, *weight, x, prologue, passed, shape
         )
-        operands, pattern = (x, prologue, grad, by_statistics), (crow_indices, col_indices)
-        gvalues = sparse_conv2d_fused_grad_weight(*operands, *pattern, shape, values.dtype)
+        operands = x, prologue, grad, by_statistics
+        gvalues = sparse_conv2d_fused_grad_weight(*operands, *weight[1:], shape, values.dtype)
         return gx, gscale, gshift, gvalues.view(values.shape)
     gvalues = values.new_empty(values.shape)
     sums = None if prologue.affine is None else (gscale, gshift)
@@ -195,8 +206,10 @@ def sparse_conv2d_fused_grad_weight(
     dtype: torch.dtype,
 ) -> Tensor:
     operands, pattern = (x, prologue, grad, by_statistics), (crow_indices, col_indices)
-    out = fused_grad_weight_result(*operands, *pattern, shape, dtype)
-    call = out, *operands, *pattern, shape
+    with exchange:
+        out = fused_grad_weight_result(*operands, *pattern, shape, dtype)
+        held = hold_pattern(*pattern)
+    call = out, *operands, *held.indices, shape
     if _backend(x, grad, out, shape).sparse_conv2d_fused_grad_weight(*call) is None:
         composed.sparse_conv2d_fused_grad_weight(*call)
     return out
@@ -216,14 +229,19 @@ def sparse_conv2d_folded(
 ) -> Tensor:
     pattern, (by, relu) = (crow_indices, col_indices), prologue
     numbers = *flat(by), out_scale, out_shift
-    seen = cpu_calls.look("folded", shape, (x, *numbers, residual, values, *pattern))
-    call: Forward | None = patterns.call(*pattern, seen)
+    with exchange:
+        seen = cpu_calls.look("folded", shape, (x, *numbers, residual, values, *pattern))
+        call: Forward | None = patterns.call(*pattern, seen)
+        if call is not None:
+            values = hold_values(values)
+        else:
+            out = folded_result(
+                x, prologue, values, *pattern, out_scale, out_shift, residual, out_relu, shape
+            )
+            held = hold(values, *pattern)
     if call is None:
-        out = folded_result(
-            x, prologue, values, *pattern, out_scale, out_shift, residual, out_relu, shape
-        )
-        call = cpu_calls.prepare_forward(seen, out, x, (values, *pattern), shape, numbers, residual)
-    refuse_retired(values)
+        values, pattern = held.values, held.pattern.indices
+        call = cpu_calls.prepare_forward(seen, out, x, held.weight, shape, numbers, residual)
     if call is not None:
         out = call.empty(x.dtype)
         way_out = residual, None, out_scale, out_relu

@@ -30,6 +30,9 @@ SIDE = 224
 RESIZED = 256 / 224  # shorter side before the central crop, as a multiple of the crop's side
 AREA, ASPECT, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of RandomResizedCrop
 MOST_PIXELS = 2**26  # of a picture as the central crop resizes it
+MOST_DECODED = 2**26  # pixels of a file: 192 MiB in RGB
+# Others reach more code than pictures need, and EPS another program.
+FORMATS = ("JPEG", "PNG")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in 0..1
 
 
@@ -115,9 +118,12 @@ def decode(raw: bytes, where: str) -> Image.Image:
     try:
         with warnings.catch_warnings():  # Pillow only warns of a picture of 90 million pixels
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            return pillow.open(io.BytesIO(raw)).convert("RGB")
+            picture = pillow.open(io.BytesIO(raw), formats=FORMATS)
+            if picture.width * picture.height > MOST_DECODED:
+                raise ValueError(f"{picture.width} x {picture.height} pixels")
+            return picture.convert("RGB")
     except pillow.UnidentifiedImageError:
-        raise UsageError(f"{where}: not an image in a format that Pillow knows") from None
+        raise UsageError(f"{where}: not a picture in JPEG or PNG") from None
     except Exception as error:  # a damaged image can raise nearly anything
         raise UsageError(f"{where}: cannot be decoded ({error}); the file is damaged") from None
 

@@ -6,9 +6,11 @@ arrays, not objects, because worker processes share the memory of arrays.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,7 +55,7 @@ class Listing:
             offset = int(self.offsets[index])
         size = int(self.sizes[index])
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_open_plain) as file:
                 file.seek(offset)
                 raw = file.read(size)
         except OSError as error:
@@ -207,6 +209,15 @@ def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     names, sizes, offsets = zip(*images.values(), strict=True)
     numbers = (sizes, offsets, [labels[key] for key in images])
     return (np.array(names), *(np.array(column, np.int64) for column in numbers))
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Opens a file that is a plain one: a FIFO would wait for somebody to write."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "no plain file", path)
 
 
 def _label(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import io
 import math
-import pickle
 import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from dsr_kernels.errors import UsageError, require
+from dsr_kernels.training.data import pickled
 from dsr_kernels.training.data.limits import MOST_FILE_BYTES, check_memory
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images [N, C, H, W], uint8 labels [N]
@@ -168,19 +167,6 @@ def _read_idx(path: Path, file: BinaryIO) -> np.ndarray:
     return array.reshape(shape)
 
 
-class _BatchUnpickler(pickle.Unpickler):
-    """Unpickles plain containers and arrays, as CIFAR's batches hold them; refuses all else."""
-
-    ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module.endswith("core.multiarray"):
-            return np.zeros(0).__reduce__()[0]  # wherever this numpy keeps it
-        if (module, name) in self.ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
 def cifar10(data_dir: Path | None) -> tuple[Arrays, Arrays]:
     """The training and test part of CIFAR-10, from the folder of batches or from the archive."""
     looked = folders("cifar10", data_dir)
@@ -262,8 +248,11 @@ def _cifar_parts(read: Callable[[str], tuple[Path | str, bytes]]) -> tuple[Array
 
 def _cifar_batch(path: Path | str, raw: bytes) -> Arrays:
     try:
-        batch = _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
-        images, labels = batch[b"data"], batch[b"labels"]
+        batch = pickled.load(raw)
+        images, labels = (
+            pickled.array_of(part) if type(part) is pickled.Array else part
+            for part in (batch[b"data"], batch[b"labels"])
+        )
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise damaged(path, f"is not one of CIFAR's python batches ({error})") from None
     if type(images) is not np.ndarray:

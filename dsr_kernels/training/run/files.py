@@ -67,9 +67,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_file(path: Path, raw: bytes) -> None:
-    """Writes a new file, and returns once it is on the disk."""
-    with naming(path), path.open("wb", buffering=0) as file:
-        write_whole(file.fileno(), raw)
+    """Writes a new file, and returns once it is on the disk.
+
+    What a killed process has left under its name goes first, so that a link, which a folder from
+    elsewhere may have there, is never written through.
+    """
+    with naming(path):
+        path.unlink(missing_ok=True)
+        with path.open("xb", buffering=0) as file:
+            write_whole(file.fileno(), raw)
     sync_file(path)
 
 

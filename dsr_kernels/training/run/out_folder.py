@@ -6,8 +6,10 @@ Runs and experiments use it alike.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TextIO
@@ -63,7 +65,7 @@ def lock(folder: Path) -> TextIO | None:
 
     The lock lasts until the file that is returned is closed, or the process ends, however it ends.
     """
-    file = (folder / LOCK).open("w")
+    file = _open_lock(folder / LOCK)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -75,9 +77,27 @@ def lock(folder: Path) -> TextIO | None:
     return file
 
 
+def _open_lock(path: Path) -> TextIO:
+    """Raises UsageError for a link, which a folder from elsewhere may have to any file, and for
+    what is no plain file; neither is written to.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        descriptor = None
+    if descriptor is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if descriptor is not None:
+            os.close(descriptor)
+        raise UsageError(f"{path}: expected a plain file, got a link or another kind; remove it")
+    return os.fdopen(descriptor, "r+")
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of `folder`; leaves no file behind."""
-    if not (folder / LOCK).is_file():
+    if (folder / LOCK).is_symlink() or not (folder / LOCK).is_file():
         return False
     held = lock(folder)
     if held is not None:
