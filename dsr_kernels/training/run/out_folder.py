@@ -81,7 +81,7 @@ def lock(folder: Path) -> TextIO | None:
 
 
 def _leave_to_parent() -> None:
-    """In a child, such as one that reads data: it would hold a lock on when the parent is killed."""
+    """In a child, such as one that reads data: it would hold a lock on after a killed parent."""
     for file in list(_locks):
         file.close()
 
