@@ -57,6 +57,11 @@ def check_processor() -> None:
         raise UsageError(str(error)) from None
 
 
+def isa() -> str:
+    """The instruction set that the CPU's kernels use."""
+    return _C.isa()
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """The machine that a run was measured on, for its record."""
     return {
@@ -68,7 +73,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "dsr_kernels": version(),
-        "isa": _C.isa(),
+        "isa": isa(),
     }
 
 

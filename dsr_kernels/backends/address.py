@@ -95,8 +95,9 @@ def address_to_read(tensor: Tensor) -> int:
 def refusal(tensor: Tensor, name: str = "") -> TypeError:
     """What to raise for a tensor that native code cannot have the address of."""
     kind = type(tensor).__name__
+    of = f"{name}: " if name else ""
     return TypeError(
-        f"dsr_kernels: {name + ': ' if name else ''}expected a tensor with memory of its own, got {_article(kind)} on "
+        f"dsr_kernels: {of}expected a tensor with memory of its own, got {_article(kind)} on "
         f"{tensor.device} whose memory does not hold what it stands for (a wrapper around other "
         "tensors, a fake, sparse, nested, quantized or lazily negated one); use a plain tensor"
     )

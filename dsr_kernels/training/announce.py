@@ -7,6 +7,7 @@ from collections import Counter
 
 import torch
 
+from dsr_kernels.environment import isa
 from dsr_kernels.training.data.sets import DataSet
 from dsr_kernels.training.loop import Trainer
 from dsr_kernels.training.recipe.scaling import never_reached
@@ -70,3 +71,19 @@ def print_speeds(results: Json) -> None:
     """Of a run that was compared with its dense twin."""
     speeds = results["against_dense"]["images_per_second"].items()
     print("training steps: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in speeds))
+
+
+def say_rounding(began: Json, threads: int | None) -> None:
+    """Says where a run goes on with another number of threads, or another instruction set, than the
+    machine of its record, `began`, had.
+    """
+    if threads not in (None, began["threads"]):
+        print(
+            f"the run began with {began['threads']} threads. With another number torch's own "
+            "layers round differently, so the results will not be bit-identical"
+        )
+    if (kernels := began.get("isa", isa())) != isa():
+        print(
+            f"the run began with the instruction set {kernels}. Another one, here {isa()}, rounds "
+            "differently, so the results will not be bit-identical"
+        )

@@ -14,7 +14,7 @@ import torch
 from dsr_kernels.environment import check_processor, device_facts, machine
 from dsr_kernels.errors import Interrupted, SystemFailed, UsageError, require_all
 from dsr_kernels.training import placement
-from dsr_kernels.training.announce import accuracy, announce, counts, print_speeds
+from dsr_kernels.training.announce import accuracy, announce, counts, print_speeds, say_rounding
 from dsr_kernels.training.compare import against_dense
 from dsr_kernels.training.data import sets as datasets
 from dsr_kernels.training.data.limits import ADVICE, enough_memory, out_of_memory
@@ -135,13 +135,8 @@ def _continue(
     about = run.read_json("run.json")
     if about is not None:
         data_dir = data_dir or (Path(about["data_dir"]) if about["data_dir"] else None)
-        threads = about["machine"]["threads"]
-        if options.get("threads") not in (None, threads):
-            print(
-                f"the run began with {threads} threads. With another number torch's own layers "
-                "round differently, so the results will not be bit-identical"
-            )
-        options.setdefault("threads", threads)
+        say_rounding(about["machine"], options.get("threads"))
+        options.setdefault("threads", about["machine"]["threads"])
     options |= {"data_dir": data_dir, "make_report": make_report}
     machine = about["machine"] if about else {}
     options["device"] = _device_to_continue_on(world, device, machine)

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ from dsr_kernels.training.run.files import Json, sync_folder, write_file
 FORMAT, VERSION = "dsr_kernels checkpoint", 2
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 RECIPE = "recipe.toml"
+# What reading a manifest raises that is none.
+NO_MANIFEST = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 Weights = dict[str, torch.Tensor]  # of a model's state_dict
 
 
@@ -164,8 +167,10 @@ def load(path: Path) -> tuple[Weights, State]:
         expected = manifest["files"]
         if manifest["format"] != FORMAT or not {WEIGHTS, STATE} <= set(expected):
             raise KeyError
+        if not set(expected) <= {WEIGHTS, STATE, RECIPE}:
+            raise KeyError
         sizes = {name: int(fingerprint["bytes"]) for name, fingerprint in expected.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *NO_MANIFEST):
         raise UsageError(f"{path}: not a checkpoint of dsr_kernels (no valid {MANIFEST})") from None
     if manifest.get("version") != VERSION:
         raise UsageError(
@@ -183,8 +188,19 @@ def load(path: Path) -> tuple[Weights, State]:
             )
         if found != fingerprint:
             raise UsageError(f"{path}: damaged checkpoint: {name} does not match its SHA-256")
-    weights = safetensors.load_file(path / WEIGHTS)
-    return weights, torch.load(path / STATE, weights_only=True, map_location="cpu")
+    try:  # whoever changed a file can sign it, too
+        weights = safetensors.load_file(path / WEIGHTS)
+        state = torch.load(path / STATE, weights_only=True, map_location="cpu")
+        if not isinstance(state, dict):
+            raise TypeError(f"{STATE} holds no dict")
+    except MemoryError:
+        raise
+    except Exception as error:  # these can raise nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch would have it loaded without care
+            reason = "it holds more than tensors and numbers, or no such file"
+        raise UsageError(f"{path}: damaged checkpoint: it cannot be loaded ({reason})") from None
+    return weights, state
 
 
 def recipe_copy(folder: Path) -> tuple[Path, bytes] | None:
@@ -193,7 +209,7 @@ def recipe_copy(folder: Path) -> tuple[Path, bytes] | None:
     None where there is none, and where the copy is not what the manifest says.
     """
     for path in Checkpoints(folder).steps()[-1:]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, *NO_MANIFEST):
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             raw = (path / RECIPE).read_bytes()
             if manifest["files"][RECIPE]["sha256"] == hashlib.sha256(raw).hexdigest():

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import weakref
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +18,7 @@ from typing import TextIO
 from dsr_kernels.errors import UsageError, check_path, shown
 
 LOCK = ".lock"
+_locks: weakref.WeakSet[TextIO] = weakref.WeakSet()  # those that this process holds
 LONGEST_PATH = 4096 - 256  # bytes: leaves room for the names of the files in it
 
 
@@ -74,7 +76,17 @@ def lock(folder: Path) -> TextIO | None:
     except OSError:  # a file system without locks
         file.close()
         raise
+    _locks.add(file)
     return file
+
+
+def _leave_to_parent() -> None:
+    """In a child, such as one that reads data: it would hold a lock on after a killed parent."""
+    for file in list(_locks):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _open_lock(path: Path) -> TextIO:
