@@ -91,7 +91,7 @@ def sparse_conv2d_grad_input(
             grad, values, crow_indices, col_indices, input_size, shape, channels_last
         )
         held = hold(values, crow_indices, col_indices)
-    backend = dispatch.CPU if out.is_cpu else dispatch.gpu_backend(out.device)
+    backend: dispatch.Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
     return backend.sparse_conv2d_grad_input(out, grad, *held.weight, shape)
 
 
@@ -138,7 +138,7 @@ def sparse_conv2d_grad_weight(
     with exchange:
         out = grad_weight_result(x, grad, crow_indices, col_indices, shape, dtype)
         held = hold_pattern(crow_indices, col_indices)
-    backend = dispatch.CPU if out.is_cpu else dispatch.gpu_backend(out.device)
+    backend: dispatch.Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
     return backend.sparse_conv2d_grad_weight(out, x, grad, *held.indices, shape)
 
 
