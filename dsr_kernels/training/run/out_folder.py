@@ -26,9 +26,9 @@ def prepare(folder: Path, holds: str, leftovers: Collection[str] = ()) -> list[P
     """Makes `folder` where there is none; returns what it made, the innermost folder first.
 
     Raises UsageError, and makes nothing, where that cannot be, where it is a file, or where it is
-    not empty. The lock and the files
-    named `leftovers`, which a process leaves that was killed as it began, do not count. `holds` is
-    what should be in the folder, for the message: "run" or "experiment".
+    not empty. The lock and the files named `leftovers`, which a process leaves that was killed as
+    it began, do not count. `holds` is what should be in the folder, for the message: "run" or
+    "experiment".
     """
     check(folder)
     if folder.exists() and not folder.is_dir():
@@ -108,10 +108,18 @@ def _open_lock(path: Path) -> TextIO:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the lock of `folder`; leaves no file behind."""
-    if (folder / LOCK).is_symlink() or not (folder / LOCK).is_file():
+    """Whether a process holds the lock of `folder`; leaves no file behind.
+
+    Jobs of a cluster carry this function with them, so it uses nothing else of this package.
+    """
+    path = folder / LOCK
+    if path.is_symlink() or not path.is_file():
         return False
-    held = lock(folder)
-    if held is not None:
-        held.close()
-    return held is None
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
