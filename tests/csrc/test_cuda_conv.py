@@ -61,7 +61,9 @@ def test_patterns_from_empty_to_full(dtype: torch.dtype) -> None:
         check_layer(conv, x)
 
 
-@pytest.mark.parametrize("dilation, padding", [(9, 9), (1024, 1024), (12, 6), (2**40, 2**40)])
+@pytest.mark.parametrize(
+    "dilation, padding", [(9, 9), (1024, 1024), (12, 6), (2**30 - 8, 2**30 - 8)]
+)
 @pytest.mark.parametrize("slabs", [True, False])
 def test_taps_that_meet_only_padding(dilation: int, padding: int, slabs: bool) -> None:
     """Their gradient is 0, though infinity is elsewhere."""
@@ -70,7 +72,7 @@ def test_taps_that_meet_only_padding(dilation: int, padding: int, slabs: bool) -
         (5, 7, kernel, (3, 3), 5), {"padding": padding, "dilation": dilation, "sparsity": 0.4}
     )
     with gpu_kernels(device=None if slabs else Device(132, 16)):
-        if dilation < 2**31:  # as far as torch goes
+        if dilation < 2**20:  # as far as torch goes in reasonable time
             check_layer(conv, x)
         y = conv(x)
         found = torch.autograd.grad(y, conv.weight_values, torch.full_like(y, torch.inf))[0]

@@ -230,7 +230,7 @@ def test_damaged_images_are_named_in_one_sentence(folders, tmp_path, workers):
 
     expect(raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2 - 1), "holds .* bytes, expected")
     expect(b"\0" * len(raw), "not a picture in JPEG or PNG")
-    expect(raw[:20] + bytes(len(raw) - 20), "cannot be decoded|not an image")
+    expect(raw[:20] + bytes(len(raw) - 20), "cannot be decoded|not a picture")
     path.unlink()
     with pytest.raises(UsageError, match=r"05_1\.JPEG: cannot be read \(No such file"):
         batches(data, settings(), batch_size=36)
