@@ -44,10 +44,8 @@ def address(tensor: Tensor, name: str = "") -> int:
 def known_address(tensor: Tensor, name: str = "") -> int:
     """As `address`, of a plain tensor of whose look (see cpu_calls) it is known that it has one."""
     place = tensor.data_ptr()
-    if place and tensor.is_contiguous():
-        end = tensor.nbytes + tensor.storage_offset() * tensor.itemsize
-        if tensor.untyped_storage().nbytes() >= end:
-            return place
+    if place and tensor.untyped_storage().nbytes() >= _end(tensor):
+        return place
     return address(tensor, name)
 
 
@@ -60,17 +58,23 @@ def refuse_without_memory(**tensors: Tensor | None) -> None:
 
 def _check_end(tensor: Tensor, name: str) -> None:
     """Raises TypeError where the storage ends before the tensor does."""
-    if not tensor.numel():
-        return
-    steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    end = (tensor.storage_offset() + steps + 1) * tensor.element_size()
-    held = tensor.untyped_storage().nbytes()
-    if held < end:
+    held, end = tensor.untyped_storage().nbytes(), _end(tensor)
+    if held < end and tensor.numel():
         raise TypeError(
             f"dsr_kernels: {name or 'a tensor'} of shape {tuple(tensor.shape)}: expected memory of "
             f"at least {end} bytes, got a storage of {held}, whose memory does not hold what it "
             "stands for; give it back what was freed (as by untyped_storage().resize_) first"
         )
+
+
+def _end(tensor: Tensor) -> int:
+    """How many bytes of a storage there must be for all elements of the tensor."""
+    if tensor.is_contiguous():  # as most are; a loop would take longer than all else here
+        return int(tensor.storage_offset()) * tensor.itemsize + tensor.nbytes
+    last = int(tensor.storage_offset())
+    for length, step in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (length - 1) * step
+    return (last + 1) * tensor.itemsize
 
 
 def address_to_read(tensor: Tensor) -> int:

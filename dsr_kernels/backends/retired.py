@@ -32,7 +32,7 @@ def retire(values: Tensor) -> None:
 
 def refuse_retired(values: Tensor) -> None:
     """Raises RuntimeError for values that `retire` was given, or that share their memory."""
-    if not _retired or place_of(values) not in _retired or hasattr(values, _SPARED):
+    if not _retired or place_of(values) not in _retired or is_spared(values):
         return
     if not any(claimed(place_of(values)) for claimed in _claims):
         raise RuntimeError(
@@ -45,6 +45,11 @@ def spare(values: Tensor) -> Tensor:
     """`values`, which a pass has taken while they were a layer's: it may go on with them."""
     setattr(values, _SPARED, True)
     return values
+
+
+def is_spared(values: Tensor) -> bool:
+    """Whether a pass has these values from `spare`."""
+    return hasattr(values, _SPARED)
 
 
 def place_of(values: Tensor) -> tuple[int, int]:
