@@ -225,7 +225,9 @@ def _new(options: argparse.Namespace) -> int:
     from dsr_kernels.training.recipe import new
 
     new.write(options.file, options.method, options.model, options.data)
-    print(f"{options.file}: train it with: dsr train --recipe {options.file} --out runs/first")
+    files = "" if options.data == "digits" or ":" in options.data else " --data-dir DIR"
+    command = f"dsr train --recipe {options.file}{files} --out runs/first"
+    print(f"{options.file}: train it with: {command}")
     return 0
 
 

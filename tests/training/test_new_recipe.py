@@ -36,6 +36,13 @@ def test_a_new_recipe_is_one(method, tmp_path, capsys):
     assert all(len(line) <= 100 for line in path.read_text().split("\n"))
 
 
+@pytest.mark.parametrize("data, files", [("digits", ""), ("folder", " --data-dir DIR")])
+def test_the_command_that_it_names_has_what_the_data_need(data, files, tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    assert main(["new", str(path), "--data", data]) == 0
+    assert f"dsr train --recipe {path}{files} --out runs/first\n" in capsys.readouterr().out
+
+
 def test_what_a_comment_shows_is_a_value_that_the_key_takes(tmp_path):
     """Each line that begins with # is tried alone, under a method that takes it."""
     text, tried = new.TEMPLATE.read_text(), 0
