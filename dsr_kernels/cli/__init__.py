@@ -225,7 +225,8 @@ def _new(options: argparse.Namespace) -> int:
     from dsr_kernels.training.recipe import new
 
     new.write(options.file, options.method, options.model, options.data)
-    files = "" if options.data == "digits" or ":" in options.data else " --data-dir DIR"
+    own = ":" in options.data and not options.data.startswith("torchvision:")
+    files = "" if own or options.data == "digits" else " --data-dir DIR"
     command = f"dsr train --recipe {options.file}{files} --out runs/first"
     print(f"{options.file}: train it with: {command}")
     return 0

@@ -36,7 +36,9 @@ def test_a_new_recipe_is_one(method, tmp_path, capsys):
     assert all(len(line) <= 100 for line in path.read_text().split("\n"))
 
 
-@pytest.mark.parametrize("data, files", [("digits", ""), ("folder", " --data-dir DIR")])
+@pytest.mark.parametrize(
+    "data, files", [("digits", ""), ("folder", " --data-dir DIR"), ("a.b:c", "")]
+)
 def test_the_command_that_it_names_has_what_the_data_need(data, files, tmp_path, capsys):
     path = tmp_path / "mine.toml"
     assert main(["new", str(path), "--data", data]) == 0
