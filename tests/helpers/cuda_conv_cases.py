@@ -10,25 +10,26 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from helpers.cuda_device import DEVICE, EMULATED, kernels, queue
+from helpers.cuda_planner import (
+    COMPUTE_WARPS,
+    VECTOR_BYTES,
+    Chosen,
+    GatherTiling,
+    GradWeightTiling,
+    Layout,
+    PassShape,
+    gather_tilings,
+    grad_weight_tilings,
+    options_of,
+)
 from helpers.kernel_cases import AWKWARD, BATCHES, CASES
 from helpers.nn_cases import dense_results, layer, within_rule
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
 from dsr_kernels.backends import cpu_calls, dispatch, native
-from dsr_kernels.backends.cuda import call, fused, launch, prepare, window_costs
-from dsr_kernels.backends.cuda import window_gather as gather_windows
-from dsr_kernels.backends.cuda import window_grad_weight as windows
-from dsr_kernels.backends.cuda.layout import VECTOR_BYTES, Layout, options_of
-from dsr_kernels.backends.cuda.passes import PassShape
-from dsr_kernels.backends.cuda.tiling import (
-    COMPUTE_WARPS,
-    Device,
-    GatherTiling,
-    GradWeightTiling,
-    gather_tilings,
-    grad_weight_tilings,
-)
+from dsr_kernels.backends.cuda import call, fused, launch, plans, tensor_cores
+from dsr_kernels.backends.cuda.plans import Device
 from dsr_kernels.ops import library
 
 EMULATED_GPU = Device(132, 227 << 10)
@@ -63,23 +64,17 @@ def gpu_kernels(
     asks for them; None is what the cost model chooses. What torch allocates starts as NaN, so that
     what nobody writes shows.
     """
-    prepared = call.gather_pass, call.grad_weight_pass
+    chosen = Chosen(gather, grad_weight, window_gather, window_grad_weight)
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(window_costs.SWITCH, "1")
+        patch.setenv(tensor_cores.SWITCH, "1")
         patch.setattr(native, "_cuda", kernels())
         patch.setattr(dispatch, "gpu_backend", lambda _: launch)
         patch.setattr(library, "cpu", launch)
         patch.setattr(cpu_calls, "look", lambda *_: None)  # no call of the CPU's is prepared
         patch.setattr(dispatch, "fused_backend", lambda _: fused)
-        if gather is not None:
-            patch.setattr(prepare, "choose_gather", gather)
-        if grad_weight is not None:
-            patch.setattr(prepare, "choose_grad_weight", grad_weight)
-        if window_grad_weight is not None:
-            patch.setattr(windows, "choose_window_grad_weight", window_grad_weight)
-        if window_gather is not None:
-            patch.setattr(gather_windows, "choose_window_gather", window_gather)
+        if (gather, grad_weight, window_gather, window_grad_weight) != (None,) * 4:
+            patch.setattr(plans, "make", chosen.make)
         if EMULATED:
             patch.setattr(call, "queue_of", lambda _: queue())
             patch.setattr(call, "device_of", lambda _: EMULATED_GPU)
@@ -87,15 +82,13 @@ def gpu_kernels(
             patch.setattr(call, "device_of", lambda _: device)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.set_num_threads(1)  # torch's own small operations mostly wait for other threads
-        for passes in prepared:  # what they keep belongs to another module or choice
-            passes.cache_clear()
+        plans.plan_of.cache_clear()  # what it keeps belongs to another module or choice
         try:
             yield
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
-            for passes in prepared:
-                passes.cache_clear()
+            plans.plan_of.cache_clear()
 
 
 def conv_and_input(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from helpers.cuda_conv_cases import TWO, check_grad_weight, conv_and_input, direct, gpu_kernels
 from helpers.cuda_device import EMULATED
+from helpers.cuda_planner import window_grad_weight_tilings
 from helpers.formats import gradient_of
 from helpers.matrix_units import as_operand, truncation
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
 from dsr_kernels.backends.cuda import call
-from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
 
 # Windows that end early and several of them, groups, strides, dilation, several slabs.
 CASES = {
@@ -56,12 +56,12 @@ def check_sums(conv: SparseConv2d, x: Tensor, grad: Tensor) -> None:
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The passes by windows that ran; there must be some."""
-    found, by_windows = [], call.grad_weight_by_windows
+    """The plans of passes by windows that ran; there must be some."""
+    found, grad_weight = [], call.grad_weight
 
     def noted(*arguments, **more):
-        found.append(arguments[5])
-        return by_windows(*arguments, **more)
+        found.extend([plan] if (plan := arguments[4]).kind == "window" else [])
+        return grad_weight(*arguments, **more)
 
-    monkeypatch.setattr(call, "grad_weight_by_windows", noted)
+    monkeypatch.setattr(call, "grad_weight", noted)
     return found
