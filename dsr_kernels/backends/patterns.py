@@ -118,12 +118,11 @@ class Patterns:
         key: Hashable,
         tensors: Sequence[Tensor | None],
         call: Any,
-        *plans: Plan,
     ) -> None:
-        """Has `call` return `call`, for as long as the plans are kept that it runs."""
+        """Has `call` return `call`, for as long as its `plans` are kept, which it runs."""
         look = look_of(*tensors)
         with self._lock:
-            kept = [kept for kept in pattern.plans.values() if kept.plan in plans]
+            kept = [kept for kept in pattern.plans.values() if kept.plan in call.plans]
             if sum(map(len, pattern.calls.values())) >= MAX_CALLS:
                 pattern.calls.clear()
             others = pattern.calls.get(key, [])
