@@ -187,11 +187,12 @@ class Patterns:
             self._freeze(pattern)
         return pattern
 
-    def is_shared_by_others(self, index: Tensor, pattern: Pattern | None) -> bool:
-        """Whether another owner's pattern than this one lies in the tensor's memory."""
+    def owners_in(self, index: Tensor) -> list[Owner]:
+        """Whose patterns lie in the tensor's memory."""
         with self._lock:
-            others = self._in_storage.get(index.untyped_storage()._cdata, ())
-            return any(other is not pattern and not other.expired() for other in others)
+            found = self._in_storage.get(index.untyped_storage()._cdata, ())
+            owners = [p.owner() for p in found if p.owner is not None and not p.expired()]
+            return [owner for owner in owners if owner is not None]
 
     def owner_of(self, crow_indices: Tensor, col_indices: Tensor) -> Owner | None:
         """Whose index tensors these are, or share the memory of."""
