@@ -20,7 +20,6 @@ index tensors of it that something else has written to.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -28,6 +27,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from dsr_kernels.backends.address import address_to_read, is_shared
+from dsr_kernels.backends.locks import Rank, make_lock
 from dsr_kernels.backends.pattern import (
     KeptCall,
     KeptPlan,
@@ -62,7 +62,7 @@ class Patterns:
         self._in_storage: dict[int, weakref.WeakSet[Pattern]] = {}
         self._loose: dict[tuple, Pattern] = {}  # those without, by the pair of tensors
         self._purge_at = 64
-        self._lock = threading.RLock()
+        self._lock = make_lock(Rank.PATTERNS)
         self.changes = 0  # how often an owner has taken on a pattern, perhaps the one it had
 
     # --- plans ---
