@@ -117,10 +117,7 @@ class Checkpoints:
     def clean(self) -> None:
         """Removes what a kill during `save` has left."""
         for leftover in (*self.folder.glob(".part-*"), *self.folder.glob(".old-*")):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
+            _remove(leftover)
 
     def load_latest(self) -> tuple[Weights, State] | None:
         """(weights, state) of the newest checkpoint; None where there is none yet."""
@@ -147,7 +144,7 @@ class Checkpoints:
         # Renamed first: a half-removed folder must not look like a checkpoint.
         hidden = path.with_name(f".old-{path.name}")
         os.rename(path, hidden)
-        shutil.rmtree(hidden)
+        _remove(hidden)
 
     def _point_to(self, final: Path) -> None:
         link = self.folder / ".part-latest"
@@ -215,6 +212,14 @@ def recipe_copy(folder: Path) -> tuple[Path, bytes] | None:
             if manifest["files"][RECIPE]["sha256"] == hashlib.sha256(raw).hexdigest():
                 return path / RECIPE, raw
     return None
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _fingerprint(path: Path) -> Json:
