@@ -26,6 +26,7 @@ from typing import Any, TypedDict
 import torch
 
 from dsr_kernels.errors import UsageError, require
+from dsr_kernels.training.run import stored_state
 from dsr_kernels.training.run.files import Json, sync_folder, write_file
 
 FORMAT, VERSION = "dsr_kernels checkpoint", 2
@@ -190,8 +191,11 @@ def load(path: Path) -> tuple[Weights, State]:
         state = torch.load(path / STATE, weights_only=True, map_location="cpu")
         if not isinstance(state, dict):
             raise TypeError(f"{STATE} holds no dict")
+        stored_state.check_types(state)
     except MemoryError:
         raise
+    except stored_state.WrongState as error:
+        raise UsageError(f"{path}: damaged checkpoint: {STATE}: {error}") from None
     except Exception as error:  # these can raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, pickle.UnpicklingError):  # torch would have it loaded without care
