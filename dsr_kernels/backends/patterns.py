@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address_to_read, is_shared
@@ -214,7 +215,9 @@ class Patterns:
 
     def _look(self, crow_indices: Tensor, col_indices: Tensor) -> Pattern:
         """`find` for tensors that are not shared, or no longer: by what they hold."""
-        for index in (crow_indices, col_indices):
+        for name, index in (("crow_indices", crow_indices), ("col_indices", col_indices)):
+            if index.dtype != torch.int32:
+                raise ValueError(f"{name}: expected int32, got {index.dtype}")
             address_to_read(index)  # refuses those without memory
         tensors = tensors_of(crow_indices, col_indices)
         owned = [p for p in self._owned.get(tensors, ()) if not p.expired()]

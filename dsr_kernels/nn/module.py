@@ -32,7 +32,7 @@ from dsr_kernels.nn.one_node import is_tracing, refuse_constant
 from dsr_kernels.nn.step_check import install
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
-from dsr_kernels.topology import Topology, check_block_size, check_pattern, check_shape
+from dsr_kernels.topology import Topology, check_block_size, check_int32, check_pattern, check_shape
 
 _TENSORS = ("weight_values", "bias", "crow_indices", "col_indices")
 
@@ -166,6 +166,8 @@ class SparseModule(StoredWeight):
                 f"{type(self).__name__} has no dense weight to set: give it values with "
                 "replace_topology, or tie and load dense weights before sparsify"
             )
+        if name in sharing.INDICES:
+            check_int32(f"{self.label()}: {name}", value)
         super().__setattr__(name, value)
 
     def _check_use(self) -> None:

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.backends import retired
 from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.nn import copies, sharing
-from dsr_kernels.topology import check_pattern
+from dsr_kernels.topology import check_int32, check_pattern
 
 
 class PatternOwner(nn.Module):
@@ -65,6 +64,7 @@ class PatternOwner(nn.Module):
         crow, col = self.crow_indices, self.col_indices
         if not (_is_plain(crow) and _is_plain(col)):
             raise ValueError(f"{self.label()}: it has no pattern, its tensors are on {crow.device}")
+        self._check_dtypes()
         found = patterns.find(crow, col)
         if self._owned is not None and found.same_as(self._owned):
             return self._owned
@@ -129,8 +129,13 @@ class PatternOwner(nn.Module):
     def _verify(self) -> None:
         """Raises RuntimeError where something else has written to the index tensors."""
         if self._owned is not None and _is_plain(self.crow_indices):
+            self._check_dtypes()
             patterns.find(self.crow_indices, self.col_indices)
         self._verify_values()
+
+    def _check_dtypes(self) -> None:
+        for name in sharing.INDICES:
+            check_int32(f"{self.label()}: {name}", self._buffers[name])
 
     def _verify_values(self) -> None:
         """Raises RuntimeError for values of another pattern than this layer's: those of a copy that
@@ -265,16 +270,6 @@ class PatternOwner(nn.Module):
         if self._left_behind is not None:
             self._leave_behind(self._left_behind)
         sharing.join(self)
-
-
-def _is_a_layers(place: tuple[int, int]) -> bool:
-    """Whether a layer has its values there; what functional_call lends it is no Parameter."""
-    values = (owner._parameters.get("weight_values") for owner in list(sharing.living))
-    own = (v for v in values if type(v) is nn.Parameter and not v.is_meta)
-    return any(retired.place_of(v) == place for v in own)
-
-
-retired.claim(_is_a_layers)
 
 
 def adopt_patterns(model: nn.Module) -> None:

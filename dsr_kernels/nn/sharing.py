@@ -11,8 +11,9 @@ from __future__ import annotations
 import weakref
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from dsr_kernels.backends import retired
 from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.patterns import patterns
 
@@ -88,6 +89,16 @@ def left_to(layer: Layer, other: Layer) -> str:
         "same pattern (load_state_dict of the whole model), or values of its own before: "
         "layer.weight_values = nn.Parameter(layer.weight_values.detach().clone())"
     )
+
+
+def _is_a_layers(place: tuple[int, int]) -> bool:
+    """Whether a layer has its values there; what functional_call lends it is no Parameter."""
+    values = (layer._parameters.get("weight_values") for layer in list(living))
+    own = (v for v in values if type(v) is nn.Parameter and not v.is_meta)
+    return any(retired.place_of(v) == place for v in own)
+
+
+retired.claim(_is_a_layers)
 
 
 def _with_values_of(layer: Layer) -> list[Layer]:
