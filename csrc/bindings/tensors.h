@@ -1,6 +1,6 @@
 // Tensors of torch's as they come from Python, read without torch: by DLPack's C exchange API, a
 // table of functions that a tensor type publishes as `__dlpack_c_exchange_api__` (DLPack 1.2 and
-// later, torch 2.10 and later). Reading one this way takes some 30 ns; by Python's attributes, a
+// later; torch 2.13 has it). Reading one this way takes some 30 ns; by Python's attributes, a
 // microsecond.
 #pragma once
 

@@ -1,6 +1,6 @@
 """Tensors handed to native code as they are, where torch has a way to read them there.
 
-torch 2.10 and later publish DLPack's C exchange API: a table of functions by which native code that
+torch publishes DLPack's C exchange API (2.13 does): a table of functions by which native code that
 knows nothing of torch reads a tensor in some 30 ns. Python needs a microsecond for the same. With
 an older torch, Python does it.
 """
