@@ -8,7 +8,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import weakref
+from collections.abc import Collection, Iterator
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -45,6 +48,32 @@ def join(layer: Layer) -> None:
         living.add(layer)
 
 
+_looked_through = threading.local()
+
+
+@contextlib.contextmanager
+def looked_through() -> Iterator[None]:
+    """Within, this thread changes many layers: who holds a tensor is looked up, for to look through
+    all layers for each would take a time that grows with the square of their number.
+    """
+    holders: dict[int, list[Any]] = {}
+    for layer in list(living):
+        held = [layer._parameters.get("weight_values"), *map(layer._buffers.get, INDICES)]
+        for tensor in held:
+            holders.setdefault(id(tensor), []).append(layer)
+    _looked_through.holders = holders
+    try:
+        yield
+    finally:
+        del _looked_through.holders
+
+
+def _holders_of(tensor: Tensor) -> Collection[Any]:
+    """All layers that hold it, and perhaps some that do not."""
+    holders = getattr(_looked_through, "holders", None)
+    return list(living) if holders is None else holders.get(id(tensor), ())
+
+
 def one_weight(layer: Layer) -> list[Layer]:
     """The other layers whose values and index tensors are this one's, as the same objects."""
     return [o for o in _with_values_of(layer) if all(_is_same(o, layer, n) for n in INDICES)]
@@ -54,7 +83,7 @@ def has_index_of_another(layer: Layer, name: str) -> bool:
     """Whether a layer that is another weight has this one's index tensor, or shares its memory."""
     index = layer._buffers[name]
     assert index is not None
-    holders = [other for other in list(living) if _is_same(other, layer, name)]
+    holders = [other for other in _holders_of(index) if _is_same(other, layer, name)]
     holders += patterns.owners_in(index)  # all owners are layers
     # A shallow copy of a module has its very dict of tensors.
     others = [other for other in holders if other._buffers is not layer._buffers]
@@ -107,7 +136,7 @@ def _with_values_of(layer: Layer) -> list[Layer]:
         return []
     return [
         other
-        for other in list(living)
+        for other in _holders_of(values)
         if other._buffers is not layer._buffers and other._parameters.get("weight_values") is values
     ]
 

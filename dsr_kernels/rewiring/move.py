@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.held import exchange
+from dsr_kernels.nn import sharing
 from dsr_kernels.rewiring.entry_state import EntryState, Holder, StateSlot
 from dsr_kernels.rewiring.layers import Slot, SparseLayer
 
@@ -125,9 +126,10 @@ def commit(moves: list[Move]) -> None:
     """Makes all moves. If one fails, undoes all and raises what it raised."""
     made: list[Move] = []
     try:
-        for move in moves:
-            made.append(move)
-            move.make()
+        with sharing.looked_through():
+            for move in moves:
+                made.append(move)
+                move.make()
     except BaseException:
         for move in reversed(made):
             move.undo()
