@@ -1,0 +1,1 @@
+"""A training step that is replayed from a CUDA graph; `dsr_kernels.cuda` is its public side."""
