@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from dsr_kernels.graphed import replayer
+from dsr_kernels.cuda import replayer
 
 # On a GPU these wait for what it computes. (So do `tolist` and `torch.tensor`, not seen here.)
 WAITING = {

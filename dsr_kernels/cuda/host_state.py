@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.graphed.look import place_of
+from dsr_kernels.cuda.look import place_of
 
 _ABSENT = object()
 

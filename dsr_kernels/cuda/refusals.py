@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsr_kernels.graphed.look import hooks_of
-from dsr_kernels.graphed.recording import Step
+from dsr_kernels.cuda.look import hooks_of
+from dsr_kernels.cuda.recording import Step
 from dsr_kernels.nn.accumulators import parallel_of
 from dsr_kernels.ops import watch
 from dsr_kernels.rewiring.attach import Attachment

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.graphed.host_state import HostState
-from dsr_kernels.graphed.look import Look, look_of, look_of_batch
+from dsr_kernels.cuda.host_state import HostState
+from dsr_kernels.cuda.look import Look, look_of, look_of_batch
 from dsr_kernels.nn import SparseModule
 
 Work = Callable[..., tuple[Tensor, ...]]  # of a batch: a whole step, and what it found

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.graphed.look import Look, look_of_batch
-from dsr_kernels.graphed.recording import CannotCapture, Recording, Step, Work
-from dsr_kernels.graphed.refusals import is_watched, why_eager
+from dsr_kernels.cuda.look import Look, look_of_batch
+from dsr_kernels.cuda.recording import CannotCapture, Recording, Step, Work
+from dsr_kernels.cuda.refusals import is_watched, why_eager
 
 RESTLESS = 100  # eager steps in a row, after which a line says that there is no graph
 GPU = "cuda"  # the kind of device that has graphs

@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.cuda import GraphedStep
-from dsr_kernels.graphed import replayer
+from dsr_kernels.cuda import GraphedStep, replayer
 from dsr_kernels.nn import SparseLinear, named_sparse_modules
 from dsr_kernels.rewiring import DSR
 

@@ -1,4 +1,4 @@
-"""Training steps from a CUDA graph: the GPU no longer waits for Python. See docs/cuda.md."""
+"""GraphedStep: a whole training step as one call."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.graphed.refusals import attachments_of
-from dsr_kernels.graphed.replayer import Replayer
+from dsr_kernels.cuda.refusals import attachments_of
+from dsr_kernels.cuda.replayer import Replayer
 from dsr_kernels.rewiring import RewireReport
 from dsr_kernels.rewiring.rewirer import Rewirer
-
-__all__ = ["GraphedStep"]
 
 
 class GraphedStep:
