@@ -33,7 +33,7 @@ def look_of(
     """
     return [
         *_switches(),
-        *_of_model(model),
+        *_of_model(model, optimizer),
         *_of_optimizer(optimizer),
         *_of_scaler(scaler),
     ]
@@ -57,12 +57,16 @@ def _switches() -> Iterator[Any]:
     yield tf32_allowed(False), tf32_allowed(True), torch.are_deterministic_algorithms_enabled()
 
 
-def _of_model(model: nn.Module) -> Iterator[Any]:
+def _of_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Any]:
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for module in model.modules():
         yield id(module), module.training
         for parameter in module._parameters.values():
             if parameter is not None:
                 yield place_of(parameter), parameter.requires_grad
+                # What the optimizer does not clear, a backward pass adds to where it is.
+                if id(parameter) not in trained and parameter.grad is not None:
+                    yield place_of(parameter.grad)
         for buffer in module._buffers.values():
             if buffer is not None:
                 yield place_of(buffer)

@@ -71,7 +71,6 @@ class Recording:
         sparse = [m for m in step.model.modules() if isinstance(m, SparseModule)]
         self._patterns = [module.pattern() for module in sparse]
         self._plans = patterns.plans()
-        self._is_last = True  # whether the gradients of now are the graph's
 
     @torch.no_grad()
     def replay(self, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -79,15 +78,10 @@ class Recording:
         for own, given in zip(self.inputs, batch, strict=True):
             own.copy_(given)
         self.graph.replay()
-        if not self._is_last:
-            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            if parameter.grad is not gradient:  # an eager step has others
                 parameter.grad = gradient
-        self._is_last = True
         return self.outputs
-
-    def left(self) -> None:
-        """A step is made without the graph: gradients will be other tensors."""
-        self._is_last = False
 
 
 def _capture(

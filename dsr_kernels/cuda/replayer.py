@@ -65,7 +65,10 @@ class Replayer:
             self._step.device, self._stream = device, None
         if device.type != GPU or self.why_eager is not None:
             return self._step.run([t.to(device) for t in batch])
-        if is_watched(self._step) or any(t.requires_grad for t in batch):
+        if is_watched(self._step):
+            self._drop()  # a rewire follows
+            return self._eagerly(batch)
+        if any(t.requires_grad for t in batch):
             return self._eagerly(batch)
         return self._replay(batch) or self._eagerly(batch)
 
@@ -105,8 +108,8 @@ class Replayer:
         """
         if self.why_eager is not None:  # since a moment ago
             return self._step.run([t.to(self._step.device) for t in batch])
-        if self._recording is not None:
-            self._recording.left()
+        # Torch warns where a `capturable` optimizer steps without a graph, once.
+        self._step.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
         batch = [t.to(self._step.device) for t in batch]
         side, current = self._side_stream(), torch.cuda.current_stream(self._step.device)
         side.wait_stream(current)

@@ -246,6 +246,27 @@ def test_tensors_that_somebody_exchanges(what: str) -> None:
     assert counts() == (2, 4)
 
 
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_gradient_that_the_optimizer_does_not_clear(cleared: bool) -> None:
+    make = lambda model: torch.optim.SGD(list(model.parameters())[:-2], lr=0.05)  # noqa: E731
+    twins = Twins(make_optimizer=make)
+    twins.train(batches(3))
+    assert counts() == (1, 2)
+    for side in twins.sides if cleared else ():
+        side.model[9].weight.grad = None
+    twins.train(batches(3, seed=2))
+    assert counts() == ((2, 4) if cleared else (1, 5))
+
+
+def test_gradients_that_somebody_takes_away_come_again() -> None:
+    twins = Twins()
+    twins.train(batches(3))
+    for batch in batches(3, seed=2):
+        twins.graphed.model.zero_grad()
+        twins.train(iter([batch]))
+    assert counts() == (1, 5)
+
+
 def test_dropout_draws_what_eager_steps_would() -> None:
     twins = Twins(network(dropout=0.5))
     losses = twins.train((x, y) for _ in range(5) for x, y in batches(1))

@@ -14,6 +14,7 @@ from dsr_kernels.cuda import GraphedStep
 from dsr_kernels.nn import SparseConv2d, SparseLinear
 
 Batch = tuple[Tensor, Tensor]
+CPU = torch.device("cpu")
 
 
 def network(seed: int = 0, dropout: float = 0.0) -> nn.Module:
@@ -54,12 +55,13 @@ def same(one: Tensor, other: Tensor) -> bool:
 class Side:
     """One of the two: a model, what trains it, and its loop."""
 
-    def __init__(self, model: nn.Module, make_optimizer: Callable, make_rewirer: Any) -> None:
+    def __init__(
+        self, model: nn.Module, make_optimizer: Callable, make_rewirer: Any, device: torch.device
+    ) -> None:
         self.model = model
         self.optimizer = make_optimizer(model)
         self.rewirer = make_rewirer and make_rewirer(model, self.optimizer)
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
-        self.random: Tensor | None = None
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, growth_interval=4)
 
 
 class Twins:
@@ -76,10 +78,12 @@ class Twins:
         clip: float | None = None,
         scaled: bool = False,
         autocast: torch.dtype | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        model = network() if model is None else model
-        self.plain = Side(copy.deepcopy(model), make_optimizer, make_rewirer)
-        self.graphed = Side(model, make_optimizer, make_rewirer)
+        model = (network() if model is None else model).to(device)
+        self.device = device
+        self.plain = Side(copy.deepcopy(model), make_optimizer, make_rewirer, device)
+        self.graphed = Side(model, make_optimizer, make_rewirer, device)
         self.clip, self.scaled, self.autocast, self.attached = clip, scaled, autocast, attach
         self.reports: list[Any] = []
         if attach:
@@ -110,7 +114,7 @@ class Twins:
         side = self.plain
         torch.clear_autocast_cache()  # else torch trains on old weights within an outer autocast
         side.optimizer.zero_grad()
-        with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             loss = F.cross_entropy(side.model(x), target)
         if self.scaled:
             side.scaler.scale(loss).backward()
@@ -131,16 +135,27 @@ class Twins:
     def train(self, given: Iterator[Batch]) -> list[float]:
         losses = []
         for x, target in given:
-            random = torch.get_rng_state()
+            x, target = x.to(self.device), target.to(self.device)
+            random = self._random()
             expected = self._plain_step(x, target)
-            after = torch.get_rng_state()
-            torch.set_rng_state(random)
+            after = self._random()
+            self._set_random(random)
             loss = self.step(x, target)
             losses.append(loss.item())
             assert same(loss, expected)
-            assert torch.equal(torch.get_rng_state(), after)
+            assert torch.equal(self._random(), after)
             self.compare()
         return losses
+
+    def _random(self) -> Tensor:
+        cuda = self.device.type == "cuda"
+        return torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state()
+
+    def _set_random(self, state: Tensor) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
 
     def compare(self) -> None:
         plain, graphed = self.sides
