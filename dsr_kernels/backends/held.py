@@ -53,6 +53,12 @@ def hold_pattern(crow_indices: Tensor, col_indices: Tensor) -> HeldPattern:
         return HeldPattern((crow_indices.data, col_indices.data), found)
 
 
+def take_values(values: Tensor) -> Tensor:
+    """As `hold_values`, for a kernel and nothing in between."""
+    retired.refuse_retired(values)
+    return values.data
+
+
 def hold_values(values: Tensor) -> Tensor:
     """Called while one has `exchange`, together with what reads the pattern."""
     if retired.is_spared(values):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.nn_cases import layer
 
 from dsr_kernels import SparseConv2d, SparseLinear
-from dsr_kernels.backends import cpu_calls, native
+from dsr_kernels.backends import cpu_calls
 from dsr_kernels.backends.patterns import MAX_CALLS, patterns
 from dsr_kernels.ops import library
 
@@ -107,7 +108,7 @@ def test_a_pattern_that_changes_is_planned_anew() -> None:
 
 def test_large_workspaces_live_as_long_as_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is not kept is freed with its tensor."""
-    living, native_call = [], native._C.sparse_conv2d_fused_backward
+    living = []
     linear = SparseLinear(70_000, 40_000, nnz=1000)
     made = cpu_calls.scratch
 
@@ -116,16 +117,15 @@ def test_large_workspaces_live_as_long_as_a_call(monkeypatch: pytest.MonkeyPatch
         living.append(weakref.ref(workspace))
         return workspace
 
-    class Watched:
-        def __getattr__(self, name: str) -> object:
-            return getattr(native._C, name)
-
-        def sparse_conv2d_fused_backward(self, *args: object) -> None:
+    def watched(native: Callable[..., None]) -> Callable[..., None]:
+        def run(*args: object) -> None:
             assert living[-1]() is not None
-            native_call(*args)
+            native(*args)
+
+        return run
 
     monkeypatch.setattr(cpu_calls, "scratch", scratch)
-    monkeypatch.setattr(cpu_calls, "_C", Watched())
+    monkeypatch.setattr(cpu_calls, "taking_tensors", watched)
     x = torch.randn(3, 70_000, requires_grad=True)
     linear(x).sum().backward()
     assert len(living) == 2
