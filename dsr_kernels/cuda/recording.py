@@ -97,13 +97,13 @@ def _capture(
     if failed is None and step.look() != look:
         failed = "a step changes the model or the optimizer on the host"
     known = {id(plan) for plan in plans}
-    if failed is None and any(id(plan) not in known for plan in patterns.plans()):
-        failed = "a sparse layer was used as in no step before"
+    if any(id(plan) not in known for plan in patterns.plans()):
+        failed = failed or "a sparse layer was used as in no step before"
+        patterns.clear()  # plans that were made within a capture hold nothing
     if failed is None:
         return graph, outputs
     host.put_back()
     step.optimizer.zero_grad(set_to_none=True)
-    patterns.clear()  # plans that were made within a capture hold nothing
     step.forget_scaling()
     raise CannotCapture(failed)
 
