@@ -140,6 +140,17 @@ def test_autocast_casts_the_weights_of_each_step(around: bool) -> None:
     assert counts() == (1, 4)
 
 
+def test_weights_that_autocast_has_cast_are_of_no_other_step() -> None:
+    """Within one autocast around a whole loop torch goes on with the casts of the first step."""
+    twins = Twins(autocast=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [twins.step(*batch) for batch in batches(5)]
+    assert [loss.item() for loss in losses] == [
+        twins._plain_step(*batch).item() for batch in batches(5)
+    ]
+    assert counts() == (1, 4)
+
+
 def test_autocast_that_comes_and_goes() -> None:
     twins = Twins()
     twins.train(batches(3))
