@@ -26,19 +26,18 @@ class GraphedStep:
     The first step is eager. The second is captured and replayed, and so are those after it, as long
     as nothing changes that a graph has taken as given. After a change there is an eager step, and
     the next one is captured again. Such changes are a rewire, a batch of another shape, numbers in
-    the optimizer's groups (a learning rate, weight decay, momentum, betas), tensors that were
-    loaded or replaced, train and eval mode, `requires_grad`, autocast. They are looked for before
-    each replay; nothing is asked of the GPU for that. A method that grows by gradient has its eager
-    steps where it looks at gradients.
+    the optimizer's groups (a learning rate, weight decay, momentum, betas) or among the attributes
+    of modules, tensors that were loaded or replaced, train and eval mode, `requires_grad`,
+    autocast. They are looked for before each replay; nothing is asked of the GPU for that. A method
+    that grows by gradient has its eager steps where it looks at gradients.
 
     A learning rate that changes in every step leaves no step to replay. Let it be a tensor on the
     GPU, of an optimizer that reads it there: ``SGD(..., lr=torch.tensor(0.1, device="cuda"),
     fused=True)``. torch's schedulers fill it.
 
-    What runs in Python alone is not replayed: hooks of modules, counters, prints. The same goes for
-    `torch.manual_seed` within the model. The dropout of replays draws what eager steps would.
-    A batch that differs only in its shape, such as a last and smaller one, has an eager step, and
-    the graph stays; of two in a row the second gets the graph.
+    What runs in Python alone is not replayed: hooks of modules, prints. The dropout of replays
+    draws what that of eager steps would. A batch that differs only in its shape, such as a last and
+    smaller one, has an eager step, and the graph stays; of two in a row the second gets the graph.
 
     Gradients are not accumulated over steps. Where there can be no graph, as under
     DistributedDataParallel, with an optimizer that counts on the host, or where something in the

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.cuda.look import place_of
+from dsr_kernels.cuda.look import numbers_of, place_of
 
 _ABSENT = object()
 
@@ -33,6 +33,8 @@ class HostState:
         ]
         everything: list[dict[Any, Any]] = [*optimizer.param_groups, *states, *modules]
         self._tables = [(table, dict(table)) for table in everything]
+        attributes = [(m.__dict__, numbers_of(m)) for m in model.modules()]
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = attributes
         self._data = [(p, place_of(p), p.data) for p in model.parameters()]
         self._numbers: list[tuple[Any, Tensor, Tensor]] = [
             (key, value, value.clone())
@@ -49,6 +51,10 @@ class HostState:
             for key in {**before, **table}:
                 if _differs(table.get(key, _ABSENT), before.get(key, _ABSENT)):
                     return str(key)
+        for table, before in self._attributes:
+            for key, value in before.items():
+                if _differs(table.get(key, _ABSENT), value):
+                    return str(key)
         if any(place_of(p) != place for p, place, _ in self._data):
             return "data"
         changed = (key for key, now, before in self._numbers if not torch.equal(now, before))
@@ -62,6 +68,8 @@ class HostState:
         for table, before in self._tables:
             for key in set(table) - set(before):
                 del table[key]
+            table.update(before)
+        for table, before in self._attributes:
             table.update(before)
         for parameter, place, data in self._data:
             if place_of(parameter) != place:

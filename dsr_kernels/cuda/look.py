@@ -17,6 +17,7 @@ from dsr_kernels.backends.cuda.window_costs import tf32_allowed
 from dsr_kernels.nn import SparseModule
 
 Look = list[Any]  # to be compared with another one by ==
+PLAIN = {bool, int, float, type(None)}  # types of attributes that a forward pass may go by
 
 
 def look_of_batch(batch: Sequence[Tensor]) -> Look:
@@ -47,6 +48,11 @@ def place_of(tensor: Tensor) -> tuple[int, ...]:
     return id(tensor), storage_address(tensor), offset, tensor.numel()
 
 
+def numbers_of(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes that are plain numbers, such as a dropout's p."""
+    return {key: value for key, value in module.__dict__.items() if type(value) in PLAIN}
+
+
 def _switches() -> Iterator[Any]:
     """What of torch's decides which kernels run."""
     cudnn = torch.backends.cudnn
@@ -60,7 +66,7 @@ def _switches() -> Iterator[Any]:
 def _of_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Any]:
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for module in model.modules():
-        yield id(module), module.training
+        yield id(module), list(numbers_of(module).items())  # whether it trains is one of them
         for parameter in module._parameters.values():
             if parameter is not None:
                 yield place_of(parameter), parameter.requires_grad

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from helpers.graph_stand_in import Graph
-from helpers.graphed_twins import Twins, batches, sgd
+from helpers.graphed_twins import Twins, batches, network, sgd
 from torch import nn
 
 from dsr_kernels.cuda import replayer
@@ -143,6 +143,20 @@ def test_what_is_loaded_between_steps_is_trained() -> None:
         side.optimizer.load_state_dict(state)
     twins.train(batches(4, seed=3))
     assert counts()[0] == 3  # at the second step, after a rewire, after the load and one more
+
+
+def test_numbers_of_modules() -> None:
+    """They are read in Python: a dropout's p, batch norm's momentum."""
+    twins = Twins(network(dropout=0.1))
+    twins.train(batches(3))
+    for side in twins.sides:
+        side.model[3].p = 0.5
+    twins.train(batches(3, seed=2))
+    assert counts() == (2, 4)
+    for side in twins.sides:
+        side.model[1].momentum = 0.5
+    twins.train(batches(3, seed=3))
+    assert counts() == (3, 6)
 
 
 @pytest.mark.parametrize("what", ["parameter", "buffer", "state", "layer"])

@@ -42,6 +42,18 @@ class Rebinds(nn.Module):
         return x - self.mean
 
 
+class CountsCalls(nn.Module):
+    """Counts its calls on the host, and does something else in each second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x if self.calls % 2 else -x
+
+
 class Counts(torch.optim.SGD):
     """Counts its steps on the host."""
 
@@ -86,15 +98,18 @@ def ends_eagerly(twins: Twins, reason: str) -> None:
     assert not [graph for graph in Graph.living if graph.calls]
 
 
-@pytest.mark.parametrize("module", [Reads, Rebinds])
+@pytest.mark.parametrize("module", [Reads, Rebinds, CountsCalls])
 def test_a_model_that_cannot_be_captured(module: type[nn.Module]) -> None:
     reasons = {
         Reads: "RuntimeError: operation not permitted when stream is capturing",
+        CountsCalls: "a step counts 'calls' on the host, or puts another tensor in its place",
         Rebinds: "a step counts 'mean' on the host, or puts another tensor in its place",
     }
     twins = Twins(nn.Sequential(*network(), module()), make_rewirer=dsr)
     ends_eagerly(twins, reasons[module])
     assert "\n" not in twins.step.why_eager
+    if module is CountsCalls:
+        assert twins.graphed.model[-1].calls == twins.plain.model[-1].calls == 7
 
 
 @pytest.mark.parametrize(
