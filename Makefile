@@ -18,6 +18,7 @@
 # make readme-table: the few lines of both that README.md shows, written there
 # make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
 # make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
+# make nightly: the emulated GPU kernels under the sanitizers, also where that takes too long for each change
 # make docs: the site, from docs/: build/site
 # make tutorial: runs docs/tutorial.ipynb anew, on Fashion-MNIST
 # make lint: the style checks of continuous integration
@@ -43,7 +44,7 @@ OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) 
 .PHONY: demo test examples lint bench bench-models bench-blocks cuda-table cuda-model gpu-tables cpu-tables \
   bench-distributed distributed-table distributed-model \
   model-tables blocks-table blocks-picture readme-table \
-  test-gpu test-gpu-sanitizer bench-gpu docs tutorial clean
+  test-gpu test-gpu-sanitizer bench-gpu nightly docs tutorial clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
 endif
@@ -139,6 +140,15 @@ test-gpu-sanitizer:
 
 bench-gpu:
 	$(call on_gpu,benchmarks/measure_gpu.py build/bench-gpu.json)
+
+# Bounds and undefined behaviour on every shape, then races on the small ones; the planted defects under each.
+EMULATED = $(BIN)/python tests/helpers/cuda_emulated.py
+WINDOW_TESTS = $(sort $(wildcard tests/csrc/test_cuda_window_*.py))
+nightly: $(STAMP)
+	$(BIN)/python -m pytest -q tests/csrc/test_cuda_emulator.py
+	$(EMULATED) address build/emulated-address -m pytest -q --capture=sys tests/csrc/test_cuda_conv.py $(WINDOW_TESTS)
+	$(EMULATED) thread build/emulated-thread -m pytest -q --capture=sys $(WINDOW_TESTS) tests/csrc/test_cuda_conv.py \
+	  -k "small or no_images or (linear and shape1)"
 
 # The variable silences the theme's notice about other site generators.
 docs: $(DOCS_STAMP)

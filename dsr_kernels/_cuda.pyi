@@ -7,7 +7,7 @@ says what its fields mean. Every function raises ValueError for what it refuses.
 
 from collections.abc import Callable, Sequence
 
-from dsr_kernels._C import _Decisions, _Layer
+from dsr_kernels._C import _Decisions, _Layer, _Tensor
 
 _Address = int
 _Queue = tuple[int, int]
@@ -181,6 +181,46 @@ def grad_weight(
     grad_values: _Address,  # [nnz] float32, written
     /,
 ) -> None: ...
+def use_exchange_api(capsule: object) -> bool:
+    """As dsr_kernels._C.use_exchange_api, for this module."""
+
+# entries, and addresses of offsets, value_index and bounds: what outlives the call
+_List = tuple[int, _Address, _Address, _Address]
+
+class GatherCall:
+    """A forward pass, or a grad-input: all of its launches. csrc/bindings/cuda/calls.cpp.
+
+    Raises TypeError for a tensor without memory.
+    """
+
+    def __init__(self, launches: Sequence[Gather], dtype: str, list: _List) -> None: ...
+    def run(
+        self,
+        device: int,
+        stream: int,
+        source: _Tensor,  # [N, C, H, W]
+        values: _Tensor,  # [nnz]
+        bias: _Tensor,  # [O]
+        dest: _Tensor,  # [N, O, P, Q], written
+        workspace: _Tensor,  # [entries, 2] int32, written
+        /,
+    ) -> None: ...
+
+class GradWeightCall:
+    """The gradient of the values: as GatherCall."""
+
+    def __init__(self, launch: GradWeight, dtype: str, list: _List) -> None: ...
+    def run(
+        self,
+        device: int,
+        stream: int,
+        source: _Tensor,  # [N, C, H, W]
+        grad: _Tensor,  # [N, O, P, Q]
+        grad_values: _Tensor,  # [nnz], written
+        partial: _Tensor,  # [splits, entries], written
+        /,
+    ) -> None: ...
+
 def direct_gather(
     queue: _Queue,
     pass_: Direct,

@@ -3,7 +3,8 @@
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native core of dsr_kernels.";
-  dsr::bindings::bind_tensors(m);
+  dsr::bindings::bind_exchange(m);
+  dsr::bindings::bind_look(m);
   dsr::bindings::bind_conv(m);
   dsr::bindings::bind_calls(m);
   dsr::bindings::bind_fused(m);

@@ -77,10 +77,13 @@ bool Look::One::fits(py::handle tensor) const {
          std::equal(strides.begin(), strides.end(), found.strides);
 }
 
-void bind_tensors(py::module_& m) {
+void bind_exchange(py::module_& m) {
   m.def("use_exchange_api", &use_exchange_api, py::arg("capsule"),
         "Has tensors read by the functions of torch.Tensor.__dlpack_c_exchange_api__; False where "
         "it is of a version that is not known.");
+}
+
+void bind_look(py::module_& m) {
   py::class_<Look>(m, "Look", "Dtypes, devices, sizes and strides of tensors, or None for absent.")
       .def(py::init<const py::args&>())
       .def("fits", &Look::fits, "Whether these tensors look the same.");

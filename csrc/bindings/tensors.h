@@ -77,6 +77,7 @@ class Look {
   std::vector<One> looks_;
 };
 
-void bind_tensors(py::module_& m);
+void bind_exchange(py::module_& m);
+void bind_look(py::module_& m);
 
 }  // namespace dsr::bindings

@@ -103,6 +103,9 @@ def refusal(tensor: Tensor, name: str = "") -> TypeError:
     """What to raise for a tensor that native code cannot have the address of."""
     kind = type(tensor).__name__
     of = f"{name}: " if name else ""
+    if tensor.dtype not in DTYPES and not (tensor.is_complex() or tensor.is_quantized):
+        known = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in DTYPES))
+        return TypeError(f"dsr_kernels: {of}expected one of {known}, got {tensor.dtype}")
     return TypeError(
         f"dsr_kernels: {of}expected a tensor with memory of its own, got {_article(kind)} on "
         f"{tensor.device} whose memory does not hold what it stands for (a wrapper around other "

@@ -1,51 +1,32 @@
-"""Calls of the CPU's kernels with everything decided but where their tensors lie.
-
-What an op refuses, and how it runs, depends on the pattern and on what its tensors look like, never
-on what else they hold. So the first call of a look is checked and planned, and kept beside the
-plans of its pattern (`patterns.keep_call`); the next ones go from a look-up to the kernel. Else
-Python would be most of the time of a small layer.
-"""
+"""Calls of the CPU's kernels with everything decided but where their tensors lie: see `calls`."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import live_taps
+from dsr_kernels.backends import calls, live_taps
 from dsr_kernels.backends.address import require_memory, span_of
 from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.buffers import SMALLEST, buffers
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_plans import activation, build_plan, geometry, scratch
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.pattern import Plan
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.tensors import taking_tensors
 
-AnyCall = TypeVar("AnyCall", bound="Call")
-_CPU = torch.device("cpu")
 Numbers = tuple[Tensor, Tensor, Tensor] | None  # center, scale and shift [C]
 NOTHING = (None, None, None)
 
 
-def look(kind: str, shape: ConvShape, x: Tensor) -> Hashable | None:
-    """What a call is looked up by, beside what its tensors look like; None for no dense tensor."""
-    try:
-        return kind, shape, torch.get_num_threads(), x.shape
-    except RuntimeError:  # sparse, or nested
-        return None
-
-
-class Call:
-    """What calls have whose result is an activation."""
-
-    __slots__ = ("__weakref__", "channels", "has_owner", "is_small", "size", "strides")
+class Call(calls.Call):
+    __slots__ = ("channels", "has_owner", "is_small")
 
     def __init__(self, out: Tensor, sums: bool, has_owner: bool) -> None:
-        self.size, self.strides = out.shape, out.stride()
+        super().__init__(out)
         self.is_small = out.nbytes < SMALLEST
         self.channels = out.shape[1] if sums else 0  # of moments or sums
         self.has_owner = has_owner
@@ -55,23 +36,13 @@ class Call:
         if kept and not self.is_small:
             owner = self if self.has_owner else None
             return buffers.empty(owner, self.size, self.strides, dtype)
-        return torch.empty_strided(self.size, self.strides, dtype=dtype, device=_CPU)
-
-    def reshaped(self: AnyCall, out: Tensor) -> AnyCall:
-        """The same call with a result of this shape, whose elements lie as in the other."""
-        twin = copy.copy(self)
-        twin.size, twin.strides = out.shape, out.stride()
-        return twin
+        return torch.empty_strided(self.size, self.strides, dtype=dtype, device=self.device)
 
 
 class Forward(Call):
-    """y = relu(conv2d(pad(z), W) * scale + bias + residual), and its moments: see backends.fused.
+    """y = relu(conv2d(pad(z), W) * scale + bias + residual), and its moments: backends.fused."""
 
-    Its tensors look like those it was made with. Raises TypeError, with its name, for one whose
-    memory was freed.
-    """
-
-    __slots__ = ("plan", "run", "run_fused", "values_span", "workspace", "x_span")
+    __slots__ = ("run", "run_fused", "values_span", "workspace", "x_span")
 
     def __init__(
         self,
@@ -87,12 +58,13 @@ class Forward(Call):
         super().__init__(out, sums, owner is not None)
         n, size = x.shape[0], block_size_of(crow_indices, shape.rows)
         g = geometry(x, out, x.shape[1:], out.shape[1:], shape, values.dtype, block_size=size)
-        self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
+        plan = patterns.plan(crow_indices, col_indices, g, build_plan)
+        self.plans = (plan,)
         formats = activation(x, g, "input")[1:], activation(out, g)[1:]
         threads = torch.get_num_threads()
-        self.workspace = self.plan.workspace_bytes("forward", n, threads, sums)
+        self.workspace = plan.workspace_bytes("forward", n, threads, sums)
         self.x_span, self.values_span = span_of(x), span_of(values)
-        native = _C.Forward(self.plan, n, *formats, threads)
+        native = _C.Forward(plan, n, *formats, threads)
         self.run, self.run_fused = taking_tensors(native.run), taking_tensors(native.run_fused)
 
     def into(
@@ -129,7 +101,7 @@ class Forward(Call):
 class Backward(Call):
     """The gradients of x and of the values, which share what they read: see backends.fused."""
 
-    __slots__ = ("forward", "plan", "run", "run_fused", "spans", "workspace")
+    __slots__ = ("run", "run_fused", "spans", "workspace")
 
     def __init__(
         self,
@@ -148,14 +120,15 @@ class Backward(Call):
         size = block_size_of(crow_indices, shape.rows)
         g = geometry(grad, out, *sizes, shape, dtype, True, size)
         forward_g = geometry(x, grad, *sizes, shape, dtype, False, size)
-        self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
-        self.forward = patterns.plan(crow_indices, col_indices, forward_g, build_plan)
+        plan = patterns.plan(crow_indices, col_indices, g, build_plan)
+        forward = patterns.plan(crow_indices, col_indices, forward_g, build_plan)
+        self.plans = plan, forward
         formats = activation(grad, g, "gradient")[1:], activation(out, g)[1:]
         x_format, threads = activation(x, forward_g, "input")[1:], torch.get_num_threads()
-        self.workspace = self.plan.workspace_bytes("grad_input", n, threads, sums)
-        self.workspace += self.forward.workspace_bytes("grad_weight", n, threads)
+        self.workspace = plan.workspace_bytes("grad_input", n, threads, sums)
+        self.workspace += forward.workspace_bytes("grad_weight", n, threads)
         self.spans = span_of(grad), span_of(values), span_of(x)
-        native = _C.Backward(self.plan, self.forward, n, *formats, x_format, threads)
+        native = _C.Backward(plan, forward, n, *formats, x_format, threads)
         self.run, self.run_fused = taking_tensors(native.run), taking_tensors(native.run_fused)
 
     def into(
@@ -192,7 +165,9 @@ class Backward(Call):
 class GradWeight:
     """The gradient of the values alone, as a first layer has it."""
 
-    __slots__ = ("__weakref__", "plan", "run", "spans", "workspace")
+    __slots__ = ("__weakref__", "plans", "run", "spans", "workspace")
+
+    plans: tuple[Plan, ...]
 
     def __init__(
         self,
@@ -205,12 +180,13 @@ class GradWeight:
     ) -> None:
         n, size = x.shape[0], block_size_of(crow_indices, shape.rows)
         g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype, block_size=size)
-        self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
+        plan = patterns.plan(crow_indices, col_indices, g, build_plan)
+        self.plans = (plan,)
         formats = activation(x, g, "input")[1:], activation(grad, g, "gradient")[1:]
         threads = torch.get_num_threads()
-        self.workspace = self.plan.workspace_bytes("grad_weight", n, threads)
+        self.workspace = plan.workspace_bytes("grad_weight", n, threads)
         self.spans = span_of(x), span_of(grad)
-        self.run = taking_tensors(_C.GradWeight(self.plan, n, *formats, threads).run)
+        self.run = taking_tensors(_C.GradWeight(plan, n, *formats, threads).run)
 
     def into(self, out: Tensor, x: Tensor, grad: Tensor) -> Tensor:
         x_span, grad_span = self.spans
@@ -248,7 +224,7 @@ def prepare_forward(
     if not (residual is None or same_strides(residual, out)) or not _is_whole(x, out, shape):
         return None
     call = Forward(out, x, *weight, shape, sums)
-    patterns.keep_call(patterns.find(crow_indices, col_indices), seen, tensors, call, call.plan)
+    patterns.keep_call(patterns.find(crow_indices, col_indices), seen, tensors, call)
     return call
 
 
@@ -276,8 +252,7 @@ def prepare_backward(
     if not (y is None or same_strides(y, grad)) or not _is_whole(x, grad, shape):
         return None
     call = Backward(out, grad, x, *weight, shape, sums)
-    found, plans = patterns.find(crow_indices, col_indices), (call.plan, call.forward)
-    patterns.keep_call(found, seen, tensors, call, *plans)
+    patterns.keep_call(patterns.find(crow_indices, col_indices), seen, tensors, call)
     return call
 
 
@@ -295,7 +270,7 @@ def prepare_grad_weight(
     if live_taps.parts_of(x.shape[2:], grad.shape[2:], shape, False) is not None:
         return None
     call = GradWeight(x, grad, dtype, *pattern, shape)
-    patterns.keep_call(patterns.find(*pattern), seen, (x, grad), call, call.plan)
+    patterns.keep_call(patterns.find(*pattern), seen, (x, grad), call)
     return call
 
 

@@ -20,14 +20,15 @@ index tensors of it that something else has written to.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address_to_read, is_shared
+from dsr_kernels.backends.locks import Rank, make_lock
 from dsr_kernels.backends.pattern import (
     KeptCall,
     KeptPlan,
@@ -64,7 +65,7 @@ class Patterns:
         self._in_storage: dict[int, weakref.WeakSet[Pattern]] = {}
         self._loose: dict[tuple, Pattern] = {}  # those without, by the pair of tensors
         self._purge_at = 64
-        self._lock = threading.RLock()
+        self._lock = make_lock(Rank.PATTERNS)
         self.changes = 0  # how often an owner has taken on a pattern, perhaps the one it had
 
     # --- plans ---
@@ -118,12 +119,11 @@ class Patterns:
         key: Hashable,
         tensors: Sequence[Tensor | None],
         call: Any,
-        *plans: Plan,
     ) -> None:
-        """Has `call` return `call`, for as long as the plans are kept that it runs."""
+        """Has `call` return `call`, for as long as its `plans` are kept, which it runs."""
         look = look_of(*tensors)
         with self._lock:
-            kept = [kept for kept in pattern.plans.values() if kept.plan in plans]
+            kept = [kept for kept in pattern.plans.values() if kept.plan in call.plans]
             if sum(map(len, pattern.calls.values())) >= MAX_CALLS:
                 pattern.calls.clear()
             others = pattern.calls.get(key, [])
@@ -194,11 +194,12 @@ class Patterns:
             self._freeze(pattern)
         return pattern
 
-    def is_shared_by_others(self, index: Tensor, pattern: Pattern | None) -> bool:
-        """Whether another owner's pattern than this one lies in the tensor's memory."""
+    def owners_in(self, index: Tensor) -> list[Owner]:
+        """Whose patterns lie in the tensor's memory."""
         with self._lock:
-            others = self._in_storage.get(index.untyped_storage()._cdata, ())
-            return any(other is not pattern and not other.expired() for other in others)
+            found = self._in_storage.get(index.untyped_storage()._cdata, ())
+            owners = [p.owner() for p in found if p.owner is not None and not p.expired()]
+            return [owner for owner in owners if owner is not None]
 
     def owner_of(self, crow_indices: Tensor, col_indices: Tensor) -> Owner | None:
         """Whose index tensors these are, or share the memory of."""
@@ -225,7 +226,9 @@ class Patterns:
 
     def _look(self, crow_indices: Tensor, col_indices: Tensor) -> Pattern:
         """`find` for tensors that are not shared, or no longer: by what they hold."""
-        for index in (crow_indices, col_indices):
+        for name, index in (("crow_indices", crow_indices), ("col_indices", col_indices)):
+            if index.dtype != torch.int32:
+                raise ValueError(f"{name}: expected int32, got {index.dtype}")
             address_to_read(index)  # refuses those without memory
         tensors = tensors_of(crow_indices, col_indices)
         owned = [p for p in self._owned.get(tensors, ()) if not p.expired()]

@@ -49,6 +49,12 @@ def _seen(tensor: Tensor | None) -> tuple[Any, ...] | None:
 look_of: Callable[..., Look] = _C.Look if IS_NATIVE else ComparedLook
 
 
+def share_with(module: Any) -> None:
+    """Has another compiled module read tensors, too."""
+    if IS_NATIVE:
+        module.use_exchange_api(_published)
+
+
 def taking_tensors(native: Callable[..., None]) -> Callable[..., None]:
     """A native function of tensors, for tensors: it reads them itself, or takes their addresses."""
     if IS_NATIVE:

@@ -19,8 +19,14 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import cpu, cpu_calls, dispatch
+from dsr_kernels.backends.calls import (
+    BackwardCall,
+    ForwardCall,
+    GradWeightCall,
+    Preparer,
+    look,
+)
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cpu_calls import Backward, Forward, GradWeight
 from dsr_kernels.backends.held import HeldPattern, exchange, hold, hold_pattern, take_values
 from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.backends.patterns import patterns
@@ -62,6 +68,11 @@ def sparse_conv2d(
     return sparse_conv2d_found(x, values, bias, crow_indices, col_indices, shape)[0]
 
 
+def _preparer(result: Tensor) -> Preparer | None:
+    """backends.cpu_calls, backends.cuda.calls or nothing."""
+    return cpu_calls if result.is_cpu else dispatch.gpu_calls(result.device)
+
+
 def sparse_conv2d_found(
     x: Tensor,
     values: Tensor,
@@ -71,10 +82,10 @@ def sparse_conv2d_found(
     shape: ConvShape,
 ) -> tuple[Tensor, Pattern | None]:
     """(y, the pattern that it was computed with)."""
-    seen, tensors = cpu_calls.look("forward", shape, x), (x, values, bias)
+    seen, tensors = look("forward", shape, x), (x, values, bias)
     with exchange:
         found = patterns.known(crow_indices, col_indices)
-        call: Forward | None = patterns.call(found, seen, *tensors)
+        call: ForwardCall | None = patterns.call(found, seen, *tensors)
         if call is not None:
             values = take_values(values)
         else:
@@ -83,7 +94,9 @@ def sparse_conv2d_found(
             found = held.pattern.found
     if call is None:
         values, pattern = held.values, held.pattern.indices
-        call = cpu_calls.prepare_forward(seen, tensors, out, x, held.weight, shape, (bias,))
+        if (preparer := _preparer(out)) is not None:
+            weight = held.weight
+            call = preparer.prepare_forward(seen, tensors, out, x, weight, shape, (bias,))
     if call is not None:
         return call.into(call.empty(x.dtype), x, values, bias), found
     backend: dispatch.Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
@@ -119,14 +132,15 @@ def sparse_conv2d_backward(
 
     The values are held, too.
     """
-    seen, tensors = cpu_calls.look("backward", shape, x), (x, grad, values)
-    call: Backward | None = patterns.call(held.found, seen, *tensors)
+    seen, tensors = look("backward", shape, x), (x, grad, values)
+    call: BackwardCall | None = patterns.call(held.found, seen, *tensors)
     if call is None:
         pattern, size, last = held.indices, x.shape[1:], channels_last(x)
         out = grad_input_result(grad, values, *pattern, size, shape, last)
         grad_weight_result(x, grad, *pattern, shape, values.dtype)
-        weight = values, *pattern
-        call = cpu_calls.prepare_backward(seen, tensors, out, grad, x, weight, shape)
+        if (preparer := _preparer(out)) is not None:
+            weight = values, *pattern
+            call = preparer.prepare_backward(seen, tensors, out, grad, x, weight, shape)
     if call is None:
         gx = sparse_conv2d_grad_input(grad, values, *pattern, size, shape, last)
         gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)
@@ -145,11 +159,12 @@ def sparse_conv2d_backward_weight(
     shape: ConvShape,
 ) -> Tensor:
     """gvalues of values' shape, alone: of a layer whose input needs no gradient."""
-    seen, dtype = cpu_calls.look("grad_weight", shape, x), values.dtype
-    call: GradWeight | None = patterns.call(held.found, seen, x, grad)
+    seen, dtype = look("grad_weight", shape, x), values.dtype
+    call: GradWeightCall | None = patterns.call(held.found, seen, x, grad)
     if call is None:
         out = grad_weight_result(x, grad, *held.indices, shape, dtype)
-        call = cpu_calls.prepare_grad_weight(seen, x, grad, dtype, held.indices, shape)
+        if (preparer := _preparer(out)) is not None:
+            call = preparer.prepare_grad_weight(seen, x, grad, dtype, held.indices, shape)
     if call is not None:
         return call.into(torch.empty_like(values), x, grad)
     backend: dispatch.Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)

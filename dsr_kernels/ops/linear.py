@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import cpu_calls
+from dsr_kernels.backends.calls import BackwardCall, ForwardCall, GradWeightCall, look
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cpu_calls import Backward, Forward, GradWeight
 from dsr_kernels.backends.held import HeldPattern, exchange, hold, take_values
 from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.backends.patterns import patterns
@@ -121,10 +120,10 @@ def _forward(
 ) -> tuple[Tensor, Pattern | None]:
     """(y, the pattern that it was computed with)."""
     shape, tensors = shape_of(rows, x.shape[-1]), (x, values, bias)
-    seen = cpu_calls.look("linear", shape, x)
+    seen = look("linear", shape, x)
     with exchange:
         found = patterns.known(crow_indices, col_indices)
-        call: Forward | None = patterns.call(found, seen, *tensors)
+        call: ForwardCall | None = patterns.call(found, seen, *tensors)
         if call is not None:
             values = take_values(values)
         else:
@@ -134,7 +133,7 @@ def _forward(
         return call.into(call.empty(x.dtype), x, values, bias), found
     images, weight = images_of(x), (held.values, bias, *held.pattern.indices)
     y, found = library.sparse_conv2d_found(images, *weight, shape)
-    of_images = cpu_calls.look("forward", shape, images), images, held.values, bias
+    of_images = look("forward", shape, images), images, held.values, bias
     # Not a view: autograd lets nobody write in place to one that a Function returns.
     y = torch.ops.aten._unsafe_view.default(y, [*x.shape[:-1], rows])
     _keep(found, seen, tensors, patterns.call(found, *of_images), y)
@@ -145,15 +144,15 @@ def _backward(
     x: Tensor, grad: Tensor, values: Tensor, held: HeldPattern, shape: ConvShape
 ) -> tuple[Tensor, Tensor]:
     """(gx, gvalues of values' shape)."""
-    seen, tensors = cpu_calls.look("linear backward", shape, x), (x, grad, values)
-    call: Backward | None = patterns.call(held.found, seen, *tensors)
+    seen, tensors = look("linear backward", shape, x), (x, grad, values)
+    call: BackwardCall | None = patterns.call(held.found, seen, *tensors)
     if call is not None:
         gx, gvalues = call.empty(grad.dtype), torch.empty_like(values)
         call.into(gx, gvalues, grad, values, x)
         return gx, gvalues
     images = images_of(x), images_of(grad)
     gx, gvalues = library.sparse_conv2d_backward(*images, values, held, shape)
-    of_images = cpu_calls.look("backward", shape, images[0]), *images, values
+    of_images = look("backward", shape, images[0]), *images, values
     gx = gx.reshape(x.shape)
     _keep(held.found, seen, tensors, patterns.call(held.found, *of_images), gx)
     return gx, gvalues
@@ -163,16 +162,16 @@ def _backward_weight(
     x: Tensor, grad: Tensor, values: Tensor, held: HeldPattern, shape: ConvShape
 ) -> Tensor:
     """gvalues of values' shape, alone."""
-    seen, tensors = cpu_calls.look("linear grad_weight", shape, x), (x, grad)
-    call: GradWeight | None = patterns.call(held.found, seen, *tensors)
+    seen, tensors = look("linear grad_weight", shape, x), (x, grad)
+    call: GradWeightCall | None = patterns.call(held.found, seen, *tensors)
     if call is not None:
         return call.into(torch.empty_like(values), x, grad)
     images = images_of(x), images_of(grad)
     gvalues = library.sparse_conv2d_backward_weight(*images, values, held, shape)
-    of_images = cpu_calls.look("grad_weight", shape, images[0]), *images
+    of_images = look("grad_weight", shape, images[0]), *images
     call = patterns.call(held.found, *of_images)
     if call is not None and x.is_contiguous() and grad.is_contiguous():
-        patterns.keep_call(held.found, seen, tensors, call, call.plan)
+        patterns.keep_call(held.found, seen, tensors, call)
     return gvalues
 
 
@@ -180,12 +179,11 @@ def _keep(
     found: Pattern | None,
     seen: object,
     tensors: tuple[Tensor | None, ...],
-    of_images: Forward | Backward | None,
+    of_images: ForwardCall | BackwardCall | None,
     result: Tensor,
 ) -> None:
     """Keeps a call that was prepared for images, for tensors that they are views of."""
     activations = [each for each in tensors if each is not None and each.dim() == result.dim()]
     if found is None or of_images is None or not all(t.is_contiguous() for t in activations):
         return
-    plans = [of_images.plan, *([of_images.forward] if isinstance(of_images, Backward) else [])]
-    patterns.keep_call(found, seen, tensors, of_images.reshaped(result), *plans)
+    patterns.keep_call(found, seen, tensors, of_images.reshaped(result))

@@ -10,7 +10,8 @@ from helpers.nn_cases import layer
 from torch import Tensor
 
 from dsr_kernels import SparseLinear
-from dsr_kernels.backends import cpu_calls, patterns, tensors
+from dsr_kernels.backends import patterns, tensors
+from dsr_kernels.backends.calls import look
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.tensors import ComparedLook
 
@@ -26,9 +27,9 @@ def test_this_torch_is_read_natively() -> None:
 @pytest.mark.parametrize("look_of", LOOKS)
 def test_a_look_is_of_dtypes_sizes_and_strides(look_of: Callable[..., tensors.Look]) -> None:
     x = torch.zeros(2, 3, 4, 5)
-    look = look_of(x, None, x[0, 0])
+    seen = look_of(x, None, x[0, 0])
     fitting = torch.ones(2, 3, 4, 5, requires_grad=True), None, torch.ones(7, 5)[3:]
-    assert look.fits(*fitting)
+    assert seen.fits(*fitting)
     others = (
         torch.zeros(2, 3, 4, 5, dtype=torch.float64),
         torch.zeros(2, 3, 4, 5, dtype=torch.int32),
@@ -39,11 +40,11 @@ def test_a_look_is_of_dtypes_sizes_and_strides(look_of: Callable[..., tensors.Lo
         None,
     )
     for other in others:
-        assert not look.fits(other, *fitting[1:])
-    assert not look.fits(x, x, x[0, 0])
-    assert not look.fits(x, None)
-    assert not look.fits(x, None, x[0, 0], None)
-    assert not look.fits(torch.eye(3).to_sparse(), None, x[0, 0])
+        assert not seen.fits(other, *fitting[1:])
+    assert not seen.fits(x, x, x[0, 0])
+    assert not seen.fits(x, None)
+    assert not seen.fits(x, None, x[0, 0], None)
+    assert not seen.fits(torch.eye(3).to_sparse(), None, x[0, 0])
 
 
 @native_only
@@ -54,7 +55,7 @@ def test_what_no_memory_has_is_refused() -> None:
         _C.Look(3)
     conv, x = layer(3, 4, 1, bias=False), torch.randn(1, 3, 2, 2)
     out = conv(x)
-    key = cpu_calls.look("forward", conv_shape_of(conv), x)
+    key = look("forward", conv_shape_of(conv), x)
     found = patterns.patterns.known(conv.crow_indices, conv.col_indices)
     call = patterns.patterns.call(found, key, x, conv.weight_values, None)
     workspace = torch.empty(call.workspace, dtype=torch.uint8)

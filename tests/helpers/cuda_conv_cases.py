@@ -12,11 +12,12 @@ import torch
 from helpers.cuda_device import DEVICE, EMULATED, kernels, queue
 from helpers.kernel_cases import AWKWARD, BATCHES, CASES
 from helpers.nn_cases import dense_results, layer, within_rule
+from helpers.prepared import keep_no_calls
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
-from dsr_kernels.backends import cpu_calls, dispatch, native
-from dsr_kernels.backends.cuda import call, fused, launch, prepare, window_costs
+from dsr_kernels.backends import dispatch, native
+from dsr_kernels.backends.cuda import call, calls, fused, launch, prepare, window_costs
 from dsr_kernels.backends.cuda import window_gather as gather_windows
 from dsr_kernels.backends.cuda import window_grad_weight as windows
 from dsr_kernels.backends.cuda.layout import VECTOR_BYTES, Layout, options_of
@@ -29,6 +30,7 @@ from dsr_kernels.backends.cuda.tiling import (
     gather_tilings,
     grad_weight_tilings,
 )
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.ops import library
 
 EMULATED_GPU = Device(132, 227 << 10)
@@ -55,22 +57,26 @@ def gpu_kernels(
     device: Device | None = None,
     window_grad_weight: Choice | None = no_windows,
     window_gather: Choice | None = no_windows,
+    prepared: bool = False,
 ) -> Iterator[None]:
     """Inside, layers on DEVICE compute by the GPU's kernels, also where DEVICE is the CPU.
 
     `gather` and `grad_weight` choose the tilings, for a GPU like `device`, where
     `window_grad_weight` and `window_gather` do not. Without these there are no windows, as nobody
-    asks for them; None is what the cost model chooses. What torch allocates starts as NaN, so that
+    asks for them; None is what the cost model chooses. Calls are prepared for a second time only if
+    `prepared` says so. What torch allocates starts as NaN, so that
     what nobody writes shows.
     """
-    prepared = call.gather_pass, call.grad_weight_pass
+    passes_kept = call.gather_pass, call.grad_weight_pass
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(window_costs.SWITCH, "1")
         patch.setattr(native, "_cuda", kernels())
         patch.setattr(dispatch, "gpu_backend", lambda _: launch)
         patch.setattr(library, "cpu", launch)
-        patch.setattr(cpu_calls, "look", lambda *_: None)  # no call of the CPU's is prepared
+        patch.setattr(library, "cpu_calls", calls)
+        if not prepared:
+            keep_no_calls(patch)
         patch.setattr(dispatch, "fused_backend", lambda _: fused)
         if gather is not None:
             patch.setattr(prepare, "choose_gather", gather)
@@ -87,14 +93,16 @@ def gpu_kernels(
             patch.setattr(call, "device_of", lambda _: device)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.set_num_threads(1)  # torch's own small operations mostly wait for other threads
-        for passes in prepared:  # what they keep belongs to another module or choice
+        patterns.clear()
+        for passes in passes_kept:  # what they keep belongs to another module or choice
             passes.cache_clear()
         try:
             yield
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
-            for passes in prepared:
+            patterns.clear()
+            for passes in passes_kept:
                 passes.cache_clear()
 
 

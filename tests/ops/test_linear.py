@@ -113,7 +113,7 @@ def test_wrong_arguments_are_refused_after_right_ones() -> None:
     for wrong in (x[:, :3], x.float(), x.int(), torch.tensor(1.0)):
         with pytest.raises((ValueError, TypeError), match=r"SparseLinear|dtype"):
             sparse(wrong)
-    sparse.col_indices = sparse.col_indices.long()
+    sparse.col_indices.data = sparse.col_indices.long()
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         sparse(x)
 

@@ -17,7 +17,7 @@ WAY = [
     ("ops/autograd.py", "sparse_conv2d", "library.sparse_conv2d"),
     ("ops/library.py", "sparse_conv2d", "sparse_conv2d_found"),
     ("ops/library.py", "sparse_conv2d_found", "call.into"),
-    ("ops/library.py", "sparse_conv2d_found", "cpu_calls.prepare_forward"),
+    ("ops/library.py", "sparse_conv2d_found", "preparer.prepare_forward"),
     ("backends/cpu_calls.py", "prepare_forward", "Forward"),
     ("backends/cpu_calls.py", "__init__", "_C.Forward"),  # csrc/bindings/calls.cpp
     ("backends/cpu_calls.py", "into", "self.run"),

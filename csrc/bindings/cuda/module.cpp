@@ -4,6 +4,7 @@
 
 namespace dsr::bindings {
 
+void bind_cuda_calls(py::module_& m);
 void bind_cuda_conv(py::module_& m);
 void bind_cuda_fused(py::module_& m);
 void bind_cuda_window_gather(py::module_& m);
@@ -38,6 +39,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "GPU kernels of dsr_kernels.";
   dsr::bindings::bind_cuda_device(m);
   dsr::bindings::bind_cuda_conv(m);
+  dsr::bindings::bind_cuda_calls(m);
   dsr::bindings::bind_cuda_fused(m);
   dsr::bindings::bind_cuda_window_gather(m);
   dsr::bindings::bind_cuda_window_grad_weight(m);

@@ -30,6 +30,7 @@ from dsr_kernels.backends.cuda.prepare import (
 from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
 from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
 from dsr_kernels.backends.cuda.window_lists import WindowList, build_windows
+from dsr_kernels.backends.devices import stream_of
 from dsr_kernels.backends.patterns import patterns
 
 Sizes = tuple[int, ...]
@@ -221,7 +222,8 @@ def density_of(nnz: int, shape: ConvShape) -> float:
 
 def queue_of(x: Tensor) -> tuple[int, int]:
     """(device, stream) of a launch on x's device."""
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+    index = x.get_device()
+    return index, stream_of(index)
 
 
 def device_of(x: Tensor) -> tiling.Device:

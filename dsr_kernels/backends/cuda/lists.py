@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.blocks import block_size_of, expand
+from dsr_kernels.backends.devices import stream_of
 from dsr_kernels.backends.native import _C
 
 ALIGN = _C.cuda_limits.LIST_ALIGN  # segments start at multiples of so many entries
@@ -60,14 +61,15 @@ class OnDevice:
         Nothing to do on the stream that made it, nor in a graph: its capture began with the device
         idle, and refuses events from outside.
         """
-        if self._made is None or torch.cuda.is_current_stream_capturing():
+        if self._made is None:
             return
-        made_on, ready = self._made
-        stream = torch.cuda.current_stream(self._tensors[0].device)
-        if stream != made_on:
-            stream.wait_event(ready)
-            for tensor in self._tensors:
-                tensor.record_stream(stream)
+        (made_on, ready), device = self._made, self._tensors[0].get_device()
+        if stream_of(device) == made_on.cuda_stream or torch.cuda.is_current_stream_capturing():
+            return
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(ready)
+        for tensor in self._tensors:
+            tensor.record_stream(stream)
 
 
 class NonZeroList(OnDevice):

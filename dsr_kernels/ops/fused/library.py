@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import cpu_calls, cpu_fused, dispatch, live_taps
+from dsr_kernels.backends.calls import look
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import Backward, Forward
 from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad, flat
@@ -77,7 +78,7 @@ def sparse_conv2d_fused(
     by, relu = prologue
     numbers, pattern = (*flat(by), bias), (crow_indices, col_indices)
     kind = "fused, statistics" if statistics else "fused"
-    seen, tensors = cpu_calls.look(kind, shape, x), (x, *numbers, residual, values)
+    seen, tensors = look(kind, shape, x), (x, *numbers, residual, values)
     with exchange:
         found = patterns.known(*pattern)
         call: Forward | None = patterns.call(found, seen, *tensors)
@@ -160,7 +161,7 @@ def sparse_conv2d_fused_backward(
     weight, (by, relu) = (values, crow_indices, col_indices), prologue
     y, y_by = (None, None) if by_statistics is None else by_statistics
     numbers = *flat(by), *flat(y_by)
-    seen = cpu_calls.look("fused backward", shape, x)
+    seen = look("fused backward", shape, x)
     tensors = x, *numbers, passed, grad, y, values
     with exchange:
         found = patterns.known(crow_indices, col_indices)
@@ -232,7 +233,7 @@ def sparse_conv2d_folded(
 ) -> Tensor:
     pattern, (by, relu) = (crow_indices, col_indices), prologue
     numbers = *flat(by), out_scale, out_shift
-    seen, tensors = cpu_calls.look("folded", shape, x), (x, *numbers, residual, values)
+    seen, tensors = look("folded", shape, x), (x, *numbers, residual, values)
     with exchange:
         found = patterns.known(*pattern)
         call: Forward | None = patterns.call(found, seen, *tensors)
