@@ -35,15 +35,16 @@ CPU_RESULTS = benchmarks/results/xeon-avx512-2cores.json
 GPU_RESULTS = benchmarks/results/h200.json
 MODEL_RESULTS = $(sort $(wildcard benchmarks/results/*-models.json))
 BLOCK_RESULTS = $(sort $(wildcard benchmarks/results/*-blocks.json))
+HOST_RESULTS = $(sort $(wildcard benchmarks/results/*-host.json))
 DISTRIBUTED_RESULTS = $(sort $(wildcard benchmarks/results/*-distributed.json))
 # Of these machines the one whose dense is hardest to beat: README shows that.
 README_MODELS = benchmarks/results/xeon-amx-2cores-models.json
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test examples lint bench bench-models bench-blocks cuda-table cuda-model gpu-tables cpu-tables \
+.PHONY: demo test examples lint bench bench-models bench-blocks bench-host cuda-table cuda-model gpu-tables cpu-tables \
   bench-distributed distributed-table distributed-model \
-  model-tables blocks-table blocks-picture readme-table \
+  model-tables blocks-table blocks-picture host-table readme-table \
   test-gpu test-gpu-sanitizer bench-gpu nightly docs tutorial clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
@@ -94,6 +95,9 @@ model-tables: $(STAMP)
 blocks-table: $(STAMP)
 	$(BIN)/python benchmarks/blocks_table.py $(BLOCK_RESULTS) docs/performance.md
 
+host-table: $(STAMP)
+	$(BIN)/python benchmarks/host_table.py $(HOST_RESULTS) docs/performance.md
+
 blocks-picture: $(STAMP)
 	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/blocks_picture.py benchmarks/results/epyc-zen4-2cores-blocks.json \
 	  docs/experiments/blocks-short/results.csv docs/experiments/blocks-short/cost.png
@@ -122,6 +126,9 @@ bench-blocks: $(STAMP)
 # PROCESSES names what to measure and how, as in make bench-distributed PROCESSES='--processes 2'.
 bench-distributed: $(STAMP)
 	$(KEEP_FREED) PYTHONPATH=. $(BIN)/python benchmarks/bench_distributed.py build/distributed.json $(PROCESSES)
+
+bench-host: $(STAMP)
+	PYTHONPATH=.:tests $(BIN)/python benchmarks/measure_host.py build/host.json
 
 # $(call on_gpu,ARGUMENTS): Python with these. Nothing is installed over a Python that has torch with CUDA already.
 define on_gpu
