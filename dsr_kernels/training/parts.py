@@ -194,13 +194,16 @@ class Parts:
     def _moment(self) -> tuple[int, int]:
         return self.position.epoch, self.position.iteration
 
-    def _stop_training(self, what: str) -> NoReturn:
-        """Raises TrainingStopped, which says where and what the last good checkpoint is."""
+    def _stop_training(self, what: str, iteration: int | None = None) -> NoReturn:
+        """Raises TrainingStopped, which says where and what the last good checkpoint is.
+
+        iteration: of this epoch, where it was; None: the present one.
+        """
         now = self.position
+        at = now.iteration + 1 if iteration is None else iteration
         where = in_words(first_non_finite(self.model))
         stopped = TrainingStopped(
-            f"{what} at iteration {now.iteration + 1} (epoch {now.epoch + 1}); {where}; "
-            f"{self._last_good()}"
+            f"{what} at iteration {at} (epoch {now.epoch + 1}); {where}; {self._last_good()}"
         )
         raise self.world.everywhere(stopped)
 
