@@ -89,7 +89,8 @@ def test_a_part_of_a_run_that_is_a_link_is_refused_before_anything_is_written(
     (run / name).symlink_to(elsewhere)
     before = contents(tmp_path)
     message = refused(capsys, "train", "--resume", str(run), *QUIET)
-    assert f"{run / name}: expected no link, got one to '{elsewhere}'; remove it" in message
+    assert f"{run / name}: expected no link, got one to '{str(elsewhere)[:40]}" in message
+    assert "; remove it" in message  # a long path is cut
     assert contents(tmp_path) == before
     (run / name).unlink()
     elsewhere.rename(run / name)
