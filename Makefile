@@ -18,6 +18,7 @@
 # make readme-table: the few lines of both that README.md shows, written there
 # make test-gpu, make test-gpu-sanitizer: the tests that need a GPU; a few of them under compute-sanitizer
 # make bench-gpu: measure this machine's GPU: build/bench-gpu.json, tables
+# make nightly: the emulated GPU kernels under the sanitizers, also where that takes too long for each change
 # make docs: the site, from docs/: build/site
 # make tutorial: runs docs/tutorial.ipynb anew, on Fashion-MNIST
 # make lint: the style checks of continuous integration
@@ -34,16 +35,17 @@ CPU_RESULTS = benchmarks/results/xeon-avx512-2cores.json
 GPU_RESULTS = benchmarks/results/h200.json
 MODEL_RESULTS = $(sort $(wildcard benchmarks/results/*-models.json))
 BLOCK_RESULTS = $(sort $(wildcard benchmarks/results/*-blocks.json))
+HOST_RESULTS = $(sort $(wildcard benchmarks/results/*-host.json))
 DISTRIBUTED_RESULTS = $(sort $(wildcard benchmarks/results/*-distributed.json))
 # Of these machines the one whose dense is hardest to beat: README shows that.
 README_MODELS = benchmarks/results/xeon-amx-2cores-models.json
 # How the GPU kernels are built, from the environment: with other options everything is installed again.
 OPTIONS = DSR_CUDA=$(DSR_CUDA) DSR_CUDA_ARCHITECTURES=$(DSR_CUDA_ARCHITECTURES) CUDACXX=$(CUDACXX)
 
-.PHONY: demo test examples lint bench bench-models bench-blocks cuda-table cuda-model gpu-tables cpu-tables \
+.PHONY: demo test examples lint bench bench-models bench-blocks bench-host cuda-table cuda-model gpu-tables cpu-tables \
   bench-distributed distributed-table distributed-model \
-  model-tables blocks-table blocks-picture readme-table \
-  test-gpu test-gpu-sanitizer bench-gpu docs tutorial clean
+  model-tables blocks-table blocks-picture host-table readme-table \
+  test-gpu test-gpu-sanitizer bench-gpu nightly docs tutorial clean
 ifneq ($(shell cat $(VENV)/.options 2>/dev/null),$(OPTIONS))
 .PHONY: $(STAMP)
 endif
@@ -93,6 +95,9 @@ model-tables: $(STAMP)
 blocks-table: $(STAMP)
 	$(BIN)/python benchmarks/blocks_table.py $(BLOCK_RESULTS) docs/performance.md
 
+host-table: $(STAMP)
+	$(BIN)/python benchmarks/host_table.py $(HOST_RESULTS) docs/performance.md
+
 blocks-picture: $(STAMP)
 	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/blocks_picture.py benchmarks/results/epyc-zen4-2cores-blocks.json \
 	  docs/experiments/blocks-short/results.csv docs/experiments/blocks-short/cost.png
@@ -122,6 +127,9 @@ bench-blocks: $(STAMP)
 bench-distributed: $(STAMP)
 	$(KEEP_FREED) PYTHONPATH=. $(BIN)/python benchmarks/bench_distributed.py build/distributed.json $(PROCESSES)
 
+bench-host: $(STAMP)
+	PYTHONPATH=.:tests $(BIN)/python benchmarks/measure_host.py build/host.json
+
 # $(call on_gpu,ARGUMENTS): Python with these. Nothing is installed over a Python that has torch with CUDA already.
 define on_gpu
 @if $(PYTHON) -c 'import torch; assert torch.version.cuda' 2>/dev/null; then \
@@ -139,6 +147,15 @@ test-gpu-sanitizer:
 
 bench-gpu:
 	$(call on_gpu,benchmarks/measure_gpu.py build/bench-gpu.json)
+
+# Bounds and undefined behaviour on every shape, then races on the small ones; the planted defects under each.
+EMULATED = $(BIN)/python tests/helpers/cuda_emulated.py
+WINDOW_TESTS = $(sort $(wildcard tests/csrc/test_cuda_window_*.py))
+nightly: $(STAMP)
+	$(BIN)/python -m pytest -q tests/csrc/test_cuda_emulator.py
+	$(EMULATED) address build/emulated-address -m pytest -q --capture=sys tests/csrc/test_cuda_conv.py $(WINDOW_TESTS)
+	$(EMULATED) thread build/emulated-thread -m pytest -q --capture=sys $(WINDOW_TESTS) tests/csrc/test_cuda_conv.py \
+	  -k "small or no_images or (linear and shape1)"
 
 # The variable silences the theme's notice about other site generators.
 docs: $(DOCS_STAMP)

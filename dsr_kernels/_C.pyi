@@ -1,12 +1,14 @@
 """The compiled core: convolutions and rewires on the CPU.
 
-It knows nothing of torch. It takes the addresses of tensors, as `Tensor.data_ptr()` gives them, and
-the caller keeps those tensors until a call is over, or until it is done with a RewirePlan. Every
-function raises ValueError for what it refuses.
+It is built without torch. It takes the addresses of tensors, as `Tensor.data_ptr()` gives them, or
+the tensors themselves, and the caller keeps those until a call is over, or until it is done with a
+RewirePlan. Every function raises ValueError for what it refuses, but where something else is said.
 """
 
 from collections.abc import Sequence
 from typing import TypedDict, type_check_only
+
+from torch import Tensor
 
 _Address = int
 _Pair = Sequence[int]  # of two: rows, columns
@@ -131,20 +133,121 @@ def sparse_conv2d_fused_grad_weight(
     threads: int,
     workspace: _Address,
 ) -> None: ...
-def sparse_conv2d_fused_backward(
-    transposed: ConvPlan,
-    forward: ConvPlan,
-    n: int,
-    grad_y: _Operand,
-    values: _Address,  # [nnz]
-    grad_x: _Activation,  # [N, C, H, W], written
-    finish: _Finish,
-    x: _Operand,
-    grad_values: _Address,  # [nnz], written
-    threads: int,
-    workspace: _Address,
-) -> None:
-    """sparse_conv2d_fused on the transposed plan, and sparse_conv2d_fused_grad_weight."""
+
+# Whether an activation holds bfloat16 beside float32 values, and its element strides
+_Format = tuple[bool, _Quad]
+# A tensor, None for absent, or an address
+_Tensor = Tensor | int | None
+
+def use_exchange_api(capsule: object) -> bool:
+    """Has tensors read by the functions of torch.Tensor.__dlpack_c_exchange_api__.
+
+    Until then, addresses alone are taken. False where they are of a version that is not known.
+    """
+
+class Look:
+    """What tensors look like (dtypes, devices, sizes, strides), or None for absent.
+
+    csrc/bindings/tensors.h. Raises TypeError for what has no memory.
+    """
+
+    def __init__(self, *tensors: Tensor | None) -> None: ...
+    def fits(self, *tensors: Tensor | None) -> bool:
+        """Whether these look the same."""
+
+class Forward:
+    """y = relu(conv2d(pad(z), W) * scale + bias + residual), and its moments, of one look.
+
+    csrc/bindings/calls.cpp. It believes what it is told: backends/cpu_calls.py checks. Raises
+    TypeError for a tensor without memory.
+    """
+
+    def __init__(self, plan: ConvPlan, n: int, x: _Format, y: _Format, threads: int) -> None: ...
+    def run(
+        self,
+        out: _Tensor,  # [N, O, P, Q], written
+        x: _Tensor,  # [N, C, H, W]
+        values: _Tensor,  # [nnz]
+        bias: _Tensor,  # [O]
+        workspace: _Tensor,
+        /,
+    ) -> None: ...
+    def run_fused(
+        self,
+        out: _Tensor,  # [N, O, P, Q], written
+        x: _Tensor,  # [N, C, H, W]
+        values: _Tensor,  # [nnz]
+        bias: _Tensor,  # [O]
+        center: _Tensor,  # [C], as are scale and shift
+        scale: _Tensor,
+        shift: _Tensor,
+        relu: bool,
+        residual: _Tensor,  # [N, O, P, Q]
+        mean: _Tensor,  # [O], written, as is the variance
+        variance: _Tensor,
+        out_scale: _Tensor,  # [O]
+        out_relu: bool,
+        workspace: _Tensor,
+        /,
+    ) -> None: ...
+
+class Backward:
+    """The gradients of x and of the values, of one look: see Forward."""
+
+    def __init__(
+        self,
+        transposed: ConvPlan,
+        forward: ConvPlan,
+        n: int,
+        grad: _Format,
+        out: _Format,
+        x: _Format,
+        threads: int,
+    ) -> None: ...
+    def run(
+        self,
+        grad_x: _Tensor,  # [N, C, H, W], written
+        grad_values: _Tensor,  # [nnz], written
+        grad_y: _Tensor,  # [N, O, P, Q]
+        values: _Tensor,  # [nnz]
+        x: _Tensor,  # [N, C, H, W]
+        workspace: _Tensor,
+        /,
+    ) -> None: ...
+    def run_fused(
+        self,
+        grad_x: _Tensor,  # [N, C, H, W], written
+        grad_values: _Tensor,  # [nnz], written
+        grad_y: _Tensor,  # [N, O, P, Q]
+        values: _Tensor,  # [nnz]
+        x: _Tensor,  # [N, C, H, W]
+        center: _Tensor,  # [C], as are scale and shift
+        scale: _Tensor,
+        shift: _Tensor,
+        relu: bool,
+        passed: _Tensor,  # [N, C, H, W]
+        grad_scale: _Tensor,  # [C], written, as is grad_shift
+        grad_shift: _Tensor,
+        y: _Tensor,  # [N, O, P, Q]
+        y_center: _Tensor,  # [O], as are y_scale and y_shift
+        y_scale: _Tensor,
+        y_shift: _Tensor,
+        workspace: _Tensor,
+        /,
+    ) -> None: ...
+
+class GradWeight:
+    """The gradient of the values alone, of one look: see Forward."""
+
+    def __init__(self, plan: ConvPlan, n: int, x: _Format, grad: _Format, threads: int) -> None: ...
+    def run(
+        self,
+        grad_values: _Tensor,  # [nnz], written
+        x: _Tensor,  # [N, C, H, W]
+        grad_y: _Tensor,  # [N, O, P, Q]
+        workspace: _Tensor,
+        /,
+    ) -> None: ...
 
 def choose_lanes(
     n: int,  # images

@@ -11,7 +11,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what HOMES and MODULES say, for type checkers and editors
-    from dsr_kernels import distributed, models, nn, rewiring  # noqa: F401 (nn is public, too)
+    from dsr_kernels import cuda, distributed, models, nn, rewiring  # noqa: F401 (all are public)
     from dsr_kernels.convert import densify
     from dsr_kernels.convert.to_sparse import sparsify
     from dsr_kernels.distribution import layer_nnz
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # what HOMES and MODULES say, for type checkers and editors
 
     __version__: str
 
-__all__ = [  # without nn: `import *` would hide torch's
+__all__ = [  # without nn and cuda: `import *` would hide torch's
     "Explanation",
     "FuseReport",
     "SparseConv1d",
@@ -56,7 +56,7 @@ __all__ = [  # without nn: `import *` would hide torch's
     "unfuse",
 ]
 
-MODULES = ("distributed", "models", "nn", "rewiring")
+MODULES = ("cuda", "distributed", "models", "nn", "rewiring")
 HOMES = {  # the modules that other names are from; none is called like a name (tests hold it)
     "Explanation": "explaining",
     "FuseReport": "fusing.report",

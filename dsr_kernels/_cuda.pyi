@@ -8,7 +8,7 @@ Every function raises ValueError for what it refuses.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dsr_kernels._C import _Decisions, _Layer
+from dsr_kernels._C import _Decisions, _Layer, _Tensor
 
 _Address = int
 _Queue = tuple[int, int]
@@ -32,6 +32,9 @@ rewire_chunk: int
 
 def device_count() -> tuple[int, str]:
     """(how many devices can run kernels, why none can)."""
+
+def use_exchange_api(capsule: object) -> bool:
+    """As dsr_kernels._C.use_exchange_api, for this module."""
 
 class PatternList:
     """The list of non-zeros that a plan's key asks for, by its addresses. It keeps no memory."""
@@ -117,23 +120,26 @@ class ConvPlan:
         self,
         queue: _Queue,
         list: PatternList,
-        source: _Address,
-        values: _Address,  # [nnz] float32, beside float64 activations float64
-        bias: _Address,  # or 0
-        dest: _Address,
-        workspace: _Address,  # aligned to 16 bytes
+        source: _Tensor,
+        values: _Tensor,  # [nnz] float32, beside float64 activations float64
+        bias: _Tensor,  # or None
+        dest: _Tensor,  # written
+        workspace: _Tensor,  # aligned to 16 bytes
         maps: tuple[_SourceMap, _DestMap] | None = None,
     ) -> None:
-        """Forward or grad-input, with what csrc/cuda/conv/fused.h has done beside."""
+        """Forward or grad-input, with what csrc/cuda/conv/fused.h has done beside.
+
+        Raises TypeError for a tensor without memory; so does grad_weight.
+        """
 
     def grad_weight(
         self,
         queue: _Queue,
         list: PatternList,
-        source: _Address,
-        grad: _Address,
-        grad_values: _Address,  # [nnz], written but for taps that meet only padding
-        workspace: _Address,
+        source: _Tensor,
+        grad: _Tensor,
+        grad_values: _Tensor,  # [nnz], written but for taps that meet only padding
+        workspace: _Tensor,
         maps: tuple[_SourceMap, _SourceMap] | None = None,  # of source and gradient
     ) -> None: ...
 

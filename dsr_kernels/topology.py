@@ -244,6 +244,12 @@ def check_nnz(weight_shape: Sequence[int], nnz: int, block_size: int = 1) -> Non
         )
 
 
+def check_int32(name: str, index: object) -> None:
+    """Raises ValueError, with the name, for an index tensor of another dtype."""
+    if isinstance(index, Tensor) and index.dtype != torch.int32:
+        raise ValueError(f"{name}: expected int32, got {index.dtype}")
+
+
 def check_pattern(
     weight_shape: Sequence[int], crow: Tensor, col: Tensor, block_size: int = 1
 ) -> None:
@@ -253,8 +259,7 @@ def check_pattern(
     rows, row_length = shape[0] // block_size, math.prod(shape[1:])
     what = "nnz" if block_size == 1 else "the number of blocks"
     for name, index in (("crow_indices", crow), ("col_indices", col)):
-        if index.dtype != torch.int32:
-            raise ValueError(f"{name}: expected int32, got {index.dtype}")
+        check_int32(name, index)
         if index.dim() != 1 or not index.is_contiguous():
             raise ValueError(
                 f"{name}: expected a contiguous 1-D tensor, got shape {tuple(index.shape)} "

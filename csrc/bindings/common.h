@@ -31,6 +31,7 @@ inline int element_size(const std::string& dtype) {
 }
 
 void bind_conv(py::module_& m);
+void bind_calls(py::module_& m);
 void bind_fused(py::module_& m);
 void bind_grad_bias(py::module_& m);
 void bind_elementwise(py::module_& m);

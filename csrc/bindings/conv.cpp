@@ -194,7 +194,7 @@ void bind_grad_bias(py::module_& m) {
 }
 
 void bind_conv(py::module_& m) {
-  py::class_<ConvPlan>(m, "ConvPlan")
+  py::class_<ConvPlan, std::shared_ptr<ConvPlan>>(m, "ConvPlan")
       .def(py::init(&make_plan), py::arg("out_channels"), py::arg("in_channels"), py::arg("height"),
            py::arg("width"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
            py::arg("out_size"), py::arg("dilation"), py::arg("groups"), py::arg("crow"),

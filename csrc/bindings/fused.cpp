@@ -69,22 +69,6 @@ void sparse_conv2d_fused_grad_weight(const ConvPlan& plan, int64_t n, const Oper
   });
 }
 
-void sparse_conv2d_fused_backward(const ConvPlan& transposed, const ConvPlan& forward, int64_t n,
-                                  const OperandTuple& grad_y, uintptr_t values,
-                                  const ActivationTuple& grad_x, const FinishTuple& finish,
-                                  const OperandTuple& x, uintptr_t grad_values, int threads,
-                                  uintptr_t workspace) {
-  require_direction(transposed, cpu::Direction::kGradInput);
-  require_direction(forward, cpu::Direction::kForward);
-  const auto to = activation(transposed, grad_x);
-  with_dtype(transposed, [&](auto* typed) {
-    using S = std::remove_pointer_t<decltype(typed)>;
-    transposed.sparse_conv2d_backward<S>(
-        forward, n, operand_of<S>(transposed, grad_y), pointer<S>(values), to, finish_of<S>(finish),
-        operand_of<S>(forward, x), pointer<S>(grad_values), threads, pointer<char>(workspace));
-  });
-}
-
 }  // namespace
 
 void bind_fused(py::module_& m) {
@@ -95,10 +79,6 @@ void bind_fused(py::module_& m) {
   m.def("sparse_conv2d_fused_grad_weight", &sparse_conv2d_fused_grad_weight, py::arg("plan"),
         py::arg("n"), py::arg("x"), py::arg("grad_y"), py::arg("grad_values"), py::arg("threads"),
         py::arg("workspace"));
-  m.def("sparse_conv2d_fused_backward", &sparse_conv2d_fused_backward, py::arg("transposed"),
-        py::arg("forward"), py::arg("n"), py::arg("grad_y"), py::arg("values"), py::arg("grad_x"),
-        py::arg("finish"), py::arg("x"), py::arg("grad_values"), py::arg("threads"),
-        py::arg("workspace"), "Both gradients at once, of plans of the same convolution.");
 }
 
 }  // namespace dsr::bindings

@@ -41,12 +41,24 @@ def address(tensor: Tensor, name: str = "") -> int:
     raise refusal(tensor, name)
 
 
-def known_address(tensor: Tensor, name: str = "") -> int:
-    """As `address`, of a plain tensor of whose look (see cpu_calls) it is known that it has one."""
-    place = tensor.data_ptr()
-    if place and tensor.untyped_storage().nbytes() >= _end(tensor):
-        return place
-    return address(tensor, name)
+def require_memory(tensor: Tensor, span: int, name: str) -> None:
+    """Raises TypeError, with the name, where a plain tensor's storage has been freed or shrunk.
+
+    Of such a tensor nothing else can be wrong, once another of its look was found right. `span` is
+    what span_of says of all tensors of that look.
+    """
+    if tensor.untyped_storage().nbytes() < tensor.storage_offset() * tensor.itemsize + span:
+        address(tensor, name)
+
+
+def span_of(tensor: Tensor) -> int:
+    """How many bytes there must be from a tensor's first element on."""
+    if tensor.is_contiguous():  # as most are; a loop would take longer than all else here
+        return tensor.nbytes
+    last = 0
+    for length, step in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (length - 1) * step
+    return (last + 1) * tensor.itemsize
 
 
 def refuse_without_memory(**tensors: Tensor | None) -> None:
@@ -58,23 +70,14 @@ def refuse_without_memory(**tensors: Tensor | None) -> None:
 
 def _check_end(tensor: Tensor, name: str) -> None:
     """Raises TypeError where the storage ends before the tensor does."""
-    held, end = tensor.untyped_storage().nbytes(), _end(tensor)
+    held = tensor.untyped_storage().nbytes()
+    end = int(tensor.storage_offset()) * tensor.itemsize + span_of(tensor)
     if held < end and tensor.numel():
         raise TypeError(
             f"dsr_kernels: {name or 'a tensor'} of shape {tuple(tensor.shape)}: expected memory of "
             f"at least {end} bytes, got a storage of {held}, whose memory does not hold what it "
             "stands for; give it back what was freed (as by untyped_storage().resize_) first"
         )
-
-
-def _end(tensor: Tensor) -> int:
-    """How many bytes of a storage there must be for all elements of the tensor."""
-    if tensor.is_contiguous():  # as most are; a loop would take longer than all else here
-        return int(tensor.storage_offset()) * tensor.itemsize + tensor.nbytes
-    last = int(tensor.storage_offset())
-    for length, step in zip(tensor.shape, tensor.stride(), strict=True):
-        last += (length - 1) * step
-    return (last + 1) * tensor.itemsize
 
 
 def address_to_read(tensor: Tensor) -> int:
@@ -100,6 +103,9 @@ def refusal(tensor: Tensor, name: str = "") -> TypeError:
     """What to raise for a tensor that native code cannot have the address of."""
     kind = type(tensor).__name__
     of = f"{name}: " if name else ""
+    if tensor.dtype not in DTYPES and not (tensor.is_complex() or tensor.is_quantized):
+        known = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in DTYPES))
+        return TypeError(f"dsr_kernels: {of}expected one of {known}, got {tensor.dtype}")
     return TypeError(
         f"dsr_kernels: {of}expected a tensor with memory of its own, got {_article(kind)} on "
         f"{tensor.device} whose memory does not hold what it stands for (a wrapper around other "

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, UntypedStorage
+
+from dsr_kernels.backends.locks import Rank, make_lock
 
 SMALLEST = 1 << 20  # bytes; the heap does well with smaller ones
 MOST_IDLE = 64 << 20  # bytes that may be idle beside twice what is in use, where more is asked for
@@ -52,7 +53,7 @@ class Buffers:
         self._known: list[_Buffer] = []
         self._requests = 0
         self._last: Callable[[], object | None] = lambda: None  # whoever asked last
-        self._lock = threading.RLock()  # an owner may die, and be told, in the middle of anything
+        self._lock = make_lock(Rank.BUFFERS)  # an owner may die, and be told, at any moment
 
     def empty(
         self, owner: object | None, size: Sequence[int], strides: Sequence[int], dtype: torch.dtype

@@ -53,7 +53,8 @@ def conv_shape(
     Users may give lists, and torch's dispatcher does; the key of a plan must be hashable.
     """
     sizes = weight_shape, stride, padding, dilation
-    if not torch.compiler.is_compiling() and all(type(each) is tuple for each in sizes):
+    are_tuples = type(weight_shape) is type(stride) is type(padding) is type(dilation) is tuple
+    if are_tuples and not torch.compiler.is_compiling():
         return _known(*sizes, groups)
     return _of_tuples(*(tuple(each) for each in sizes), groups)
 

@@ -7,6 +7,8 @@ float32 values; float16 is converted here. What they take as it is comes by a pr
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -98,20 +100,24 @@ def sparse_conv2d_grad_weight(
 
 def sparse_conv2d_grad_bias(out: Tensor, grad: Tensor) -> Tensor:
     """out [O] = grad summed over batch and image, the same bits for any number of threads."""
-    refuse_without_memory(gradient=grad)
-    grad = grad if grad.dtype == out.dtype else grad.to(out.dtype)
+    if grad.dtype != out.dtype:
+        refuse_without_memory(gradient=grad)
+        grad = grad.to(out.dtype)
     n, channels, height, width = grad.shape
-    workspace = scratch(_C.sparse_conv2d_grad_bias_workspace(n, channels))
+    workspace = scratch(_grad_bias_workspace(n, channels))
     _C.sparse_conv2d_grad_bias(
         DTYPE_CODES[out.dtype],
         (n, channels, height, width),
-        address(grad),
+        address(grad, "gradient"),
         grad.stride(),
         address(out),
         torch.get_num_threads(),
         address(workspace),
     )
     return out
+
+
+_grad_bias_workspace = functools.lru_cache(maxsize=1024)(_C.sparse_conv2d_grad_bias_workspace)
 
 
 def _workspace(plan: _C.ConvPlan, op: str, n: int, threads: int) -> Tensor:

@@ -1,10 +1,4 @@
-"""Calls of the CPU's kernels with everything decided but the addresses, and what they look like.
-
-What an op refuses, and how it runs, depends on the pattern and on what its tensors look like, never
-on what else they hold. So the first call of a look is checked and planned, and kept beside the
-plans of its pattern (`patterns.keep_call`); the next ones go from a look-up to the kernel. Else
-Python would be most of the time of a small layer.
-"""
+"""Calls of the CPU's kernels with everything decided but where their tensors lie: see `calls`."""
 
 from __future__ import annotations
 
@@ -13,47 +7,28 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import live_taps
-from dsr_kernels.backends.address import known_address as address
+from dsr_kernels.backends import calls, live_taps
+from dsr_kernels.backends.address import require_memory, span_of
 from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.buffers import SMALLEST, buffers
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_plans import activation, build_plan, geometry, scratch
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.pattern import Plan
 from dsr_kernels.backends.patterns import patterns
+from dsr_kernels.backends.tensors import taking_tensors
 
 Numbers = tuple[Tensor, Tensor, Tensor] | None  # center, scale and shift [C]
-_Finish = tuple[tuple[int, int, int], bool, int, int, tuple[int, int]]
-NO_NUMBERS = (0, 0, 0)
-NO_SUMS = (0, 0)
-NO_FINISH: _Finish = (NO_NUMBERS, False, 0, 0, NO_SUMS)
+NOTHING = (None, None, None)
 
 
-def look(kind: str, shape: ConvShape, tensors: Sequence[Tensor | None]) -> Hashable | None:
-    """What a call's verdict depends on; None where a tensor has no strides."""
-    try:
-        looks = [t if t is None else (t.dtype, t.is_cpu, t.shape, t.stride()) for t in tensors]
-    except RuntimeError:  # sparse, or nested
-        return None
-    return (kind, shape, torch.get_num_threads(), *looks)
-
-
-class Call:
-    """What both kinds of calls have: the result, and how many threads work in which memory."""
-
-    __slots__ = (
-        *("__weakref__", "channels", "has_owner", "is_small", "plan", "size", "strides"),
-        *("threads", "workspace"),
-    )
-
-    plan: _C.ConvPlan
-    workspace: int  # bytes
+class Call(calls.Call):
+    __slots__ = ("channels", "has_owner", "is_small")
 
     def __init__(self, out: Tensor, sums: bool, has_owner: bool) -> None:
-        self.size, self.strides = out.shape, out.stride()
+        super().__init__(out)
         self.is_small = out.nbytes < SMALLEST
         self.channels = out.shape[1] if sums else 0  # of moments or sums
-        self.threads = torch.get_num_threads()
         self.has_owner = has_owner
 
     def empty(self, dtype: torch.dtype, kept: bool = False) -> Tensor:
@@ -61,16 +36,13 @@ class Call:
         if kept and not self.is_small:
             owner = self if self.has_owner else None
             return buffers.empty(owner, self.size, self.strides, dtype)
-        return torch.empty_strided(self.size, self.strides, dtype=dtype, device="cpu")
+        return torch.empty_strided(self.size, self.strides, dtype=dtype, device=self.device)
 
 
 class Forward(Call):
-    """y = relu(conv2d(pad(z), W) * scale + bias + residual), and its moments: see backends.fused.
+    """y = relu(conv2d(pad(z), W) * scale + bias + residual), and its moments: backends.fused."""
 
-    Raises no error: its tensors look like those it was made with.
-    """
-
-    __slots__ = ("x", "y")
+    __slots__ = ("run", "run_fused", "values_span", "workspace", "x_span")
 
     def __init__(
         self,
@@ -84,11 +56,16 @@ class Forward(Call):
     ) -> None:
         owner = patterns.owner_of(crow_indices, col_indices)
         super().__init__(out, sums, owner is not None)
-        size = block_size_of(crow_indices, shape.rows)
+        n, size = x.shape[0], block_size_of(crow_indices, shape.rows)
         g = geometry(x, out, x.shape[1:], out.shape[1:], shape, values.dtype, block_size=size)
-        self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
-        self.x, self.y = activation(x, g, "input")[1:], activation(out, g)[1:]
-        self.workspace = self.plan.workspace_bytes("forward", x.shape[0], self.threads, sums)
+        plan = patterns.plan(crow_indices, col_indices, g, build_plan)
+        self.plans = (plan,)
+        formats = activation(x, g, "input")[1:], activation(out, g)[1:]
+        threads = torch.get_num_threads()
+        self.workspace = plan.workspace_bytes("forward", n, threads, sums)
+        self.x_span, self.values_span = span_of(x), span_of(values)
+        native = _C.Forward(plan, n, *formats, threads)
+        self.run, self.run_fused = taking_tensors(native.run), taking_tensors(native.run_fused)
 
     def into(
         self,
@@ -103,27 +80,20 @@ class Forward(Call):
         scale: Tensor | None = None,  # of the output
         out_relu: bool = False,
     ) -> Tensor:
-        bias_at = 0 if bias is None else address(bias, "bias")
-        finish = NO_FINISH
-        if not (scale is residual is moments is None and not out_relu):
-            finish = (
-                NO_NUMBERS if scale is None else (0, address(scale), bias_at),
-                out_relu,
-                0 if residual is None else address(residual, "residual"),
-                0,
-                NO_SUMS if moments is None else (address(moments[0]), address(moments[1])),
-            )
+        require_memory(x, self.x_span, "input")
+        require_memory(values, self.values_span, "weight_values")
+        if bias is not None:
+            require_memory(bias, bias.nbytes, "bias")
         workspace = scratch(self.workspace)  # may die with this name
-        _C.sparse_conv2d_fused(
-            self.plan,
-            self.size[0],
-            ((address(x, "input"), *self.x), _addresses(numbers), relu, 0),
-            address(values, "weight_values"),
-            bias_at if scale is None else 0,
-            (address(out), *self.y),
-            finish,
-            self.threads,
-            address(workspace),
+        if numbers is residual is moments is scale is None and not (relu or out_relu):
+            self.run(out, x, values, bias, workspace)
+            return out
+        if residual is not None:
+            require_memory(residual, span_of(residual), "residual")
+        _require_numbers(numbers, (scale,))
+        way_out = residual, *(moments or NOTHING[:2]), scale, out_relu
+        self.run_fused(
+            *(out, x, values, bias, *(numbers or NOTHING), relu, *way_out, workspace),
         )
         return out
 
@@ -131,7 +101,7 @@ class Forward(Call):
 class Backward(Call):
     """The gradients of x and of the values, which share what they read: see backends.fused."""
 
-    __slots__ = ("forward", "grad", "out", "x")
+    __slots__ = ("run", "run_fused", "spans", "workspace")
 
     def __init__(
         self,
@@ -150,12 +120,16 @@ class Backward(Call):
         size = block_size_of(crow_indices, shape.rows)
         g = geometry(grad, out, *sizes, shape, dtype, True, size)
         forward_g = geometry(x, grad, *sizes, shape, dtype, False, size)
-        self.plan = patterns.plan(crow_indices, col_indices, g, build_plan)
-        self.forward = patterns.plan(crow_indices, col_indices, forward_g, build_plan)
-        self.grad, self.out = activation(grad, g, "gradient")[1:], activation(out, g)[1:]
-        self.x = activation(x, forward_g, "input")[1:]
-        self.workspace = self.plan.workspace_bytes("grad_input", n, self.threads, sums)
-        self.workspace += self.forward.workspace_bytes("grad_weight", n, self.threads)
+        plan = patterns.plan(crow_indices, col_indices, g, build_plan)
+        forward = patterns.plan(crow_indices, col_indices, forward_g, build_plan)
+        self.plans = plan, forward
+        formats = activation(grad, g, "gradient")[1:], activation(out, g)[1:]
+        x_format, threads = activation(x, forward_g, "input")[1:], torch.get_num_threads()
+        self.workspace = plan.workspace_bytes("grad_input", n, threads, sums)
+        self.workspace += forward.workspace_bytes("grad_weight", n, threads)
+        self.spans = span_of(grad), span_of(values), span_of(x)
+        native = _C.Backward(plan, forward, n, *formats, x_format, threads)
+        self.run, self.run_fused = taking_tensors(native.run), taking_tensors(native.run_fused)
 
     def into(
         self,
@@ -171,41 +145,67 @@ class Backward(Call):
         y: Tensor | None = None,
         y_numbers: Numbers = None,
     ) -> None:
-        by, x_at, finish = _addresses(numbers), address(x, "input"), NO_FINISH
-        if relu or not numbers is passed is None:
-            finish = (
-                by,
-                relu,
-                0 if passed is None else address(passed),
-                x_at,
-                NO_SUMS if sums is None else (address(sums[1]), address(sums[0])),
-            )
-        y_at = 0 if y is None else address(y)
+        grad_span, values_span, x_span = self.spans
+        require_memory(grad, grad_span, "gradient")
+        require_memory(values, values_span, "weight_values")
+        require_memory(x, x_span, "input")
         workspace = scratch(self.workspace)  # may die with this name
-        _C.sparse_conv2d_fused_backward(
-            self.plan,
-            self.forward,
-            self.size[0],
-            ((address(grad, "gradient"), *self.grad), _addresses(y_numbers), False, y_at),
-            address(values, "weight_values"),
-            (address(out), *self.out),
-            finish,
-            ((x_at, *self.x), by, relu, 0),
-            address(out_values),
-            self.threads,
-            address(workspace),
-        )
+        if numbers is passed is y is y_numbers is None and not relu:
+            self.run(out, out_values, grad, values, x, workspace)
+            return
+        for beside, name in ((passed, "gradient of the input"), (y, "output")):
+            if beside is not None:
+                require_memory(beside, span_of(beside), name)
+        _require_numbers(numbers, y_numbers)
+        way_out = *(numbers or NOTHING), relu, passed, *(sums or NOTHING[:2])
+        of_y = y, *(y_numbers or NOTHING)
+        self.run_fused(out, out_values, grad, values, x, *way_out, *of_y, workspace)
 
 
-def _addresses(numbers: Numbers) -> tuple[int, int, int]:
-    if numbers is None:
-        return NO_NUMBERS
-    center, scale, shift = numbers
-    return address(center), address(scale), address(shift)
+class GradWeight:
+    """The gradient of the values alone, as a first layer has it."""
+
+    __slots__ = ("__weakref__", "plans", "run", "spans", "workspace")
+
+    plans: tuple[Plan, ...]
+
+    def __init__(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        grad: Tensor,  # [N, O, P, Q]
+        dtype: torch.dtype,  # of the values
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        shape: ConvShape,
+    ) -> None:
+        n, size = x.shape[0], block_size_of(crow_indices, shape.rows)
+        g = geometry(x, grad, x.shape[1:], grad.shape[1:], shape, dtype, block_size=size)
+        plan = patterns.plan(crow_indices, col_indices, g, build_plan)
+        self.plans = (plan,)
+        formats = activation(x, g, "input")[1:], activation(grad, g, "gradient")[1:]
+        threads = torch.get_num_threads()
+        self.workspace = plan.workspace_bytes("grad_weight", n, threads)
+        self.spans = span_of(x), span_of(grad)
+        self.run = taking_tensors(_C.GradWeight(plan, n, *formats, threads).run)
+
+    def into(self, out: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+        x_span, grad_span = self.spans
+        require_memory(x, x_span, "input")
+        require_memory(grad, grad_span, "gradient")
+        self.run(out, x, grad, scratch(self.workspace))
+        return out
+
+
+def _require_numbers(*of_channels: Sequence[Tensor | None] | None) -> None:
+    for numbers in of_channels:
+        for each in numbers or ():
+            if each is not None:
+                require_memory(each, each.nbytes, "a number of each channel")
 
 
 def prepare_forward(
     seen: Hashable | None,
+    tensors: Sequence[Tensor | None],  # whose looks it is kept for
     out: Tensor,
     x: Tensor,
     weight: tuple[Tensor, Tensor, Tensor],  # values, crow_indices, col_indices
@@ -219,17 +219,18 @@ def prepare_forward(
     None where something has to be copied or cut for the kernels.
     """
     values, crow_indices, col_indices = weight
-    if seen is None or not (_fits(x, values) and _are_contiguous(values, *numbers)):
+    if seen is None or not (_fits(x, values.dtype) and _are_contiguous(values, *numbers)):
         return None
     if not (residual is None or same_strides(residual, out)) or not _is_whole(x, out, shape):
         return None
     call = Forward(out, x, *weight, shape, sums)
-    patterns.keep_call(crow_indices, col_indices, seen, call, call.plan)
+    patterns.keep_call(patterns.find(crow_indices, col_indices), seen, tensors, call)
     return call
 
 
 def prepare_backward(
     seen: Hashable | None,
+    tensors: Sequence[Tensor | None],
     out: Tensor,
     grad: Tensor,
     x: Tensor,
@@ -242,7 +243,7 @@ def prepare_backward(
 ) -> Backward | None:
     """As prepare_forward."""
     values, crow_indices, col_indices = weight
-    if seen is None or not (_fits(grad, values) and _fits(x, values)):
+    if seen is None or not (_fits(grad, values.dtype) and _fits(x, values.dtype)):
         return None
     if not (same_strides(x, out) and _are_contiguous(values, *numbers)):
         return None
@@ -251,13 +252,31 @@ def prepare_backward(
     if not (y is None or same_strides(y, grad)) or not _is_whole(x, grad, shape):
         return None
     call = Backward(out, grad, x, *weight, shape, sums)
-    patterns.keep_call(crow_indices, col_indices, seen, call, call.plan, call.forward)
+    patterns.keep_call(patterns.find(crow_indices, col_indices), seen, tensors, call)
     return call
 
 
-def _fits(x: Tensor, values: Tensor) -> bool:
-    """Whether the kernels read such activations as they are."""
-    return x.is_cpu and x.numel() > 0 and is_native(x, values.dtype)
+def prepare_grad_weight(
+    seen: Hashable | None,
+    x: Tensor,
+    grad: Tensor,
+    dtype: torch.dtype,  # of the values
+    pattern: tuple[Tensor, Tensor],
+    shape: ConvShape,
+) -> GradWeight | None:
+    """As prepare_forward."""
+    if seen is None or not (_fits(x, dtype) and _fits(grad, dtype)):
+        return None
+    if live_taps.parts_of(x.shape[2:], grad.shape[2:], shape, False) is not None:
+        return None
+    call = GradWeight(x, grad, dtype, *pattern, shape)
+    patterns.keep_call(patterns.find(*pattern), seen, (x, grad), call)
+    return call
+
+
+def _fits(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels read such activations as they are, beside values of `dtype`."""
+    return x.is_cpu and x.numel() > 0 and is_native(x, dtype)
 
 
 def is_native(x: Tensor, dtype: torch.dtype) -> bool:

@@ -12,13 +12,14 @@ from torch import Tensor
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cpu_calls import NO_NUMBERS, Backward, Forward, is_native, same_strides
+from dsr_kernels.backends.cpu_calls import Backward, Forward, is_native, same_strides
 from dsr_kernels.backends.cpu_plans import Geometry, activation, build_plan, geometry, scratch
 from dsr_kernels.backends.fused import Affine, Epilogue, InputGrad, Prologue, StatisticsGrad
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
 
 _Numbers = tuple[int, int, int]  # addresses of center, scale and shift; 0: absent
+NO_NUMBERS: _Numbers = (0, 0, 0)
 _Finish = tuple[_Numbers, bool, int, int, tuple[int, int]]
 _Operand = tuple[tuple[int, bool, tuple[int, ...]], _Numbers, bool, int]
 

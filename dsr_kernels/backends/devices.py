@@ -18,6 +18,11 @@ def why_no_cuda() -> str | None:
     return "no CUDA device: torch sees none"
 
 
+def stream_of(index: int) -> int:
+    """The handle of torch's current stream on a GPU: without the object that torch makes of it."""
+    return torch._C._cuda_getCurrentRawStream(index)
+
+
 def cuda_names() -> list[str]:
     """Name, compute capability and memory of every CUDA device."""
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]

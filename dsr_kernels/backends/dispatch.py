@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends import cpu, cpu_fused, native
+from dsr_kernels.backends import cpu, cpu_calls, cpu_fused, native
+from dsr_kernels.backends.calls import Preparer
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad
 
@@ -137,6 +138,18 @@ def gpu_backend(device: torch.device) -> Backend:
     from dsr_kernels.backends.triton import launch as triton
 
     return triton
+
+
+CPU_CALLS: Preparer = cpu_calls
+
+
+def gpu_calls(device: torch.device) -> Preparer | None:
+    """What prepares calls of a GPU's kernels; None where nothing does."""
+    if device.type != "cuda" or native._cuda is None:
+        return None
+    from dsr_kernels.backends.cuda import calls as cuda
+
+    return cuda
 
 
 FUSED_CPU: FusedBackend = cpu_fused

@@ -10,19 +10,16 @@ Nobody has `exchange` while a kernel runs.
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import NamedTuple
 
 from torch import Tensor
 
 from dsr_kernels.backends import retired
+from dsr_kernels.backends.locks import Rank, make_lock
 from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.backends.patterns import patterns
 
-exchange = threading.RLock()  # of all layers: it is had for microseconds
-# A child has but the thread that forked; another may have had the lock.
-os.register_at_fork(after_in_child=exchange._at_fork_reinit)  # type: ignore[attr-defined]
+exchange = make_lock(Rank.EXCHANGE)  # of all layers: it is had for microseconds
 
 
 class HeldPattern(NamedTuple):
@@ -51,6 +48,12 @@ def hold_pattern(crow_indices: Tensor, col_indices: Tensor) -> HeldPattern:
         # Found first: whether the memory can be shared copy-on-write shows in who else has it.
         found = patterns.find(crow_indices, col_indices)
         return HeldPattern((crow_indices.data, col_indices.data), found)
+
+
+def take_values(values: Tensor) -> Tensor:
+    """As `hold_values`, for a kernel and nothing in between."""
+    retired.refuse_retired(values)
+    return values.data
 
 
 def hold_values(values: Tensor) -> Tensor:

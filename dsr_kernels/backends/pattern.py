@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from dsr_kernels.backends.address import is_shared, storage_address
+from dsr_kernels.backends.tensors import Look
 
 Place = tuple[int | torch.SymInt, ...]
 
@@ -42,6 +43,7 @@ class KeptPlan:
 class KeptCall(NamedTuple):
     """What a backend prepared for calls that look the same, and the plans that it runs."""
 
+    look: Look
     call: Any
     plans: list[KeptPlan]
 
@@ -51,7 +53,7 @@ class Pattern:
 
     def __init__(self, crow_indices: Tensor, col_indices: Tensor, owner: Owner | None) -> None:
         self.plans: dict[tuple, KeptPlan] = {}
-        self.calls: dict[Hashable, KeptCall] = {}  # by what they look like
+        self.calls: dict[Hashable, list[KeptCall]] = {}  # by op and size; the newest first
         self.owner = None if owner is None else weakref.ref(owner)
         # Called before the values are used, where the owner is to look at them first.
         self.guard: weakref.WeakMethod[Callable[[], None]] | None = None
@@ -140,6 +142,11 @@ def is_alone(index: Tensor, strictly: bool = True) -> bool:
 def capturing(index: Tensor) -> bool:
     """Whether a CUDA graph is being recorded where the tensor lives."""
     return index.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def is_index(tensor: Tensor) -> bool:
+    """Whether its place and number of elements tell how it is to be read."""
+    return tensor.dtype is torch.int32 and tensor.dim() == 1 and tensor.is_contiguous()
 
 
 def place_of(crow_indices: Tensor, col_indices: Tensor) -> Place:

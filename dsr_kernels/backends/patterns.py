@@ -20,14 +20,15 @@ index tensors of it that something else has written to.
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address_to_read, is_shared
+from dsr_kernels.backends.locks import Rank, make_lock
 from dsr_kernels.backends.pattern import (
     KeptCall,
     KeptPlan,
@@ -36,9 +37,11 @@ from dsr_kernels.backends.pattern import (
     Place,
     Plan,
     capturing,
+    is_index,
     place_of,
     tensors_of,
 )
+from dsr_kernels.backends.tensors import look_of
 
 MAX_PLANS = 1024  # of all patterns: one for each pattern, direction and input size
 # Of the CPU's plans together; or, where that is more, so many times each pattern's largest plan:
@@ -62,7 +65,7 @@ class Patterns:
         self._in_storage: dict[int, weakref.WeakSet[Pattern]] = {}
         self._loose: dict[tuple, Pattern] = {}  # those without, by the pair of tensors
         self._purge_at = 64
-        self._lock = threading.RLock()
+        self._lock = make_lock(Rank.PATTERNS)
         self.changes = 0  # how often an owner has taken on a pattern, perhaps the one it had
 
     # --- plans ---
@@ -93,34 +96,38 @@ class Patterns:
             self._drop_the_oldest()
         return built
 
-    def call(self, crow_indices: Tensor, col_indices: Tensor, look: Hashable) -> Any:
-        """What `keep_call` was given for calls of this look, while the tensors hold what they held.
+    def call(self, pattern: Pattern | None, key: Hashable, *tensors: Tensor | None) -> Any:
+        """What `keep_call` was given for calls of this key, and of tensors of this look.
 
         None where nothing is known. Raises nothing but what the pattern's owner raises.
         """
-        reference = self._frozen.get(place_of(crow_indices, col_indices))
-        if reference is None or not (is_shared(crow_indices) and is_shared(col_indices)):
+        if pattern is None:
             return None
-        pattern = reference()
-        if pattern is None or (kept := pattern.calls.get(look)) is None:
-            return None
-        if pattern.guard is not None and (watch := pattern.guard()) is not None:
-            watch()
-        self._clock += 1
-        for plan in kept.plans:
-            plan.used = self._clock
-        return kept.call
+        for kept in pattern.calls.get(key, ()):
+            if kept.look.fits(*tensors):
+                if pattern.guard is not None and (watch := pattern.guard()) is not None:
+                    watch()
+                self._clock += 1
+                for plan in kept.plans:
+                    plan.used = self._clock
+                return kept.call
+        return None
 
     def keep_call(
-        self, crow_indices: Tensor, col_indices: Tensor, look: Hashable, call: Any, *plans: Plan
+        self,
+        pattern: Pattern,
+        key: Hashable,
+        tensors: Sequence[Tensor | None],
+        call: Any,
     ) -> None:
-        """Has `call` return `call`, for as long as the plans are kept that it runs."""
-        pattern = self.find(crow_indices, col_indices)
+        """Has `call` return `call`, for as long as its `plans` are kept, which it runs."""
+        look = look_of(*tensors)
         with self._lock:
-            kept = [kept for kept in pattern.plans.values() if kept.plan in plans]
-            if len(pattern.calls) >= MAX_CALLS:
+            kept = [kept for kept in pattern.plans.values() if kept.plan in call.plans]
+            if sum(map(len, pattern.calls.values())) >= MAX_CALLS:
                 pattern.calls.clear()
-            pattern.calls[look] = KeptCall(call, kept)
+            others = pattern.calls.get(key, [])
+            pattern.calls[key] = [KeptCall(look, call, kept), *others]
 
     def plans(self) -> list[Plan]:
         """Every plan there is."""
@@ -187,11 +194,12 @@ class Patterns:
             self._freeze(pattern)
         return pattern
 
-    def is_shared_by_others(self, index: Tensor, pattern: Pattern | None) -> bool:
-        """Whether another owner's pattern than this one lies in the tensor's memory."""
+    def owners_in(self, index: Tensor) -> list[Owner]:
+        """Whose patterns lie in the tensor's memory."""
         with self._lock:
-            others = self._in_storage.get(index.untyped_storage()._cdata, ())
-            return any(other is not pattern and not other.expired() for other in others)
+            found = self._in_storage.get(index.untyped_storage()._cdata, ())
+            owners = [p.owner() for p in found if p.owner is not None and not p.expired()]
+            return [owner for owner in owners if owner is not None]
 
     def owner_of(self, crow_indices: Tensor, col_indices: Tensor) -> Owner | None:
         """Whose index tensors these are, or share the memory of."""
@@ -201,19 +209,26 @@ class Patterns:
                     return pattern.owner()
         return None
 
+    def known(self, crow_indices: Tensor, col_indices: Tensor) -> Pattern | None:
+        """The pattern that index tensors hold, if a look at their places is enough to tell."""
+        reference = self._frozen.get(place_of(crow_indices, col_indices))
+        if reference is None or not (is_shared(crow_indices) and is_shared(col_indices)):
+            return None
+        # Others may lie at the same place.
+        return reference() if is_index(crow_indices) and is_index(col_indices) else None
+
     def find(self, crow_indices: Tensor, col_indices: Tensor) -> Pattern:
         """The pattern that the tensors hold. Raises RuntimeError as `plan` does."""
-        reference = self._frozen.get(place_of(crow_indices, col_indices))
-        if reference is not None and is_shared(crow_indices) and is_shared(col_indices):
-            pattern = reference()
-            if pattern is not None:
-                return pattern
+        if (pattern := self.known(crow_indices, col_indices)) is not None:
+            return pattern
         with self._lock:
             return self._look(crow_indices, col_indices)
 
     def _look(self, crow_indices: Tensor, col_indices: Tensor) -> Pattern:
         """`find` for tensors that are not shared, or no longer: by what they hold."""
-        for index in (crow_indices, col_indices):
+        for name, index in (("crow_indices", crow_indices), ("col_indices", col_indices)):
+            if index.dtype != torch.int32:
+                raise ValueError(f"{name}: expected int32, got {index.dtype}")
             address_to_read(index)  # refuses those without memory
         tensors = tensors_of(crow_indices, col_indices)
         owned = [p for p in self._owned.get(tensors, ()) if not p.expired()]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsr_kernels.training.run.folder import LOG
+from dsr_kernels.training.run.out_folder import open_plain
 
 LITTLE_ROOM = 2**16  # bytes that are free on a disk which is as good as full
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -103,7 +104,8 @@ class Attempt:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
-        with (self.run / LOG).open("ab") as log:
+        to_append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with os.fdopen(open_plain(self.run / LOG, to_append), "ab") as log:
             begin = log.seek(0, os.SEEK_END)
             child = subprocess.Popen(
                 [*self.train, *which, *self.options.of(self.run)],

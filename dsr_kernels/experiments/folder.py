@@ -22,6 +22,7 @@ from dsr_kernels.training.run.folder import Run
 
 DONE, FAILED, SKIPPED, UNFINISHED, WAITING = "done", "failed", "skipped", "unfinished", "waiting"
 JOBS = "jobs.json"
+WRITTEN = ("recipes", "plots", "jobs")  # as files in them; each of the runs sees to itself
 Failures = dict[str, tuple[str, str]]  # (FAILED or SKIPPED, error) by the name of the cell
 
 
@@ -44,6 +45,7 @@ class Folder:
             out_folder.prepare(path, "experiment", (temporary("grid.toml"),))
         folder = cls(path)
         folder.lock()
+        out_folder.refuse_links(folder.path, WRITTEN)
         for cell in cells:
             folder._check(cell)
         write_atomically(folder.path / "grid.toml", grid.text)

@@ -22,6 +22,7 @@ from dsr_kernels.experiments.results import (
 )
 from dsr_kernels.training.report import style
 from dsr_kernels.training.report.plots import moves
+from dsr_kernels.training.run import out_folder
 from dsr_kernels.training.run.files import write_atomically
 from dsr_kernels.training.run.story import Story
 
@@ -42,8 +43,11 @@ Stories = dict[str, Story]  # finished runs by the name of their cell
 
 
 def write(results: Results, rows: list[Row]) -> None:
-    """Writes OUT/plots/*.png from the finished cells. Raises UsageError without matplotlib."""
+    """Writes OUT/plots/*.png from the finished cells. Raises UsageError without matplotlib, and
+    where OUT/plots is a link.
+    """
     with style.drawing("the plots of an experiment"):
+        out_folder.refuse_links(results.folder.path, ["plots"])
         folder = results.folder.path / "plots"
         folder.mkdir(exist_ok=True)
         for name, figure in _draw(results, rows, _stories(results)).items():

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsr_kernels.backends.conv_shape import ConvShape, conv_shape
+from dsr_kernels.backends.conv_shape import conv_shape
 from dsr_kernels.backends.fused import Prologue
 from dsr_kernels.backends.held import exchange
-from dsr_kernels.ops import autograd
+from dsr_kernels.ops import autograd, linear
 from dsr_kernels.ops.fused import autograd as fused
 from dsr_kernels.ops.fused.autograd import Fused
 from dsr_kernels.ops.results import check_extents, check_tensors
@@ -188,11 +188,7 @@ def sparse_linear(
             f"SparseLinear: expected input with {features} features, "
             f"got {x.shape[-1] if x.dim() else 'a scalar'} (shape {tuple(x.shape)})"
         )
-    _check_weight("SparseLinear", x, values, bias, crow_indices, col_indices, rows)
-    image = _autocast(x).reshape(-1, features, 1, 1)
-    shape = ConvShape((rows, features, 1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
-    y = autograd.sparse_conv2d(image, values, bias, crow_indices, col_indices, shape)
-    return y.reshape(*x.shape[:-1], rows)
+    return linear.sparse_linear(_autocast(x), values, bias, crow_indices, col_indices, rows)
 
 
 def _check_weight(*args: Any) -> None:

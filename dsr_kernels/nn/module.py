@@ -22,17 +22,17 @@ from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.distribution import budget
+from dsr_kernels.nn import sharing
 from dsr_kernels.nn.accumulators import refuse_held
 from dsr_kernels.nn.changing import changing
 from dsr_kernels.nn.compile import let_nnz_vary
 from dsr_kernels.nn.leaf import mode_of, ordinary, why_fixed
 from dsr_kernels.nn.normalized import refuse_normalized
 from dsr_kernels.nn.one_node import is_tracing, refuse_constant
-from dsr_kernels.nn.pattern_owner import living
 from dsr_kernels.nn.step_check import install
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
-from dsr_kernels.topology import Topology, check_block_size, check_pattern, check_shape
+from dsr_kernels.topology import Topology, check_block_size, check_int32, check_pattern, check_shape
 
 _TENSORS = ("weight_values", "bias", "crow_indices", "col_indices")
 
@@ -85,7 +85,7 @@ class SparseModule(StoredWeight):
         self._pattern_pending = self.weight_values.is_meta
         if not self._pattern_pending:
             self._own()
-        living.add(self)
+        sharing.join(self)
         self._draw_parameters(generator)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -166,6 +166,8 @@ class SparseModule(StoredWeight):
                 f"{type(self).__name__} has no dense weight to set: give it values with "
                 "replace_topology, or tie and load dense weights before sparsify"
             )
+        if name in sharing.INDICES:
+            check_int32(f"{self.label()}: {name}", value)
         super().__setattr__(name, value)
 
     def _check_use(self) -> None:
@@ -178,6 +180,8 @@ class SparseModule(StoredWeight):
             refuse_constant(self)
         if self._expects_broadcast:
             self._take_broadcast()
+        if self._left_to is not None:
+            self._verify_values()
         owned = self._owned
         if owned is not None and not owned.shared and not is_in_torch_dispatch_mode():
             with exchange:
@@ -261,6 +265,7 @@ class SparseModule(StoredWeight):
             with exchange:
                 self._exchange_values(values)
                 self._exchange_pattern(crow_indices, col_indices)
+                sharing.values_were_exchanged(self)
             self._tell_copies(alike)
         self._pattern_pending = False
         self._leave_behind(None)

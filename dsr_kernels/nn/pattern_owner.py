@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsr_kernels.backends import retired
 from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.backends.patterns import patterns
-from dsr_kernels.nn import copies
-from dsr_kernels.topology import check_pattern
+from dsr_kernels.nn import copies, sharing
+from dsr_kernels.topology import check_int32, check_pattern
 
 
 class PatternOwner(nn.Module):
@@ -41,6 +40,7 @@ class PatternOwner(nn.Module):
     _name: str = ""  # in its model, as far as it is known
     _lineage: copies.Lineage | None = None  # once it has been copied
     _left_behind: Tensor | None = None  # of a frozen copy: its values when the original was rewired
+    _left_to: weakref.ref[PatternOwner] | None = None  # whose pattern its values belong to
     _expects_broadcast: bool = False
 
     def label(self) -> str:
@@ -64,6 +64,7 @@ class PatternOwner(nn.Module):
         crow, col = self.crow_indices, self.col_indices
         if not (_is_plain(crow) and _is_plain(col)):
             raise ValueError(f"{self.label()}: it has no pattern, its tensors are on {crow.device}")
+        self._check_dtypes()
         found = patterns.find(crow, col)
         if self._owned is not None and found.same_as(self._owned):
             return self._owned
@@ -100,18 +101,14 @@ class PatternOwner(nn.Module):
         if plain and self.dense_shape.is_meta:  # built there, and given tensors since
             self._set_dense_shape()
         self._owned = patterns.own(crow, col, self, self._owned) if plain else None
-        _assigned.discard(self)
 
     def _unshare(self) -> None:
-        """Gives the layer index tensors of its own where another layer has the same ones."""
-        for name in ("crow_indices", "col_indices"):
+        """Gives the layer index tensors of its own where another weight has the same ones."""
+        for name in sharing.INDICES:
             index = self._buffers[name]
             if index is None or not _is_plain(index):
                 continue
-            others = (o._buffers for o in list(_assigned) if o._buffers is not self._buffers)
-            if patterns.is_shared_by_others(index, self._owned) or any(
-                buffers.get(name) is index for buffers in others
-            ):
+            if sharing.has_index_of_another(self, name):
                 self._buffers[name] = index.clone()
 
     @torch.no_grad()
@@ -132,12 +129,24 @@ class PatternOwner(nn.Module):
     def _verify(self) -> None:
         """Raises RuntimeError where something else has written to the index tensors."""
         if self._owned is not None and _is_plain(self.crow_indices):
+            self._check_dtypes()
             patterns.find(self.crow_indices, self.col_indices)
-        self._verify_copy()
+        self._verify_values()
 
-    def _verify_copy(self) -> None:
-        """Raises RuntimeError for a copy that goes on as an average of a model rewired since."""
+    def _check_dtypes(self) -> None:
+        for name in sharing.INDICES:
+            check_int32(f"{self.label()}: {name}", self._buffers[name])
+
+    def _verify_values(self) -> None:
+        """Raises RuntimeError for values of another pattern than this layer's: those of a copy that
+        goes on as an average of a model rewired since, and shared ones of a layer changed since.
+        """
         values = self._parameters.get("weight_values")
+        other = None if self._left_to is None else self._left_to()
+        if other is not None and other._parameters.get("weight_values") is values:
+            if not self._has_indices(other.crow_indices, other.col_indices):
+                raise RuntimeError(sharing.left_to(self, other))
+            self._leave_to(None)
         if self._left_behind is None or values is None:
             return
         if values.requires_grad:  # it trains by itself
@@ -148,9 +157,14 @@ class PatternOwner(nn.Module):
     def _leave_behind(self, values: Tensor | None) -> None:
         """Keeps the values that a frozen copy had when its original was rewired; None: forgets."""
         self._left_behind = None if values is None else copies.keep(values)
+        self._leave_to(None)
+
+    def _leave_to(self, other: PatternOwner | None) -> None:
+        """The shared values belong to the other layer's pattern from now on; None: to its own."""
+        self._left_to = None if other is None else weakref.ref(other)
         if self._owned is not None:  # the kernels are to ask, whoever calls them
-            ask = None if values is None else weakref.WeakMethod(self._verify_copy)
-            self._owned.guard = ask
+            doubtful = other is not None or self._left_behind is not None
+            self._owned.guard = weakref.WeakMethod(self._verify_values) if doubtful else None
 
     def _alike(self) -> list[PatternOwner]:
         """The frozen copies of this layer that have its pattern: snapshots and averages."""
@@ -244,6 +258,7 @@ class PatternOwner(nn.Module):
         self._lineage.members.add(self)
         state = self.__dict__.copy()
         state.pop("_owned", None)
+        state.pop("_left_to", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -254,28 +269,7 @@ class PatternOwner(nn.Module):
             self._own()
         if self._left_behind is not None:
             self._leave_behind(self._left_behind)
-        living.add(self)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("crow_indices", "col_indices"):
-            _assigned.add(self)
-
-
-# Those that were given index tensors as attributes, and do not own them yet.
-_assigned: weakref.WeakSet[PatternOwner] = weakref.WeakSet()
-# Every layer there is.
-living: weakref.WeakSet[PatternOwner] = weakref.WeakSet()
-
-
-def _is_a_layers(place: tuple[int, int]) -> bool:
-    """Whether a layer has its values there; what functional_call lends it is no Parameter."""
-    values = (owner._parameters.get("weight_values") for owner in list(living))
-    own = (v for v in values if type(v) is nn.Parameter and not v.is_meta)
-    return any(retired.place_of(v) == place for v in own)
-
-
-retired.claim(_is_a_layers)
+        sharing.join(self)
 
 
 def adopt_patterns(model: nn.Module) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from dsr_kernels.nn.compiled_step import choose_how_to_run
-from dsr_kernels.nn.pattern_owner import PatternOwner, living
+from dsr_kernels.nn.pattern_owner import PatternOwner
+from dsr_kernels.nn.sharing import living
 
 # No reference to a parameter is kept: torch.utils.swap_tensors refuses those.
 _looks: weakref.WeakKeyDictionary[Optimizer, _Look] = weakref.WeakKeyDictionary()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.retired import retire
-from dsr_kernels.nn import pretrained
+from dsr_kernels.nn import pretrained, sharing
 from dsr_kernels.nn.accumulators import give_data, refuse_held
 from dsr_kernels.nn.changing import changing
 from dsr_kernels.nn.leaf import mode_of, why_fixed
@@ -81,6 +81,7 @@ class StoredWeight(PatternOwner):
                 return
             self._unshare()  # where tensors were assigned
             self._own()
+            sharing.values_were_exchanged(self)
         loaded(self, before)
         self._leave_behind(None)
         self._tell_copies(alike)

@@ -22,10 +22,12 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.held import HeldPattern
 from dsr_kernels.ops import flops, library, results, watch
 from dsr_kernels.ops.saved import (
     Context,
     Gradients,
+    keep_found,
     keep_pattern,
     keep_weight,
     recorded_with,
@@ -158,18 +160,21 @@ class SparseConv(torch.autograd.Function):
     ) -> Tensor:
         # values is saved even where only its own gradient is asked for: its version tells whether
         # it is still what this graph was recorded with.
-        kept = x if ctx.needs_input_grad[2] else None
-        ctx.save_for_backward(kept, values)  # type: ignore[arg-type]
-        plain = kernel is library.sparse_conv2d
-        values, crow_indices, col_indices = keep_weight(
-            ctx, plain, values, crow_indices, col_indices
-        )
-        ctx.shape, ctx.input_size = shape, x.shape[1:]
-        ctx.channels_last = results.channels_last(x)
+        ctx.shape = shape
+        if ctx.needs_input_grad[2]:
+            ctx.save_for_backward(x, values)
+        else:
+            ctx.save_for_backward(None, values)  # type: ignore[arg-type]
+            ctx.input_size, ctx.channels_last = x.shape[1:], results.channels_last(x)
         if watch.watchers and are_plain((values,)):
             for watcher in watch.living():
                 watcher.used(values)
-        return kernel(x, values, bias, crow_indices, col_indices, shape)
+        if kernel is not library.sparse_conv2d:
+            keep_weight(ctx, False, values, crow_indices, col_indices)
+            return kernel(x, values, bias, crow_indices, col_indices, shape)
+        y, found = library.sparse_conv2d_found(x, values, bias, crow_indices, col_indices, shape)
+        keep_found(ctx, found, crow_indices, col_indices)
+        return y
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> Gradients:
@@ -178,12 +183,16 @@ class SparseConv(torch.autograd.Function):
         shape = ctx.shape
         gx = gvalues = gbias = None
         plain = not torch.is_grad_enabled() and are_plain((grad, x, values))
-        if plain and wants_x and wants_values:
-            gx, gvalues = library.sparse_conv2d_backward(x, grad, values, *pattern, shape)
+        if plain and wants_values and ctx.found is not None:
+            held = HeldPattern(pattern, ctx.found)
+            if wants_x:
+                gx, gvalues = library.sparse_conv2d_backward(x, grad, values, held, shape)
+            else:
+                gvalues = library.sparse_conv2d_backward_weight(x, grad, values, held, shape)
         elif wants_x:
-            gx = sparse_conv2d_grad_input(
-                grad, values, *pattern, ctx.input_size, shape, ctx.channels_last
-            )
+            size = ctx.input_size if x is None else x.shape[1:]
+            last = ctx.channels_last if x is None else results.channels_last(x)
+            gx = sparse_conv2d_grad_input(grad, values, *pattern, size, shape, last)
         if wants_values:
             if gvalues is None:
                 gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)

@@ -19,9 +19,16 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import cpu, cpu_calls, dispatch
+from dsr_kernels.backends.calls import (
+    BackwardCall,
+    ForwardCall,
+    GradWeightCall,
+    Preparer,
+    look,
+)
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cpu_calls import Backward, Forward
-from dsr_kernels.backends.held import exchange, hold, hold_pattern, hold_values
+from dsr_kernels.backends.held import HeldPattern, exchange, hold, hold_pattern, take_values
+from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.ops.results import (
     channels_last,
@@ -58,23 +65,42 @@ def sparse_conv2d(
     col_indices: Tensor,
     shape: ConvShape,
 ) -> Tensor:
+    return sparse_conv2d_found(x, values, bias, crow_indices, col_indices, shape)[0]
+
+
+def _preparer(result: Tensor) -> Preparer | None:
+    """backends.cpu_calls, backends.cuda.calls or nothing."""
+    return cpu_calls if result.is_cpu else dispatch.gpu_calls(result.device)
+
+
+def sparse_conv2d_found(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: ConvShape,
+) -> tuple[Tensor, Pattern | None]:
+    """(y, the pattern that it was computed with)."""
+    seen, tensors = look("forward", shape, x), (x, values, bias)
     with exchange:
-        seen = cpu_calls.look("forward", shape, (x, values, bias, crow_indices, col_indices))
-        call: Forward | None = patterns.call(crow_indices, col_indices, seen)
+        found = patterns.known(crow_indices, col_indices)
+        call: ForwardCall | None = patterns.call(found, seen, *tensors)
         if call is not None:
-            values = hold_values(values)
+            values = take_values(values)
         else:
             out = conv2d_result(x, values, bias, crow_indices, col_indices, shape)
             held = hold(values, crow_indices, col_indices)
+            found = held.pattern.found
     if call is None:
         values, pattern = held.values, held.pattern.indices
-        call = cpu_calls.prepare_forward(seen, out, x, held.weight, shape, (bias,))
+        if (preparer := _preparer(out)) is not None:
+            weight = held.weight
+            call = preparer.prepare_forward(seen, tensors, out, x, weight, shape, (bias,))
     if call is not None:
-        out = call.empty(x.dtype)
-        return call.into(out, x, values, bias)
-    if out.is_cpu:
-        return cpu.sparse_conv2d(out, x, values, bias, *pattern, shape)
-    return dispatch.gpu_backend(out.device).sparse_conv2d(out, x, values, bias, *pattern, shape)
+        return call.into(call.empty(x.dtype), x, values, bias), found
+    backend: dispatch.Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
+    return backend.sparse_conv2d(out, x, values, bias, *pattern, shape), found
 
 
 def sparse_conv2d_grad_input(
@@ -99,24 +125,22 @@ def sparse_conv2d_backward(
     x: Tensor,
     grad: Tensor,
     values: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
+    held: HeldPattern,
     shape: ConvShape,
 ) -> tuple[Tensor, Tensor]:
-    """(gx, gvalues of values' shape): on a CPU in one pass over what both read."""
-    with exchange:
-        seen = cpu_calls.look("backward", shape, (x, grad, values, crow_indices, col_indices))
-        call: Backward | None = patterns.call(crow_indices, col_indices, seen)
-        if call is not None:
-            values = hold_values(values)
-        else:
-            pattern, size, last = (crow_indices, col_indices), x.shape[1:], channels_last(x)
-            out = grad_input_result(grad, values, *pattern, size, shape, last)
-            grad_weight_result(x, grad, *pattern, shape, values.dtype)
-            held = hold(values, *pattern)
+    """(gx, gvalues of values' shape): on a CPU in one pass over what both read.
+
+    The values are held, too.
+    """
+    seen, tensors = look("backward", shape, x), (x, grad, values)
+    call: BackwardCall | None = patterns.call(held.found, seen, *tensors)
     if call is None:
-        values, pattern = held.values, held.pattern.indices
-        call = cpu_calls.prepare_backward(seen, out, grad, x, held.weight, shape)
+        pattern, size, last = held.indices, x.shape[1:], channels_last(x)
+        out = grad_input_result(grad, values, *pattern, size, shape, last)
+        grad_weight_result(x, grad, *pattern, shape, values.dtype)
+        if (preparer := _preparer(out)) is not None:
+            weight = values, *pattern
+            call = preparer.prepare_backward(seen, tensors, out, grad, x, weight, shape)
     if call is None:
         gx = sparse_conv2d_grad_input(grad, values, *pattern, size, shape, last)
         gvalues = sparse_conv2d_grad_weight(x, grad, *pattern, shape, values.dtype)
@@ -125,6 +149,27 @@ def sparse_conv2d_backward(
     gvalues = torch.empty_like(values)
     call.into(gx, gvalues, grad, values, x)
     return gx, gvalues
+
+
+def sparse_conv2d_backward_weight(
+    x: Tensor,
+    grad: Tensor,
+    values: Tensor,
+    held: HeldPattern,
+    shape: ConvShape,
+) -> Tensor:
+    """gvalues of values' shape, alone: of a layer whose input needs no gradient."""
+    seen, dtype = look("grad_weight", shape, x), values.dtype
+    call: GradWeightCall | None = patterns.call(held.found, seen, x, grad)
+    if call is None:
+        out = grad_weight_result(x, grad, *held.indices, shape, dtype)
+        if (preparer := _preparer(out)) is not None:
+            call = preparer.prepare_grad_weight(seen, x, grad, dtype, held.indices, shape)
+    if call is not None:
+        return call.into(torch.empty_like(values), x, grad)
+    backend: dispatch.Backend = cpu if out.is_cpu else dispatch.gpu_backend(out.device)
+    backend.sparse_conv2d_grad_weight(out, x, grad, *held.indices, shape)
+    return out.view(values.shape)
 
 
 def sparse_conv2d_grad_weight(

@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.held import exchange, hold_pattern, hold_values
 from dsr_kernels.backends.pattern import Pattern
+from dsr_kernels.backends.patterns import patterns
 
 STALE = (
     "sparse_conv2d: the values or the pattern of a sparse layer, or its input, changed between "
@@ -80,15 +81,21 @@ def keep_pattern(
 
     Of plain tensors it is known by what they hold, for not every write counts a version.
     """
-    ctx.values_version = None
-    if not plain:
-        ctx.pattern = _of_no_gradient(crow_indices), _of_no_gradient(col_indices)
-        ctx.found, ctx.pattern_version = None, _version(ctx.pattern)
-        return crow_indices, col_indices
-    held = hold_pattern(crow_indices, col_indices)
-    ctx.pattern, ctx.pattern_version = (crow_indices, col_indices), None
-    ctx.found = held.found
-    return held.indices
+    if plain:
+        held = hold_pattern(crow_indices, col_indices)
+        keep_found(ctx, held.found, crow_indices, col_indices)
+        return held.indices
+    ctx.pattern = _of_no_gradient(crow_indices), _of_no_gradient(col_indices)
+    ctx.values_version, ctx.found, ctx.pattern_version = None, None, _version(ctx.pattern)
+    return crow_indices, col_indices
+
+
+def keep_found(
+    ctx: Context, found: Pattern | None, crow_indices: Tensor, col_indices: Tensor
+) -> None:
+    """Keeps what the index tensors of a plain weight held."""
+    ctx.pattern, ctx.found = (crow_indices, col_indices), found
+    ctx.values_version = ctx.pattern_version = None
 
 
 def _of_no_gradient(index: Tensor) -> Tensor:
@@ -125,18 +132,21 @@ def saved(
         # vjp's function outlives its transform, and the saved tensors are wrappers of that still. A
         # plain gradient goes straight to the kernels, so no dispatcher of torch unwraps them.
         return unwrap_dead_wrappers(tensors), ctx.pattern
+    crow_indices, col_indices = ctx.pattern
     with exchange:
-        pattern, now = hold_pattern(*ctx.pattern)
+        now = patterns.find(crow_indices, col_indices)
         if not now.same_as(ctx.found):
             raise RuntimeError(STALE)
+        recorded = torch.is_grad_enabled()
+        pattern = ctx.pattern if recorded else (crow_indices.data, col_indices.data)
         if values_at is None:
-            return tensors, ctx.pattern if torch.is_grad_enabled() else pattern
+            return tensors, pattern
         values = tensors[values_at]
         if ctx.values_version is not None:
             known, version = ctx.values_version
             if id(values) == known and values._version != version:
                 raise RuntimeError(STALE)
-        if torch.is_grad_enabled():
-            return tensors, ctx.pattern
-        before, after = tensors[:values_at], tensors[values_at + 1 :]
-        return (*before, hold_values(values), *after), pattern
+        if recorded:
+            return tensors, pattern
+        held = hold_values(values)
+    return (*tensors[:values_at], held, *tensors[values_at + 1 :]), pattern

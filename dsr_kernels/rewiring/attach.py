@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -12,14 +12,18 @@ import torch
 from torch.optim import Optimizer
 
 from dsr_kernels.rewiring.counted import find_counted
+from dsr_kernels.rewiring.counted_steps import (
+    STATE_KEY,
+    is_rehearsal,
+    warn_if_loaded,
+    was_left_out,
+)
 from dsr_kernels.rewiring.layers import SparseLayer
-from dsr_kernels.rewiring.nested import was_loaded
 from dsr_kernels.rewiring.optimizers import Optimizers
 from dsr_kernels.rewiring.report import RewireReport
 from dsr_kernels.rewiring.running import RunningSteps
 
 OnRewire = Callable[[RewireReport], object]
-STATE_KEY = "dsr_kernels"  # of a rewirer's state in its optimizer's
 
 
 class Attachable:
@@ -68,7 +72,7 @@ class Attachable:
             )
         counted, around = find_counted(self._optimizers, self._layers, after)
         if state_in_optimizer and not self.iteration:
-            _warn_if_loaded([counted, *around])
+            warn_if_loaded([counted, *around])
         self._attachment = Attachment(self, counted, around, on_rewire, state_in_optimizer)
         return self._attachment
 
@@ -119,7 +123,7 @@ class Attachment:
         self._start()
 
     def _start(self) -> None:
-        self._running = RunningSteps()
+        self._running, self._is_by_hand = RunningSteps(), False
         self._counts: bool | None = None  # whether the running step is an iteration; not known yet
         self._stepped = False  # whether the counted one has made its step within the running one
         self._loading: dict[str, Any] | None = None
@@ -185,13 +189,32 @@ class Attachment:
 
     # ---- steps ----------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def by_hand(self) -> Iterator[None]:
+        """Steps within are not counted: whoever makes them calls `count` after each, as for the
+        replay of a CUDA graph, which calls no hooks.
+        """
+        self._is_by_hand = True
+        try:
+            yield
+        finally:
+            self._is_by_hand = False
+
+    def count(self) -> RewireReport | None:
+        """Counts a step that was made within `by_hand`; returns what a rewire did."""
+        return self._step_rewirer()
+
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._is_by_hand:
+            return
         if torch.compiler.is_compiling():  # a trace would take what is so now for always
             _eagerly(Attachment._begin, self, optimizer)
         else:
             self._begin(optimizer)
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._is_by_hand:
+            return
         if torch.compiler.is_compiling():
             _eagerly(Attachment._end, self, optimizer)
         else:
@@ -201,21 +224,22 @@ class Attachment:
         if self._running.begin(optimizer):
             self._stepped, self._counts = False, None
         if optimizer is self._counted and self._counts is None:
-            self._counts = not _is_rehearsal(optimizer)
+            self._counts = not is_rehearsal(optimizer)
 
     def _end(self, optimizer: Any) -> None:
         self._running.end(optimizer)
-        if optimizer is self._counted and self._counts and not _was_left_out(optimizer):
+        if optimizer is self._counted and self._counts and not was_left_out(optimizer):
             self._stepped = True
         if self._stepped and not self._running:
             self._stepped = False
             self._step_rewirer()
 
-    def _step_rewirer(self) -> None:
+    def _step_rewirer(self) -> RewireReport | None:
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"attach: {self.kind}.step() is being captured in a CUDA graph, whose replays "
-                "would not call the rewirer; `remove()` the handle that `attach` returned and call "
+                "would not call the rewirer; make steps by dsr_kernels.cuda.GraphedStep, which "
+                "counts them, or `remove()` the handle that `attach` returned and call "
                 "`rewirer.step()` after each replay"
             )
         self.is_stepping = True
@@ -224,6 +248,7 @@ class Attachment:
         finally:
             self.is_stepping = False
         self._tell(report)
+        return report
 
     def _tell(self, report: RewireReport | None) -> None:
         if report is not None and self.on_rewire is not None:
@@ -266,34 +291,3 @@ def _refuse_a_second_state(optimizer: Any) -> None:
             "`remove()` that one's handle if this one replaces it, or use "
             "attach(state_in_optimizer=False) and save and load this rewirer's state_dict yourself"
         )
-
-
-def _warn_if_loaded(optimizers: list[Optimizer]) -> None:
-    for one in optimizers:
-        if was_loaded(one):
-            kind = type(one).__name__
-            warnings.warn(
-                f"attach: this rewirer starts at iteration 0, but {kind} has loaded a state "
-                "already, and a rewirer's state in it, if any, was dropped. To go on, attach "
-                f"before {kind}.load_state_dict(...), or call rewirer.load_state_dict("
-                f"state[{STATE_KEY!r}]) before you attach",
-                stacklevel=3,
-            )
-            return
-
-
-def _is_rehearsal(optimizer: Any) -> bool:
-    """Whether torch.distributed.checkpoint makes this step, only to have state be made: with a
-    learning rate of 0 and gradients of 0, before any other step.
-    """
-    groups = optimizer.param_groups
-    if optimizer.state or any(float(group.get("lr", 0)) != 0 for group in groups):
-        return False
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
-
-
-def _was_left_out(optimizer: Any) -> bool:
-    """Whether a GradScaler has found infinities: a fused optimizer's step then changes nothing."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -95,6 +95,11 @@ class GradientWatch:
         watch.unwatch(self)
         self._looks, self._layers = False, []
         self.forget()
+
+    def looks_at(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether it waits for the gradient of one of these."""
+        own = {id(layer.weight_values) for layer in self._layers}
+        return any(id(parameter) in own for parameter in parameters)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs, or a pickle: of a method and its model, to go on as they would."""

@@ -14,6 +14,7 @@ from dsr_kernels.nn import SparseModule
 from dsr_kernels.nn.accumulators import is_held, note_parallels_of
 from dsr_kernels.nn.leaf import why_fixed
 from dsr_kernels.rewiring.names import named_layers
+from dsr_kernels.topology import check_int32
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices [O // block_size + 1], col_indices [blocks]
 BLOCK_SCORES = ("mean", "l2")
@@ -160,6 +161,8 @@ class SparseLayer:
             )
         others = self.sharers + self.followers
         for name, module in [(self.name, self.module), *others]:
+            check_int32(f"layer {name!r}: crow_indices", module.crow_indices)
+            check_int32(f"layer {name!r}: col_indices", module.col_indices)
             for tensor in (module.weight_values, module.crow_indices, module.col_indices):
                 if tensor.device != device:
                     raise ValueError(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends.address import address
+from dsr_kernels.backends.held import exchange
+from dsr_kernels.nn import sharing
 from dsr_kernels.rewiring.entry_state import EntryState, Holder, StateSlot
 from dsr_kernels.rewiring.layers import Slot, SparseLayer
 
@@ -112,20 +114,22 @@ class Move:
 
     def _replace(self, pattern: tuple[Tensor, Tensor], values: list[Tensor]) -> None:
         crow, col = pattern
-        for i, (module, v) in enumerate(zip(self.modules, values, strict=True)):
-            # Copies: a later in-place change of one module's buffers must not change another's.
-            module.replace_topology(
-                crow.clone() if i else crow, col.clone() if i else col, v, validate=False
-            )
+        with exchange:  # until those that share values have one pattern again
+            for i, (module, v) in enumerate(zip(self.modules, values, strict=True)):
+                # Copies: a later in-place change of one module's buffers must not change another's.
+                module.replace_topology(
+                    crow.clone() if i else crow, col.clone() if i else col, v, validate=False
+                )
 
 
 def commit(moves: list[Move]) -> None:
     """Makes all moves. If one fails, undoes all and raises what it raised."""
     made: list[Move] = []
     try:
-        for move in moves:
-            made.append(move)
-            move.make()
+        with sharing.looked_through():
+            for move in moves:
+                made.append(move)
+                move.make()
     except BaseException:
         for move in reversed(made):
             move.undo()

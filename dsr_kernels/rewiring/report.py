@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from dsr_kernels.rewiring.layers import SparseLayer
 from dsr_kernels.rewiring.plan import RewirePlan
+from dsr_kernels.rewiring.schedule import as_int, as_number
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,29 @@ class RewireReport:
     grown: int
     layers: list[LayerReport]
     seconds: float
+
+    @classmethod
+    def from_dict(cls, found: Any, names: Mapping[str, str]) -> RewireReport:
+        """What dataclasses.asdict has made of a report, with layers renamed.
+
+        Raises ValueError for what cannot have been one.
+        """
+        known = {each.name for each in fields(cls)}
+        if not isinstance(found, dict) or set(found) != known:
+            raise ValueError(f"report: expected the keys {sorted(known)}, got {found!r}")
+        for key in known - {"layers"}:
+            as_number(found[key], f"report: {key}")
+        if not isinstance(found["layers"], list):
+            raise ValueError(f"report: layers: expected a list, got {found['layers']!r}")
+        layers = []
+        for row in found["layers"]:
+            own = {each.name for each in fields(LayerReport)}
+            if not isinstance(row, dict) or set(row) != own or not isinstance(row["name"], str):
+                raise ValueError(f"report: layers: expected the keys {sorted(own)}, got {row!r}")
+            for key in own - {"name"}:
+                as_int(row[key], f"report: layers: {key}", 0)
+            layers.append(LayerReport(**{**row, "name": names.get(row["name"], row["name"])}))
+        return cls(**{**found, "layers": layers})
 
     def __str__(self) -> str:
         total = sum(layer.nnz_after for layer in self.layers)

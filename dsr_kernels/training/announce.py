@@ -33,8 +33,9 @@ def announce(trainer: Trainer, model: Json) -> None:
     """Prints what is about to be trained; `model` is what `setup.describe` says of it."""
     recipe, images = trainer.recipe, counts(trainer.data)
     print(
-        f"{recipe.name}: {recipe.method}, {recipe.training.epochs} epochs on "
-        f"{images['train']} images ({images['validation']} validation, {images['test']} test)"
+        f"{recipe.name}: {recipe.method}, {recipe.training.epochs} epochs on {images['train']} "
+        f"images of {'x'.join(map(str, trainer.data.image_shape))} "
+        f"({images['validation']} validation, {images['test']} test)"
     )
     if model["layers"]:
         print(

@@ -82,6 +82,7 @@ def export(folder: Path, target: Path, data_dir: Path | None = None) -> str:
         ".safetensors": lambda dense, _, path: _safetensors(dense, path, recipe, facts),
     }
     try:
+        part.unlink(missing_ok=True)  # a link there would be written through
         try:
             read_back = formats[target.suffix](densify(model), _inputs(model, facts, 2), part)
         except UsageError:

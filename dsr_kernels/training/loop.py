@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from dsr_kernels.cuda.replayer import Replayer
 from dsr_kernels.errors import Interrupted
 from dsr_kernels.training import placement
 from dsr_kernels.training.data.sets import Split, eval_batches, train_batches
@@ -18,6 +20,7 @@ from dsr_kernels.training.measures import Tally, hits, named
 from dsr_kernels.training.networks import logits
 from dsr_kernels.training.parts import Parts
 from dsr_kernels.training.progress import Progress
+from dsr_kernels.training.queue import Queue
 from dsr_kernels.training.recipe.schema import at
 from dsr_kernels.training.run.files import Json
 from dsr_kernels.training.run.folder import resume_command
@@ -28,12 +31,22 @@ from dsr_kernels.training.signals import StopRequest
 class Trainer(Parts):
     """Trains a run, from where its parts stand to the end."""
 
+    queue: Queue | None  # of a device that runs ahead
+    step: Callable[..., tuple[torch.Tensor, ...]]  # of a batch there: see `_step`
+
     def train(self) -> Json:
         """Trains to the end and returns the results. Raises Interrupted or TrainingStopped."""
         epochs = self.recipe.training.epochs
         self.total = epochs * self.epoch_length
         quiet = self.quiet if self.world.is_first else True
         self.progress = Progress(self.total, self.position.iteration, epochs, quiet)
+        self.queue = None
+        if self.world.size == 1 and placement.runs_ahead(self.device):
+            self.queue = Queue(self.device)
+            self.step = self._step
+            if self.recipe.training.cuda_graph:
+                parts = self.model, self.optimizer, self.scaler
+                self.step = Replayer(self._step, *parts, say=self.progress.say)
         try:
             doing = "saving a checkpoint" if self.world.size == 1 else "at the next iteration"
             with StopRequest(doing, self.world.is_first) as self.stop:
@@ -61,12 +74,17 @@ class Trainer(Parts):
             batch = next(batches, None)
             while batch is not None:
                 images, labels = batch
-                loss, correct = self._iteration(images, labels)
+                if self.queue is None:
+                    loss, correct = self._iteration(images, labels)
+                else:
+                    self._queue_iteration(self.queue, images, labels)
                 batch = next(batches, None)  # while a GPU is still busy with this one
-                correct = int(correct)  # waits for the device
-                now.add(loss, correct, size, time.perf_counter() - started)
-                means = now.loss / now.seen, now.correct / now.seen
-                self.progress.iteration(now.epoch, *means, now.seen / now.seconds)
+                if self.queue is None:
+                    now.measured(loss, int(correct), size)  # waits for the device
+                elif self.queue.is_full or batch is None:
+                    self._read_queue()
+                now.advance(time.perf_counter() - started)
+                self.progress.iteration(now.epoch, now.means(), now.batch * size / now.seconds)
                 self._safe_point()
                 started = time.perf_counter()
 
@@ -85,10 +103,7 @@ class Trainer(Parts):
         """Trains on this process's share of a batch; returns the mean loss of the whole batch, and
         how many of its images it got right.
         """
-        now, settings = self.position, self.recipe.optimizer
-        rate = at(settings.lr, now.epoch + now.batch / self.epoch_length)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss, output = self._forward(images, labels)
         value, correct = loss.item(), hits(output, labels)
@@ -96,18 +111,58 @@ class Trainer(Parts):
             value, correct = self._sums(value / self.world.size, int(correct))
         if not math.isfinite(value):
             self._stop_training(f"the loss became {value}")
+        self._descend(loss)
+        self._rewire()
+        return value, correct
+
+    def _queue_iteration(self, queue: Queue, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Trains on a batch, and leaves its numbers on the device: nothing waits for that."""
+        self._set_rate()
+        queue.put(self.position.iteration + 1, *self.step(images, labels))
+        self._rewire()
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(the batch's loss, how many of its images it got right), from zero_grad to the
+        optimizer's step. Looks at no number, so that a graph can have it.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, output = self._forward(images, labels)
+        correct = hits(output, labels)
+        self._descend(loss)
+        return loss.detach(), correct
+
+    def _set_rate(self) -> None:
+        now = self.position
+        rate = at(self.recipe.optimizer.lr, now.epoch + now.batch / self.epoch_length)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _descend(self, loss: torch.Tensor) -> None:
+        """Backward, and the optimizer's step."""
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        if settings.l1:
+        if l1 := self.recipe.optimizer.l1:
             # The gradient of l1 * sum |w|. It is 0 at weights just grown, which are 0.
             for weight in self.penalized:
                 if weight.grad is None:  # of a layer that this model has and does not use
                     continue
-                weight.grad.add_(weight.detach().sign(), alpha=settings.l1)
+                weight.grad.add_(weight.detach().sign(), alpha=l1)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._rewire()
-        return value, correct
+
+    def _read_queue(self) -> None:
+        """Adds up what iterations have left on the device. Raises TrainingStopped for the first
+        whose loss is not finite: so many iterations late as the queue is long, at most, and before
+        anything is saved.
+        """
+        for number, loss, correct in () if self.queue is None else self.queue.take():
+            if not math.isfinite(loss):
+                self._stop_training(f"the loss became {loss}", number)
+            self.position.measured(loss, correct, self.recipe.training.batch_size)
+
+    def save(self) -> None:
+        self._read_queue()
+        super().save()
 
     def _rewire(self) -> None:
         if self.rewirer is None:
@@ -115,6 +170,7 @@ class Trainer(Parts):
         try:
             report = self.rewirer.step()
         except (RuntimeError, ValueError) as error:
+            self._read_queue()  # a loss may have been the first to be nan
             several = self.world.size > 1
             # Running statistics differ between processes, which must decide alike.
             if found := first_non_finite(self.model, buffers=not several):

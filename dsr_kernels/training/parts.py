@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -20,10 +21,19 @@ from dsr_kernels.training.measures import measures
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.rewirer import build_rewirer
 from dsr_kernels.training.recipe.schema import Recipe
-from dsr_kernels.training.run.checkpoint import Checkpoints, State
+from dsr_kernels.training.run.checkpoint import STATE, Checkpoints, State
 from dsr_kernels.training.run.folder import Run, resume_command
 from dsr_kernels.training.run.position import Position
 from dsr_kernels.training.run.records import Records
+from dsr_kernels.training.run.stored_state import (
+    MISFITS,
+    WrongState,
+    check_keys,
+    check_optimizer,
+    check_position,
+    check_presence,
+    check_weights,
+)
 from dsr_kernels.training.run.trackers import open_trackers
 from dsr_kernels.training.setup import FORMATS, build_model, build_optimizer, sparse_layers
 from dsr_kernels.training.world import ALONE, World
@@ -73,19 +83,7 @@ class Parts:
         wanted = self.recipe.rewiring.record_exploration and bool(layers)
         self.exploration = Exploration(self.model) if wanted and self.world.is_first else None
         if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group in self.optimizer.param_groups:  # the checkpoint may be another device's
-                group["fused"] = self.optimizer.defaults["fused"]
-            self.scaler.load_state_dict(state.get("scaler", {}))
-            if self.rewirer is not None:
-                try:
-                    self.rewirer.load_state_dict(state["rewirer"])
-                except ValueError as error:
-                    raise self._does_not_fit(error) from None
-            random_numbers.restore(self.world, self.device, state)
-            if self.exploration is not None:
-                self.exploration.load_state_dict(state["exploration"])
-            self.position = Position(**state["position"])
+            self._take(state)
         now = self.position
         options: dict[str, Any] = {"exploration": wanted, "top5": "top5" in self.measures}
         if self.world.is_first:
@@ -102,19 +100,58 @@ class Parts:
         self.saved_at = None if state is None else self._moment()
         self.saved_time = time.monotonic()
 
+    def _take(self, state: State) -> None:
+        """Goes on with all that the newest checkpoint holds beside the weights."""
+        with self._stored("optimizer"):
+            check_optimizer(state["optimizer"], self.optimizer)
+            self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # the checkpoint may be another device's
+            group["fused"] = self.optimizer.defaults["fused"]
+        with self._stored("scaler"):
+            self.scaler.load_state_dict(state.get("scaler", {}))
+        with self._stored("rewirer"):
+            check_presence(state["rewirer"], self.rewirer is not None)
+            if self.rewirer is not None and state["rewirer"] is not None:
+                self.rewirer.load_state_dict(state["rewirer"])
+        with self._stored("random"):
+            random_numbers.restore(self.world, self.device, state)
+        if self.world.is_first:
+            with self._stored("exploration"):
+                check_presence(state["exploration"], self.exploration is not None)
+                if self.exploration is not None and state["exploration"] is not None:
+                    self.exploration.load_state_dict(state["exploration"])
+        with self._stored("position"):
+            self.position = Position(**state["position"])
+            check_position(self.position, self.epoch_length)
+
+    @contextlib.contextmanager
+    def _stored(self, key: str) -> Iterator[None]:
+        """Raises UsageError where this part of state.pt is not what the run can go on with."""
+        try:
+            yield
+        except MISFITS as error:
+            first = (str(error).splitlines() or [""])[0]
+            what = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+            raise self._does_not_fit(f"{STATE}: {key}: {what}") from None
+
     def load_weights(self) -> State | None:
         """Loads the newest checkpoint's weights; returns its state, None where there is none."""
         weights, state = self.checkpoints.load_latest() or ({}, None)
         if state is None:
             return None
+        try:
+            check_keys(state)
+        except WrongState as error:
+            raise self._does_not_fit(f"{STATE}: {error}") from None
         self.run.check_state(state, self.recipe, self.data.fingerprint())
         try:
+            check_weights(weights, self.model.state_dict())
             self.model.load_state_dict(weights)
         except (RuntimeError, ValueError) as error:
             raise self._does_not_fit(error) from None
         return state
 
-    def _does_not_fit(self, error: Exception) -> UsageError:
+    def _does_not_fit(self, error: Exception | str) -> UsageError:
         return UsageError(f"{self.run.folder}: the checkpoint does not fit: {error}")
 
     def _record_rewire(self, report: RewireReport | None, iteration: int, epoch: float) -> None:
@@ -157,13 +194,16 @@ class Parts:
     def _moment(self) -> tuple[int, int]:
         return self.position.epoch, self.position.iteration
 
-    def _stop_training(self, what: str) -> NoReturn:
-        """Raises TrainingStopped, which says where and what the last good checkpoint is."""
+    def _stop_training(self, what: str, iteration: int | None = None) -> NoReturn:
+        """Raises TrainingStopped, which says where and what the last good checkpoint is.
+
+        iteration: of this epoch, where it was; None: the present one.
+        """
         now = self.position
+        at = now.iteration + 1 if iteration is None else iteration
         where = in_words(first_non_finite(self.model))
         stopped = TrainingStopped(
-            f"{what} at iteration {now.iteration + 1} (epoch {now.epoch + 1}); {where}; "
-            f"{self._last_good()}"
+            f"{what} at iteration {at} (epoch {now.epoch + 1}); {where}; {self._last_good()}"
         )
         raise self.world.everywhere(stopped)
 

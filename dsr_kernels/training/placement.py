@@ -51,6 +51,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the CPU may go on while `device` is still busy, so that each look at a number waits.
+
+    Only there a step can be replayed from a graph.
+    """
+    return device.type == "cuda"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that forward and loss run in."""
     return torch.autocast(

@@ -40,11 +40,13 @@ class Progress(Bar):
         super().__init__(wanted, total=total, initial=done, bar_format=BAR, mininterval=0.25)
         self.epochs = epochs
 
-    def iteration(self, epoch: int, loss: float, accuracy: float, speed: float) -> None:
+    def iteration(self, epoch: int, means: tuple[float, float] | None, speed: float) -> None:
+        """means: loss and accuracy, as far as they are known."""
         if self.bar is None:
             return
         self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-        text = f"loss {loss:.3f}, accuracy {accuracy:.1%}, {speed:.0f} images/s"
+        text = "" if means is None else f"loss {means[0]:.3f}, accuracy {means[1]:.1%}, "
+        text += f"{speed:.0f} images/s"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.nn_cases import layer
+from helpers.prepared import keep_no_calls
 
 from dsr_kernels import SparseConv2d, SparseLinear
-from dsr_kernels.backends import cpu_calls, native
+from dsr_kernels.backends import cpu_calls
 from dsr_kernels.backends.patterns import MAX_CALLS, patterns
 from dsr_kernels.ops import library
 
@@ -64,7 +66,7 @@ def test_a_prepared_call_computes_what_an_unprepared_one_does(threads: int) -> N
     try:
         prepared = [step(conv, x) for _ in range(2)][1]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cpu_calls, "look", lambda *_: None)
+            keep_no_calls(patch)
             assert all(map(torch.equal, prepared, step(conv, x)))
     finally:
         torch.set_num_threads(before)
@@ -107,7 +109,7 @@ def test_a_pattern_that_changes_is_planned_anew() -> None:
 
 def test_large_workspaces_live_as_long_as_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is not kept is freed with its tensor."""
-    living, native_call = [], native._C.sparse_conv2d_fused_backward
+    living = []
     linear = SparseLinear(70_000, 40_000, nnz=1000)
     made = cpu_calls.scratch
 
@@ -116,16 +118,15 @@ def test_large_workspaces_live_as_long_as_a_call(monkeypatch: pytest.MonkeyPatch
         living.append(weakref.ref(workspace))
         return workspace
 
-    class Watched:
-        def __getattr__(self, name: str) -> object:
-            return getattr(native._C, name)
-
-        def sparse_conv2d_fused_backward(self, *args: object) -> None:
+    def watched(native: Callable[..., None]) -> Callable[..., None]:
+        def run(*args: object) -> None:
             assert living[-1]() is not None
-            native_call(*args)
+            native(*args)
+
+        return run
 
     monkeypatch.setattr(cpu_calls, "scratch", scratch)
-    monkeypatch.setattr(cpu_calls, "_C", Watched())
+    monkeypatch.setattr(cpu_calls, "taking_tensors", watched)
     x = torch.randn(3, 70_000, requires_grad=True)
     linear(x).sum().backward()
     assert len(living) == 2

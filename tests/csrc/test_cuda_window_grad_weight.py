@@ -28,9 +28,17 @@ from helpers.cuda_planner import (
     TURN_STEPS,
     forward_shape,
     options_of,
-    window_grad_weight_tilings,
 )
-from helpers.cuda_window_grad_cases import CASES, SMALL, check_sums, problem, taken, windows
+from helpers.cuda_window_grad_cases import (
+    CASES,
+    SMALL,
+    check_sums,
+    launched,
+    problem,
+    some,
+    taken,
+    windows,
+)
 from helpers.formats import FORMATS, gradient_of
 from helpers.kernel_cases import in_blocks
 from helpers.matrix_units import unit_of
@@ -52,24 +60,6 @@ WIDE = {
     for name, (sizes, arguments) in SHAPES.items()
     if sizes[1] // arguments.get("groups", 1) >= 8 and sizes[1] < 1000
 }
-
-
-def choices(*problem) -> list:
-    """What there is to choose from, and with few channels in a slab, few tiles in a split.
-
-    Also with a single warp that computes: it has more turns than it has registers for.
-    """
-    found = list(window_grad_weight_tilings(*problem))
-    few = [dataclasses.replace(t, channel_block=min(3, t.channel_block)) for t in found]
-    few += [dataclasses.replace(t, compute_warps=1) for t in found]
-    short = [dataclasses.replace(t, tiles_per_split=n) for t in few for n in (1, 2)]
-    cut = [dataclasses.replace(t, clocks=0.0) for t in found + few + short]
-    return list(dict.fromkeys(cut))
-
-
-def some(*problem) -> list:
-    found = choices(*problem)
-    return random.Random(5).sample(found, min(24, len(found)))
 
 
 def gradient(conv, x, grad) -> list[torch.Tensor]:
@@ -174,11 +164,6 @@ def test_the_same_bits_in_any_order(name: str, warps: int) -> None:
             found.append(gradient(conv, x, grad))
     configure()
     assert all(same_bits(found[0], other) for other in found[1:])
-
-
-def launched(plan: PassPlan) -> dict:
-    (launch,) = plan.native.describe()["launches"]
-    return launch
 
 
 def turns_of(conv, prepared: PassPlan) -> int:

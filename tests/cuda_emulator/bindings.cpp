@@ -49,6 +49,9 @@ void bind_emulator(py::module_& m) {
         return cuda::FastDivisor(divisor).quotient(dividend);
       },
       py::arg("dividend"), py::arg("divisor"), "dividend / divisor as the kernels compute it.");
+  emulator.def(
+      "be_idle", [](bool idle) { emulator::runtime.idle = idle; }, py::arg("idle"),
+      "Whether launches are only counted: results are whatever memory held.");
   emulator.def("stats", &stats, "Switches, threads, blocks and launches so far.");
   emulator.def("kernels", &kernels, "Launches of each compiled kernel instance, 0 included.");
 }

@@ -24,12 +24,14 @@ from helpers.cuda_planner import (
 )
 from helpers.kernel_cases import AWKWARD, BATCHES, CASES
 from helpers.nn_cases import dense_results, layer, within_rule
+from helpers.prepared import keep_no_calls
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
-from dsr_kernels.backends import cpu_calls, dispatch, native
-from dsr_kernels.backends.cuda import call, fused, launch, plans, tensor_cores
+from dsr_kernels.backends import dispatch, native
+from dsr_kernels.backends.cuda import call, calls, fused, launch, plans, tensor_cores
 from dsr_kernels.backends.cuda.plans import Device
+from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.ops import library
 
 EMULATED_GPU = Device(132, 227 << 10)
@@ -56,13 +58,14 @@ def gpu_kernels(
     device: Device | None = None,
     window_grad_weight: Choice | None = no_windows,
     window_gather: Choice | None = no_windows,
+    prepared: bool = False,
 ) -> Iterator[None]:
     """Inside, layers on DEVICE compute by the GPU's kernels, also where DEVICE is the CPU.
 
     `gather` and `grad_weight` choose the tilings, for a GPU like `device`, where
     `window_grad_weight` and `window_gather` do not. Without these there are no windows, as nobody
-    asks for them; None is what the cost model chooses. What torch allocates starts as NaN, so that
-    what nobody writes shows.
+    asks for them; None is what the cost model chooses. Calls are prepared for a second time only if
+    `prepared` says so. What torch allocates starts as NaN, so that what nobody writes shows.
     """
     chosen = Chosen(gather, grad_weight, window_gather, window_grad_weight)
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
@@ -71,7 +74,9 @@ def gpu_kernels(
         patch.setattr(native, "_cuda", kernels())
         patch.setattr(dispatch, "gpu_backend", lambda _: launch)
         patch.setattr(library, "cpu", launch)
-        patch.setattr(cpu_calls, "look", lambda *_: None)  # no call of the CPU's is prepared
+        patch.setattr(library, "cpu_calls", calls)
+        if not prepared:
+            keep_no_calls(patch)
         patch.setattr(dispatch, "fused_backend", lambda _: fused)
         if (gather, grad_weight, window_gather, window_grad_weight) != (None,) * 4:
             patch.setattr(plans, "make", chosen.make)
@@ -82,12 +87,14 @@ def gpu_kernels(
             patch.setattr(call, "device_of", lambda _: device)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.set_num_threads(1)  # torch's own small operations mostly wait for other threads
-        plans.plan_of.cache_clear()  # what it keeps belongs to another module or choice
+        patterns.clear()  # what they keep belongs to another module or choice
+        plans.plan_of.cache_clear()
         try:
             yield
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
+            patterns.clear()
             plans.plan_of.cache_clear()
 
 

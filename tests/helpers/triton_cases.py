@@ -11,10 +11,11 @@ import os
 import pytest
 import torch
 from helpers.nn_cases import within_rule
+from helpers.prepared import keep_no_calls
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from dsr_kernels.backends import cpu_calls, dispatch
+from dsr_kernels.backends import dispatch
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.triton import launch
@@ -73,7 +74,7 @@ def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton for every device, the work in pieces small enough for several of each kind."""
     monkeypatch.setattr(dispatch, "gpu_backend", lambda device: launch)
     monkeypatch.setattr(library, "cpu", launch)
-    monkeypatch.setattr(cpu_calls, "look", lambda *_: None)  # no call of the CPU's is prepared
+    keep_no_calls(monkeypatch)
     monkeypatch.setattr(launch, "POSITIONS", (32,))
     monkeypatch.setattr(launch, "LANES", 16)
     patterns.clear()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from dsr_kernels.nn import SparseLinear, step_check
-from dsr_kernels.nn.pattern_owner import living
+from dsr_kernels.nn.sharing import living
 from dsr_kernels.rewiring import DSR, SET
 
 # ---- sizes --------------------------------------------------------------------------------------

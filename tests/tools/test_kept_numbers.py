@@ -18,6 +18,7 @@ CPU, AVX2, GPU = (
 )
 MODELS = sorted(RESULTS.glob("*-models.json"))
 BLOCKS = sorted(RESULTS.glob("*-blocks.json"))
+HOST = sorted(RESULTS.glob("*-host.json"))
 DISTRIBUTED = sorted(RESULTS.glob("*-distributed.json"))
 README_MODELS = RESULTS / "xeon-amx-2cores-models.json"  # as in Makefile
 
@@ -63,6 +64,13 @@ def read(page: str) -> str:
             "docs/performance.md",
             "<!-- blocks: made by `make blocks-table` -->",
             "<!-- end of blocks -->",
+        ),
+        (
+            "host_table.py",
+            HOST,
+            "docs/performance.md",
+            "<!-- host: made by `make host-table` -->",
+            "<!-- end of host -->",
         ),
         (
             "model_tables.py",

@@ -115,7 +115,7 @@ def test_the_papers_recipe_runs_on_a_few_images(layouts, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(arguments(layouts["folders"], run, *changes, recipe="resnet50-imagenet")) == 0
     told = capsys.readouterr().out
-    assert "36 images (0 validation, 12 test)" in told and "(top-5 " in told
+    assert "36 images of 3x64x64 (0 validation, 12 test)" in told and "(top-5 " in told
     table = rows(run, "rewires")
     assert len(table) == 4 and len({row["nonzeros"] for row in table}) == 1
     assert int(table[0]["nonzeros"]) > 2_000_000 and int(table[1]["pruned"]) > 0

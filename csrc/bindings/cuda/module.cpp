@@ -1,5 +1,6 @@
 // dsr_kernels._cuda: the GPU kernels, a module of its own, since a build may lack it.
 #include "bindings/common.h"
+#include "bindings/tensors.h"
 #include "cuda/device.h"
 
 namespace dsr::bindings {
@@ -36,6 +37,7 @@ void bind_emulator(py::module_& m);
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "GPU kernels of dsr_kernels.";
   dsr::bindings::bind_cuda_device(m);
+  dsr::bindings::bind_exchange(m);
   dsr::bindings::bind_cuda_lists(m);
   dsr::bindings::bind_cuda_plan(m);
   dsr::bindings::bind_cuda_planning(m);

@@ -1,4 +1,4 @@
-// The calls of a ConvPlan, with addresses: one for each pass.
+// The calls of a ConvPlan, with tensors or their addresses: one for each pass.
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -6,6 +6,7 @@
 
 #include "bindings/cuda/maps.h"
 #include "bindings/cuda/plan.h"
+#include "bindings/tensors.h"
 #include "cuda/conv/plan/conv_calls.h"
 
 namespace dsr::bindings {
@@ -13,6 +14,7 @@ namespace {
 
 using cuda::ConvPlan;
 using cuda::PatternList;
+using Tensor = py::handle;  // or an address
 
 // device, stream
 using QueueTuple = std::pair<int, uintptr_t>;
@@ -66,12 +68,13 @@ void require(const ConvPlan& plan, bool grad_weight, const PatternList& list, bo
     throw std::invalid_argument("maps: a plan of kind 'direct' does nothing beside");
 }
 
-void run_gather(const ConvPlan& plan, QueueTuple queue, const PatternList& list, uintptr_t source,
-                uintptr_t values, uintptr_t bias, uintptr_t dest, uintptr_t workspace,
+void run_gather(const ConvPlan& plan, QueueTuple queue, const PatternList& list, Tensor source,
+                Tensor values, Tensor bias, Tensor dest, Tensor workspace,
                 const std::optional<std::pair<SourceTuple, DestTuple>>& maps) {
   require(plan, false, list, maps.has_value());
-  cuda::GatherCall call{pointer<void>(source), pointer<void>(values), pointer<void>(bias),
-                        pointer<void>(dest)};
+  cuda::GatherCall call{pointer_of<void>(source), pointer_of<void>(values), pointer_of<void>(bias),
+                        pointer_of<void>(dest)};
+  void* const memory = pointer_of<void>(workspace);
   cuda::GatherMaps both{};
   if (maps) {
     both = {source_map(maps->first), dest_map(maps->second)};
@@ -80,21 +83,23 @@ void run_gather(const ConvPlan& plan, QueueTuple queue, const PatternList& list,
     call.first = pointer<float>(first), call.second = pointer<float>(second);
   }
   const py::gil_scoped_release release;
-  require_ok(cuda::run_gather(queue_of(queue), plan, list, call, pointer<void>(workspace)));
+  require_ok(cuda::run_gather(queue_of(queue), plan, list, call, memory));
 }
 
-void run_grad_weight(const ConvPlan& plan, QueueTuple queue, const PatternList& list,
-                     uintptr_t source, uintptr_t grad, uintptr_t grad_values, uintptr_t workspace,
+void run_grad_weight(const ConvPlan& plan, QueueTuple queue, const PatternList& list, Tensor source,
+                     Tensor grad, Tensor grad_values, Tensor workspace,
                      const std::optional<std::pair<SourceTuple, SourceTuple>>& maps) {
   require(plan, true, list, maps.has_value());
-  cuda::GradWeightCall call{pointer<void>(source), pointer<void>(grad), pointer<void>(grad_values)};
+  cuda::GradWeightCall call{pointer_of<void>(source), pointer_of<void>(grad),
+                            pointer_of<void>(grad_values)};
+  void* const memory = pointer_of<void>(workspace);
   cuda::GradWeightMaps both{};
   if (maps) {
     both = {source_map(maps->first), source_map(maps->second)};
     call.maps = &both;
   }
   const py::gil_scoped_release release;
-  require_ok(cuda::run_grad_weight(queue_of(queue), plan, list, call, pointer<void>(workspace)));
+  require_ok(cuda::run_grad_weight(queue_of(queue), plan, list, call, memory));
 }
 
 }  // namespace

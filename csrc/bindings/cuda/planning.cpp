@@ -59,15 +59,7 @@ ShapeTuple pass_shape(const std::string& direction, const Triple& in_size, const
 
 cuda::DeviceLimits limits_of(const Pair& device) { return {device[0], device[1]}; }
 
-}  // namespace
-
-void bind_cuda_planning(py::module_& m) {
-  py::module_ limits = m.def_submodule("limits", "What the kernels are made for.");
-  bind_limits(limits);
-  py::module_ planning = m.def_submodule("planning", "What there is to choose from for a pass.");
-  planning.def("pass_shape", &pass_shape, py::arg("direction"), py::arg("in_size"),
-               py::arg("out_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-               py::arg("dilation"), py::arg("groups"), py::arg("strides") = py::none());
+void bind_tilings(py::module_& planning) {
   planning.def(
       "gather_tilings",
       [](const ShapeTuple& shape, int64_t images, double density, int element_size,
@@ -104,6 +96,18 @@ void bind_cuda_planning(py::module_& m) {
       },
       py::arg("shape"), py::arg("images"), py::arg("density"), py::arg("block_size"),
       py::arg("element_size"), py::arg("device"));
+}
+
+}  // namespace
+
+void bind_cuda_planning(py::module_& m) {
+  py::module_ limits = m.def_submodule("limits", "What the kernels are made for.");
+  bind_limits(limits);
+  py::module_ planning = m.def_submodule("planning", "What there is to choose from for a pass.");
+  planning.def("pass_shape", &pass_shape, py::arg("direction"), py::arg("in_size"),
+               py::arg("out_size"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+               py::arg("dilation"), py::arg("groups"), py::arg("strides") = py::none());
+  bind_tilings(planning);
   planning.def(
       "layouts",
       [](const ClassTuple& c, const Pair& steps, int64_t groups, int64_t tile, int64_t width) {

@@ -6,9 +6,9 @@
 #include <cstdlib>
 
 #include "cpu/conv/extents.h"
+#include "cpu/conv/launch_finite.h"
 #include "cpu/conv/layout.h"
 #include "cpu/conv/matrix_plan.h"
-#include "cpu/conv/nonfinite.h"
 #include "cpu/conv/workspace.h"
 #include "cpu/dispatch.h"
 
@@ -62,18 +62,6 @@ PackLayout grad_layout_of(const GatherPlan& forward) {
   const int64_t whole = ceil_div(stored, kMatrixPixels) | 1;
   l.plane = forward.lanes == Lanes::kMatrix ? whole * kMatrixPixels : odd_lines(stored);
   return l;
-}
-
-// launch(args(values)), with what values that are not finite contribute added where their taps meet
-// the source. (Where more is done to the sums, these values go to the kernels.)
-template <typename S, typename Args, typename Launch>
-void launch_finite(const S* values, int64_t nnz, const Finish<S>& finish, Args args,
-                   Launch launch) {
-  if (finish.kind != Finish<S>::kNothing || all_finite(values, nnz)) return launch(args(values));
-  const std::vector<S> finite = finite_part(values, nnz);
-  const GatherArgs<S> of_finite = args(finite.data());
-  launch(of_finite);
-  add_nonfinite(of_finite, values);
 }
 
 }  // namespace
@@ -239,7 +227,7 @@ void ConvPlan::sparse_conv2d(int64_t n, const Operand<S>& x, const S* values, co
     return gather_args(n, x, used, bias, y, finish, threads, workspace);
   };
   const auto launch = [&](const GatherArgs<S>& gather) { kernels_->gather(gather); };
-  launch_finite(values, nnz_, finish, args, launch);
+  launch_finite(values, nnz_, args, launch);
   const bool sums = finish.sums.first != nullptr;
   drop_guards(workspace, workspace_bytes(Op::kForward, n, threads, sums));
 }
@@ -276,7 +264,7 @@ void ConvPlan::sparse_conv2d_backward(const ConvPlan& forward, int64_t n, const 
     return gather_args(n, grad_y, used, no_bias, grad_x, finish, threads, workspace);
   };
   const auto launch = [&](const GatherArgs<S>& gather) { kernels_->backward(gather, weight); };
-  launch_finite(values, nnz_, finish, args, launch);
+  launch_finite(values, nnz_, args, launch);
   if (!all_finite(grad_values, nnz_)) mend_grad_values(weight);
   drop_guards(workspace, backward_workspace_bytes(forward, n, threads, sums));
 }

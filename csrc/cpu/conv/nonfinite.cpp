@@ -7,6 +7,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/conv/elements.h"
+
 namespace dsr::cpu {
 namespace {
 
@@ -110,27 +112,6 @@ std::vector<Entry> nonfinite_entries(const GatherPlan& plan, const S* values) {
   return found;
 }
 
-template <typename S>
-S load(const void* data, Element element, int64_t at) {
-  if (element != Element::kBFloat16) return static_cast<const S*>(data)[at];
-  const uint32_t bits = uint32_t{static_cast<const uint16_t*>(data)[at]} << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return static_cast<S>(value);
-}
-
-// Infinities and NaN only, of which bfloat16 has the same.
-template <typename S>
-void store_nonfinite(void* data, Element element, int64_t at, S sum) {
-  if (element != Element::kBFloat16) {
-    static_cast<S*>(data)[at] = sum;
-    return;
-  }
-  constexpr uint16_t kNaN = 0x7fc0, kInfinity = 0x7f80, kMinus = 0x8000;
-  const uint16_t sign = std::signbit(sum) ? kMinus : 0;
-  static_cast<uint16_t*>(data)[at] = std::isnan(sum) ? kNaN : kInfinity | sign;
-}
-
 // An element of channel c, as the pack steps compute it.
 template <typename S>
 S read(const Operand<S>& operand, int64_t c, int64_t at) {
@@ -139,8 +120,8 @@ S read(const Operand<S>& operand, int64_t c, int64_t at) {
     if (by.is_identity()) return x;
     return (x - (by.center ? by.center[c] : S{0})) * by.scale[c] + by.shift[c];
   };
-  const S x = load<S>(operand.data, operand.element, at);
-  if (operand.other) return x + affine(load<S>(operand.other, operand.element, at));
+  const S x = load_element<S>(operand.data, operand.element, at);
+  if (operand.other) return x + affine(load_element<S>(operand.other, operand.element, at));
   const S z = affine(x);
   return operand.relu && z < 0 ? S{0} : z;
 }
@@ -205,9 +186,9 @@ void add_nonfinite(const GatherArgs<S>& args, const S* values) {
   for (int64_t n = 0; n < args.n; ++n) {
     for (const Entry& entry : entries) {
       const auto add = [&](int64_t to, int64_t from) {
-        const S sum = load<S>(args.destination, args.destination_element, to) +
+        const S sum = load_element<S>(args.destination, args.destination_element, to) +
                       values[entry.value] * read(args.source, entry.source, from);
-        store_nonfinite(args.destination, args.destination_element, to, sum);
+        store_element(args.destination, args.destination_element, to, sum);
         return true;
       };
       visit_pixels(plan, entry, args.destination_strides, args.source.strides, n, add);

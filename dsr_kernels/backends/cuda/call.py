@@ -8,7 +8,6 @@ honest and CUDA graphs can capture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from dsr_kernels.backends.cuda.plans import (
     limits_of,
     plan_of,
 )
+from dsr_kernels.backends.devices import stream_of
 from dsr_kernels.backends.patterns import patterns
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices, col_indices
@@ -44,8 +44,12 @@ def plan_for(
     nnz: int,
     crow_indices: Tensor,
     shape: ConvShape,
+    windows: bool | None = None,
 ) -> PassPlan:
-    """The plan of a pass on these tensors, which have one type."""
+    """The plan of a pass on these tensors, which have one type.
+
+    windows: whether tensor cores may be taken, where that is not as the user and torch say.
+    """
     source, dest = (y, x) if direction == "grad_input" else (x, y)
     return plan_of(
         direction,
@@ -58,7 +62,7 @@ def plan_for(
         source.stride(),
         dest.stride(),
         device_of(source),
-        tensor_cores.allowed(source, shape),
+        tensor_cores.allowed(source, shape) if windows is None else windows,
     )
 
 
@@ -146,17 +150,8 @@ def subsampled(x: Tensor, out_size: Sizes, shape: ConvShape) -> tuple[Tensor, Co
 
 def queue_of(x: Tensor) -> tuple[int, int]:
     """(device, stream) of a launch on x's device."""
-    index = x.device.index
-    return index, raw_stream(index)
-
-
-def _raw_stream(index: int) -> int:
-    return torch.cuda.current_stream(index).cuda_stream
-
-
-# The handle of a device's current stream. torch's own compiled code asks for it like this, since a
-# Stream object takes longer to make than a launch.
-raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _raw_stream)
+    index = x.get_device()
+    return index, stream_of(index)
 
 
 def device_of(x: Tensor) -> Device:

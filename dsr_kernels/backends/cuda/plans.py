@@ -26,6 +26,7 @@ class Device(NamedTuple):
 
 class PassPlan(NamedTuple):
     native: native._cuda.ConvPlan
+    direction: Direction
     kind: str  # "slab", "window" or "direct"
     key: ListKey | DirectKey  # of the list of non-zeros that the pattern needs
     unmet: tuple[bool, ...]  # [KH * KW]: the taps that meet only padding; () if there are none
@@ -51,7 +52,7 @@ def plan_of(
         direction, x_size, y_size, shape, density, block_size, dtype, *strides, device, windows
     )
     key = DirectKey(*made.key[:6], *made.key[7:]) if made.kind == "direct" else ListKey(*made.key)
-    return PassPlan(made, made.kind, key, made.unmet)
+    return PassPlan(made, direction, made.kind, key, made.unmet)
 
 
 def make(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import cpu_calls, cpu_fused, dispatch, live_taps
+from dsr_kernels.backends.calls import look
 from dsr_kernels.backends.conv_shape import ConvShape
 from dsr_kernels.backends.cpu_calls import Backward, Forward
 from dsr_kernels.backends.fused import Epilogue, InputGrad, Prologue, StatisticsGrad, flat
-from dsr_kernels.backends.held import exchange, hold, hold_pattern, hold_values
+from dsr_kernels.backends.held import exchange, hold, hold_pattern, take_values
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.ops import library
 from dsr_kernels.ops.fused import composed
@@ -77,11 +78,12 @@ def sparse_conv2d_fused(
     by, relu = prologue
     numbers, pattern = (*flat(by), bias), (crow_indices, col_indices)
     kind = "fused, statistics" if statistics else "fused"
+    seen, tensors = look(kind, shape, x), (x, *numbers, residual, values)
     with exchange:
-        seen = cpu_calls.look(kind, shape, (x, *numbers, residual, values, *pattern))
-        call: Forward | None = patterns.call(*pattern, seen)
+        found = patterns.known(*pattern)
+        call: Forward | None = patterns.call(found, seen, *tensors)
         if call is not None:
-            values = hold_values(values)
+            values = take_values(values)
         else:
             weight = values, bias, *pattern
             out, mean, variance = fused_result(x, prologue, *weight, residual, statistics, shape)
@@ -89,7 +91,7 @@ def sparse_conv2d_fused(
     if call is None:
         values, pattern = held.values, held.pattern.indices
         call = cpu_calls.prepare_forward(
-            seen, out, x, held.weight, shape, numbers, residual, statistics
+            seen, tensors, out, x, held.weight, shape, numbers, residual, statistics
         )
     if call is not None:
         out = call.empty(x.dtype, kept=statistics or x.requires_grad)  # of a training step
@@ -159,11 +161,13 @@ def sparse_conv2d_fused_backward(
     weight, (by, relu) = (values, crow_indices, col_indices), prologue
     y, y_by = (None, None) if by_statistics is None else by_statistics
     numbers = *flat(by), *flat(y_by)
+    seen = look("fused backward", shape, x)
+    tensors = x, *numbers, passed, grad, y, values
     with exchange:
-        seen = cpu_calls.look("fused backward", shape, (x, *numbers, passed, grad, y, *weight))
-        call: Backward | None = patterns.call(crow_indices, col_indices, seen)
+        found = patterns.known(crow_indices, col_indices)
+        call: Backward | None = patterns.call(found, seen, *tensors)
         if call is not None:
-            values = hold_values(values)
+            values = take_values(values)
         else:
             gx, gscale, gshift = fused_grad_input_result(
                 grad, by_statistics, *weight, x, prologue, passed, shape
@@ -172,7 +176,7 @@ def sparse_conv2d_fused_backward(
     if call is None:
         values, *_ = weight = held.weight
         call = cpu_calls.prepare_backward(
-            seen, gx, grad, x, weight, shape, numbers, passed, y, by is not None
+            seen, tensors, gx, grad, x, weight, shape, numbers, passed, y, by is not None
         )
     if call is not None:
         gx = call.empty(x.dtype, kept=True)
@@ -229,11 +233,12 @@ def sparse_conv2d_folded(
 ) -> Tensor:
     pattern, (by, relu) = (crow_indices, col_indices), prologue
     numbers = *flat(by), out_scale, out_shift
+    seen, tensors = look("folded", shape, x), (x, *numbers, residual, values)
     with exchange:
-        seen = cpu_calls.look("folded", shape, (x, *numbers, residual, values, *pattern))
-        call: Forward | None = patterns.call(*pattern, seen)
+        found = patterns.known(*pattern)
+        call: Forward | None = patterns.call(found, seen, *tensors)
         if call is not None:
-            values = hold_values(values)
+            values = take_values(values)
         else:
             out = folded_result(
                 x, prologue, values, *pattern, out_scale, out_shift, residual, out_relu, shape
@@ -241,7 +246,9 @@ def sparse_conv2d_folded(
             held = hold(values, *pattern)
     if call is None:
         values, pattern = held.values, held.pattern.indices
-        call = cpu_calls.prepare_forward(seen, out, x, held.weight, shape, numbers, residual)
+        call = cpu_calls.prepare_forward(
+            seen, tensors, out, x, held.weight, shape, numbers, residual
+        )
     if call is not None:
         out = call.empty(x.dtype)
         way_out = residual, None, out_scale, out_relu

@@ -15,7 +15,7 @@ from dsr_kernels.rewiring.names import match_names, under_names
 from dsr_kernels.rewiring.optimizers import OneOrMore
 from dsr_kernels.rewiring.plan import RewirePlan
 from dsr_kernels.rewiring.recipe_keys import STOP_EPOCH, Arguments, Key, MethodRecipe
-from dsr_kernels.rewiring.report import LayerReport, RewireReport
+from dsr_kernels.rewiring.report import RewireReport
 from dsr_kernels.rewiring.rewirer import Rewirer, State
 from dsr_kernels.rewiring.schedule import Anneal, as_int, as_number
 
@@ -234,11 +234,7 @@ class DeepR(Rewirer):
         summed = state["sum"]
         if summed is not None:
             names = {theirs: name for name, theirs in renamed.items()}
-            rows = [
-                LayerReport(**{**row, "name": names.get(row["name"], row["name"])})
-                for row in summed["layers"]
-            ]
-            summed = RewireReport(**{**summed, "layers": rows})
+            summed = RewireReport.from_dict(summed, names)
         self._sum = summed
         for layer in self._layers:
             device = layer.weight_values.device

@@ -29,8 +29,12 @@ except ModuleNotFoundError:  # Python 3.10
 
 FOLDER = Path(__file__).parent
 DEFAULT = "wrn28_2-digits"
-# What a run may be given anew whenever it goes on: how processes wait for each other, trackers.
-FREE = ("distributed.timeout_seconds", "distributed.bucket_mb", "tracking.to", "tracking.project")
+# What a run may be given anew whenever it goes on: how processes wait for each other, trackers,
+# graphs.
+FREE = (
+    *("distributed.timeout_seconds", "distributed.bucket_mb", "tracking.to", "tracking.project"),
+    "training.cuda_graph",
+)
 MOST_BYTES = 2**20  # of a file in TOML; those of the package have under 2,000
 
 

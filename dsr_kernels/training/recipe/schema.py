@@ -109,6 +109,8 @@ class Training:
     eval_test_every: int = setting(0, low=0)  # epochs between tests; 0: at the end only
     # Of activations, by autocast. Weights and their optimizer state are float32 in any case.
     precision: str = setting("float32", choices=("float32", "bfloat16", "float16"))
+    # One process on a GPU replays its steps from a CUDA graph, with the same bits.
+    cuda_graph: bool = setting(True)
 
 
 def _rewiring() -> type:

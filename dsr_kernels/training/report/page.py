@@ -11,8 +11,9 @@ from dsr_kernels.errors import UsageError
 from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.report import plots, style
+from dsr_kernels.training.run import out_folder
 from dsr_kernels.training.run.files import Json, write_atomically
-from dsr_kernels.training.run.folder import Run
+from dsr_kernels.training.run.folder import PLOTS, Run
 from dsr_kernels.training.run.story import Story
 
 CAPTIONS = {
@@ -63,9 +64,12 @@ SHOWN = (  # columns of metrics.csv
 def write(run: Run) -> Path:
     """Writes RUN/plots/*.png and RUN/report.html; returns the path of the report.
 
+    Raises UsageError where RUN/plots is a link.
+
     Without matplotlib the report has tables only, and says what to install for the plots.
     """
     story = Story.read(run)
+    out_folder.refuse_links(run.folder, [PLOTS])
     images, missing = {}, None
     try:
         figures = plots.draw(story)
@@ -73,8 +77,8 @@ def write(run: Run) -> Path:
         figures, missing = {}, str(error)
     for name, figure in figures.items():
         images[name] = style.png(figure)
-        (run.folder / "plots").mkdir(exist_ok=True)
-        write_atomically(run.folder / "plots" / f"{name}.png", images[name])
+        (run.folder / PLOTS).mkdir(exist_ok=True)
+        write_atomically(run.folder / PLOTS / f"{name}.png", images[name])
     path = run.folder / "report.html"
     write_atomically(path, _page(story, images, missing))
     return path

@@ -26,6 +26,7 @@ from typing import Any, TypedDict
 import torch
 
 from dsr_kernels.errors import UsageError, require
+from dsr_kernels.training.run import stored_state
 from dsr_kernels.training.run.files import Json, sync_folder, write_file
 
 FORMAT, VERSION = "dsr_kernels checkpoint", 2
@@ -117,10 +118,7 @@ class Checkpoints:
     def clean(self) -> None:
         """Removes what a kill during `save` has left."""
         for leftover in (*self.folder.glob(".part-*"), *self.folder.glob(".old-*")):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
+            _remove(leftover)
 
     def load_latest(self) -> tuple[Weights, State] | None:
         """(weights, state) of the newest checkpoint; None where there is none yet."""
@@ -147,7 +145,7 @@ class Checkpoints:
         # Renamed first: a half-removed folder must not look like a checkpoint.
         hidden = path.with_name(f".old-{path.name}")
         os.rename(path, hidden)
-        shutil.rmtree(hidden)
+        _remove(hidden)
 
     def _point_to(self, final: Path) -> None:
         link = self.folder / ".part-latest"
@@ -193,8 +191,11 @@ def load(path: Path) -> tuple[Weights, State]:
         state = torch.load(path / STATE, weights_only=True, map_location="cpu")
         if not isinstance(state, dict):
             raise TypeError(f"{STATE} holds no dict")
+        stored_state.check_types(state)
     except MemoryError:
         raise
+    except stored_state.WrongState as error:
+        raise UsageError(f"{path}: damaged checkpoint: {STATE}: {error}") from None
     except Exception as error:  # these can raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, pickle.UnpicklingError):  # torch would have it loaded without care
@@ -215,6 +216,14 @@ def recipe_copy(folder: Path) -> tuple[Path, bytes] | None:
             if manifest["files"][RECIPE]["sha256"] == hashlib.sha256(raw).hexdigest():
                 return path / RECIPE, raw
     return None
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _fingerprint(path: Path) -> Json:

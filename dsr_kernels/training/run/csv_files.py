@@ -14,6 +14,7 @@ import torch
 
 from dsr_kernels.errors import UsageError, shown
 from dsr_kernels.training.run.files import naming, write_whole
+from dsr_kernels.training.run.out_folder import open_plain
 
 Row = dict[str, Any]  # a number for each column, None where the cell is empty
 
@@ -34,9 +35,10 @@ class CsvLog:
                 raw = path.read_bytes()[:length]
                 if not raw.startswith(f"{header}\n".encode()):
                     raise UsageError(f"{path}: expected the columns {header}")
-                os.truncate(path, length)
                 self.sums = line_sums(raw)
-            self.file = path.open("wb" if length is None else "ab", buffering=0)
+            descriptor = open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            self.file = os.fdopen(descriptor, "ab", buffering=0)
+            self.file.truncate(length or 0)
             if length is None:
                 self._line(header)
 

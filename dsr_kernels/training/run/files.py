@@ -31,7 +31,7 @@ def write_whole(descriptor: int, raw: bytes) -> None:
 
 def sync_file(path: Path) -> None:
     """Forces what any process wrote to `path` onto the disk."""
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         with naming(path):
             os.fsync(descriptor)

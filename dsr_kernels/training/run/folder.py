@@ -31,12 +31,23 @@ from dsr_kernels.training.recipe import load as recipes
 from dsr_kernels.training.recipe.schema import Recipe
 from dsr_kernels.training.run import out_folder, torchrun
 from dsr_kernels.training.run.checkpoint import Checkpoints, State, recipe_copy
-from dsr_kernels.training.run.files import Json, temporary, write_atomically
+from dsr_kernels.training.run.files import Json, temporary, write_atomically, write_file
 from dsr_kernels.training.run.out_folder import LOCK
 
+PLOTS = "plots"
 LOG = "log.txt"  # what `dsr train` printed where `dsr experiment` started it; older than the run
 JOB = ".job"
 TRACKER = ".tracker"
+# What is written to in place, or as files in it.
+WRITTEN = (
+    "metrics.csv",
+    "timings.csv",
+    "rewires.csv",
+    "checkpoints",
+    "tensorboard",
+    PLOTS,
+    "wandb",
+)
 CHECKSUM = "sha256"  # key of a JSON file: of all else in it
 FULL = {errno.ENOSPC, errno.EDQUOT}  # a full disk, or a user's share of it
 
@@ -67,7 +78,7 @@ class Run:
             run.lock()
             (folder / JOB).unlink(missing_ok=True)
             if job:
-                (folder / JOB).write_text(job)
+                write_file(folder / JOB, job.encode())
             write_atomically(folder / "recipe.toml", recipes.dump(recipe))
         except BaseException:
             run.withdraw()
@@ -94,7 +105,8 @@ class Run:
     def lock(self, patience: float = 0.0) -> None:
         """Locks the run until `release`, or the process ends, however it does.
 
-        Raises UsageError if another process holds the lock, for longer than so many seconds.
+        Raises UsageError if another process holds the lock, for longer than so many seconds, and
+        for links in the place of what the run writes.
         """
         end = time.monotonic() + patience
         self._lock = out_folder.lock(self.folder)
@@ -103,6 +115,7 @@ class Run:
             self._lock = out_folder.lock(self.folder)
         if self._lock is None:
             raise UsageError(f"{self.folder}: another process is training this run")
+        out_folder.refuse_links(self.folder, WRITTEN)
 
     def withdraw(self) -> None:
         """Undoes `create`, unless something has been added since. The folder is then free again."""

@@ -1,6 +1,8 @@
 """A folder that a command writes into: made or found empty, and locked against a second process.
 
-Runs and experiments use it alike.
+Runs and experiments use it alike. Either may come from elsewhere, with links in it to any file of
+whoever goes on with it. So the folder itself may be reached by a link, but what is written to in it
+may not. Jobs of a cluster carry this module with them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TextIO
 from dsr_kernels.errors import UsageError, check_path, shown
 
 LOCK = ".lock"
+NOT_PLAIN = "expected a plain file, got a link or another kind; remove it"
 _locks: weakref.WeakSet[TextIO] = weakref.WeakSet()  # those that this process holds
 LONGEST_PATH = 4096 - 256  # bytes: leaves room for the names of the files in it
 
@@ -90,21 +93,42 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _open_lock(path: Path) -> TextIO:
-    """Raises UsageError for a link, which a folder from elsewhere may have to any file, and for
-    what is no plain file; neither is written to.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    """Raises UsageError where `open_plain` refuses."""
     try:
-        descriptor = os.open(path, flags, 0o666)
+        return os.fdopen(open_plain(path, os.O_RDWR | os.O_CREAT), "r+")
+    except OSError as error:
+        if error.strerror != NOT_PLAIN:
+            raise
+        raise UsageError(f"{path}: {NOT_PLAIN}") from None
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """The descriptor of a file in such a folder, opened to write to it; see os.open.
+
+    Raises OSError, NOT_PLAIN, for a link and for what is no plain file; neither is written to.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise
-        descriptor = None
-    if descriptor is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        if descriptor is not None:
-            os.close(descriptor)
-        raise UsageError(f"{path}: expected a plain file, got a link or another kind; remove it")
-    return os.fdopen(descriptor, "r+")
+        raise OSError(error.errno, NOT_PLAIN, str(path)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, NOT_PLAIN, str(path))
+    return descriptor
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Raises UsageError where one of these parts of the folder is a link: files would be written,
+    replaced and removed wherever it leads.
+    """
+    for path in (folder / name for name in names):
+        if path.is_symlink():
+            raise UsageError(
+                f"{path}: expected no link, got one to {shown(os.readlink(path))}; remove it, or "
+                f"put there what it leads to. {folder} itself may be a link"
+            )
 
 
 def is_locked(folder: Path) -> bool:

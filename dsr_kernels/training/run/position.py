@@ -17,21 +17,27 @@ class Position:
     seen: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: float, correct: int, images: int, seconds: float) -> None:
-        """Counts one more iteration.
+    def advance(self, seconds: float) -> None:
+        """Counts one more iteration, which took so long; its loss may not be known yet."""
+        self.batch += 1
+        self.iteration += 1
+        self.seconds += seconds
+
+    def measured(self, loss: float, correct: int, images: int) -> None:
+        """Adds what an iteration was, in the order of iterations.
 
         Args:
             loss: the mean over its images.
             correct: how many of its images were classified correctly.
             images: how many images it had.
-            seconds: how long it took.
         """
-        self.batch += 1
-        self.iteration += 1
         self.loss += loss * images
         self.correct += correct
         self.seen += images
-        self.seconds += seconds
+
+    def means(self) -> tuple[float, float] | None:
+        """Loss and accuracy over the images of this epoch; None: nothing is known yet."""
+        return (self.loss / self.seen, self.correct / self.seen) if self.seen else None
 
     def timing(self) -> dict[str, float]:
         """The row of timings.csv for this epoch."""

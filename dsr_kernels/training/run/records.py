@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from dsr_kernels.errors import UsageError
 from dsr_kernels.rewiring import RewireReport
-from dsr_kernels.training.run.checkpoint import State
+from dsr_kernels.training.run.checkpoint import STATE, State
 from dsr_kernels.training.run.csv_files import CsvLog, read_csv, verify
 from dsr_kernels.training.run.files import naming
+from dsr_kernels.training.run.stored_state import WrongState, check_keys
 from dsr_kernels.training.run.trackers import Guarded
 
 METRICS = (
@@ -194,6 +196,10 @@ def check(folder: Path, saved: State) -> list[str]:
     Raises UsageError, which names the file and the line, for one that is not what the checkpoint's
     state `saved` knows of it.
     """
+    try:
+        check_keys(saved, ["lengths"])
+    except WrongState as error:
+        raise UsageError(f"{folder}: damaged checkpoint: {STATE}: {error}") from None
     if "sums" not in saved:
         print(f"{folder}: an older version wrote the checkpoint, which has no checksums of tables")
     sums = saved.get("sums", {})

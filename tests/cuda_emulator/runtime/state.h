@@ -85,6 +85,7 @@ struct Statistics {
 };
 
 struct Runtime {
+  bool idle = false;  // launches are counted, but nothing runs: to time what is around them
   GpuThread threads[kMaxThreads];
   Warp warps[kMaxWarps];
   Block block;
