@@ -40,6 +40,7 @@ PAGES = (
     "docs/optimizers.md",
     "docs/performance.md",
     "docs/recipes.md",
+    "docs/reliability.md",
     "docs/scripts.md",
     "docs/training.md",
     "docs/works_with.md",
