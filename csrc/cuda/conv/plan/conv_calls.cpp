@@ -1,5 +1,7 @@
 #include "cuda/conv/plan/conv_calls.h"
 
+#include <string>
+
 #include "cuda/carver.h"
 #include "cuda/conv/window_gather.h"
 
@@ -20,10 +22,12 @@ struct GatherWorkspace {
 };
 
 // A warp of a tile leaves a part of every channel that it stores.
-int parts_of(const Gather& launch) { return launch.tiles * (kComputeWarps / launch.row_warps); }
+int64_t parts_of(const Gather& launch) {
+  return static_cast<int64_t>(launch.tiles) * (kComputeWarps / launch.row_warps);
+}
 
-int parts_of(const ConvPlan& plan) {
-  int parts = 0;
+int64_t parts_of(const ConvPlan& plan) {
+  int64_t parts = 0;
   for (const Gather& launch : plan.gathers) parts += parts_of(launch);
   return parts;
 }
@@ -85,20 +89,22 @@ Status run_gather(Queue queue, const ConvPlan& plan, const PatternList& list,
                                     static_cast<const float*>(call.values), space.entries);
     if (!arranged.is_ok()) return arranged;
   }
-  const int parts = parts_of(plan);
+  const int64_t parts = sums ? parts_of(plan) : 0;
+  if (parts > INT32_MAX)
+    return Status::error("gather: sums of " + std::to_string(parts) + " parts are too many");
   GatherMaps maps = call.maps == nullptr ? GatherMaps{} : *call.maps;
   maps.dest.partial = sums ? space.partial : nullptr;
-  maps.dest.parts = parts;
+  maps.dest.parts = static_cast<int32_t>(parts);
   maps.dest.first_part = 0;
   for (const Gather& launch : plan.gathers) {
     const Status done = run_launch(queue, plan, launch, list, call, space.entries,
                                    call.maps == nullptr ? nullptr : &maps);
     if (!done.is_ok()) return done;
-    maps.dest.first_part += parts_of(launch);
+    if (sums) maps.dest.first_part += static_cast<int32_t>(parts_of(launch));
   }
   if (!sums) return Status::ok();
-  return combine_parts(queue, plan.direction == Direction::kForward, channels_of(plan), parts,
-                       space.partial, call.first, call.second);
+  return combine_parts(queue, plan.direction == Direction::kForward, channels_of(plan),
+                       maps.dest.parts, space.partial, call.first, call.second);
 }
 
 Status run_grad_weight(Queue queue, const ConvPlan& plan, const PatternList& list,
