@@ -74,8 +74,8 @@ cuda-table: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m cuda_static.table docs/cuda.md
 
 cuda-model: $(STAMP)
-	PYTHONPATH=benchmarks $(BIN)/python -m on_gpu.model docs/cuda.md
-	PYTHONPATH=benchmarks $(BIN)/python -m on_gpu.windows benchmarks/results/h200.json docs/cuda.md
+	PYTHONPATH=benchmarks:tests $(BIN)/python -m on_gpu.model docs/cuda.md
+	PYTHONPATH=benchmarks:tests $(BIN)/python -m on_gpu.windows benchmarks/results/h200.json docs/cuda.md
 
 distributed-table: $(STAMP)
 	PYTHONPATH=. $(BIN)/python benchmarks/distributed_table.py $(DISTRIBUTED_RESULTS) docs/distributed.md

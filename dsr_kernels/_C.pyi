@@ -401,23 +401,6 @@ class RewirePlan(_Decisions):
     def __init__(self, layers: Sequence[_Layer], threads: int, keep: object = None) -> None:
         """`keep` lives as long as the plan: the tensors whose addresses it has."""
 
-class cuda_limits:
-    """What the GPU's kernels are made for, csrc/cuda/conv/limits.h: planning needs no _cuda."""
-
-    VECTOR_BYTES: int  # of activations: the same pixel of several images
-    COMPUTE_WARPS: int
-    FILL_WARPS: int
-    FILL_BATCH: int  # channels a filling lane loads at once, of 2-byte elements
-    SLABS: int  # in a thread block's shared memory
-    MAX_CLASSES: int  # of one launch
-    LIST_ALIGN: int  # entries; segments start at multiples
-    LIST_SLACK: int  # entries that may be read past the last one
-    WINDOW_ROWS: int  # destination channels of a window
-    STEP_ENTRIES: int  # of a window's list
-    WINDOW_UNITS: tuple[int, ...]  # positions of a warp
-    GATHER_VARIANTS: dict[int, tuple[tuple[int, int], ...]]  # element bytes -> (rows, units)
-    GRAD_WEIGHT_UNITS: dict[int, tuple[int, ...]]  # element bytes -> units
-
 def long_rows(pixels: int) -> tuple[int, int]:
     """(height, width) of the same pixels in rows of some ten vectors, or in a single row."""
 

@@ -1,23 +1,29 @@
 """The compiled GPU kernels: convolutions and rewires. A build without nvcc lacks this module.
 
 Addresses are those of device memory, a queue is (device, the handle of a stream), and work is done
-in the order of that stream. A pass is a struct that backends.cuda.prepare fills; csrc/cuda/conv
-says what its fields mean. Every function raises ValueError for what it refuses.
+in the order of that stream. A pass is planned once (csrc/cuda/conv/plan) and then takes one call.
+Every function raises ValueError for what it refuses.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dsr_kernels._C import _Decisions, _Layer, _Tensor
 
 _Address = int
 _Queue = tuple[int, int]
+_Pair = tuple[int, int]
 _Strides = Sequence[int]  # of four: n, c, h, w
 _Affine = tuple[_Address, _Address, _Address]  # center, scale, shift; 0 where absent
-# Addresses of offsets, bounds, pieces, places and piece_bounds; values of a piece, and of all.
-_WindowList = tuple[_Address, _Address, _Address, _Address, _Address, int, int]
 _SourceMap = tuple[_Address, _Affine, bool]  # beside, affine, relu
-# input, affine, relu, added, partial, parts, first part
-_DestMap = tuple[_Address, _Affine, bool, _Address, _Address, int, int]
+# input, affine, relu, added, sums: mean and variance, or two sums [channels] float32, written
+_DestMap = tuple[_Address, _Affine, bool, _Address, tuple[_Address, _Address]]
+# in_size (C, H, W), out_size (O, P, Q), kernel, stride, padding (top, left), dilation, groups
+_Sizes = tuple[Sequence[int], Sequence[int], _Pair, _Pair, _Pair, _Pair, int]
+# transposed, rows, groups, source_channels, dest_channels, classes, channel_block (0 without slabs)
+# and three tables [KH * KW]: csrc/cuda/conv/plan/list_key.h
+_Table = tuple[int, ...]
+_Key = tuple[bool, int, int, int, int, int, int, _Table, _Table, _Table]
 
 emulated: bool  # the tests' build, which runs the kernels on the CPU
 architectures: str  # such as "80-real,120"
@@ -27,292 +33,189 @@ rewire_chunk: int
 def device_count() -> tuple[int, str]:
     """(how many devices can run kernels, why none can)."""
 
-class Slab:
-    """The part of the source that a thread block keeps in shared memory: csrc/cuda/conv/slab.h."""
-
-    rows: int
-    cols: int
-    tile_cols: int
-    chunks: int
-    height: int
-    width: int
-    first_h: int
-    first_w: int
-    row_step: int
-    col_step: int
-    reach_rows: int
-    image_rows: int
-    slab_cols: int
-    phase_cols: int
-    pitch: int
-    plane: int
-    images: int
-    positions: int
-    def prepare(self) -> None:
-        """To be called when all fields are set."""
-
-class GatherClass:
-    """One class of destination pixels of a Gather."""
-
-    slab: Slab
-    dest_h: int
-    dest_w: int
-    blocks: int
-    first_segment: int
-    first_tile: int
-
-class Gather:
-    """A forward or grad-input pass: csrc/cuda/conv/gather.h."""
-
-    class_count: int
-    tiles: int
-    groups: int
-    dest_channels: int
-    source_channels: int
-    channel_block: int
-    row_warps: int
-    dest_step_h: int
-    dest_step_w: int
-    lanes_on_channels: bool
-    slab_bytes: int
-    blocks_limit: int
-    rows: int
-    units: int
-    transposed: bool
-    source_strides: _Strides  # write only
-    dest_strides: _Strides  # write only
-    def set_class(self, index: int, value: GatherClass, /) -> None: ...
-
-class GradWeight:
-    """A grad-weight pass: csrc/cuda/conv/grad_weight.h."""
-
-    slab: Slab
-    groups: int
-    dest_channels: int
-    source_channels: int
-    channel_block: int
-    blocks: int
-    row_block: int
-    tiles: int
-    splits: int
-    tiles_per_split: int
-    lanes_on_channels: bool
-    slab_bytes: int
-    units: int
-    source_strides: _Strides  # write only
-    grad_strides: _Strides  # write only
-
-class WindowGradWeight:
-    """A grad-weight pass by matrix units: csrc/cuda/conv/window_grad_weight.h."""
-
-    slab: Slab
-    groups: int
-    dest_channels: int
-    source_channels: int
-    channel_block: int
-    blocks: int
-    window_block: int
-    compute_warps: int
-    grad_warps: int
-    tile: int
-    tiles: int
-    splits: int
-    tiles_per_split: int
-    source_lanes_on_channels: bool
-    grad_lanes_on_channels: bool
-    slab_bytes: int
-    grad_plane: int
-    source_strides: _Strides  # write only
-    grad_strides: _Strides  # write only
-    @property
-    def shared_bytes(self) -> int: ...
-
-class Direct:
-    """A pass without slabs: csrc/cuda/conv/direct.h."""
-
-    images: int
-    height: int
-    width: int
-    rows: int
-    cols: int
-    dest_h: int
-    dest_w: int
-    dest_step_h: int
-    dest_step_w: int
-    row_step: int
-    col_step: int
-    groups: int
-    dest_channels: int
-    source_channels: int
-    first_segment: int
-    source_strides: _Strides  # write only
-    dest_strides: _Strides  # write only
-
-def arrange(
-    queue: _Queue,
-    entries: int,
-    offsets: _Address,  # [entries] int32
-    value_index: _Address,  # [entries] int32
-    values: _Address,  # [nnz] float32
-    list: _Address,  # [entries, 2] of 4 bytes, written
-) -> None: ...
-def gather(
-    queue: _Queue,
-    pass_: Gather,
-    dtype: str,  # of the activations
-    source: _Address,
-    list: _Address,  # from arrange
-    bounds: _Address,  # [segments, 2] int32
-    bias: _Address,  # or 0
-    dest: _Address,
-    /,
-) -> None: ...
-def grad_weight(
-    queue: _Queue,
-    pass_: GradWeight,
-    entries: int,
-    dtype: str,
-    source: _Address,
-    grad: _Address,
-    offsets: _Address,
-    value_index: _Address,
-    bounds: _Address,
-    partial: _Address,  # [splits, entries] float32
-    grad_values: _Address,  # [nnz] float32, written
-    /,
-) -> None: ...
 def use_exchange_api(capsule: object) -> bool:
     """As dsr_kernels._C.use_exchange_api, for this module."""
 
-# entries, and addresses of offsets, value_index and bounds: what outlives the call
-_List = tuple[int, _Address, _Address, _Address]
+class PatternList:
+    """The list of non-zeros that a plan's key asks for, by its addresses. It keeps no memory."""
 
-class GatherCall:
-    """A forward pass, or a grad-input: all of its launches. csrc/bindings/cuda/calls.cpp.
+    @staticmethod
+    def slabs(
+        entries: int,
+        offsets: _Address,  # [entries] int32
+        value_index: _Address,  # [entries] int32
+        bounds: _Address,  # [segments, 2] int32
+    ) -> PatternList: ...
+    @staticmethod
+    def windows(
+        offsets: _Address,
+        bounds: _Address,
+        pieces: _Address,
+        places: _Address,
+        piece_bounds: _Address,
+        piece_size: int,  # values of a piece
+        values: int,  # nnz
+    ) -> PatternList:
+        """csrc/cuda/conv/window_list.h."""
 
-    Raises TypeError for a tensor without memory.
-    """
+    @staticmethod
+    def direct(
+        values: int,  # nnz
+        entries: _Address,  # [nnz, 4] int32
+        bounds: _Address,  # [segments, 2] int32
+    ) -> PatternList: ...
 
-    def __init__(self, launches: Sequence[Gather], dtype: str, list: _List) -> None: ...
-    def run(
+class ConvPlan:
+    """A pass of a convolution, planned: which kernels, and how it is cut, by modelled clocks."""
+
+    def __init__(
         self,
-        device: int,
-        stream: int,
-        source: _Tensor,  # [N, C, H, W]
-        values: _Tensor,  # [nnz]
-        bias: _Tensor,  # [O]
-        dest: _Tensor,  # [N, O, P, Q], written
-        workspace: _Tensor,  # [entries, 2] int32, written
-        /,
+        direction: str,  # "forward", "grad_input" or "grad_weight"
+        images: int,
+        in_size: Sequence[int],  # (C, H, W)
+        out_size: Sequence[int],  # (O, P, Q)
+        kernel: _Pair,
+        stride: _Pair,
+        padding: _Pair,  # at the top and on the left
+        dilation: _Pair,
+        groups: int,
+        density: float,  # share of non-zeros
+        block_size: int,
+        dtype: str,  # of activations: "float64", "float32", "bfloat16" or "float16"
+        source_strides: _Strides,  # of x; of a grad-input, of y's gradient
+        dest_strides: _Strides,  # of y or its gradient; of a grad-input, of x's
+        device: _Pair,  # multiprocessors, bytes of shared memory that a block may have
+        windows: bool,  # whether tensor cores may be taken
+        # In place of the cheapest: a tiling row by row, and one by windows, as `planning` lists
+        # them. None among the two: no such kernel.
+        tilings: tuple[tuple | None, tuple | None] | None = None,
+    ) -> None: ...
+    @property
+    def kind(self) -> str:
+        """ "slab", "window", or "direct" where neither fits."""
+
+    @property
+    def key(self) -> _Key:
+        """Of the list that the pattern needs."""
+
+    @property
+    def unmet(self) -> tuple[bool, ...]:
+        """[KH * KW]: the taps that meet only padding; () if there are none."""
+
+    @property
+    def splits(self) -> int:
+        """Parts of a grad-weight's positions that are summed apart."""
+
+    @property
+    def clocks(self) -> float:
+        """Modelled; 0 where direct."""
+
+    def describe(self) -> dict[str, Any]:
+        """Every number of the launches."""
+
+    def workspace_bytes(self, list: PatternList, sums: bool = False) -> int:
+        """Device memory for a call; `sums`: whether its maps ask for any."""
+
+    def gather(
+        self,
+        queue: _Queue,
+        list: PatternList,
+        source: _Tensor,
+        values: _Tensor,  # [nnz] float32, beside float64 activations float64
+        bias: _Tensor,  # or None
+        dest: _Tensor,  # written
+        workspace: _Tensor,  # aligned to 16 bytes
+        maps: tuple[_SourceMap, _DestMap] | None = None,
+    ) -> None:
+        """Forward or grad-input, with what csrc/cuda/conv/fused.h has done beside.
+
+        Raises TypeError for a tensor without memory; so does grad_weight.
+        """
+
+    def grad_weight(
+        self,
+        queue: _Queue,
+        list: PatternList,
+        source: _Tensor,
+        grad: _Tensor,
+        grad_values: _Tensor,  # [nnz], written but for taps that meet only padding
+        workspace: _Tensor,
+        maps: tuple[_SourceMap, _SourceMap] | None = None,  # of source and gradient
     ) -> None: ...
 
-class GradWeightCall:
-    """The gradient of the values: as GatherCall."""
+class limits:
+    """What the kernels are made for: csrc/cuda/conv/limits.h."""
 
-    def __init__(self, launch: GradWeight, dtype: str, list: _List) -> None: ...
-    def run(
-        self,
-        device: int,
-        stream: int,
-        source: _Tensor,  # [N, C, H, W]
-        grad: _Tensor,  # [N, O, P, Q]
-        grad_values: _Tensor,  # [nnz], written
-        partial: _Tensor,  # [splits, entries], written
-        /,
-    ) -> None: ...
+    VECTOR_BYTES: int  # of activations: the same pixel of several images
+    BANKS: int  # columns of shared memory, each as wide as a vector
+    COMPUTE_WARPS: int
+    LIST_ALIGN: int  # entries; segments start at multiples
+    LIST_SLACK: int  # entries that may be read past the last one
+    WINDOW_ROWS: int  # destination channels of a window
+    STEP_ENTRIES: int  # of a window's list
+    WINDOW_UNITS: tuple[int, ...]  # positions of a warp
+    FLOAT_WINDOW_UNITS: int  # the only ones of float32
+    WINDOW_COMPUTE_WARPS: tuple[int, ...]  # of a grad-weight by windows
+    TURN_STEPS: int  # that a warp of it does at once,
+    HELD_TURNS: int  # and how many times as many it has sums for in its registers
+    GATHER_VARIANTS: dict[int, tuple[tuple[int, int], ...]]  # element bytes -> (rows, units)
+    GRAD_WEIGHT_UNITS: dict[int, tuple[int, ...]]  # element bytes -> units
 
-def direct_gather(
-    queue: _Queue,
-    pass_: Direct,
-    dtype: str,
-    source: _Address,
-    entries: _Address,  # [nnz, 4] int32
-    bounds: _Address,
-    values: _Address,
-    bias: _Address,  # or 0
-    dest: _Address,
-    /,
-) -> None: ...
-def direct_grad_weight(
-    queue: _Queue,
-    pass_: Direct,
-    dtype: str,
-    source: _Address,
-    grad: _Address,
-    nnz: int,
-    entries: _Address,
-    bounds: _Address,
-    grad_values: _Address,
-    /,
-) -> None: ...
-def fused_gather(
-    queue: _Queue,
-    pass_: Gather,
-    dtype: str,
-    source: _Address,
-    list: _Address,
-    bounds: _Address,
-    bias: _Address,  # or 0
-    dest: _Address,
-    source_map: _SourceMap,
-    dest_map: _DestMap,
-    /,
-) -> None:
-    """As gather, with what csrc/cuda/conv/fused.h has done on the way in and on the way out."""
+class planning:
+    """What there is to choose from for a pass. Structs are tuples: csrc/bindings/cuda/plan.h."""
 
-def fused_grad_weight(
-    queue: _Queue,
-    pass_: GradWeight,
-    entries: int,
-    dtype: str,
-    source: _Address,
-    grad: _Address,
-    offsets: _Address,
-    value_index: _Address,
-    bounds: _Address,
-    partial: _Address,
-    grad_values: _Address,
-    source_map: _SourceMap,
-    grad_map: _SourceMap,
-    /,
-) -> None: ...
-def window_gather(
-    queue: _Queue,
-    pass_: Gather,
-    list: _WindowList,
-    dtype: str,
-    source: _Address,
-    values: _Address,  # [nnz] float32
-    bias: _Address,  # or 0
-    dest: _Address,
-    maps: tuple[_SourceMap, _DestMap] | None,
-    /,
-) -> None:
-    """As gather or, with maps, fused_gather: csrc/cuda/conv/window_gather.h."""
+    @staticmethod
+    def pass_shape(
+        direction: str,
+        in_size: Sequence[int],
+        out_size: Sequence[int],
+        kernel: _Pair,
+        stride: _Pair,
+        padding: _Pair,
+        dilation: _Pair,
+        groups: int,
+        strides: tuple[_Strides, _Strides] | None = None,
+    ) -> tuple:
+        """strides: of source and destination, where images may be seen as columns of pixels."""
 
-def window_grad_weight(
-    queue: _Queue,
-    pass_: WindowGradWeight,
-    list: _WindowList,
-    dtype: str,
-    source: _Address,
-    grad: _Address,
-    partial: _Address,  # [splits, nnz] float32
-    grad_values: _Address,  # [nnz] float32, written
-    maps: tuple[_SourceMap, _SourceMap] | None,  # of source and gradient
-    /,
-) -> None: ...
-def combine_parts(
-    queue: _Queue,
-    moments: bool,
-    channels: int,
-    parts: int,
-    partial: _Address,  # [3 or 2, channels, parts] float32
-    first: _Address,  # [channels] float32, written
-    second: _Address,  # [channels] float32, written
-    /,
-) -> None:
-    """Sums of the parts or, where `moments`, mean and variance."""
+    @staticmethod
+    def gather_tilings(
+        shape: tuple, images: int, density: float, element_size: int, device: _Pair
+    ) -> list[tuple]: ...
+    @staticmethod
+    def grad_weight_tilings(
+        shape: tuple, images: int, density: float, element_size: int, device: _Pair
+    ) -> list[tuple]: ...
+    @staticmethod
+    def window_gather_tilings(
+        shape: tuple,
+        images: int,
+        density: float,
+        block_size: int,
+        element_size: int,
+        device: _Pair,
+    ) -> list[tuple]: ...
+    @staticmethod
+    def window_grad_weight_tilings(
+        shape: tuple,
+        images: int,
+        density: float,
+        block_size: int,
+        element_size: int,
+        device: _Pair,
+    ) -> list[tuple]: ...
+    @staticmethod
+    def layouts(c: tuple, steps: _Pair, groups: int, tile: int, width: int) -> list[tuple]:
+        """Of a class, in chunks of `width` columns; groups: vectors of images."""
+
+    @staticmethod
+    def bank_conflicts(line_step: int, tile: int, width: int) -> float: ...
+    @staticmethod
+    def entries_met(shape: tuple, density: float, block_size: int) -> float: ...
+    @staticmethod
+    def slab_key(shape: tuple, channel_block: int, layouts: Sequence[tuple]) -> _Key: ...
+    @staticmethod
+    def direct_key(shape: tuple) -> _Key: ...
 
 class RewirePlan(_Decisions):
     """_C.RewirePlan for layers in device memory: csrc/cuda/rewire/rewire.h."""

@@ -1,9 +1,9 @@
 """Times of the GPU kernels by their tilings' cost model, on GPUs that need not be there.
 
-PYTHONPATH=benchmarks python -m on_gpu.model docs/cuda.md
+PYTHONPATH=benchmarks:tests python -m on_gpu.model docs/cuda.md
 
 writes the table between two marks of the page. The counts are those that choose a tiling
-(dsr_kernels/backends/cuda/tiling.py), at the clocks below. Dense is taken to reach its data
+(csrc/cuda/conv/plan/tilings.h), at the clocks below. Dense is taken to reach its data
 sheet's peak, or the memory's where that is what bounds it: no library does, so the ratios lean
 towards dense.
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from layers import FAMILIES
 from pages import renew
 
-from dsr_kernels.backends.cuda.passes import PassShape, forward_shape, grad_input_shape
-from dsr_kernels.backends.cuda.tiling import Device, choose_gather, choose_grad_weight
+from dsr_kernels.backends import native
+from dsr_kernels.backends.cuda.plans import Device, Direction, pass_sizes
 from dsr_kernels.bench.problem import Layer
 from dsr_kernels.text_table import markdown
 
@@ -44,25 +45,39 @@ GPUS = {
 }
 
 
-def passes(layer: Layer) -> tuple[PassShape, PassShape]:
-    """What forward (and grad-weight) and grad-input read; pointwise images as columns of pixels."""
+def planning() -> ModuleType:
+    """The planner of this build's kernels; of those under the emulator where it has none."""
+    if native._cuda is not None:
+        return native._cuda.planning
+    from helpers import cuda_emulated
+
+    return cuda_emulated.load().planning
+
+
+def pass_of(direction: Direction, layer: Layer) -> tuple:
+    """Sizes of a pass for the planner; pointwise images as columns of pixels."""
     size, out_size = layer.size, layer.out_size
     if layer.kernel == (1, 1) and size == out_size:
         size = out_size = (size[0] * size[1], 1)
-    sizes = (layer.in_channels, *size), (layer.out_channels, *out_size)
-    return forward_shape(*sizes, layer.shape), grad_input_shape(*sizes, layer.shape)
+    sizes = (1, layer.in_channels, *size), (1, layer.out_channels, *out_size)
+    return planning().pass_shape(direction, *pass_sizes(*sizes, layer.shape))
+
+
+def least_clocks(tilings: list[tuple]) -> float | None:
+    """Of the cheapest tiling; None of none."""
+    return min((clocks for *_, clocks in tilings), default=None)
 
 
 def microseconds(layer: Layer, gpu: Gpu, element_size: int = BYTES) -> list[float]:
     """Of forward, grad-input and grad-weight."""
-    forward, grad_input = passes(layer)
+    forward, grad_input = (pass_of(d, layer) for d in ("forward", "grad_input"))
     call = layer.batch, DENSITY, element_size, gpu.device
-    chosen = (
-        choose_gather(forward, *call),
-        choose_gather(grad_input, *call),
-        choose_grad_weight(forward, *call),
+    tilings = (
+        planning().gather_tilings(forward, *call),
+        planning().gather_tilings(grad_input, *call),
+        planning().grad_weight_tilings(forward, *call),
     )
-    return [tiling.clocks / gpu.ghz / 1e3 for tiling in chosen]
+    return [least_clocks(each) / gpu.ghz / 1e3 for each in tilings]
 
 
 def multiply_adds(layer: Layer) -> float:

@@ -1,9 +1,9 @@
 """Times of the kernels on tensor cores by their cost model, beside what an H200 measured.
 
-PYTHONPATH=benchmarks python -m on_gpu.windows h200.json docs/cuda.md
+PYTHONPATH=benchmarks:tests python -m on_gpu.windows h200.json docs/cuda.md
 
 writes the tables between two marks of the page. No GPU has run these kernels: their columns are a
-model (dsr_kernels/backends/cuda/window_costs.py), whose constants nobody has measured. Those of
+model (csrc/cuda/conv/plan/window_costs.h), whose constants nobody has measured. Those of
 dense and of the kernels without tensor cores are medians of the JSON.
 """
 
@@ -17,12 +17,10 @@ from typing import NamedTuple
 from layers import FAMILIES
 from pages import renew
 
-from dsr_kernels.backends.cuda.window_gather import choose_window_gather
-from dsr_kernels.backends.cuda.window_grad_weight import choose_window_grad_weight
 from dsr_kernels.bench.problem import OPERATIONS, Layer
 from dsr_kernels.text_table import markdown
 
-from .model import DENSITY, GPUS, microseconds, passes
+from .model import DENSITY, GPUS, least_clocks, microseconds, pass_of, planning
 
 BEGIN, END = "<!-- windows: made by `make cuda-model` -->", "<!-- end of windows -->"
 GPU = GPUS["H100"]  # an H200 has as many multiprocessors, at the same clock
@@ -47,17 +45,18 @@ KINDS = (
 
 def by_windows(layer: Layer, block_size: int, element_size: int) -> list[float]:
     """Microseconds of forward, grad-input and grad-weight where the planner may take windows."""
-    forward, grad_input = passes(layer)
+    forward, grad_input = (pass_of(d, layer) for d in ("forward", "grad_input"))
     call = layer.batch, DENSITY, block_size, element_size, GPU.device
-    chosen = (
-        choose_window_gather(forward, *call),
-        choose_window_gather(grad_input, *call),
-        choose_window_grad_weight(forward, *call),
+    tilings = (
+        planning().window_gather_tilings(forward, *call),
+        planning().window_gather_tilings(grad_input, *call),
+        planning().window_grad_weight_tilings(forward, *call),
     )
+    least = [least_clocks(each) for each in tilings]
     without = microseconds(layer, GPU, element_size)
     return [
-        min(us, tiling.clocks / GPU.ghz / 1e3) if tiling else us
-        for us, tiling in zip(without, chosen, strict=True)
+        us if clocks is None else min(us, clocks / GPU.ghz / 1e3)
+        for us, clocks in zip(without, least, strict=True)
     ]
 
 

@@ -36,6 +36,5 @@ void bind_fused(py::module_& m);
 void bind_grad_bias(py::module_& m);
 void bind_elementwise(py::module_& m);
 void bind_rewire(py::module_& m);
-void bind_cuda_limits(py::module_& m);
 
 }  // namespace dsr::bindings

@@ -11,5 +11,4 @@ PYBIND11_MODULE(_C, m) {
   dsr::bindings::bind_grad_bias(m);
   dsr::bindings::bind_elementwise(m);
   dsr::bindings::bind_rewire(m);
-  dsr::bindings::bind_cuda_limits(m);
 }

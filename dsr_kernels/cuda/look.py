@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.address import storage_address
-from dsr_kernels.backends.cuda.window_costs import tf32_allowed
+from dsr_kernels.backends.cuda.tensor_cores import tf32_allowed
 from dsr_kernels.nn import SparseModule
 
 Look = list[Any]  # to be compared with another one by ==

@@ -12,14 +12,22 @@ import torch
 from helpers.cuda_conv_cases import AtRandom, gpu_kernels
 from helpers.cuda_device import DEVICE, emulated, kernels
 from helpers.cuda_plan_cases import DEVICES, Conv, convolutions
+from helpers.cuda_planner import GatherTiling, PassShape, direct_key, list_key
 from helpers.nn_cases import check_layer, layer, swap_pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsr_kernels.backends.cuda import lists, prepare
-from dsr_kernels.backends.cuda.passes import PassShape
-from dsr_kernels.backends.cuda.tiling import GatherTiling
+from dsr_kernels.backends import native
+from dsr_kernels.backends.cuda import lists
 from dsr_kernels.topology import Topology
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels():
+    """Lists are made for the kernels under test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_cuda", kernels())
+        yield
 
 
 @dataclass
@@ -65,7 +73,7 @@ def test_lists_have_every_nonzero_where_the_kernels_look(conv, density, seed) ->
 
 
 def check_list(conv: Conv, topology, shape: PassShape, tiling: GatherTiling, crow, col) -> None:
-    key = prepare.list_key(shape, tiling.channel_block, tiling.layouts)
+    key = list_key(shape, tiling.channel_block, tiling.layouts)
     found = lists.build_list(crow, col, key)
     blocks = -(-shape.source_channels // tiling.channel_block)
     channels = shape.groups * shape.dest_channels
@@ -97,9 +105,7 @@ def check_list(conv: Conv, topology, shape: PassShape, tiling: GatherTiling, cro
 
 
 def check_direct_list(conv: Conv, topology, shape: PassShape, crow, col) -> None:
-    with gpu_kernels():
-        key = prepare._direct(shape, 5, torch.float32, (0,) * 4, (0,) * 4).key
-    found = lists.build_direct_list(crow, col, key)
+    found = lists.build_direct_list(crow, col, direct_key(shape))
     channels = shape.groups * shape.dest_channels
     expected = defaultdict(list)
     for nonzero in nonzeros(conv, topology, shape.transposed):

@@ -8,23 +8,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from helpers.cuda_conv_cases import AtRandom
+import torch
+from helpers import cuda_planner
+from helpers.cuda_conv_cases import DTYPES, AtRandom, gpu_kernels
+from helpers.cuda_device import kernels
 from helpers.cuda_plan_cases import DEVICES, Conv, convolutions
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from dsr_kernels.backends.cuda.layout import Layout, _conflicts
-from dsr_kernels.backends.cuda.passes import PassClass, PassShape
-from dsr_kernels.backends.cuda.tiling import (
+from helpers.cuda_planner import (
     COMPUTE_WARPS,
-    Device,
+    Chosen,
     GatherTiling,
     GradWeightTiling,
+    Layout,
+    PassClass,
+    PassShape,
+    bank_conflicts,
     choose_gather,
     choose_grad_weight,
     gather_tilings,
+    grad_input_shape,
     grad_weight_tilings,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsr_kernels.backends.blocks import BLOCK_SIZES
+from dsr_kernels.backends.cuda import plans
+from dsr_kernels.backends.cuda.plans import Device
 
 # ---- passes -------------------------------------------------------------------------------------
 
@@ -70,6 +79,14 @@ def test_taps_that_meet_only_padding_take_no_room() -> None:
     conv = Conv((3, 3), (2, 2), (1, 1), (2**39,) * 4, (2**40, 2**40))
     for shape in conv.passes():
         assert [(c.taps, c.first_h, c.first_w) for c in shape.classes] == [((), 0, 0)]
+
+
+def test_classes_of_a_stride_beyond_the_image_are_those_that_have_pixels() -> None:
+    conv = Conv((5, 1), (3, 1), (2**31 - 1, 1), (1, 1, 0, 0), (1, 1))
+    _, _, shape = conv.arguments
+    found = grad_input_shape((1, 5, 1), (1, 1, 1), shape).classes
+    assert [(c.dest_h, c.rows) for c in found] == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)]
+    assert [c.taps for c in found] == [((1, 0, 0),), ((2, 0, 0),), (), (), ()]
 
 
 # ---- tilings ------------------------------------------------------------------------------------
@@ -179,13 +196,13 @@ def check_layout(slabs: Slabs) -> None:
 
 
 @pytest.mark.parametrize("line_step", [1, 2, 3, 5, 7, 8, 12, 13])
-def test_bank_conflicts(line_step: int) -> None:
+def test_bankbank_conflicts(line_step: int) -> None:
     """Eight lanes read vectors of 16 bytes side by side; two in one column wait for each other."""
     for width, tile in itertools.product((1, 2, 3, 4, 5, 7, 8, 12, 16, 20), (32, 64, 256)):
         places = [line * line_step + col for line in range(8 * tile) for col in range(width)]
         groups = [places[i : i + 8] for i in range(0, len(places), 8)]
         wavefronts = sum(max(Counter(p % 8 for p in group).values()) for group in groups)
-        found = _conflicts(line_step, tile, width)
+        found = bank_conflicts(line_step, tile, width)
         assert found == pytest.approx(wavefronts / len(groups)), (width, tile)
 
 
@@ -199,15 +216,53 @@ LARGE = [
 
 
 @pytest.mark.parametrize("conv, images", LARGE)
-def test_the_choice_is_made_once(conv: Conv, images: int) -> None:
-    forward, grad_input = conv.passes()
-    for choose, shape in (
-        (choose_gather, forward),
-        (choose_gather, grad_input),
-        (choose_grad_weight, forward),
-    ):
-        problem = shape, images, 0.1, 4, DEVICES[0]
-        assert choose(*problem) is choose(*problem)
+@pytest.mark.parametrize("direction", plans.DIRECTIONS)
+def test_the_choice_is_made_once(conv: Conv, images: int, direction: str) -> None:
+    x, y, shape = conv.arguments
+    sizes = (images, *x), (images, *y), shape
+    strides = (conv.channels, 1, 1, 1), (conv.rows, 1, 1, 1)
+    with gpu_kernels():
+        problem = direction, *sizes, 0.1, 1, torch.float32, *strides, DEVICES[0], False
+        assert plans.plan_of(*problem) is plans.plan_of(*problem)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    conv=convolutions(),
+    direction=st.sampled_from(plans.DIRECTIONS),
+    size=st.sampled_from(BLOCK_SIZES),
+    dtype=st.sampled_from(DTYPES),
+    device=st.sampled_from(DEVICES),
+    density=st.sampled_from((0.001, 0.1, 0.9)),
+    last=st.booleans(),
+)
+def test_a_plan_is_of_the_cheapest_tiling(conv, direction, size, dtype, device, density, last):
+    """As it is chosen here, of the lists of all."""
+    conv.rows *= size
+    x, y, shape = conv.arguments
+    strides = [strides_of((9, *sizes), last) for sizes in (x, y)]
+    where = dtype, *(strides[::-1] if direction == "grad_input" else strides), device
+    problem = direction, (9, *x), (9, *y), shape, density, size, *where
+    with gpu_kernels(None, None, None, None, None):
+        for windows in (False, True):
+            made, chosen = plans.make(*problem, windows), Chosen().make(*problem, windows)
+            assert (made.kind, made.key, made.unmet) == (chosen.kind, chosen.key, chosen.unmet)
+            assert made.describe() == chosen.describe()
+
+
+def strides_of(size: tuple[int, ...], last: bool) -> tuple[int, ...]:
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(size, memory_format=form).stride()
+
+
+def test_the_planner_is_told_what_the_kernels_are_made_for() -> None:
+    """And the tests that choose tilings."""
+    limits = kernels().limits
+    ours = {name: getattr(cuda_planner, name) for name in vars(cuda_planner) if name.isupper()}
+    names = {"WINDOW": "WINDOW_ROWS", "STEP": "STEP_ENTRIES", "COMPUTE": "WINDOW_COMPUTE_WARPS"}
+    assert len(ours) > 8
+    for name, value in ours.items():
+        assert getattr(limits, names.get(name, name)) == value, name
 
 
 def test_no_tiling_where_no_slab_fits_or_positions_need_more_than_32_bits() -> None:

@@ -9,19 +9,24 @@ from collections import defaultdict
 import pytest
 import torch
 from helpers.cuda_conv_cases import AtRandom
-from helpers.cuda_device import DEVICE
+from helpers.cuda_device import DEVICE, kernels
 from helpers.cuda_plan_cases import DEVICES, Conv, convolutions
+from helpers.cuda_planner import BANKS, STEP, WINDOW, PassShape, entries_met, list_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsr_kernels.backends import native
 from dsr_kernels.backends.blocks import BLOCK_SIZES
-from dsr_kernels.backends.cuda import prepare
-from dsr_kernels.backends.cuda.passes import PassShape
-from dsr_kernels.backends.cuda.window_costs import entries_met
-from dsr_kernels.backends.cuda.window_lists import STEP, WINDOW, WindowList, build_windows
+from dsr_kernels.backends.cuda.window_lists import WindowList, build_windows
 from dsr_kernels.topology import Topology
 
-BANKS = 8
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels():
+    """Lists are made for the kernels under test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_cuda", kernels())
+        yield
 
 
 def expected_places(
@@ -94,7 +99,7 @@ def test_every_nonzero_is_where_the_kernels_look(conv, size, rows, across, densi
 
 
 def check(conv: Conv, topology, shape: PassShape, tiling, pattern) -> None:
-    key = prepare.list_key(shape, tiling.channel_block, tiling.layouts)
+    key = list_key(shape, tiling.channel_block, tiling.layouts)
     found = build_windows(*pattern, key)
     expected = expected_places(conv, topology, shape, tiling)
     bounds = found.bounds.tolist()
@@ -117,7 +122,7 @@ def forward_key(channels: int, rows: int, transposed: bool = False, channel_bloc
     conv = Conv((9, 9), (3, 3), (1, 1), (1,) * 4, (1, 1), channels, rows)
     shape = conv.passes()[transposed]
     tiling = AtRandom(3).gather(shape, 8, 0.3, 2, DEVICES[0])
-    return prepare.list_key(shape, channel_block or shape.source_channels, tiling.layouts)
+    return list_key(shape, channel_block or shape.source_channels, tiling.layouts)
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)

@@ -1,18 +1,20 @@
-"""Prepared calls of the GPU's slab kernels compute what unprepared ones do, bit for bit."""
+"""Prepared calls of the GPU's kernels compute what unprepared ones do, bit for bit."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from helpers.cuda_conv_cases import EMULATED_GPU, conv_and_input, gpu_kernels
+from helpers.cuda_conv_cases import EMULATED_GPU, conv_and_input, direct, gpu_kernels
 from helpers.cuda_device import DEVICE
+from helpers.cuda_planner import choose_window_grad_weight
+from helpers.cuda_window_cases import model
 from helpers.nn_cases import layer
 from torch import Tensor, nn
 
 from dsr_kernels import SparseLinear
 from dsr_kernels.backends import patterns as room
 from dsr_kernels.backends import tensors
-from dsr_kernels.backends.cuda import calls
+from dsr_kernels.backends.cuda import calls, tensor_cores
 from dsr_kernels.backends.patterns import patterns
 
 LAYERS = {
@@ -106,6 +108,30 @@ def test_what_the_slab_kernels_do_not_take_is_not_prepared() -> None:
         first, second = steps(conv, x, 2)
         assert not kinds_of(conv)
     assert all(map(torch.equal, first, second))
+
+
+def window_calls(dtype: torch.dtype) -> tuple[set[type], bool]:
+    """(what is prepared of a layer whose passes go by windows, whether it computes the same)."""
+    conv, x = conv_and_input((8, 16, 3, (7, 9), 5), {"padding": 1, "block_size": 4}, dtype)
+    by_windows = {"gather": direct, "grad_weight": direct, "window_gather": model}
+    by_windows["window_grad_weight"] = choose_window_grad_weight
+    with gpu_kernels(device=EMULATED_GPU, **by_windows):
+        (expected,) = steps(conv, x, 1)
+    with gpu_kernels(device=EMULATED_GPU, prepared=True, **by_windows):
+        found = steps(conv, x, 3)
+        kinds = kinds_of(conv)
+    return kinds, all(all(map(torch.equal, each, expected)) for each in found)
+
+
+def test_windows_are_prepared_unless_torchs_settings_decide_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of float32 the next call may have to go without."""
+    every = {calls.Forward, calls.Backward, calls.GradWeight}
+    assert window_calls(torch.bfloat16) == (every, True)
+    for allowed in (True, False):
+        monkeypatch.setattr(tensor_cores, "tf32_allowed", lambda _, allowed=allowed: allowed)
+        assert window_calls(torch.float32) == (set(), True)
 
 
 def test_an_older_torch_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

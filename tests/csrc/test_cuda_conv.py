@@ -17,7 +17,7 @@ from helpers.op_cases import check_against_the_reference, check_derivatives, che
 
 from dsr_kernels import SparseLinear
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda.tiling import Device
+from dsr_kernels.backends.cuda.plans import Device
 from dsr_kernels.nn import functional
 from dsr_kernels.ops import library, reference
 from dsr_kernels.topology import Topology

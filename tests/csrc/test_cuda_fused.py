@@ -35,12 +35,12 @@ from helpers.cuda_fused_cases import (
     meaning,
     results,
 )
+from helpers.cuda_planner import GATHER_VARIANTS, GRAD_WEIGHT_UNITS
 from helpers.formats import FORMATS, sliced
 from torch import Tensor
 
 from dsr_kernels.backends import cpu_fused
 from dsr_kernels.backends.cuda import fused
-from dsr_kernels.backends.cuda.tiling import GATHER_VARIANTS, GRAD_WEIGHT_UNITS
 from dsr_kernels.backends.fused import Affine, Epilogue
 from dsr_kernels.ops.fused import composed, library
 

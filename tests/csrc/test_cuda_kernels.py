@@ -11,6 +11,7 @@ from itertools import cycle
 
 import pytest
 import torch
+from helpers import cuda_fused_cases
 from helpers.convolutions import convolutions, image
 from helpers.cuda_conv_cases import (
     DTYPES,
@@ -31,14 +32,20 @@ from helpers.cuda_conv_cases import (
     small_grad_weight,
 )
 from helpers.cuda_device import DEVICE, configure, emulated, kernels
+from helpers.cuda_planner import (
+    GATHER_VARIANTS,
+    GRAD_WEIGHT_UNITS,
+    choose_gather,
+    choose_grad_weight,
+)
 from helpers.formats import FORMATS, gradient_of
 from helpers.kernel_cases import CASES
 from helpers.nn_cases import check_layer, check_results, layer, results, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsr_kernels.backends.cuda import tiling
-from dsr_kernels.backends.cuda.tiling import GATHER_VARIANTS, GRAD_WEIGHT_UNITS, Device
+from dsr_kernels.backends.cuda import plans
+from dsr_kernels.backends.cuda.plans import Device
 
 # Between them: all numbers of warps side by side along channels, sets of channels that do not
 # divide, groups, one class and several, several launches, taps that meet nothing.
@@ -185,11 +192,11 @@ def replaced(choose, **fields):
 def test_instances_that_are_not_compiled_are_named(dtype: torch.dtype) -> None:
     conv, x = conv_and_input(*SMALL, dtype)
     for rows, units in ((4, 3), (16, 1)):
-        gather = replaced(tiling.choose_gather, rows=rows, units=units)
+        gather = replaced(choose_gather, rows=rows, units=units)
         message = f"gather: no kernel of {rows} rows and {units} units"
         with gpu_kernels(gather=gather), pytest.raises(ValueError, match=message):
             conv(x)
-    grad_weight = replaced(tiling.choose_grad_weight, units=3)
+    grad_weight = replaced(choose_grad_weight, units=3)
     with gpu_kernels(grad_weight=grad_weight):
         y = conv(x)
         with pytest.raises(ValueError, match="grad_weight: no kernel of 3 units"):
@@ -198,18 +205,46 @@ def test_instances_that_are_not_compiled_are_named(dtype: torch.dtype) -> None:
 
 def test_slabs_beyond_shared_memory_are_named() -> None:
     conv, x = conv_and_input((64, 4, 3, (60, 60), 5), {"padding": 1})
-    gather = replaced(tiling.choose_gather, channel_block=64)
+    gather = replaced(choose_gather, channel_block=64)
     message = r"gather: invalid argument \(\d{6,} bytes of shared memory\)"
     with gpu_kernels(gather=gather), pytest.raises(ValueError, match=message):
         conv(x)
 
 
 def test_too_many_items_of_work_are_named() -> None:
-    native = kernels()
-    launch = native.Gather()
-    launch.rows, launch.units, launch.row_warps = 8, 1, 1
-    launch.groups, launch.dest_channels, launch.tiles = 1, 9, 2**30
-    with pytest.raises(ValueError, match=r"gather: too many tiles \(0 images, 0 channels of 0x0"):
-        native.gather((0, 0), launch, "float32", 0, 0, 0, 0, 0)
-    with pytest.raises(ValueError, match="dtype: expected 'float32', 'bfloat16' or 'float16', got"):
-        native.gather((0, 0), launch, "float64", 0, 0, 0, 0, 0)
+    def choose(*problem):
+        found = next(t for t in gather_choices(*problem) if (t.rows, t.row_warps) == (8, 1))
+        layout = dataclasses.replace(found.layouts[0], tiles=2**30)
+        return dataclasses.replace(found, layouts=(layout,))
+
+    conv, x = conv_and_input((4, 9, 3, (6, 5), 3), {"padding": 1})
+    message = r"gather: too many tiles \(3 images, 4 channels of 6x5 to 9 of 6x5"
+    with gpu_kernels(gather=choose), pytest.raises(ValueError, match=message):
+        conv(x)
+
+
+def test_wrong_calls_of_a_plan_are_named() -> None:
+    conv, x = conv_and_input(*SMALL)
+    sizes = tuple(x.shape), (9, 12, 17, 16), cuda_fused_cases.shape_of(conv)
+    strides = x.stride(), (12 * 17 * 16, 17 * 16, 16, 1)
+    where = 0.3, 1, x.dtype, *strides, TWO, False
+    with gpu_kernels():
+        plan = plans.make("forward", *sizes, *where)
+        sums = plans.make("grad_weight", *sizes, *where)
+        with pytest.raises(ValueError, match="direction: expected 'forward', 'grad_input' or"):
+            plans.make("backward", *sizes, *where)
+        with pytest.raises(
+            ValueError, match=r"dtype: expected 'float64', 'float32', .* got 'int8'"
+        ):
+            plans.make("forward", *sizes, 0.3, 1, torch.int8, *where[3:])
+        huge = (2**40, *sizes[0][1:]), (2**40, *sizes[1][1:])
+        with pytest.raises(ValueError, match="ConvPlan: expected sizes that 32 bits count, got"):
+            plans.make("forward", *huge, *sizes[2:], *where)
+        direct = kernels().PatternList.direct(0, 0, 0)
+        nothing = (0,) * 5
+        with pytest.raises(ValueError, match="list: expected one for a plan of kind 'slab', got"):
+            plan.gather((0, 0), direct, *nothing)
+        with pytest.raises(ValueError, match=r"ConvPlan\.gather needs one of 'forward'"):
+            sums.gather((0, 0), direct, *nothing)
+        with pytest.raises(ValueError, match="needs a plan of direction 'grad_weight'"):
+            plan.grad_weight((0, 0), direct, *nothing[:4])

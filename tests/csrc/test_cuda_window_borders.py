@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers.cuda_conv_cases import TWO, direct, gpu_kernels
 from helpers.cuda_device import DEVICE
+from helpers.cuda_planner import window_grad_weight_tilings
 from helpers.cuda_window_cases import model, small
 from helpers.nn_cases import within_rule
 
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
 from dsr_kernels.ops import library, reference
 from dsr_kernels.topology import Topology
 

@@ -30,16 +30,14 @@ from helpers.cuda_window_cases import (
     problem,
     readers,
     small,
+    units_of,
 )
 from helpers.formats import FORMATS
 from helpers.matrix_units import as_operand, unit_of
 from helpers.nn_cases import same_bits, swap_pattern
 
 from dsr_kernels.backends.blocks import BLOCK_SIZES
-from dsr_kernels.backends.cuda import call, window_costs
-from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
-from dsr_kernels.backends.cuda.window_gather import WindowGatherPass, units_of
-from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
+from dsr_kernels.backends.cuda import call, plans, tensor_cores
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)  # float32 as TF32
 types = pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -210,18 +208,18 @@ def test_small_layers_by_every_kernel(dtype: torch.dtype) -> None:
     assert all(n > before[name] for name, n in ours.items())
 
 
-def chosen(conv, x, shape_of, image: int | None = None) -> bool:
+def chosen(conv, x, direction: str, image: int | None = None) -> bool:
     """Whether the cost model takes windows; `image` elements lie between images of the result."""
     y = torch.empty(x.shape[0], conv.out_channels, *x.shape[2:])  # "same" padding
     with gpu_kernels(window_gather=None):
         sizes = tuple(x.shape), tuple(y.shape), cuda_fused_cases.shape_of(conv)
-        density = call.density_of(conv.nnz, sizes[2])
-        source, dest = (x, y) if shape_of is forward_shape else (y, x)
+        density = plans.density_of(conv.nnz, sizes[2])
+        source, dest = (x, y) if direction == "forward" else (y, x)
         strides = source.stride(), (image or dest.stride()[0], *dest.stride()[1:])
-        found = call.gather_pass(
-            shape_of, *sizes, density, conv.block_size, x.dtype, *strides, call.device_of(x), True
+        found = plans.plan_of(
+            direction, *sizes, density, conv.block_size, x.dtype, *strides, call.device_of(x), True
         )
-    return isinstance(found, WindowGatherPass)
+    return found.kind == "window"
 
 
 def test_windows_are_taken_only_where_they_are_asked_for() -> None:
@@ -229,50 +227,46 @@ def test_windows_are_taken_only_where_they_are_asked_for() -> None:
         (64, 64, 3, (16, 16), 8), {"padding": 1, "block_size": 16}, torch.bfloat16
     )
     sizes = tuple(x.shape), (8, 64, 16, 16), cuda_fused_cases.shape_of(conv)
-    where = 0.1, 16, x.dtype, x.stride(), x.stride(), EMULATED_GPU, False
+    where = 0.1, 16, x.dtype, x.stride(), x.stride(), EMULATED_GPU
 
     def taken() -> list[bool]:
-        call.gather_pass.cache_clear(), call.grad_weight_pass.cache_clear()
-        forward = call.gather_pass(forward_shape, *sizes, *where)
-        grad_weight = call.grad_weight_pass(*sizes, *where)
-        return [
-            isinstance(forward, WindowGatherPass),
-            isinstance(grad_weight, WindowGradWeightPass),
-        ]
+        windows = tensor_cores.allowed(x, sizes[2])
+        kinds = ("forward", "grad_weight")
+        return [plans.plan_of(d, *sizes, *where, windows).kind == "window" for d in kinds]
 
     by_the_model = gpu_kernels(window_gather=None, window_grad_weight=None)
     with by_the_model, pytest.MonkeyPatch.context() as patch:
         assert taken() == [True, True]
         for unset in ("0", None):
-            patch.delenv(window_costs.SWITCH)
+            patch.delenv(tensor_cores.SWITCH)
             if unset:
-                patch.setenv(window_costs.SWITCH, unset)
+                patch.setenv(tensor_cores.SWITCH, unset)
             assert taken() == [False, False]
-        patch.setenv(window_costs.SWITCH, "yes")
+        patch.setenv(tensor_cores.SWITCH, "yes")
         with pytest.raises(ValueError, match="DSR_GPU_TENSOR_CORES: expected 0 or 1, got 'yes'"):
             taken()
 
 
-@pytest.mark.parametrize("shape_of", [forward_shape, grad_input_shape])
-def test_what_takes_windows(shape_of) -> None:
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_what_takes_windows(direction: str) -> None:
     """Many channels at 90 % do; layers of few channels never do."""
     arguments = {"padding": 1, "sparsity": 0.9, "block_size": 16}
     conv, x = conv_and_input((256, 256, 3, (14, 14), 8), arguments, torch.bfloat16)
-    assert chosen(conv, x, shape_of)
-    assert chosen(conv, x.float(), shape_of)
+    assert chosen(conv, x, direction)
+    assert chosen(conv, x.float(), direction)
     for channels, groups in ((4, 1), (64, 16)):
         arguments = {"padding": 1, "sparsity": 0.0, "groups": groups}
         conv, x = conv_and_input((channels, channels, 3, (4, 4), 8), arguments, torch.bfloat16)
-        assert not chosen(conv, x, shape_of)
+        assert not chosen(conv, x, direction)
 
 
-@pytest.mark.parametrize("shape_of", [forward_shape, grad_input_shape])
-def test_positions_too_far_apart_have_no_windows(shape_of) -> None:
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_positions_too_far_apart_have_no_windows(direction: str) -> None:
     """A warp's 8 positions of 8 images each must be within 32 bits of each other."""
     arguments = {"padding": 1, "sparsity": 0.5, "block_size": 16}
     conv, x = conv_and_input((256, 256, 3, (1, 1), 64), arguments, torch.bfloat16)
-    assert chosen(conv, x, shape_of, image=2**24)
-    assert not chosen(conv, x, shape_of, image=2**27)  # eight images are within 2**31
+    assert chosen(conv, x, direction, image=2**24)
+    assert not chosen(conv, x, direction, image=2**27)  # eight images are within 2**31
 
 
 def test_kernels_that_are_not_compiled_are_named() -> None:
@@ -283,14 +277,20 @@ def test_kernels_that_are_not_compiled_are_named() -> None:
             pytest.raises(ValueError, match=r"window_gather: no kernel of \d+ rows and \d units"),
         ):
             conv(x)
-    native = kernels()
-    launch = native.Gather()
-    launch.tiles = 1
-    listed = (0,) * 5 + (1, 0)
-    launch.rows, launch.units = 16, 4
-    with pytest.raises(ValueError, match="window_gather: no kernel of 16 rows and 4 units"):
-        native.window_gather((0, 0), launch, listed, "float32", 0, 0, 0, 0, None)
-    launch.rows, launch.units, launch.row_warps = 16, 8, 1
-    launch.groups, launch.dest_channels, launch.tiles = 1, 9, 2**29
-    with pytest.raises(ValueError, match="window_gather: too many tiles"):
-        native.window_gather((0, 0), launch, listed, "bfloat16", 0, 0, 0, 0, None)
+    conv, x = problem("16 wide", torch.float32)
+    four = lambda *p: dataclasses.replace(model(*p), units=4)  # noqa: E731
+    message = "window_gather: no kernel of 16 rows and 4 units"
+    with gpu_kernels(window_gather=four), pytest.raises(ValueError, match=message):
+        conv(x)
+
+
+def test_too_many_items_of_work_are_named() -> None:
+    def many(*problem):
+        found = dataclasses.replace(model(*problem), row_warps=1)
+        layouts = tuple(dataclasses.replace(layout, tiles=2**29) for layout in found.layouts)
+        return dataclasses.replace(found, layouts=layouts)
+
+    conv, x = problem("16 wide", torch.bfloat16)
+    message = "window_gather: too many tiles"
+    with gpu_kernels(window_gather=many), pytest.raises(ValueError, match=message):
+        conv(x)

@@ -11,8 +11,7 @@ from helpers.cuda_conv_cases import EMULATED_GPU, TWO, conv_and_input, gpu_kerne
 from helpers.cuda_window_grad_cases import SMALL, taken, windows
 from helpers.formats import gradient_of
 
-from dsr_kernels.backends.cuda import call
-from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
+from dsr_kernels.backends.cuda import plans
 
 __all__ = ["taken"]  # a fixture
 
@@ -32,14 +31,25 @@ def test_warps_are_needed_for_everything(taken: list) -> None:
 
 
 def test_shared_memory_is_what_was_planned(taken: list) -> None:
-    conv, x = conv_and_input((64, 64, 3, (16, 16), 33), {"padding": 1, "sparsity": 0.98},
-                             torch.bfloat16)  # fmt: skip
+    conv, x = conv_and_input(
+        (64, 64, 3, (16, 16), 33), {"padding": 1, "sparsity": 0.98}, torch.bfloat16
+    )
     with windows(lambda found: max(found, key=lambda t: t.tile * t.channel_block)):
-        launched = call.grad_weight_pass(
-            tuple(x.shape), (33, 64, 16, 16), cuda_fused_cases.shape_of(conv), 0.02, 1, x.dtype,
-            x.stride(), x.stride(), TWO, False,
-        ).launch  # fmt: skip
-    assert 0.5 < launched.shared_bytes / TWO.shared_per_block <= 1
+        made = plans.make(
+            "grad_weight",
+            tuple(x.shape),
+            (33, 64, 16, 16),
+            cuda_fused_cases.shape_of(conv),
+            0.02,
+            1,
+            x.dtype,
+            x.stride(),
+            x.stride(),
+            TWO,
+            True,
+        )
+    (launched,) = made.describe()["launches"]
+    assert 0.5 < launched["shared_bytes"] / TWO.shared_per_block <= 1
     assert not taken
 
 
@@ -56,11 +66,20 @@ def test_shared_memory_is_what_was_planned(taken: list) -> None:
 def test_who_has_windows(outputs, groups, dtype, expected: bool) -> None:
     conv, x = conv_and_input((8, outputs, 3, (8, 8), 9), {"padding": 1, "groups": groups}, dtype)
     with windows():
-        found = call.grad_weight_pass(
-            tuple(x.shape), (9, outputs, 8, 8), cuda_fused_cases.shape_of(conv), 0.3, 1, dtype,
-            x.stride(), (outputs * 64, 64, 8, 1), TWO, True,
-        )  # fmt: skip
-    assert isinstance(found, WindowGradWeightPass) == expected
+        found = plans.plan_of(
+            "grad_weight",
+            tuple(x.shape),
+            (9, outputs, 8, 8),
+            cuda_fused_cases.shape_of(conv),
+            0.3,
+            1,
+            dtype,
+            x.stride(),
+            (outputs * 64, 64, 8, 1),
+            TWO,
+            True,
+        )
+    assert (found.kind == "window") == expected
 
 
 def test_blocks_of_outputs_take_windows() -> None:
@@ -68,11 +87,20 @@ def test_blocks_of_outputs_take_windows() -> None:
     conv, x = conv_and_input((64, 64, 3, (16, 16), 8), {"padding": 1}, torch.bfloat16)
 
     def taken_at(density: float, size: int) -> bool:
-        found = call.grad_weight_pass(
-            (128, 64, 16, 16), (128, 64, 16, 16), cuda_fused_cases.shape_of(conv), density, size,
-            x.dtype, x.stride(), x.stride(), EMULATED_GPU, False,
-        )  # fmt: skip
-        return isinstance(found, WindowGradWeightPass)
+        found = plans.plan_of(
+            "grad_weight",
+            (128, 64, 16, 16),
+            (128, 64, 16, 16),
+            cuda_fused_cases.shape_of(conv),
+            density,
+            size,
+            x.dtype,
+            x.stride(),
+            x.stride(),
+            EMULATED_GPU,
+            True,
+        )
+        return found.kind == "window"
 
     with gpu_kernels(window_grad_weight=None, device=EMULATED_GPU):
         assert taken_at(0.1, 16)

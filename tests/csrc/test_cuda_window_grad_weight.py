@@ -22,22 +22,31 @@ from helpers.cuda_conv_cases import (
 )
 from helpers.cuda_device import configure, emulated, kernels
 from helpers.cuda_fused_cases import PARTS
-from helpers.cuda_window_grad_cases import CASES, SMALL, check_sums, problem, taken, windows
+from helpers.cuda_planner import (
+    COMPUTE,
+    HELD_TURNS,
+    TURN_STEPS,
+    forward_shape,
+    options_of,
+)
+from helpers.cuda_window_grad_cases import (
+    CASES,
+    SMALL,
+    check_sums,
+    launched,
+    problem,
+    some,
+    taken,
+    windows,
+)
 from helpers.formats import FORMATS, gradient_of
 from helpers.kernel_cases import in_blocks
 from helpers.matrix_units import unit_of
 from helpers.nn_cases import same_bits, swap_pattern
 
+from dsr_kernels.backends import native
 from dsr_kernels.backends.blocks import BLOCK_SIZES
-from dsr_kernels.backends.cuda.layout import options_of
-from dsr_kernels.backends.cuda.passes import forward_shape
-from dsr_kernels.backends.cuda.window_grad_weight import (
-    COMPUTE,
-    HELD_TURNS,
-    TURN_STEPS,
-    WindowGradWeightPass,
-    window_grad_weight_tilings,
-)
+from dsr_kernels.backends.cuda.plans import PassPlan
 from dsr_kernels.backends.cuda.window_lists import build_windows
 
 __all__ = ["taken"]  # a fixture
@@ -51,24 +60,6 @@ WIDE = {
     for name, (sizes, arguments) in SHAPES.items()
     if sizes[1] // arguments.get("groups", 1) >= 8 and sizes[1] < 1000
 }
-
-
-def choices(*problem) -> list:
-    """What there is to choose from, and with few channels in a slab, few tiles in a split.
-
-    Also with a single warp that computes: it has more turns than it has registers for.
-    """
-    found = list(window_grad_weight_tilings(*problem))
-    few = [dataclasses.replace(t, channel_block=min(3, t.channel_block)) for t in found]
-    few += [dataclasses.replace(t, compute_warps=1) for t in found]
-    short = [dataclasses.replace(t, tiles_per_split=n) for t in few for n in (1, 2)]
-    cut = [dataclasses.replace(t, clocks=0.0) for t in found + few + short]
-    return list(dict.fromkeys(cut))
-
-
-def some(*problem) -> list:
-    found = choices(*problem)
-    return random.Random(5).sample(found, min(24, len(found)))
 
 
 def gradient(conv, x, grad) -> list[torch.Tensor]:
@@ -93,8 +84,8 @@ def test_every_tiling(name: str, dtype: torch.dtype, taken: list) -> None:
         with gpu_kernels(direct, direct, TWO, tilings):
             check_sums(conv, x, grad)
     assert len(taken) > 10
-    assert len({p.launch.tile for p in taken}) > 2
-    assert {p.launch.compute_warps for p in taken} == {1, *COMPUTE}
+    assert len({launched(p)["tile"] for p in taken}) > 2
+    assert {launched(p)["compute_warps"] for p in taken} == {1, *COMPUTE}
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
@@ -175,12 +166,14 @@ def test_the_same_bits_in_any_order(name: str, warps: int) -> None:
     assert all(same_bits(found[0], other) for other in found[1:])
 
 
-def turns_of(conv, prepared: WindowGradWeightPass) -> int:
+def turns_of(conv, prepared: PassPlan) -> int:
     """The most that a thread block's warps have between them."""
-    found = build_windows(conv.crow_indices, conv.col_indices, prepared.key)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_cuda", kernels())
+        found = build_windows(conv.crow_indices, conv.col_indices, prepared.key)
     steps = found.bounds.diff(dim=1).flatten()[: -len(found.bounds) // prepared.key.classes]
     turns = (steps + TURN_STEPS - 1) // TURN_STEPS
-    return max(part.sum() for part in turns.split(prepared.launch.window_block))
+    return max(part.sum() for part in turns.split(launched(prepared)["window_block"]))
 
 
 def test_sums_go_from_tile_to_tile_in_registers_or_through_memory(taken: list) -> None:
@@ -200,7 +193,8 @@ def test_sums_go_from_tile_to_tile_in_registers_or_through_memory(taken: list) -
             found += gradient(conv, x, grad)
     turns = [turns_of(conv, p) for p in taken[::2]]
     held = [
-        t <= HELD_TURNS * p.launch.compute_warps for t, p in zip(turns, taken[::2], strict=True)
+        t <= HELD_TURNS * launched(p)["compute_warps"]
+        for t, p in zip(turns, taken[::2], strict=True)
     ]
     assert turns == [20] * 3 and held == [False, True, True]
     assert same_bits(found[1:2], found[2:])

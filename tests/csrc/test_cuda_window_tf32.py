@@ -15,6 +15,15 @@ from helpers.cuda_conv_cases import (
     gpu_kernels,
 )
 from helpers.cuda_device import DEVICE, EMULATED
+from helpers.cuda_planner import (
+    BANKS,
+    COMPUTE_WARPS,
+    VECTOR_BYTES,
+    choose_window_gather,
+    forward_shape,
+    list_key,
+    window_grad_weight_tilings,
+)
 from helpers.cuda_window_cases import model
 from helpers.cuda_window_grad_cases import windows
 from helpers.formats import gradient_of
@@ -23,16 +32,7 @@ from helpers.nn_cases import same_bits
 
 from dsr_kernels import SparseConv2d, SparseLinear
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import call, window_costs
-from dsr_kernels.backends.cuda.layout import BANKS, VECTOR_BYTES
-from dsr_kernels.backends.cuda.passes import forward_shape
-from dsr_kernels.backends.cuda.prepare import list_key
-from dsr_kernels.backends.cuda.tiling import COMPUTE_WARPS
-from dsr_kernels.backends.cuda.window_gather import WindowGatherPass, choose_window_gather
-from dsr_kernels.backends.cuda.window_grad_weight import (
-    WindowGradWeightPass,
-    window_grad_weight_tilings,
-)
+from dsr_kernels.backends.cuda import plans, tensor_cores
 from dsr_kernels.backends.cuda.window_lists import build_windows
 from dsr_kernels.topology import Topology
 
@@ -115,9 +115,9 @@ def passes(conv, x) -> list[bool]:
     shape = cuda_fused_cases.shape_of(conv)
     sizes = tuple(x.shape), (x.shape[0], rows, *x.shape[2:]), shape
     strides = x.stride(), torch.empty(sizes[1]).stride()
-    where = 0.1, 16, x.dtype, *strides, EMULATED_GPU, call.tf32_of(x, shape)
-    found = call.gather_pass(forward_shape, *sizes, *where), call.grad_weight_pass(*sizes, *where)
-    return [isinstance(p, WindowGatherPass | WindowGradWeightPass) for p in found]
+    where = 0.1, 16, x.dtype, *strides, EMULATED_GPU, tensor_cores.allowed(x, shape)
+    kinds = ("forward", "grad_weight")
+    return [plans.plan_of(d, *sizes, *where).kind == "window" for d in kinds]
 
 
 def test_convolutions_follow_cudnns_flag_from_call_to_call(flags) -> None:
@@ -132,8 +132,7 @@ def test_convolutions_follow_cudnns_flag_from_call_to_call(flags) -> None:
             assert passes(conv, x) == [True, True]
         flags.cuda.matmul.allow_tf32 = not flags.cuda.matmul.allow_tf32
         assert passes(conv, x) == [True, True]
-        call.gather_pass.cache_clear(), call.grad_weight_pass.cache_clear()
-        patch.setenv(window_costs.SWITCH, "0")
+        patch.setenv(tensor_cores.SWITCH, "0")
         assert passes(conv, x) == [False, False]
 
 
@@ -169,15 +168,15 @@ def test_convolutions_that_look_like_linear_layers_never_go_beyond_their_own_fla
     with windows():
         for matmul in (False, True):
             flags.cudnn.allow_tf32, flags.cuda.matmul.allow_tf32 = False, matmul
-            assert not any(call.tf32_of(t, shape) for t in (x, x[..., :1, :1]))
+            assert not any(tensor_cores.tf32_of(t, shape) for t in (x, x[..., :1, :1]))
         flags.cudnn.allow_tf32 = True
-        assert all(call.tf32_of(t, shape) for t in (x, x[..., :1, :1]))
+        assert all(tensor_cores.tf32_of(t, shape) for t in (x, x[..., :1, :1]))
 
 
 @pytest.mark.skipif(not NEWER, reason="torch has no fp32_precision")
 def test_torchs_newer_names_of_the_flags(flags) -> None:
     """Also where the older names cannot be read: torch refuses, since the two disagree."""
-    allowed = window_costs.tf32_allowed
+    allowed = tensor_cores.tf32_allowed
     flags.cudnn.conv.fp32_precision = "ieee"
     assert not allowed(maybe_linear=False)
     flags.cudnn.conv.fp32_precision = "tf32"
@@ -196,10 +195,10 @@ def test_who_asks_nobody(flags) -> None:
     shape = cuda_fused_cases.shape_of(conv)
     flags.cudnn.allow_tf32 = True
     with windows():
-        assert call.tf32_of(x, shape)
+        assert tensor_cores.tf32_of(x, shape)
         others = [x.to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16)]
-        assert not any(call.tf32_of(other, shape) for other in others)
-    assert not call.tf32_of(x, shape)
+        assert not any(tensor_cores.tf32_of(other, shape) for other in others)
+    assert not tensor_cores.tf32_of(x, shape)
 
 
 # ---- banks --------------------------------------------------------------------------------------
@@ -224,7 +223,8 @@ def test_words_of_a_load_lie_in_different_banks(width: int, size: int, most: flo
     tiling = choose_window_gather(problem, 128, 0.1, size, 4, EMULATED_GPU)
     (layout,) = tiling.layouts
     key = list_key(problem, tiling.channel_block, tiling.layouts)
-    found = build_windows(topology.crow_indices, topology.col_indices, key)
+    with gpu_kernels():
+        found = build_windows(topology.crow_indices, topology.col_indices, key)
     entries = found.offsets.view(-1, 4)[: 4 * found.bounds[:, 1].max()] // VECTOR_BYTES
     position = torch.arange(COMPUTE_WARPS // tiling.row_warps * tiling.units)
     vector = position // layout.tile_cols * layout.pitch + position % layout.tile_cols

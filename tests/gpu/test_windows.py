@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import cuda_fused_cases
 from helpers.cuda_conv_cases import gpu_kernels
+from helpers.cuda_planner import Chosen, window_grad_weight_tilings
 from helpers.cuda_window_cases import SHAPES, gradient, model, problem, readers
 from helpers.formats import FORMATS
 from helpers.matrix_units import as_operand, round_weights, truncation, unit_of
@@ -22,9 +23,7 @@ from torch import Tensor
 
 from dsr_kernels import SparseModule
 from dsr_kernels.backends import native
-from dsr_kernels.backends.cuda import call, window_costs, window_gather, window_grad_weight
-from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
-from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
+from dsr_kernels.backends.cuda import call, plans, tensor_cores
 
 from .cases import LARGE, on_device
 from .device import DEVICE, ON_CUDA, cuda_only
@@ -47,19 +46,19 @@ def cheapest(*sizes):
 @contextlib.contextmanager
 def noted() -> Iterator[list[str]]:
     """The passes that went by windows inside."""
-    found, gather, grad_weight = [], call.gather, call.grad_weight_by_windows
+    found, gather, grad_weight = [], call.gather, call.grad_weight
 
     def noted_gather(*arguments, **more):
-        found.extend(["gather"] * isinstance(arguments[3], WindowGatherPass))
+        found.extend(["gather"] * (arguments[3].kind == "window"))
         return gather(*arguments, **more)
 
     def noted_grad_weight(*arguments, **more):
-        found.append("grad_weight")
+        found.extend(["grad_weight"] * (arguments[4].kind == "window"))
         return grad_weight(*arguments, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(call, "gather", noted_gather)
-        patch.setattr(call, "grad_weight_by_windows", noted_grad_weight)
+        patch.setattr(call, "grad_weight", noted_grad_weight)
         yield found
 
 
@@ -68,16 +67,13 @@ def windows() -> Iterator[list[str]]:
     """Inside, whatever can goes by windows; the passes that did."""
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         if ON_CUDA:
-            patch.setenv(window_costs.SWITCH, "1")
-            patch.setattr(window_gather, "choose_window_gather", model)
-            patch.setattr(window_grad_weight, "choose_window_grad_weight", cheapest)
+            patch.setenv(tensor_cores.SWITCH, "1")
+            patch.setattr(plans, "make", Chosen(None, None, model, cheapest).make)
         else:
             stack.enter_context(gpu_kernels(window_gather=model, window_grad_weight=cheapest))
         found = stack.enter_context(noted())
-        passes = call.gather_pass, call.grad_weight_pass
-        for kept in passes:
-            stack.callback(kept.cache_clear)
-            kept.cache_clear()
+        stack.callback(plans.plan_of.cache_clear)
+        plans.plan_of.cache_clear()
         yield found
 
 

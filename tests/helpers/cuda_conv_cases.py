@@ -10,6 +10,18 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from helpers.cuda_device import DEVICE, EMULATED, kernels, queue
+from helpers.cuda_planner import (
+    COMPUTE_WARPS,
+    VECTOR_BYTES,
+    Chosen,
+    GatherTiling,
+    GradWeightTiling,
+    Layout,
+    PassShape,
+    gather_tilings,
+    grad_weight_tilings,
+    options_of,
+)
 from helpers.kernel_cases import AWKWARD, BATCHES, CASES
 from helpers.nn_cases import dense_results, layer, within_rule
 from helpers.prepared import keep_no_calls
@@ -17,19 +29,8 @@ from torch import Tensor
 
 from dsr_kernels import SparseConv2d
 from dsr_kernels.backends import dispatch, native
-from dsr_kernels.backends.cuda import call, calls, fused, launch, prepare, window_costs
-from dsr_kernels.backends.cuda import window_gather as gather_windows
-from dsr_kernels.backends.cuda import window_grad_weight as windows
-from dsr_kernels.backends.cuda.layout import VECTOR_BYTES, Layout, options_of
-from dsr_kernels.backends.cuda.passes import PassShape
-from dsr_kernels.backends.cuda.tiling import (
-    COMPUTE_WARPS,
-    Device,
-    GatherTiling,
-    GradWeightTiling,
-    gather_tilings,
-    grad_weight_tilings,
-)
+from dsr_kernels.backends.cuda import call, calls, fused, launch, plans, tensor_cores
+from dsr_kernels.backends.cuda.plans import Device
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.ops import library
 
@@ -64,13 +65,12 @@ def gpu_kernels(
     `gather` and `grad_weight` choose the tilings, for a GPU like `device`, where
     `window_grad_weight` and `window_gather` do not. Without these there are no windows, as nobody
     asks for them; None is what the cost model chooses. Calls are prepared for a second time only if
-    `prepared` says so. What torch allocates starts as NaN, so that
-    what nobody writes shows.
+    `prepared` says so. What torch allocates starts as NaN, so that what nobody writes shows.
     """
-    passes_kept = call.gather_pass, call.grad_weight_pass
+    chosen = Chosen(gather, grad_weight, window_gather, window_grad_weight)
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(window_costs.SWITCH, "1")
+        patch.setenv(tensor_cores.SWITCH, "1")
         patch.setattr(native, "_cuda", kernels())
         patch.setattr(dispatch, "gpu_backend", lambda _: launch)
         patch.setattr(library, "cpu", launch)
@@ -78,14 +78,8 @@ def gpu_kernels(
         if not prepared:
             keep_no_calls(patch)
         patch.setattr(dispatch, "fused_backend", lambda _: fused)
-        if gather is not None:
-            patch.setattr(prepare, "choose_gather", gather)
-        if grad_weight is not None:
-            patch.setattr(prepare, "choose_grad_weight", grad_weight)
-        if window_grad_weight is not None:
-            patch.setattr(windows, "choose_window_grad_weight", window_grad_weight)
-        if window_gather is not None:
-            patch.setattr(gather_windows, "choose_window_gather", window_gather)
+        if (gather, grad_weight, window_gather, window_grad_weight) != (None,) * 4:
+            patch.setattr(plans, "make", chosen.make)
         if EMULATED:
             patch.setattr(call, "queue_of", lambda _: queue())
             patch.setattr(call, "device_of", lambda _: EMULATED_GPU)
@@ -93,17 +87,15 @@ def gpu_kernels(
             patch.setattr(call, "device_of", lambda _: device)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.set_num_threads(1)  # torch's own small operations mostly wait for other threads
-        patterns.clear()
-        for passes in passes_kept:  # what they keep belongs to another module or choice
-            passes.cache_clear()
+        patterns.clear()  # what they keep belongs to another module or choice
+        plans.plan_of.cache_clear()
         try:
             yield
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
             patterns.clear()
-            for passes in passes_kept:
-                passes.cache_clear()
+            plans.plan_of.cache_clear()
 
 
 def conv_and_input(

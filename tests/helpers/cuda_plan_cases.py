@@ -6,12 +6,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from helpers.cuda_planner import PassShape, forward_shape, grad_input_shape
 from hypothesis import strategies as st
 
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import passes
-from dsr_kernels.backends.cuda.passes import PassShape
-from dsr_kernels.backends.cuda.tiling import Device
+from dsr_kernels.backends.cuda.plans import Device
 
 DEVICES = [Device(132, 227 << 10), Device(2, 12 << 10)]
 
@@ -45,7 +44,7 @@ class Conv:
 
     def passes(self) -> tuple[PassShape, PassShape]:
         arguments = self.arguments
-        return passes.forward_shape(*arguments), passes.grad_input_shape(*arguments)
+        return forward_shape(*arguments), grad_input_shape(*arguments)
 
     def meetings(self) -> Iterator[tuple]:
         """(output pixel, tap, input pixel) wherever the input has that pixel."""

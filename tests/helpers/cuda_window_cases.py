@@ -7,17 +7,21 @@ import dataclasses
 import torch
 from helpers.cuda_conv_cases import AtRandom, Choice, conv_and_input
 from helpers.cuda_device import EMULATED
+from helpers.cuda_planner import (
+    FLOAT_WINDOW_UNITS,
+    WINDOW,
+    WINDOW_UNITS,
+    GatherTiling,
+    PassShape,
+    window_gather_tilings,
+)
 from helpers.formats import gradient_of
 from helpers.matrix_units import as_operand, round_weights, truncation
 from helpers.nn_cases import dense_conv, dense_results, positions_of
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
-from dsr_kernels.backends.cuda import window_gather
-from dsr_kernels.backends.cuda.passes import PassShape
-from dsr_kernels.backends.cuda.tiling import Device, GatherTiling
-from dsr_kernels.backends.cuda.window_gather import window_gather_tilings
-from dsr_kernels.backends.cuda.window_lists import WINDOW
+from dsr_kernels.backends.cuda.plans import Device
 
 # fmt: off
 SHAPES = {  # C, O, kernel, (H, W), N and arguments
@@ -88,6 +92,11 @@ def readers(conv: SparseConv2d, x: Tensor) -> tuple[Tensor, Tensor]:
     return own.to(x.device), by_window.to(x.device)
 
 
+def units_of(size: int) -> tuple[int, ...]:
+    """Positions of a warp that there are kernels of."""
+    return WINDOW_UNITS if size == 2 else (FLOAT_WINDOW_UNITS,)
+
+
 def model(*problem) -> GatherTiling | None:
     """The cheapest, though other kernels may cost less; None of less than 8 channels."""
     found = min(window_gather_tilings(*problem), key=lambda t: t.clocks, default=None)
@@ -131,7 +140,7 @@ class WindowsAtRandom(AtRandom):
         size: int,
         device: Device,
     ) -> GatherTiling | None:
-        kinds = window_gather.units_of(size), (1, 2, 4, 8, 16)
+        kinds = units_of(size), (1, 2, 4, 8, 16)
         units, row_warps = (self.random.choice(n) for n in kinds)
         tile = 16 // row_warps * units
         layouts = self._layouts(shape, images, size, tile)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import random
 
 import pytest
 import torch
 from helpers.cuda_conv_cases import TWO, check_grad_weight, conv_and_input, direct, gpu_kernels
 from helpers.cuda_device import EMULATED
+from helpers.cuda_planner import window_grad_weight_tilings
 from helpers.formats import gradient_of
 from helpers.matrix_units import as_operand, truncation
 from torch import Tensor
 
 from dsr_kernels import SparseConv2d
 from dsr_kernels.backends.cuda import call
-from dsr_kernels.backends.cuda.window_grad_weight import window_grad_weight_tilings
+from dsr_kernels.backends.cuda.plans import PassPlan
 
 # Windows that end early and several of them, groups, strides, dilation, several slabs.
 CASES = {
@@ -49,6 +52,24 @@ def windows(choose=None, device=TWO) -> contextlib.AbstractContextManager:
     return gpu_kernels(grad_weight=direct, window_grad_weight=chosen, device=device)
 
 
+def choices(*problem) -> list:
+    """What there is to choose from, and with few channels in a slab, few tiles in a split.
+
+    Also with a single warp that computes: it has more turns than it has registers for.
+    """
+    found = list(window_grad_weight_tilings(*problem))
+    few = [dataclasses.replace(t, channel_block=min(3, t.channel_block)) for t in found]
+    few += [dataclasses.replace(t, compute_warps=1) for t in found]
+    short = [dataclasses.replace(t, tiles_per_split=n) for t in few for n in (1, 2)]
+    cut = [dataclasses.replace(t, clocks=0.0) for t in found + few + short]
+    return list(dict.fromkeys(cut))
+
+
+def some(*problem) -> list:
+    found = choices(*problem)
+    return random.Random(5).sample(found, min(24, len(found)))
+
+
 def check_sums(conv: SparseConv2d, x: Tensor, grad: Tensor) -> None:
     """check_grad_weight, with what a GPU's matrix units cut off."""
     check_grad_weight(conv, x, grad, 0.0 if EMULATED else truncation(conv, grad)[2])
@@ -56,12 +77,18 @@ def check_sums(conv: SparseConv2d, x: Tensor, grad: Tensor) -> None:
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The passes by windows that ran; there must be some."""
-    found, by_windows = [], call.grad_weight_by_windows
+    """The plans of passes by windows that ran; there must be some."""
+    found, grad_weight = [], call.grad_weight
 
     def noted(*arguments, **more):
-        found.append(arguments[5])
-        return by_windows(*arguments, **more)
+        found.extend([plan] if (plan := arguments[4]).kind == "window" else [])
+        return grad_weight(*arguments, **more)
 
-    monkeypatch.setattr(call, "grad_weight_by_windows", noted)
+    monkeypatch.setattr(call, "grad_weight", noted)
     return found
+
+
+def launched(plan: PassPlan) -> dict:
+    """The numbers of a plan's only launch."""
+    (launch,) = plan.native.describe()["launches"]
+    return launch

@@ -9,8 +9,6 @@ from helpers.nn_cases import check_layer
 from helpers.op_cases import OPS, grad_like_output, problem
 
 from dsr_kernels import SparseConv1d, SparseConv2d, SparseLinear
-from dsr_kernels.backends.cuda.passes import _remainders
-from dsr_kernels.backends.live_taps import Axis
 from dsr_kernels.backends.native import _C
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.nn import functional
@@ -150,10 +148,3 @@ def test_taps_far_apart_compute_what_torch_does(lanes: str) -> None:
     layer = SparseConv2d(1, 2, 3, padding=300, dilation=300, sparsity=0.2, dtype=torch.float64)
     with kernels(_C.isa(), lanes):
         check_layer(layer, torch.randn(2, 1, 310, 305, dtype=torch.float64))
-
-
-def test_remainders_of_a_gpu_plan_are_those_that_have_pixels() -> None:
-    axis = Axis(size=5, out=1, kernel=3, stride=2**31 - 1, before=1, dilation=1)
-    found = _remainders(axis)
-    assert [(r.dest, r.count) for r in found] == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)]
-    assert [r.taps for r in found] == [((1, 0),), ((2, 0),), (), (), ()]

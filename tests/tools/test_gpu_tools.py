@@ -121,7 +121,7 @@ def test_the_documentation_has_the_cost_model_s_table(tmp_path):
     emptied = tmp_path / "cuda.md"
     marks = "<!-- modelled: made by `make cuda-model` --><!-- end of modelled -->"
     emptied.write_text(before + marks + after, encoding="utf-8")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    path = os.pathsep.join(str(ROOT / room) for room in (".", "benchmarks", "tests"))
     done = python("-m", "on_gpu.model", emptied, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert emptied.read_text(encoding="utf-8") == text, "make cuda-model renews it"
@@ -136,7 +136,7 @@ def test_the_documentation_has_the_model_of_windows(tmp_path):
     assert table.count("\n| ") == 32  # two headers and every layer of benchmarks/layers.py twice
     emptied.write_text(before + begin + end + after, encoding="utf-8")
     kept = ROOT / "benchmarks/results/h200.json"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    path = os.pathsep.join(str(ROOT / room) for room in (".", "benchmarks", "tests"))
     done = python("-m", "on_gpu.windows", kept, emptied, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert emptied.read_text(encoding="utf-8") == text, "make cuda-model renews it"

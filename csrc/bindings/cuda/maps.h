@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <tuple>
+#include <utility>
 
 #include "bindings/common.h"
 #include "cuda/conv/fused.h"
@@ -25,18 +26,18 @@ inline cuda::SourceMap source_map(const SourceTuple& map) {
   return {pointer<void>(beside), affine_of(affine), relu};
 }
 
-// input, affine, relu, added, partial, parts, first part
-using DestTuple = std::tuple<uintptr_t, AffineTuple, bool, uintptr_t, uintptr_t, int, int>;
+// input, affine, relu, added, where sums of the channels are to go
+using DestTuple =
+    std::tuple<uintptr_t, AffineTuple, bool, uintptr_t, std::pair<uintptr_t, uintptr_t>>;
 
 inline cuda::DestMap dest_map(const DestTuple& map) {
-  const auto& [input, affine, relu, added, partial, parts, first_part] = map;
-  return {pointer<void>(input),
-          affine_of(affine),
-          relu,
-          pointer<void>(added),
-          pointer<float>(partial),
-          parts,
-          first_part};
+  const auto& [input, affine, relu, added, sums] = map;
+  cuda::DestMap found{};  // where the parts of sums are is the call's affair
+  found.input = pointer<void>(input);
+  found.affine = affine_of(affine);
+  found.relu = relu;
+  found.added = pointer<void>(added);
+  return found;
 }
 
 }  // namespace dsr::bindings

@@ -1,14 +1,13 @@
 // dsr_kernels._cuda: the GPU kernels, a module of its own, since a build may lack it.
 #include "bindings/common.h"
+#include "bindings/tensors.h"
 #include "cuda/device.h"
 
 namespace dsr::bindings {
 
-void bind_cuda_calls(py::module_& m);
-void bind_cuda_conv(py::module_& m);
-void bind_cuda_fused(py::module_& m);
-void bind_cuda_window_gather(py::module_& m);
-void bind_cuda_window_grad_weight(py::module_& m);
+void bind_cuda_lists(py::module_& m);
+void bind_cuda_plan(py::module_& m);
+void bind_cuda_planning(py::module_& m);
 void bind_cuda_rewire(py::module_& m);
 
 void bind_cuda_device(py::module_& m) {
@@ -38,11 +37,10 @@ void bind_emulator(py::module_& m);
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "GPU kernels of dsr_kernels.";
   dsr::bindings::bind_cuda_device(m);
-  dsr::bindings::bind_cuda_conv(m);
-  dsr::bindings::bind_cuda_calls(m);
-  dsr::bindings::bind_cuda_fused(m);
-  dsr::bindings::bind_cuda_window_gather(m);
-  dsr::bindings::bind_cuda_window_grad_weight(m);
+  dsr::bindings::bind_exchange(m);
+  dsr::bindings::bind_cuda_lists(m);
+  dsr::bindings::bind_cuda_plan(m);
+  dsr::bindings::bind_cuda_planning(m);
   dsr::bindings::bind_cuda_rewire(m);
 #ifdef DSR_EMULATE_CUDA
   dsr::bindings::bind_emulator(m);

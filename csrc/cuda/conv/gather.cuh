@@ -14,7 +14,7 @@
 //
 // What a multiply-add reads from shared memory, 4 bytes (2 in low precision) of 128 a clock, bounds
 // the kernel: all else is arranged so that the loads are whole 16-byte vectors, free of bank
-// conflicts where the layout can be (dsr_kernels/backends/cuda/tiling.py). The non-zeros of a warp
+// conflicts where the layout can be (cuda/conv/plan/layout.h). The non-zeros of a warp
 // are one stream, read two at a time and one step ahead, the same for all lanes.
 #pragma once
 

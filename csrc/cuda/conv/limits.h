@@ -1,6 +1,5 @@
 // What the GPU's convolution kernels are made for: the sizes that whoever plans for them must know.
-// Nothing of CUDA, so that the bindings of _C export it too: plans can then be made, modelled and
-// tested where _cuda is not built.
+// Nothing of CUDA.
 #pragma once
 
 #include <array>
@@ -45,5 +44,12 @@ struct Variants<2> {
 inline constexpr int kWindowRows = 16;
 inline constexpr int kStepEntries = 16;
 inline constexpr std::array<int, 2> kWindowUnits{8, 4};
+inline constexpr int kFloatWindowUnits = 8;  // the only ones of float: four pairs, 4 apart
+
+// A grad-weight by windows: the warps of a block that may compute, while the others fill; steps
+// that a warp does at once, and how many times as many it has sums for in its registers.
+inline constexpr std::array<int, 3> kWindowComputeWarps{8, 12, 16};
+inline constexpr int kTurnSteps = 2;  // with which the gradient's vectors serve 32 entries
+inline constexpr int kHeldTurns = 2;
 
 }  // namespace dsr::cuda

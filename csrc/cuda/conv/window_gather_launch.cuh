@@ -85,7 +85,7 @@ Status launch_window_gather(Queue queue, Gather pass, const WindowList& list,
 // Of floats, a warp has pairs of positions 4 apart: 8.
 template <class T>
 constexpr bool has_window_units(int units) {
-  return sizeof(T) == 2 || units == 8;
+  return sizeof(T) == 2 || units == kFloatWindowUnits;
 }
 
 // The kernel of the pass's units: variant kIndex of those there are, or a later one.

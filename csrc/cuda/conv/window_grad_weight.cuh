@@ -23,8 +23,6 @@
 
 namespace dsr::cuda {
 
-constexpr int kTurnSteps = 2;  // with which the gradient's vectors serve 32 entries
-constexpr int kHeldTurns = 2;  // of a warp, whose sums fit its registers
 constexpr int kPairsUnrolled = 4;
 
 using TurnSums = float[kTurnSteps][2][4];  // two tiles of 8 entries for each step

@@ -1,210 +1,143 @@
-"""What the calls of the CUDA kernels, plain and fused, look up: passes, lists, queues."""
+"""What the calls of the CUDA kernels, plain and fused, look up: plans, lists, queues, memory.
+
+A call looks up two things: the list of the pattern's non-zeros in kernel order (`patterns`, made by
+torch on the device) and the plan, which depends on sizes and strides alone. Then one native call
+launches the whole pass on torch's current stream. Workspaces are torch's, so memory counters are
+honest and CUDA graphs can capture.
+"""
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
+from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import (
-    lists,
-    tiling,
-    window_costs,
-    window_gather,
-    window_grad_weight,
+from dsr_kernels.backends.cuda import lists, tensor_cores, window_lists
+from dsr_kernels.backends.cuda.plans import (
+    Device,
+    Direction,
+    PassPlan,
+    Sizes,
+    density_of,
+    limits_of,
+    plan_of,
 )
-from dsr_kernels.backends.cuda.passes import PassShape, forward_shape
-from dsr_kernels.backends.cuda.prepare import (
-    DirectPass,
-    GatherPass,
-    GradWeightPass,
-    prepare_gather,
-    prepare_grad_weight,
-)
-from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
-from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
-from dsr_kernels.backends.cuda.window_lists import WindowList, build_windows
 from dsr_kernels.backends.devices import stream_of
 from dsr_kernels.backends.patterns import patterns
 
-Sizes = tuple[int, ...]
-ShapeOf = Callable[[Sizes, Sizes, ConvShape], PassShape]
+Pattern = tuple[Tensor, Tensor]  # crow_indices, col_indices
 # values, bias, crow_indices, col_indices
 Weight = tuple[Tensor, Tensor | None, Tensor, Tensor]
-Maps = tuple["native._cuda._SourceMap", "native._cuda._DestMap"]
+GatherMaps = tuple["native._cuda._SourceMap", "native._cuda._DestMap"]
+GradWeightMaps = tuple["native._cuda._SourceMap", "native._cuda._SourceMap"]
 
 
-AnyGatherPass = GatherPass | WindowGatherPass | DirectPass
-AnyGradWeightPass = GradWeightPass | WindowGradWeightPass | DirectPass
-
-
-# Keyed by what a call has at hand: passes themselves are large, and slow to hash.
-@functools.lru_cache(maxsize=2048)
-def gather_pass(
-    shape_of: ShapeOf,
-    x_size: Sizes,
-    y_size: Sizes,
+def plan_for(
+    direction: Direction,
+    x: Tensor,  # or x's gradient
+    y: Tensor,  # or y's gradient
+    nnz: int,
+    crow_indices: Tensor,
     shape: ConvShape,
-    density: float,
-    block_size: int,
-    dtype: torch.dtype,
-    source_strides: Sizes,
-    dest_strides: Sizes,
-    device: tiling.Device,
-    tf32: bool,
-) -> AnyGatherPass:
-    sizes, images = shape_of(x_size[1:], y_size[1:], shape), x_size[0]
-    where = dtype, source_strides, dest_strides, device
-    by_rows = prepare_gather(sizes, images, density, *where)
-    if not _may_take_windows(dtype, tf32):
-        return by_rows
-    return window_gather.prepare_windows(
-        sizes, images, density, block_size, *where, instead=by_rows
-    )
+    windows: bool | None = None,
+) -> PassPlan:
+    """The plan of a pass on these tensors, which have one type.
 
-
-@functools.lru_cache(maxsize=2048)
-def grad_weight_pass(
-    x_size: Sizes,
-    y_size: Sizes,
-    shape: ConvShape,
-    density: float,
-    block_size: int,
-    dtype: torch.dtype,
-    x_strides: Sizes,
-    grad_strides: Sizes,
-    device: tiling.Device,
-    tf32: bool,
-) -> AnyGradWeightPass:
-    sizes, images = forward_shape(x_size[1:], y_size[1:], shape), x_size[0]
-    where = dtype, x_strides, grad_strides, device
-    by_rows = prepare_grad_weight(sizes, images, density, *where)
-    if not _may_take_windows(dtype, tf32):
-        return by_rows
-    return window_grad_weight.prepare_windows(
-        sizes, images, density, block_size, *where, instead=by_rows
-    )
-
-
-def _may_take_windows(dtype: torch.dtype, tf32: bool) -> bool:
-    return (tf32 or dtype != torch.float32) and window_costs.wanted()
-
-
-def tf32_of(x: Tensor, shape: ConvShape) -> bool:
-    """Whether a call on x may round float32 to TF32: only where torch.nn's twin of the layer might.
-
-    A pointwise convolution of images of one pixel may be a linear layer or a convolution. Nothing
-    here tells which, so torch must allow both.
+    windows: whether tensor cores may be taken, where that is not as the user and torch say.
     """
-    if x.dtype != torch.float32 or not window_costs.wanted():
-        return False
-    return window_costs.tf32_allowed((*shape.kernel, *x.shape[2:]) == (1, 1, 1, 1))
+    source, dest = (y, x) if direction == "grad_input" else (x, y)
+    return plan_of(
+        direction,
+        tuple(x.shape),
+        tuple(y.shape),
+        shape,
+        density_of(nnz, shape),
+        block_size_of(crow_indices, shape.rows),
+        source.dtype,
+        source.stride(),
+        dest.stride(),
+        device_of(source),
+        tensor_cores.allowed(source, shape) if windows is None else windows,
+    )
+
+
+def list_of(plan: PassPlan, crow_indices: Tensor, col_indices: Tensor) -> lists.OnDevice:
+    """The pattern's list for a plan; `wait` for it before its use."""
+    build: Any
+    if plan.kind == "direct":
+        build = lists.build_direct_list
+    else:
+        build = window_lists.build_windows if plan.kind == "window" else lists.build_list
+    return patterns.plan(crow_indices, col_indices, plan.key, build)
 
 
 def gather(
-    dest: Tensor,
-    source: Tensor,
-    weight: Weight,
-    prepared: GatherPass | WindowGatherPass,
-    maps_of: Callable[[int], Maps] | None = None,
+    dest: Tensor, source: Tensor, weight: Weight, plan: PassPlan, maps: GatherMaps | None = None
 ) -> None:
-    """The launches of a pass with slabs; `maps_of` says what is done beside in each."""
+    """A forward or grad-input pass; `maps` says what is done beside."""
     values, bias, crow_indices, col_indices = weight
-    ends = 0 if bias is None else address(bias), address(dest)
-    maps = [maps_of(number) if maps_of else None for number in range(len(prepared.launches))]
-    if isinstance(prepared, WindowGatherPass):
-        windows = patterns.plan(crow_indices, col_indices, prepared.key, build_windows)
-        windows.wait()
-        listed = window_list(windows, values.numel())
-        for one, beside in zip(prepared.launches, maps, strict=True):
-            start = queue_of(source), one, listed, prepared.dtype, address(source)
-            native._cuda.window_gather(*start, address(values), *ends, beside)
-        return
-    plan, entries = arranged(values, crow_indices, col_indices, prepared)
-    for one, beside in zip(prepared.launches, maps, strict=True):
-        by_rows = queue_of(source), one, prepared.dtype, address(source)
-        of_list = address(entries), address(plan.bounds)
-        if beside is None:
-            native._cuda.gather(*by_rows, *of_list, *ends)
-        else:
-            native._cuda.fused_gather(*by_rows, *of_list, *ends, *beside)
-
-
-def window_list(plan: WindowList, values: int) -> native._cuda._WindowList:
-    return (
-        address(plan.offsets),
-        address(plan.bounds),
-        address(plan.pieces),
-        address(plan.places),
-        address(plan.piece_bounds),
-        plan.piece_size,
-        values,
-    )
-
-
-def arranged(
-    values: Tensor, crow_indices: Tensor, col_indices: Tensor, prepared: GatherPass
-) -> tuple[lists.NonZeroList, Tensor]:
-    """The pattern's list for a pass, and its entries: [entries, 2], offset and value."""
-    plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_list)
-    plan.wait()
-    entries = torch.empty(plan.entries, 2, dtype=torch.int32, device=values.device)
-    native._cuda.arrange(
-        queue_of(values),
-        plan.entries,
-        address(plan.offsets),
-        address(plan.value_index),
+    listed, queue = list_of(plan, crow_indices, col_indices), queue_of(source)
+    size = plan.native.workspace_bytes(listed.handle, maps is not None and any(maps[1][4]))
+    workspace = torch.empty(size, dtype=torch.uint8, device=dest.device)
+    listed.wait(queue[1])
+    plan.native.gather(
+        queue,
+        listed.handle,
+        address(source),
         address(values),
-        address(entries),
-    )
-    return plan, entries
-
-
-def grad_weight_by_windows(
-    out: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    prepared: WindowGradWeightPass,
-    maps: tuple[native._cuda._SourceMap, native._cuda._SourceMap] | None = None,
-) -> None:
-    plan = patterns.plan(crow_indices, col_indices, prepared.key, build_windows)
-    plan.wait()
-    # Values of taps that meet only padding have no sums.
-    empty = torch.zeros if prepared.unmet else torch.empty
-    partial = empty(prepared.splits, out.numel(), dtype=torch.float32, device=x.device)
-    native._cuda.window_grad_weight(
-        queue_of(x),
-        prepared.launch,
-        window_list(plan, out.numel()),
-        prepared.dtype,
-        address(x),
-        address(grad),
-        address(partial),
-        address(out),
+        0 if bias is None else address(bias),
+        address(dest),
+        address(workspace),
         maps,
     )
 
 
-def clear_unmet(
-    out: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    prepared: AnyGradWeightPass,
+def grad_weight(
+    out: Tensor,  # [nnz]
+    x: Tensor,
+    grad: Tensor,
+    pattern: Pattern,
+    plan: PassPlan,
+    maps: GradWeightMaps | None = None,
 ) -> Tensor:
-    """out [nnz] with zeros for the taps that meet only padding, which no kernel sees."""
-    if prepared.unmet:
-        zeros = patterns.plan(crow_indices, col_indices, prepared.unmet, lists.build_unmet)
-        zeros.wait()
-        out.view(zeros.mask.numel(), -1).masked_fill_(zeros.mask[:, None], 0)
+    """out = the dense weight's gradient at the non-zeros."""
+    listed, queue = list_of(plan, *pattern), queue_of(x)
+    size = plan.native.workspace_bytes(listed.handle)
+    empty = torch.zeros if starts_at_zero(plan) else torch.empty
+    workspace = empty(size, dtype=torch.uint8, device=x.device)
+    listed.wait(queue[1])
+    plan.native.grad_weight(
+        queue,
+        listed.handle,
+        address(x),
+        address(grad),
+        address(out),
+        address(workspace),
+        maps,
+    )
+    if plan.unmet:
+        clear_unmet(out, unmet_list(plan, *pattern), queue[1])
     return out
+
+
+def starts_at_zero(plan: PassPlan) -> bool:
+    """Of the workspace: windows sum nothing for values of taps that meet only padding."""
+    return plan.kind == "window" and bool(plan.unmet)
+
+
+def unmet_list(plan: PassPlan, crow_indices: Tensor, col_indices: Tensor) -> lists.UnmetList:
+    return patterns.plan(crow_indices, col_indices, plan.unmet, lists.build_unmet)
+
+
+def clear_unmet(out: Tensor, unmet: lists.UnmetList, stream: int) -> None:
+    """Zeros in out [nnz] for the taps that meet only padding, which no kernel sees."""
+    unmet.wait(stream)
+    out.view(unmet.mask.numel(), -1).masked_fill_(unmet.mask[:, None], 0)
 
 
 def subsampled(x: Tensor, out_size: Sizes, shape: ConvShape) -> tuple[Tensor, ConvShape]:
@@ -215,25 +148,11 @@ def subsampled(x: Tensor, out_size: Sizes, shape: ConvShape) -> tuple[Tensor, Co
     return x, shape
 
 
-def density_of(nnz: int, shape: ConvShape) -> float:
-    """Rounded, so that a rewire that moves a few non-zeros does not change the tiling."""
-    return float(f"{nnz / math.prod(shape.weight_shape):.1g}")
-
-
 def queue_of(x: Tensor) -> tuple[int, int]:
     """(device, stream) of a launch on x's device."""
     index = x.get_device()
     return index, stream_of(index)
 
 
-def device_of(x: Tensor) -> tiling.Device:
-    return _limits(x.device.index)
-
-
-@functools.lru_cache(maxsize=64)
-def _limits(index: int) -> tiling.Device:
-    found = torch.cuda.get_device_properties(index)
-    return tiling.Device(
-        found.multi_processor_count,
-        found.shared_memory_per_block_optin,  # type: ignore[attr-defined]
-    )
+def device_of(x: Tensor) -> Device:
+    return limits_of(x.device.index)

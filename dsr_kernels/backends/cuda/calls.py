@@ -1,7 +1,8 @@
-"""Prepared calls of the GPU's slab kernels: see `backends.calls`.
+"""Prepared calls of the GPU's kernels: see `backends.calls`.
 
-Each pass is one native call, which launches all of it on torch's current stream. What runs by
-matrix units, by the direct kernels, or with tensors of several types is never prepared.
+Each pass is one native call, which launches all of it on torch's current stream. What runs by the
+direct kernels, with tensors of several types, or by windows or not as torch's settings say from
+call to call (TF32), is never prepared.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import torch
 from torch import Tensor
 
 from dsr_kernels.backends import calls, native
-from dsr_kernels.backends.address import address, require_memory, span_of
+from dsr_kernels.backends.address import require_memory, span_of
 from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import call, lists
-from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
-from dsr_kernels.backends.cuda.prepare import GatherPass, GradWeightPass
+from dsr_kernels.backends.cuda import call, tensor_cores
+from dsr_kernels.backends.cuda.plans import Direction, PassPlan
 from dsr_kernels.backends.pattern import Plan
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.backends.tensors import share_with, taking_tensors
@@ -25,49 +25,43 @@ from dsr_kernels.backends.tensors import share_with, taking_tensors
 Pattern = tuple[Tensor, Tensor]  # crow_indices, col_indices
 
 
-class Gather:
-    """A forward pass or a grad-input, whose source and destination are of one type."""
+class Pass:
+    """One pass of a pattern: its plan, its list, and how much memory it works in."""
 
-    __slots__ = ("device", "entries", "plan", "run")
+    __slots__ = ("device", "handle", "list", "run", "workspace")
 
-    def __init__(self, prepared: GatherPass, pattern: Pattern) -> None:
-        plan = patterns.plan(*pattern, prepared.key, lists.build_list)
-        self.plan, self.entries, self.device = plan, 2 * plan.entries, pattern[0].device
+    def __init__(self, planned: PassPlan, pattern: Pattern) -> None:
         share_with(native._cuda)
-        made = native._cuda.GatherCall(list(prepared.launches), prepared.dtype, _list_of(plan))
-        self.run = taking_tensors(made.run)
+        plan, self.device = planned.native, pattern[0].device
+        self.list = call.list_of(planned, *pattern)
+        self.handle = self.list.handle
+        self.workspace = plan.workspace_bytes(self.handle)
+        is_sum = planned.direction == "grad_weight"
+        self.run = taking_tensors(plan.grad_weight if is_sum else plan.gather)
 
-    def into(self, dest: Tensor, source: Tensor, values: Tensor, bias: Tensor | None) -> None:
-        self.plan.wait()
-        arranged = torch.empty(self.entries, dtype=torch.int32, device=self.device)
-        self.run(*call.queue_of(source), source, values, bias, dest, arranged)
+    def __call__(self, source: Tensor, *others: Tensor | None) -> None:
+        queue = call.queue_of(source)
+        self.list.wait(queue[1])
+        workspace = torch.empty(self.workspace, dtype=torch.uint8, device=self.device)
+        self.run(queue, self.handle, source, *others, workspace)
 
 
 class GradWeight:
     """The gradient of the values alone: also a part of Backward."""
 
-    __slots__ = ("__weakref__", "device", "plan", "plans", "read", "run", "spans", "splits")
+    __slots__ = ("__weakref__", "plans", "read", "run", "spans")
 
     plans: tuple[Plan, ...]
 
-    def __init__(
-        self, prepared: GradWeightPass, x: Tensor, grad: Tensor, pattern: Pattern, shape: ConvShape
-    ) -> None:
-        plan = patterns.plan(*pattern, prepared.key, lists.build_list)
-        self.plan, self.plans, self.splits = plan, (plan,), (prepared.splits, plan.entries)
-        self.device, self.read = pattern[0].device, _Read(shape, grad.shape[2:])
+    def __init__(self, run: Pass, x: Tensor, grad: Tensor, shape: ConvShape) -> None:
+        self.run, self.plans, self.read = run, (run.list,), _Read(shape, grad.shape[2:])
         self.spans = span_of(x), span_of(grad)
-        share_with(native._cuda)
-        made = native._cuda.GradWeightCall(prepared.launch, prepared.dtype, _list_of(plan))
-        self.run = taking_tensors(made.run)
 
     def into(self, out: Tensor, x: Tensor, grad: Tensor) -> Tensor:
         x_span, grad_span = self.spans
         require_memory(x, x_span, "input")
         require_memory(grad, grad_span, "gradient")
-        self.plan.wait()
-        partial = torch.empty(self.splits, dtype=torch.float32, device=self.device)
-        self.run(*call.queue_of(x), self.read(x), grad, out, partial)
+        self.run(self.read(x), grad, out)
         return out
 
 
@@ -79,11 +73,11 @@ class Forward(calls.Call):
         out: Tensor,  # [N, O, P, Q]
         x: Tensor,  # [N, C, H, W]
         values: Tensor,
-        gather: Gather,
+        gather: Pass,
         shape: ConvShape,
     ) -> None:
         super().__init__(out)
-        self.gather, self.plans = gather, (gather.plan,)
+        self.gather, self.plans = gather, (gather.list,)
         self.x_span, self.values_span = span_of(x), span_of(values)
         self.read = _Read(shape, out.shape[2:])
 
@@ -92,7 +86,7 @@ class Forward(calls.Call):
         require_memory(values, self.values_span, "weight_values")
         if bias is not None:
             require_memory(bias, bias.nbytes, "bias")
-        self.gather.into(out, self.read(x), values, bias)
+        self.gather(self.read(x), values, bias, out)
         return out
 
 
@@ -101,17 +95,17 @@ class Backward(calls.Call):
 
     __slots__ = ("gather", "grad_weight", "values_span")
 
-    def __init__(self, out: Tensor, values: Tensor, gather: Gather, weight: GradWeight) -> None:
+    def __init__(self, out: Tensor, values: Tensor, gather: Pass, weight: GradWeight) -> None:
         super().__init__(out)
         self.gather, self.grad_weight, self.values_span = gather, weight, span_of(values)
-        self.plans = gather.plan, weight.plan
+        self.plans = gather.list, *weight.plans
 
     def into(
         self, out: Tensor, out_values: Tensor, grad: Tensor, values: Tensor, x: Tensor
     ) -> None:
         require_memory(values, self.values_span, "weight_values")
         self.grad_weight.into(out_values, x, grad)  # which looks at x and grad
-        self.gather.into(out, grad, values, None)
+        self.gather(grad, values, None, out)
 
 
 class _Read:
@@ -142,9 +136,7 @@ def prepare_forward(
     values, *pattern = weight
     if seen is None or not (_fit(values, x.dtype, x, out) and _are_contiguous(values, *numbers)):
         return None
-    source, of_source = call.subsampled(x, out.shape[2:], shape)
-    sizes = tuple(source.shape), tuple(out.shape)
-    gather = _gather(forward_shape, sizes, source, out, values, (*pattern,), of_source)
+    gather = _pass("forward", x, out, values.numel(), (*pattern,), shape)
     if gather is None:
         return None
     made = Forward(out, x, values, gather, shape)
@@ -164,12 +156,11 @@ def prepare_backward(
     values, *pattern = weight
     if seen is None or not (_fit(values, grad.dtype, grad, out, x) and _are_contiguous(values)):
         return None
-    sizes = tuple(out.shape), tuple(grad.shape)
-    gather = _gather(grad_input_shape, sizes, grad, out, values, (*pattern,), shape)
-    of_values = _grad_weight(x, grad, values.numel(), (*pattern,), shape)
-    if gather is None or of_values is None:
+    gather = _pass("grad_input", out, grad, values.numel(), (*pattern,), shape)
+    sums = _pass("grad_weight", x, grad, values.numel(), (*pattern,), shape)
+    if gather is None or sums is None:
         return None
-    made = Backward(out, values, gather, of_values)
+    made = Backward(out, values, gather, GradWeight(sums, x, grad, shape))
     patterns.keep_call(patterns.find(*pattern), seen, tensors, made)
     return made
 
@@ -185,70 +176,41 @@ def prepare_grad_weight(
     if seen is None or dtype != torch.float32 or x.dtype != grad.dtype or not grad.numel():
         return None
     nnz = pattern[1].numel() * block_size_of(pattern[0], shape.rows)
-    made = _grad_weight(x, grad, nnz, pattern, shape)
-    if made is not None:
-        patterns.keep_call(patterns.find(*pattern), seen, (x, grad), made)
+    sums = _pass("grad_weight", x, grad, nnz, pattern, shape)
+    if sums is None:
+        return None
+    made = GradWeight(sums, x, grad, shape)
+    patterns.keep_call(patterns.find(*pattern), seen, (x, grad), made)
     return made
 
 
-def _gather(
-    shape_of: call.ShapeOf,
-    sizes: tuple[call.Sizes, call.Sizes],  # of x and y
-    source: Tensor,
-    dest: Tensor,
-    values: Tensor,
+def _pass(
+    direction: Direction,
+    x: Tensor,  # or x's gradient
+    y: Tensor,  # or y's gradient
+    nnz: int,
     pattern: tuple[Tensor, ...],
     shape: ConvShape,
-) -> Gather | None:
+) -> Pass | None:
+    """None where nothing is to be prepared."""
     crow_indices, col_indices = pattern
-    prepared = call.gather_pass(
-        shape_of,
-        *sizes,
-        shape,
-        call.density_of(values.numel(), shape),
-        block_size_of(crow_indices, shape.rows),
-        source.dtype,
-        source.stride(),
-        dest.stride(),
-        call.device_of(source),
-        call.tf32_of(source, shape),
-    )
-    if not isinstance(prepared, GatherPass):
+    if direction != "grad_input":
+        x, shape = call.subsampled(x, y.shape[2:], shape)
+    look = direction, x, y, nnz, crow_indices, shape
+    planned = call.plan_for(*look)
+    if planned.kind == "direct" or (planned.unmet and direction == "grad_weight"):
         return None
-    return Gather(prepared, (crow_indices, col_indices))
-
-
-def _grad_weight(
-    x: Tensor, grad: Tensor, nnz: int, pattern: tuple[Tensor, ...], shape: ConvShape
-) -> GradWeight | None:
-    crow_indices, col_indices = pattern
-    source, of_source = call.subsampled(x, grad.shape[2:], shape)
-    prepared = call.grad_weight_pass(
-        tuple(source.shape),
-        tuple(grad.shape),
-        of_source,
-        call.density_of(nnz, shape),
-        block_size_of(crow_indices, shape.rows),
-        source.dtype,
-        source.stride(),
-        grad.stride(),
-        call.device_of(source),
-        call.tf32_of(source, of_source),
-    )
-    if not isinstance(prepared, GradWeightPass) or prepared.unmet:
+    asks_torch = x.dtype == torch.float32 and tensor_cores.wanted()
+    if asks_torch and call.plan_for(*look, windows=True).kind == "window":
         return None
-    return GradWeight(prepared, x, grad, (crow_indices, col_indices), shape)
+    return Pass(planned, (crow_indices, col_indices))
 
 
 def _fit(values: Tensor, dtype: torch.dtype, *activations: Tensor) -> bool:
-    """Whether the slab kernels read and write activations of this dtype as they are."""
+    """Whether the kernels read and write activations of this dtype as they are."""
     alike = all(each.dtype == dtype and each.numel() for each in activations)
     return values.dtype == torch.float32 and dtype != torch.float64 and alike
 
 
 def _are_contiguous(*tensors: Tensor | None) -> bool:
     return all(each is None or each.is_contiguous() for each in tensors)
-
-
-def _list_of(plan: lists.NonZeroList) -> tuple[int, int, int, int]:
-    return plan.entries, address(plan.offsets), address(plan.value_index), address(plan.bounds)

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from dsr_kernels.backends import native
 from dsr_kernels.backends.address import address
-from dsr_kernels.backends.blocks import block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
-from dsr_kernels.backends.cuda import call, lists
-from dsr_kernels.backends.cuda.passes import forward_shape, grad_input_shape
-from dsr_kernels.backends.cuda.prepare import DirectPass, GatherPass
-from dsr_kernels.backends.cuda.tiling import COMPUTE_WARPS
-from dsr_kernels.backends.cuda.window_gather import WindowGatherPass
-from dsr_kernels.backends.cuda.window_grad_weight import WindowGradWeightPass
+from dsr_kernels.backends.cuda import call
 from dsr_kernels.backends.fused import Affine, Epilogue, InputGrad, Prologue, StatisticsGrad
-from dsr_kernels.backends.patterns import patterns
 
 
 def takes(activation: Tensor, values_dtype: torch.dtype) -> bool:
@@ -45,20 +38,8 @@ def sparse_conv2d_fused(
     if not out.numel() or not _alike(values, x, out):
         return None
     x, shape = call.subsampled(x, out.shape[2:], shape)
-    prepared = call.gather_pass(
-        forward_shape,
-        tuple(x.shape),
-        tuple(out.shape),
-        shape,
-        call.density_of(values.numel(), shape),
-        block_size_of(crow_indices, shape.weight_shape[0]),
-        x.dtype,
-        x.stride(),
-        out.stride(),
-        call.device_of(x),
-        call.tf32_of(x, shape),
-    )
-    if isinstance(prepared, DirectPass):
+    plan = call.plan_for("forward", x, out, values.numel(), crow_indices, shape)
+    if plan.kind == "direct":
         return None
     source = _SourceMap(None, _contiguous(prologue.affine), prologue.relu)
     dest = _DestMap(
@@ -68,8 +49,10 @@ def sparse_conv2d_fused(
         _laid_out(epilogue.residual, out),
         epilogue.statistics,
     )
+    bias = None if bias is None else bias.contiguous()
     weight = values.contiguous(), bias, crow_indices, col_indices
-    return _gather(out, x, weight, source, dest, prepared)
+    call.gather(out, x, weight, plan, (source.native(), dest.native()))
+    return out
 
 
 def sparse_conv2d_fused_grad_input(
@@ -86,20 +69,8 @@ def sparse_conv2d_fused_grad_input(
     if not out.numel() or not grad.numel() or not _alike(values, grad, out):
         return None
     grad, y = _beside(grad, by_statistics)
-    prepared = call.gather_pass(
-        grad_input_shape,
-        tuple(out.shape),
-        tuple(grad.shape),
-        shape,
-        call.density_of(values.numel(), shape),
-        block_size_of(crow_indices, shape.weight_shape[0]),
-        grad.dtype,
-        grad.stride(),
-        out.stride(),
-        call.device_of(grad),
-        call.tf32_of(grad, shape),
-    )
-    if isinstance(prepared, DirectPass):
+    plan = call.plan_for("grad_input", out, grad, values.numel(), crow_indices, shape)
+    if plan.kind == "direct":
         return None
     source = _SourceMap(y, by_statistics and _contiguous(by_statistics.affine), False)
     affine, relu = store.prologue
@@ -112,7 +83,8 @@ def sparse_conv2d_fused_grad_input(
         store.sums,
     )
     weight = values.contiguous(), None, crow_indices, col_indices
-    return _gather(out, grad, weight, source, dest, prepared)
+    call.gather(out, grad, weight, plan, (source.native(), dest.native()))
+    return out
 
 
 def sparse_conv2d_fused_grad_weight(
@@ -130,45 +102,13 @@ def sparse_conv2d_fused_grad_weight(
         return None
     x, shape = call.subsampled(x, grad.shape[2:], shape)
     grad, y = _beside(grad, by_statistics)
-    prepared = call.grad_weight_pass(
-        tuple(x.shape),
-        tuple(grad.shape),
-        shape,
-        call.density_of(out.numel(), shape),
-        block_size_of(crow_indices, shape.weight_shape[0]),
-        x.dtype,
-        x.stride(),
-        grad.stride(),
-        call.device_of(x),
-        call.tf32_of(x, shape),
-    )
-    if isinstance(prepared, DirectPass):
+    plan = call.plan_for("grad_weight", x, grad, out.numel(), crow_indices, shape)
+    if plan.kind == "direct":
         return None
     of_x = _SourceMap(None, _contiguous(prologue.affine), prologue.relu)
     of_grad = _SourceMap(y, by_statistics and _contiguous(by_statistics.affine), False)
-    if isinstance(prepared, WindowGradWeightPass):
-        maps = of_x.native(), of_grad.native()
-        call.grad_weight_by_windows(out, x, grad, crow_indices, col_indices, prepared, maps)
-        return call.clear_unmet(out, crow_indices, col_indices, prepared)
-    plan = patterns.plan(crow_indices, col_indices, prepared.key, lists.build_list)
-    plan.wait()
-    partial = torch.empty(prepared.splits, plan.entries, dtype=torch.float32, device=x.device)
-    native._cuda.fused_grad_weight(
-        call.queue_of(x),
-        prepared.launch,
-        plan.entries,
-        prepared.dtype,
-        address(x),
-        address(grad),
-        address(plan.offsets),
-        address(plan.value_index),
-        address(plan.bounds),
-        address(partial),
-        address(out),
-        of_x.native(),
-        of_grad.native(),
-    )
-    return call.clear_unmet(out, crow_indices, col_indices, prepared)
+    maps = of_x.native(), of_grad.native()
+    return call.grad_weight(out, x, grad, (crow_indices, col_indices), plan, maps)
 
 
 class _SourceMap(NamedTuple):
@@ -191,40 +131,12 @@ class _DestMap(NamedTuple):
     added: Tensor | None
     combined: tuple[Tensor, Tensor] | None  # mean and variance, or two sums [channels]
 
-    def native(self, partial: Tensor | None, parts: int, first: int) -> native._cuda._DestMap:
-        places = _address(self.added), _address(partial), parts, first
-        return _address(self.input), _addresses(self.affine), self.relu, *places
-
-
-def _gather(
-    dest: Tensor,
-    source: Tensor,
-    weight: call.Weight,
-    source_map: _SourceMap,
-    dest_map: _DestMap,
-    prepared: GatherPass | WindowGatherPass,
-) -> Tensor:
-    values, bias, crow_indices, col_indices = weight
-    bias = None if bias is None else bias.contiguous()
-    # A warp of a tile leaves a part of every channel that it stores.
-    counts = [one.tiles * (COMPUTE_WARPS // one.row_warps) for one in prepared.launches]
-    parts, moments, partial = sum(counts), dest_map.input is None, None
-    if dest_map.combined is not None:
-        numbers = 3 if moments else 2
-        partial = torch.empty(
-            numbers, dest.shape[1], parts, dtype=torch.float32, device=dest.device
-        )
-
-    def maps_of(launch: int) -> call.Maps:
-        return source_map.native(), dest_map.native(partial, parts, sum(counts[:launch]))
-
-    weight = values, bias, crow_indices, col_indices
-    call.gather(dest, source, weight, prepared, maps_of)
-    if dest_map.combined is not None and partial is not None:
-        to = address(dest_map.combined[0]), address(dest_map.combined[1])
-        queue = call.queue_of(source)
-        native._cuda.combine_parts(queue, moments, dest.shape[1], parts, address(partial), *to)
-    return dest
+    def native(self) -> native._cuda._DestMap:
+        combined = (0, 0)
+        if self.combined is not None:
+            combined = address(self.combined[0]), address(self.combined[1])
+        given = _address(self.input), _addresses(self.affine)
+        return *given, self.relu, _address(self.added), combined
 
 
 def _alike(values: Tensor, source: Tensor, other: Tensor) -> bool:

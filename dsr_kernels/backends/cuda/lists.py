@@ -10,12 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends import native
+from dsr_kernels.backends.address import address
 from dsr_kernels.backends.blocks import block_size_of, expand
-from dsr_kernels.backends.devices import stream_of
-from dsr_kernels.backends.native import _C
-
-ALIGN = _C.cuda_limits.LIST_ALIGN  # segments start at multiples of so many entries
-SLACK = _C.cuda_limits.LIST_SLACK  # entries past the last one that a kernel may read ahead
 
 
 class ListKey(NamedTuple):
@@ -44,32 +41,33 @@ class ListKey(NamedTuple):
 class OnDevice:
     """A plan's tensors, which calls on any stream may read."""
 
+    handle: native._cuda.PatternList  # has their addresses
+
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self._tensors = tensors
-        self._made: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
+        self._made: torch.cuda.Event | None = None
+        self._made_on = 0  # the handle of the stream
         if tensors[0].is_cuda:
             stream = torch.cuda.current_stream(tensors[0].device)
-            self._made = stream, stream.record_event()
+            self._made, self._made_on = stream.record_event(), stream.cuda_stream
 
     @property
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self._tensors)
 
-    def wait(self) -> None:
-        """Orders what follows on the current stream after the list was made.
+    def wait(self, stream: int) -> None:
+        """Orders what follows on the current stream, of this handle, after the list was made.
 
         Nothing to do on the stream that made it, nor in a graph: its capture began with the device
         idle, and refuses events from outside.
         """
-        if self._made is None:
+        if self._made is None or stream == self._made_on:
             return
-        (made_on, ready), device = self._made, self._tensors[0].get_device()
-        if stream_of(device) == made_on.cuda_stream or torch.cuda.is_current_stream_capturing():
-            return
-        stream = torch.cuda.current_stream(device)
-        stream.wait_event(ready)
-        for tensor in self._tensors:
-            tensor.record_stream(stream)
+        if not torch.cuda.is_current_stream_capturing():
+            current = torch.cuda.current_stream(self._tensors[0].device)
+            current.wait_event(self._made)
+            for tensor in self._tensors:
+                tensor.record_stream(current)
 
 
 class NonZeroList(OnDevice):
@@ -80,6 +78,8 @@ class NonZeroList(OnDevice):
         self.value_index = value_index
         self.bounds = bounds  # [segments, 2] int32: first entry, one past the last
         self.entries = offsets.numel()
+        tables = address(offsets), address(value_index), address(bounds)
+        self.handle = native._cuda.PatternList.slabs(self.entries, *tables)
 
 
 class DirectKey(NamedTuple):
@@ -101,6 +101,8 @@ class DirectList(OnDevice):
         super().__init__((entries, bounds))
         self.entries = entries  # [nnz, 4] int32: channel, dh, dw, index of the value
         self.bounds = bounds  # [segments, 2] int32
+        tables = address(entries), address(bounds)
+        self.handle = native._cuda.PatternList.direct(len(entries), *tables)
 
 
 class UnmetList(OnDevice):
@@ -128,11 +130,13 @@ def build_list(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> NonZe
     segment, order, first = ordered(segment, key.segments)
     count = first.diff()
     starts = torch.zeros_like(first)
-    torch.cumsum((count + ALIGN - 1) // ALIGN * ALIGN, 0, out=starts[1:])
+    # Segments start at multiples of `align` entries; a kernel may read `slack` past the last one.
+    align, slack = native._cuda.limits.LIST_ALIGN, native._cuda.limits.LIST_SLACK
+    torch.cumsum((count + align - 1) // align * align, 0, out=starts[1:])
     place = starts[segment] + torch.arange(nnz, device=device) - first[segment]
     # A bound, since how many segments are empty is known on the device alone.
-    entries = nnz + min(nnz, key.segments) * (ALIGN - 1) + SLACK
-    entries = -(-entries // ALIGN) * ALIGN
+    entries = nnz + min(nnz, key.segments) * (align - 1) + slack
+    entries = -(-entries // align) * align
     offset = tap_offset[nonzeros.tap]
     offset += nonzeros.source % key.channel_block * tap_plane[nonzeros.tap]
     offsets = torch.zeros(entries, dtype=torch.int32, device=device)

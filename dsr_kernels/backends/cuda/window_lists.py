@@ -17,13 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsr_kernels.backends import native
+from dsr_kernels.backends.address import address
 from dsr_kernels.backends.blocks import block_size_of
-from dsr_kernels.backends.cuda.layout import BANKS, VECTOR_BYTES
 from dsr_kernels.backends.cuda.lists import ListKey, OnDevice, ordered
-from dsr_kernels.backends.native import _C
-
-WINDOW = _C.cuda_limits.WINDOW_ROWS  # destination channels: the rows of one matrix instruction
-STEP = _C.cuda_limits.STEP_ENTRIES  # positions: its depth
 
 
 class WindowList(OnDevice):
@@ -37,7 +34,7 @@ class WindowList(OnDevice):
         piece_size: int,
     ) -> None:
         super().__init__((offsets, bounds, pieces, places, piece_bounds))
-        # [STEP * steps] int32: bytes in a slab. A segment's last step is filled up with its last
+        # [16 * steps] int32: bytes in a slab. A segment's last step is filled up with its last
         # position, whose weights then are zeros.
         self.offsets = offsets
         self.bounds = bounds  # [segments, 2] int32: first step, one past the last
@@ -45,6 +42,15 @@ class WindowList(OnDevice):
         self.places = places  # [pieces] uint8: where it starts in the tile of its step
         self.piece_bounds = piece_bounds  # [steps + 1] int32: first piece of each step
         self.piece_size = piece_size
+        self.handle = native._cuda.PatternList.windows(
+            address(offsets),
+            address(bounds),
+            address(pieces),
+            address(places),
+            address(piece_bounds),
+            piece_size,
+            pieces.numel() * piece_size,
+        )
 
 
 class _Pieces(NamedTuple):
@@ -58,7 +64,7 @@ class _Pieces(NamedTuple):
 
 def windows_of(key: ListKey) -> int:
     """Windows of a group."""
-    return -(-key.dest_channels // WINDOW)
+    return -(-key.dest_channels // native._cuda.limits.WINDOW_ROWS)
 
 
 def whole_rows(block_size: int, rows: int) -> int:
@@ -66,7 +72,7 @@ def whole_rows(block_size: int, rows: int) -> int:
 
     Layers have whole blocks in each group, but the ops take any pattern.
     """
-    return math.gcd(block_size, WINDOW, rows)
+    return math.gcd(block_size, native._cuda.limits.WINDOW_ROWS, rows)
 
 
 def piece_size_of(block_size: int, key: ListKey) -> int:
@@ -78,6 +84,7 @@ def piece_size_of(block_size: int, key: ListKey) -> int:
 
 def build_windows(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> WindowList:
     """The list of a pass with windows."""
+    window, step = native._cuda.limits.WINDOW_ROWS, native._cuda.limits.STEP_ENTRIES
     device = col_indices.device
     block_size = block_size_of(crow_indices, key.rows)
     size = piece_size_of(block_size, key)
@@ -114,24 +121,24 @@ def build_windows(crow_indices: Tensor, col_indices: Tensor, key: ListKey) -> Wi
     )
     positions = first_unit.diff() * span
     first_step = torch.zeros_like(first_unit)
-    torch.cumsum((positions + STEP - 1) // STEP, 0, out=first_step[1:])
-    steps = (most * span + (STEP - 1) * min(most, segments)) // STEP
+    torch.cumsum((positions + step - 1) // step, 0, out=first_step[1:])
+    steps = (most * span + (step - 1) * min(most, segments)) // step
     unit_place = torch.empty_like(number)
     placed = unit_segment[unit_order].clamp_(max=max(0, segments - 1))
-    unit_place[unit_order] = first_step[placed] * STEP + (number - first_unit[placed]) * span
+    unit_place[unit_order] = first_step[placed] * step + (number - first_unit[placed]) * span
 
     offsets = _positions(steps, span, first_step, first_unit, unit_offset[unit_order],
                          plane[unit_order])  # fmt: skip
     place = unit_place[unit_of_piece] if count else unit_of_piece
     place, of_place = place.sort(stable=True)
     order = order[of_place]
-    row, k = row[order] % WINDOW, place % STEP
-    piece_bounds = torch.searchsorted(place // STEP, torch.arange(steps + 1, device=device))
+    row, k = row[order] % window, place % step
+    piece_bounds = torch.searchsorted(place // step, torch.arange(steps + 1, device=device))
     return WindowList(
         offsets,
         torch.stack((first_step[:-1], first_step[1:]), 1).int(),
         pieces.value[order].int(),
-        (row * STEP + k if key.transposed else k * WINDOW + row).to(torch.uint8),
+        (row * step + k if key.transposed else k * window + row).to(torch.uint8),
         piece_bounds.int(),
         size,
     )
@@ -142,7 +149,7 @@ def _segment_of(pieces: _Pieces, key: ListKey, tap_class: Tensor) -> Tensor:
     group, row = pieces.dest // key.dest_channels, pieces.dest % key.dest_channels
     block = pieces.source // key.channel_block
     segment = (tap_class[pieces.tap] * key.blocks + block) * key.groups + group
-    return segment * windows_of(key) + row // WINDOW
+    return segment * windows_of(key) + row // native._cuda.limits.WINDOW_ROWS
 
 
 def _take_apart(crow: Tensor, col: Tensor, key: ListKey, block_size: int, size: int) -> _Pieces:
@@ -171,13 +178,14 @@ def _order_by_banks(
     so a unit's own positions do, and times its plane (its own inverse modulo 8) the bank of its
     first position says which units complete each other.
     """
-    bank = offset // VECTOR_BYTES * (plane // VECTOR_BYTES) % BANKS
-    within = min(span, BANKS)
-    turn = bank % within * (BANKS // within) + bank // within
-    key, order = (segment * BANKS + turn).sort(stable=True)
+    banks, vector = native._cuda.limits.BANKS, native._cuda.limits.VECTOR_BYTES
+    bank = offset // vector * (plane // vector) % banks
+    within = min(span, banks)
+    turn = bank % within * (banks // within) + bank // within
+    key, order = (segment * banks + turn).sort(stable=True)
     number = torch.arange(key.numel(), device=key.device)
     rank = number - torch.searchsorted(key, key)
-    key = (key // BANKS * units + rank) * BANKS + key % BANKS
+    key = (key // banks * units + rank) * banks + key % banks
     _, dealt = key.sort()
     order = order[dealt]
     _, _, first = ordered(segment, segments)
@@ -187,15 +195,16 @@ def _order_by_banks(
 def _positions(
     steps: int, span: int, first_step: Tensor, first_unit: Tensor, offset: Tensor, plane: Tensor
 ) -> Tensor:
-    """[STEP * steps] int32: the offset at each place of each step."""
-    place = torch.arange(steps * STEP, device=offset.device)
+    """[16 * steps] int32: the offset at each place of each step."""
+    step = native._cuda.limits.STEP_ENTRIES
+    place = torch.arange(steps * step, device=offset.device)
     if not offset.numel():
         return place.int()
     last = first_step.numel() - 2
-    segment = torch.searchsorted(first_step, place // STEP, right=True) - 1
+    segment = torch.searchsorted(first_step, place // step, right=True) - 1
     beyond = segment > last
     segment = segment.clamp_(max=last)
-    within = place - first_step[segment] * STEP
+    within = place - first_step[segment] * step
     count = (first_unit[segment + 1] - first_unit[segment]) * span
     within = torch.minimum(within, (count - 1).clamp_(min=0))
     unit = (first_unit[segment] + within // span).clamp_(max=offset.numel() - 1)
