@@ -126,6 +126,7 @@ def hostile(a: Arguments, rng: random.Random) -> Arguments:
 
     def other(name: str) -> None:
         tensor: Tensor = a[name]
+        large = 2**15 if tensor.dtype == torch.float16 else 2**30
         changes: list[Callable[[], object]] = [
             lambda: tensor.detach().to(rng.choice((torch.int16, torch.int64, torch.float16))),
             lambda: tensor.detach()[: tensor.shape[0] // 2],
@@ -135,7 +136,7 @@ def hostile(a: Arguments, rng: random.Random) -> Arguments:
             lambda: freed(tensor, 0),
             lambda: freed(tensor, 4),
             lambda: tensor.detach().to("meta"),
-            lambda: tensor.detach().clone().fill_(rng.choice((-1, 2**30, 7))),
+            lambda: tensor.detach().clone().fill_(rng.choice((-1, 7, 2**15, large))),
             lambda: tensor.detach().flip(0),
             lambda: torch.empty(0, dtype=tensor.dtype),
         ]
