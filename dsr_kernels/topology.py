@@ -21,6 +21,7 @@ from torch import Tensor
 from dsr_kernels.backends.address import address
 from dsr_kernels.backends.blocks import check_is_block_size
 from dsr_kernels.backends.native import _C
+from dsr_kernels.backends.pattern import check_int32
 
 INT32_MAX = 2**31 - 1
 
@@ -242,12 +243,6 @@ def check_nnz(weight_shape: Sequence[int], nnz: int, block_size: int = 1) -> Non
             f"nnz: expected a multiple of block_size={block_size}, got {nnz}; the next one below "
             f"is {nnz - nnz % block_size}"
         )
-
-
-def check_int32(name: str, index: object) -> None:
-    """Raises ValueError, with the name, for an index tensor of another dtype."""
-    if isinstance(index, Tensor) and index.dtype != torch.int32:
-        raise ValueError(f"{name}: expected int32, got {index.dtype}")
 
 
 def check_pattern(

@@ -29,6 +29,10 @@ def look(kind: str, shape: ConvShape, x: Tensor) -> Hashable | None:
         return None
 
 
+def are_contiguous(*tensors: Tensor | None) -> bool:
+    return all(each is None or each.is_contiguous() for each in tensors)
+
+
 class Call:
     """What calls have whose result is an activation.
 

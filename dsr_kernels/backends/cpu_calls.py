@@ -219,7 +219,7 @@ def prepare_forward(
     None where something has to be copied or cut for the kernels.
     """
     values, crow_indices, col_indices = weight
-    if seen is None or not (_fits(x, values.dtype) and _are_contiguous(values, *numbers)):
+    if seen is None or not (_fits(x, values.dtype) and calls.are_contiguous(values, *numbers)):
         return None
     if not (residual is None or same_strides(residual, out)) or not _is_whole(x, out, shape):
         return None
@@ -245,7 +245,7 @@ def prepare_backward(
     values, crow_indices, col_indices = weight
     if seen is None or not (_fits(grad, values.dtype) and _fits(x, values.dtype)):
         return None
-    if not (same_strides(x, out) and _are_contiguous(values, *numbers)):
+    if not (same_strides(x, out) and calls.are_contiguous(values, *numbers)):
         return None
     if not (passed is None or same_strides(passed, out)):
         return None
@@ -282,10 +282,6 @@ def _fits(x: Tensor, dtype: torch.dtype) -> bool:
 def is_native(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether there are kernels for activations of this kind beside values of `dtype`."""
     return x.dtype == dtype or (x.dtype == torch.bfloat16 and dtype == torch.float32)
-
-
-def _are_contiguous(*tensors: Tensor | None) -> bool:
-    return all(t is None or t.is_contiguous() for t in tensors)
 
 
 def same_strides(a: Tensor, b: Tensor) -> bool:

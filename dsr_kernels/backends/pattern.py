@@ -149,6 +149,12 @@ def is_index(tensor: Tensor) -> bool:
     return tensor.dtype is torch.int32 and tensor.dim() == 1 and tensor.is_contiguous()
 
 
+def check_int32(name: str, index: object) -> None:
+    """Raises ValueError, with the name, for an index tensor of another dtype."""
+    if isinstance(index, Tensor) and index.dtype != torch.int32:
+        raise ValueError(f"{name}: expected int32, got {index.dtype}")
+
+
 def place_of(crow_indices: Tensor, col_indices: Tensor) -> Place:
     return (
         storage_address(crow_indices),
@@ -167,4 +173,16 @@ def tensors_of(crow_indices: Tensor, col_indices: Tensor) -> tuple:
         col_indices.untyped_storage()._cdata,
         crow_indices.storage_offset(),
         col_indices.storage_offset(),
+    )
+
+
+def written_by_another(pattern: Pattern) -> str:
+    """What to say where the index tensors of a sparse layer hold what the layer does not know."""
+    owner = None if pattern.owner is None else pattern.owner()
+    return (
+        f"{'a sparse layer' if owner is None else owner.label()}: something else than the layer "
+        "has written to its crow_indices or col_indices, so its values no longer belong to the "
+        "positions that these name. An average of a model that is rewired has to follow it: "
+        "Rewirer.follow. To copy weights, use load_state_dict. Where the values were written "
+        "along, as by a broadcast, say so: dsr_kernels.nn.adopt_patterns(model)"
     )

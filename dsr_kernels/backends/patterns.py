@@ -40,6 +40,7 @@ from dsr_kernels.backends.pattern import (
     is_index,
     place_of,
     tensors_of,
+    written_by_another,
 )
 from dsr_kernels.backends.tensors import look_of
 
@@ -289,18 +290,6 @@ class Patterns:
         self._owned = {tensors: found for tensors, found in self._owned.items() if found}
         self._in_storage = {place: found for place, found in self._in_storage.items() if found}
         self._purge_at = 64 + 2 * len(self._owned)
-
-
-def written_by_another(pattern: Pattern) -> str:
-    """What to say where the index tensors of a sparse layer hold what the layer does not know."""
-    owner = None if pattern.owner is None else pattern.owner()
-    return (
-        f"{'a sparse layer' if owner is None else owner.label()}: something else than the layer "
-        "has written to its crow_indices or col_indices, so its values no longer belong to the "
-        "positions that these name. An average of a model that is rewired has to follow it: "
-        "Rewirer.follow. To copy weights, use load_state_dict. Where the values were written "
-        "along, as by a broadcast, say so: dsr_kernels.nn.adopt_patterns(model)"
-    )
 
 
 patterns = Patterns()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsr_kernels.backends.conv_shape import conv_shape
 from dsr_kernels.backends.fused import Prologue
-from dsr_kernels.backends.held import exchange
 from dsr_kernels.ops import autograd, linear
 from dsr_kernels.ops.fused import autograd as fused
 from dsr_kernels.ops.fused.autograd import Fused
-from dsr_kernels.ops.results import check_extents, check_tensors
+from dsr_kernels.ops.results import check_extents, check_held_tensors
 
 
 def sparse_conv1d(
@@ -35,7 +33,7 @@ def sparse_conv1d(
     """
     check_sequence(x, weight_shape, groups)
     rows, inputs, kernel = weight_shape
-    _check_weight("SparseConv1d", x, values, bias, crow_indices, col_indices, rows)
+    check_held_tensors("SparseConv1d", x, values, bias, crow_indices, col_indices, rows)
     length, extent = x.shape[-1] + sum(padding), dilation[0] * (kernel - 1) + 1
     check_extents(
         "SparseConv1d",
@@ -189,15 +187,6 @@ def sparse_linear(
             f"got {x.shape[-1] if x.dim() else 'a scalar'} (shape {tuple(x.shape)})"
         )
     return linear.sparse_linear(_autocast(x), values, bias, crow_indices, col_indices, rows)
-
-
-def _check_weight(*args: Any) -> None:
-    """check_tensors, of tensors that another thread may be about to change."""
-    if torch.compiler.is_compiling():
-        check_tensors(*args)
-        return
-    with exchange:
-        check_tensors(*args)
 
 
 def _autocast(x: Tensor) -> Tensor:

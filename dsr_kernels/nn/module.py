@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.native import DTYPE_CODES
+from dsr_kernels.backends.pattern import check_int32
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.distribution import budget
 from dsr_kernels.nn import sharing
@@ -32,7 +33,7 @@ from dsr_kernels.nn.one_node import is_tracing, refuse_constant
 from dsr_kernels.nn.step_check import install
 from dsr_kernels.nn.stored import StoredWeight
 from dsr_kernels.ops import reference
-from dsr_kernels.topology import Topology, check_block_size, check_int32, check_pattern, check_shape
+from dsr_kernels.topology import Topology, check_block_size, check_pattern, check_shape
 
 _TENSORS = ("weight_values", "bias", "crow_indices", "col_indices")
 
@@ -198,8 +199,6 @@ class SparseModule(StoredWeight):
                     pattern = buffers["crow_indices"], buffers["col_indices"]
                     return parameters["weight_values"], parameters["bias"], *pattern  # type: ignore[return-value]
         return self.weight_values, self.bias, self.crow_indices, self.col_indices
-
-    # --- its dense twin, which each layer has of its own kind ---
 
     @classmethod
     def from_dense(

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from dsr_kernels.backends.held import exchange
-from dsr_kernels.backends.pattern import Pattern
+from dsr_kernels.backends.pattern import Pattern, check_int32
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.nn import copies, sharing
-from dsr_kernels.topology import check_int32, check_pattern
+from dsr_kernels.topology import check_pattern
 
 
 class PatternOwner(nn.Module):

@@ -16,7 +16,7 @@ from dsr_kernels.backends.pattern import Pattern
 from dsr_kernels.backends.patterns import patterns
 from dsr_kernels.ops import autograd, library, watch
 from dsr_kernels.ops.autograd import are_plain, is_recorded
-from dsr_kernels.ops.results import check_tensors
+from dsr_kernels.ops.results import check_held_tensors, check_tensors
 from dsr_kernels.ops.saved import (
     Context,
     Gradients,
@@ -38,11 +38,7 @@ def sparse_linear(
     """y [..., O] = F.linear(x, W, bias)."""
     weight = values, bias, crow_indices, col_indices
     if not are_plain((x, *weight)):
-        if torch.compiler.is_compiling():
-            check_tensors("SparseLinear", x, *weight, rows)
-        else:
-            with exchange:  # another thread may be about to change them
-                check_tensors("SparseLinear", x, *weight, rows)
+        check_held_tensors("SparseLinear", x, *weight, rows)
         y = autograd.sparse_conv2d(images_of(x), *weight, shape_of(rows, x.shape[-1]))
         return y.reshape(*x.shape[:-1], rows)
     if is_recorded((x, values, bias)):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsr_kernels.backends.blocks import BLOCK_SIZES, block_size_of
 from dsr_kernels.backends.conv_shape import ConvShape
+from dsr_kernels.backends.held import exchange
 from dsr_kernels.backends.native import DTYPE_CODES
 from dsr_kernels.topology import INT32_MAX
 
@@ -49,6 +50,23 @@ def check_tensors(
             f"got {tuple(bias.shape)} and {bias.dtype}"
         )
     _check_pattern(name, crow_indices, col_indices, rows)
+
+
+def check_held_tensors(
+    name: str,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    rows: int,
+) -> None:
+    """check_tensors, of tensors that another thread may be about to change."""
+    if torch.compiler.is_compiling():
+        check_tensors(name, x, values, bias, crow_indices, col_indices, rows)
+        return
+    with exchange:
+        check_tensors(name, x, values, bias, crow_indices, col_indices, rows)
 
 
 def _check_devices(name: str, **tensors: Tensor | None) -> None:

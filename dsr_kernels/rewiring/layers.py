@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from dsr_kernels.backends.address import address_to_read
 from dsr_kernels.backends.pattern import Pattern as FrozenPattern
+from dsr_kernels.backends.pattern import check_int32
 from dsr_kernels.nn import SparseModule
 from dsr_kernels.nn.accumulators import is_held, note_parallels_of
 from dsr_kernels.nn.leaf import why_fixed
 from dsr_kernels.rewiring.names import named_layers
-from dsr_kernels.topology import check_int32
 
 Pattern = tuple[Tensor, Tensor]  # crow_indices [O // block_size + 1], col_indices [blocks]
 BLOCK_SCORES = ("mean", "l2")

@@ -142,10 +142,17 @@ def clear_unmet(out: Tensor, unmet: lists.UnmetList, stream: int) -> None:
 
 def subsampled(x: Tensor, out_size: Sizes, shape: ConvShape) -> tuple[Tensor, ConvShape]:
     """A strided 1x1 convolution without padding reads every stride-th pixel: a view, stride 1."""
-    if shape.kernel == (1, 1) and shape.stride != (1, 1) and not any(shape.padding):
-        x = x[:, :, :: shape.stride[0], :: shape.stride[1]]
-        x, shape = x[:, :, : out_size[0], : out_size[1]], shape._replace(stride=(1, 1))
-    return x, shape
+    if not skips_pixels(shape):
+        return x, shape
+    return every_step(x, out_size, shape), shape._replace(stride=(1, 1))
+
+
+def skips_pixels(shape: ConvShape) -> bool:
+    return shape.kernel == (1, 1) and shape.stride != (1, 1) and not any(shape.padding)
+
+
+def every_step(x: Tensor, out_size: Sizes, shape: ConvShape) -> Tensor:
+    return x[:, :, :: shape.stride[0], :: shape.stride[1]][:, :, : out_size[0], : out_size[1]]
 
 
 def queue_of(x: Tensor) -> tuple[int, int]:

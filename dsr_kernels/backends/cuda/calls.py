@@ -7,7 +7,7 @@ call to call (TF32), is never prepared.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class GradWeight:
     plans: tuple[Plan, ...]
 
     def __init__(self, run: Pass, x: Tensor, grad: Tensor, shape: ConvShape) -> None:
-        self.run, self.plans, self.read = run, (run.list,), _Read(shape, grad.shape[2:])
+        self.run, self.plans, self.read = run, (run.list,), _reads(shape, grad.shape[2:])
         self.spans = span_of(x), span_of(grad)
 
     def into(self, out: Tensor, x: Tensor, grad: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Forward(calls.Call):
         super().__init__(out)
         self.gather, self.plans = gather, (gather.list,)
         self.x_span, self.values_span = span_of(x), span_of(values)
-        self.read = _Read(shape, out.shape[2:])
+        self.read = _reads(shape, out.shape[2:])
 
     def into(self, out: Tensor, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         require_memory(x, self.x_span, "input")
@@ -108,20 +108,12 @@ class Backward(calls.Call):
         self.gather(grad, values, None, out)
 
 
-class _Read:
+def _reads(shape: ConvShape, out_size: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """What a pass reads of x: see call.subsampled."""
-
-    __slots__ = ("size", "step")
-
-    def __init__(self, shape: ConvShape, out_size: Sequence[int]) -> None:
-        points = shape.kernel == (1, 1) and shape.stride != (1, 1) and not any(shape.padding)
-        self.step, self.size = shape.stride if points else None, tuple(out_size)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.step is None:
-            return x
-        x = x[:, :, :: self.step[0], :: self.step[1]]
-        return x[:, :, : self.size[0], : self.size[1]]
+    if not call.skips_pixels(shape):
+        return lambda x: x
+    size = tuple(out_size)
+    return lambda x: call.every_step(x, size, shape)
 
 
 def prepare_forward(
@@ -134,7 +126,9 @@ def prepare_forward(
     numbers: Sequence[Tensor | None],  # the bias
 ) -> Forward | None:
     values, *pattern = weight
-    if seen is None or not (_fit(values, x.dtype, x, out) and _are_contiguous(values, *numbers)):
+    if seen is None or not (
+        _fit(values, x.dtype, x, out) and calls.are_contiguous(values, *numbers)
+    ):
         return None
     gather = _pass("forward", x, out, values.numel(), (*pattern,), shape)
     if gather is None:
@@ -154,7 +148,9 @@ def prepare_backward(
     shape: ConvShape,
 ) -> Backward | None:
     values, *pattern = weight
-    if seen is None or not (_fit(values, grad.dtype, grad, out, x) and _are_contiguous(values)):
+    if seen is None or not (
+        _fit(values, grad.dtype, grad, out, x) and calls.are_contiguous(values)
+    ):
         return None
     gather = _pass("grad_input", out, grad, values.numel(), (*pattern,), shape)
     sums = _pass("grad_weight", x, grad, values.numel(), (*pattern,), shape)
@@ -210,7 +206,3 @@ def _fit(values: Tensor, dtype: torch.dtype, *activations: Tensor) -> bool:
     """Whether the kernels read and write activations of this dtype as they are."""
     alike = all(each.dtype == dtype and each.numel() for each in activations)
     return values.dtype == torch.float32 and dtype != torch.float64 and alike
-
-
-def _are_contiguous(*tensors: Tensor | None) -> bool:
-    return all(each is None or each.is_contiguous() for each in tensors)
