@@ -152,3 +152,26 @@ def test_whole_models_with_shared_tensors_load_and_rewire(
         rewirer.rewire()
         one, other = (layer(X).item() for layer in model)
         assert one == other
+
+
+@pytest.mark.parametrize("shared", ["one weight", "values alone", "indices alone"])
+def test_a_layer_outside_the_model_that_is_rewired(shared: str) -> None:
+    """A rewire looks for who shares tensors among all layers, those of no rewirer too."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(SparseLinear(16, 12, sparsity=0.5)), torch.randn(3, 16)
+    (own,) = model
+    other = copy.deepcopy(own)
+    if shared != "indices alone":
+        other.weight_values = own.weight_values
+    if shared != "values alone":
+        other.crow_indices, other.col_indices = own.crow_indices, own.col_indices
+    before = other(x).detach()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    SET(model, optimizer, every=1).rewire()
+    if shared == "indices alone":
+        assert torch.equal(other(x), before)
+    elif shared == "one weight":
+        assert torch.equal(other(x), own(x))
+    else:
+        with pytest.raises(RuntimeError, match=r"shares its weight_values"):
+            other(x)
